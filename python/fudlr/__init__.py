@@ -1,0 +1,1 @@
+"""Debias LoRA-tuned LLM recommenders: influence, mask, closed-form update, proof."""

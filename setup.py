@@ -1,0 +1,61 @@
+"""Hands the library that CMake builds to setuptools; CMakeLists.txt is the build's one truth."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeExtension(Extension):
+    """An extension without sources of its own: CMake knows them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Configure and build with CMake and Ninja, straight into setuptools' output folder."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension where setuptools expects it."""
+        import pybind11
+        import torch
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        cmake = shutil.which("cmake") or "cmake"
+        configure = [
+            cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DFUDLR_TORCH_DIR={Path(torch.__file__).parent}",
+            f"-DFUDLR_TORCH_VERSION={torch.__version__}",
+            f"-DFUDLR_TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+            f"-DFUDLR_OUTPUT={target}",
+            f"-DFUDLR_CUDA={os.environ.get('FUDLR_CUDA', 'AUTO')}",
+        ]  # fmt: skip
+        ninja = shutil.which("ninja")
+        if ninja:
+            configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel"], check=True)
+
+
+setup(
+    ext_modules=[CMakeExtension("fudlr_ext._C")],
+    cmdclass={"build_ext": CMakeBuild},
+    packages=find_packages("python") + find_packages(".", include=["fudlr_ext", "fudlr_ext.*"]),
+    package_dir={"fudlr": "python/fudlr", "fudlr_ext": "fudlr_ext"},
+    package_data={"fudlr": ["py.typed", "**/*.j2", "**/*.css"], "fudlr_ext": ["py.typed"]},
+)
