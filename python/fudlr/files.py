@@ -52,8 +52,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             path.replace(old / "old")
-            temporary.replace(path)
-            shutil.rmtree(old)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                (old / "old").replace(path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             temporary.replace(path)
         _sync(path.parent)
