@@ -16,15 +16,22 @@ struct SampleShape {
   int64_t right;      // b
 };
 
+// The dtype of every result, and of vectors and weights: that of left, and float32 for bfloat16,
+// in which the products are accumulated.
+at::ScalarType result_type(const at::Tensor& left);
+
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.
 SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
                           const at::Tensor& offsets);
 
-// Checks that `vectors` is [k, a, b] in the dtype and on the device of left.
+// Checks that the offsets [n + 1], in host memory, rise within 0 .. T.
+void check_offset_values(const char* op, const SampleShape& shape, const int64_t* offsets);
+
+// Checks that `vectors` is [k, a, b] in the result's dtype and on the device of left.
 void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& vectors);
 
-// Checks that `weights` is [w, n] in the dtype and on the device of left.
+// Checks that `weights` is [w, n] in the result's dtype and on the device of left.
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
 

@@ -1,0 +1,98 @@
+#include "checks.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace fudlr {
+namespace {
+
+// "op: what was asked: what was found. What to do." Python sees a ValueError.
+#define FUDLR_CHECK(condition, op, asked, found, remedy) \
+  TORCH_CHECK_VALUE(condition, op, ": ", asked, ": ", found, ". ", remedy)
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  return c10::str(parts...);
+}
+
+void check_offsets(const char* op, const at::Tensor& left, const at::Tensor& offsets) {
+  FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong, op,
+              "offsets must be int64 of shape [n + 1]",
+              text("they are ", offsets.scalar_type(), " of shape ", offsets.sizes()),
+              "Give the row at which each sample starts, and the end of the last one");
+  FUDLR_CHECK(offsets.device() == left.device(), op, "all arguments must be on one device",
+              text("left is on ", left.device(), ", offsets on ", offsets.device()),
+              "Move them to the same device");
+}
+
+void check_like(const char* op, const char* name, const char* shape_name, const at::Tensor& left,
+                const at::Tensor& given, at::IntArrayRef expected) {
+  bool same_shape = given.dim() == static_cast<int64_t>(expected.size()) + 1;
+  for (size_t i = 0; same_shape && i < expected.size(); ++i) {
+    same_shape = given.size(static_cast<int64_t>(i) + 1) == expected[i];
+  }
+  FUDLR_CHECK(same_shape, op,
+              text(name, " must be ", shape_name, " with ", expected, " at the end"),
+              text("their shape is ", given.sizes()), "Reshape them, one to a row");
+  const at::ScalarType wanted = result_type(left);
+  FUDLR_CHECK(given.scalar_type() == wanted, op,
+              text(name, " must be ", wanted, " where left is ", left.scalar_type()),
+              text("they are ", given.scalar_type()), text("Convert them with .to(", wanted, ")"));
+  FUDLR_CHECK(given.device() == left.device(), op, "all arguments must be on one device",
+              text("left is on ", left.device(), ", ", name, " on ", given.device()),
+              "Move them to the same device");
+}
+
+}  // namespace
+
+at::ScalarType result_type(const at::Tensor& left) {
+  return left.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
+                          const at::Tensor& offsets) {
+  FUDLR_CHECK(
+      left.dim() == 2 && right.dim() == 2, op, "left and right must be [T, a] and [T, b] here",
+      text("their shapes are ", left.sizes(), " and ", right.sizes()),
+      "Flatten samples and positions to one dimension, or use the function in fudlr_ext.ops");
+  FUDLR_CHECK(left.size(0) == right.size(0), op, "left and right must have the same positions",
+              text("left has ", left.size(0), ", right has ", right.size(0)),
+              "Pass the factors of the same forward and backward pass");
+  const at::ScalarType dtype = left.scalar_type();
+  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
+              "left must be float32, float64 or bfloat16", text("it is ", dtype),
+              "Convert it with .float()");
+  FUDLR_CHECK(right.scalar_type() == dtype, op, "left and right must have one dtype",
+              text("left is ", dtype, ", right is ", right.scalar_type()),
+              "Convert one to the other's");
+  FUDLR_CHECK(right.device() == left.device(), op, "all arguments must be on one device",
+              text("left is on ", left.device(), ", right on ", right.device()),
+              "Move them to the same device");
+  check_offsets(op, left, offsets);
+  return {offsets.size(0) - 1, left.size(0), left.size(1), right.size(1)};
+}
+
+void check_offset_values(const char* op, const SampleShape& shape, const int64_t* offsets) {
+  FUDLR_CHECK(offsets[0] >= 0 && offsets[shape.samples] <= shape.positions, op,
+              text("offsets must lie in 0 to ", shape.positions, ", the number of positions"),
+              text("they run from ", offsets[0], " to ", offsets[shape.samples]),
+              "Give the row at which each sample starts, and the end of the last one");
+  for (int64_t i = 0; i < shape.samples; ++i) {
+    FUDLR_CHECK(
+        offsets[i] <= offsets[i + 1], op, "offsets must never fall",
+        text("offsets[", i, "] is ", offsets[i], " and offsets[", i + 1, "] is ", offsets[i + 1]),
+        "Sort the samples by where they start");
+  }
+}
+
+void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& left,
+                   const at::Tensor& vectors) {
+  check_like(op, "vectors", "[k, a, b]", left, vectors, {shape.left, shape.right});
+}
+
+void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
+                   const at::Tensor& weights) {
+  check_like(op, "weights", "[w, n]", left, weights, {shape.samples});
+}
+
+}  // namespace fudlr
