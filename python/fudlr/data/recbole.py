@@ -1,0 +1,239 @@
+"""RecBole's atomic files: tab-separated `.inter`, `.item`, `.user` with `name:type` headers.
+
+Format: RecBole's documentation, "Atomic files". They are read from a folder, or in place from
+inside a wheel or zip.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import polars as pl
+
+from fudlr.data.build import TITLE_COLUMNS, build_interactions
+from fudlr.data.interactions import Interactions
+from fudlr.errors import DataError
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Files in a folder or in an archive, found by their name alone."""
+
+    path: Path
+    members: tuple[str, ...]
+    archive: bool
+
+    @classmethod
+    def open(cls, path: Path) -> _Folder:
+        if path.is_dir():
+            files = (
+                file for file in path.rglob("*") if file.suffix in (".inter", ".item", ".user")
+            )
+            return cls(path, tuple(sorted(str(file.relative_to(path)) for file in files)), False)
+        asked = f"RecBole files were to be read from {path}"
+        if not path.exists():
+            raise DataError(asked, "there is no such folder or archive", "Check the path")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return cls(path, tuple(archive.namelist()), True)
+        except zipfile.BadZipFile as error:
+            raise DataError(
+                asked,
+                f"it is neither a folder nor a whole zip or wheel ({error})",
+                "Give the folder that holds the .inter file, or fetch the archive again",
+            ) from error
+
+    def find(self, name: str) -> str | None:
+        """Return the one member of that file name, or None."""
+        found = [member for member in self.members if PurePosixPath(member).name == name]
+        if len(found) > 1:
+            raise DataError(
+                f"{name} was to be read from {self.path}",
+                f"there are several: {', '.join(found)}",
+                "Give the folder that holds the one you mean",
+            )
+        return found[0] if found else None
+
+    def read(self, member: str) -> bytes:
+        try:
+            if not self.archive:
+                return (self.path / member).read_bytes()
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(member)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{member} was to be read from {self.path}", str(error), "Check or fetch it again"
+            ) from error
+
+
+def _text(raw: bytes, label: str, encoding: str) -> bytes:
+    """Return the table as UTF-8 with plain line ends, or say where it is not text."""
+    try:
+        text = raw.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = raw.count(b"\n", 0, start) + 1
+        raise DataError(
+            f"{label} was to be read as {encoding}",
+            f"line {line} is not ({error})",
+            "Name the file's encoding (older data sets are often in latin-1)",
+        ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").encode()
+
+
+def _check_fields(text: bytes, label: str, n_columns: int) -> None:
+    """Refuse a row with more or fewer fields than the header: a truncated or broken file."""
+    data = np.frombuffer(text, dtype=np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
+    fields = np.add.reduceat(data == ord("\t"), starts, dtype=np.int64) + 1
+    wrong = np.flatnonzero(fields != n_columns)
+    if wrong.size:
+        raise DataError(
+            f"{label} was to be read",
+            f"line {wrong[0] + 1} has {fields[wrong[0]]} fields, the header {n_columns}"
+            + (f" ({wrong.size} such lines)" if wrong.size > 1 else ""),
+            "The file is truncated or damaged: fetch it again, or mend the line",
+        )
+
+
+def _header(line: str, label: str) -> dict[str, str]:
+    """Parse `name:type` fields."""
+    columns: dict[str, str] = {}
+    for field in line.split("\t"):
+        name, _, kind = field.strip().rpartition(":")
+        if not name or kind not in TYPES or name in columns:
+            raise DataError(
+                f"{label} was to be read as a RecBole atomic file",
+                f"its header has the field {field!r}",
+                f"Each field is a name of its own, a colon and one of {', '.join(TYPES)}",
+            )
+        columns[name] = kind
+    return columns
+
+
+def _numbers(column: pl.Series, label: str) -> pl.Series:
+    """Parse a float column; an empty field is null, anything else must be a finite number."""
+    values = column.replace("", None).cast(pl.Float64, strict=False)
+    bad = (values.is_null() & (column != "")) | ~values.is_finite().fill_null(True)
+    if bad.any():
+        row = int(bad.arg_max() or 0)
+        raise DataError(
+            f"{label} was to be read",
+            f"line {row + 2} has {column[row]!r} in the number column `{column.name}`",
+            "Give a finite number",
+        )
+    return values
+
+
+def _typed(column: pl.Series, kind: str, label: str) -> pl.Series:
+    if kind == "float":
+        return _numbers(column, label)
+    if kind == "token":
+        return column
+    parts = column.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
+    if kind == "token_seq":
+        return parts
+    flat = parts.explode()
+    _numbers(flat.fill_null("").alias(column.name), label)
+    return parts.cast(pl.List(pl.Float64))
+
+
+def _read_table(
+    folder: _Folder, name: str, required: tuple[str, ...], encoding: str
+) -> pl.DataFrame | None:
+    """Read one atomic file with its declared types; None where there is no such file."""
+    member = folder.find(name)
+    if member is None:
+        return None
+    label = f"{folder.path.name}/{member}"
+    text = _text(folder.read(member), label, encoding)
+    if not text:
+        raise DataError(f"{label} was to be read", "it is empty", "Fetch or write it again")
+    columns = _header(text.split(b"\n", 1)[0].decode(), label)
+    missing = [column for column in required if column not in columns]
+    if missing:
+        raise DataError(
+            f"{label} was to be read",
+            f"it lacks {', '.join(missing)}; it has {', '.join(columns)}",
+            "Rename or add the column in the header",
+        )
+    _check_fields(text, label, len(columns))
+    if b"\n" not in text:
+        raise DataError(f"{label} was to be read", "it has a header and no rows", "Fetch it again")
+    frame = pl.read_csv(
+        text,
+        separator="\t",
+        has_header=False,
+        skip_rows=1,
+        new_columns=list(columns),
+        infer_schema=False,
+        quote_char=None,
+    ).fill_null("")
+    for column in (c for c in required if c.endswith("_id")):
+        blank = frame[column].str.strip_chars() == ""
+        if blank.any():
+            raise DataError(
+                f"{label} was to be read",
+                f"line {int(blank.arg_max() or 0) + 2} has an empty `{column}`",
+                "Every row needs its id",
+            )
+    return frame.with_columns(
+        _typed(frame[column], kind, label) for column, kind in columns.items()
+    )
+
+
+def _as_texts(table: pl.DataFrame | None, keep: tuple[str, ...]) -> pl.DataFrame | None:
+    """Join titles that are declared as token sequences back into one text."""
+    if table is None:
+        return None
+    lists = [c for c in keep if c in table.columns and table.schema[c] == pl.List(pl.String)]
+    return table.with_columns(pl.col(c).list.join(" ") for c in lists)
+
+
+def read_recbole(path: Path | str, name: str, encoding: str = "utf-8") -> Interactions:
+    """Read `name.inter` with `name.item` and `name.user` where they exist.
+
+    Args:
+        path: a folder (searched with its subfolders), or a zip or wheel that is read in place.
+        name: the data set's name, such as `ml-100k`.
+        encoding: of all three files.
+
+    Returns:
+        Interactions; `class` and the like become `genres` (list of str), `movie_title` and the like
+        become `title`, made distinct by year and, where that does not do, by id.
+
+    Raises:
+        DataError: what is missing, truncated or does not match, with file and line.
+    """
+    folder = _Folder.open(Path(path))
+    events = _read_table(folder, f"{name}.inter", ("user_id", "item_id", "timestamp"), encoding)
+    if events is None:
+        others = [PurePosixPath(m).stem for m in folder.members if m.endswith(".inter")]
+        raise DataError(
+            f"the data set {name} was to be read from {path}",
+            f"there is no {name}.inter; " + (f"there are {others}" if others else "nor any other"),
+            "Check the path and the name",
+        )
+    blank = events["timestamp"].is_null()
+    if blank.any():
+        raise DataError(
+            f"{name}.inter was to be read",
+            f"line {int(blank.arg_max() or 0) + 2} has no timestamp",
+            "Without times there is no order to learn from: give one for every row",
+        )
+    if events.schema["timestamp"] != pl.Float64:
+        stamps = _numbers(events["timestamp"].cast(pl.String), f"{name}.inter")
+        events = events.with_columns(timestamp=stamps)
+    users = _read_table(folder, f"{name}.user", ("user_id",), encoding)
+    items = _read_table(folder, f"{name}.item", ("item_id",), encoding)
+    return build_interactions(
+        events.select("user_id", "item_id", time="timestamp"),
+        users,
+        _as_texts(items, TITLE_COLUMNS),
+        name,
+    )
