@@ -10,6 +10,25 @@ from fudlr_ext._library import load as _load
 
 _C = _load()
 
-from fudlr_ext import ops  # noqa: E402  the ops register their rules with the loaded library
+# The ops register their rules with the loaded library.
+from fudlr_ext import ops  # noqa: E402
+from fudlr_ext.engine import Engine  # noqa: E402
+from fudlr_ext.errors import (  # noqa: E402
+    EngineError,
+    NoGradientError,
+    NonFiniteLossError,
+    UnsupportedLayerError,
+)
+from fudlr_ext.labels import label_logits, label_loss, label_targets  # noqa: E402
 
-__all__ = ["ops"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "NoGradientError",
+    "NonFiniteLossError",
+    "UnsupportedLayerError",
+    "label_logits",
+    "label_loss",
+    "label_targets",
+    "ops",
+]

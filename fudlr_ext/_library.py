@@ -37,7 +37,7 @@ def check_versions(built: str, found: str) -> None:
 
     The part after a plus sign (cpu, cu130) names the same release's build and is not compared.
     """
-    if built.split("+")[0] != found.split("+")[0]:
+    if built.partition("+")[0] != found.partition("+")[0]:
         raise ImportError(
             f"fudlr_ext was imported with torch {found}: its compiled library was built against "
             f"torch {built}. {REBUILD} made for this torch, or install torch=={built}."

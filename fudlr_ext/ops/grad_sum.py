@@ -34,7 +34,6 @@ def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor | Non
     return torch.ops.fudlr.grad_sum(left, right, offsets, weights)
 
 
-@torch.library.register_fake("fudlr::grad_sum")
 def _fake(left: Tensor, right: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     return weights.new_empty(weights.shape[0], left.shape[1], right.shape[1])
 
@@ -52,4 +51,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_left, to_right, None, to_weights
 
 
+torch.library.register_fake("fudlr::grad_sum", _fake)
 torch.library.register_autograd("fudlr::grad_sum", _backward, setup_context=_setup)

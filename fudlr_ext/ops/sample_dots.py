@@ -37,7 +37,6 @@ def sample_dots(
     return torch.ops.fudlr.sample_dots(left, right, offsets, vectors)
 
 
-@torch.library.register_fake("fudlr::sample_dots")
 def _fake(left: Tensor, right: Tensor, offsets: Tensor, vectors: Tensor) -> Tensor:
     return vectors.new_empty(offsets.shape[0] - 1, vectors.shape[0])
 
@@ -55,4 +54,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_left, to_right, None, to_vectors
 
 
+torch.library.register_fake("fudlr::sample_dots", _fake)
 torch.library.register_autograd("fudlr::sample_dots", _backward, setup_context=_setup)

@@ -32,7 +32,6 @@ def sample_grads(left: Tensor, right: Tensor, offsets: Tensor | None = None) -> 
     return torch.ops.fudlr.sample_grads(*pack("sample_grads", left, right, offsets))
 
 
-@torch.library.register_fake("fudlr::sample_grads")
 def _fake(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     shape = (offsets.shape[0] - 1, left.shape[1], right.shape[1])
     return left.new_empty(shape, dtype=result_dtype(left.dtype))
@@ -50,4 +49,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_left, to_right, None
 
 
+torch.library.register_fake("fudlr::sample_grads", _fake)
 torch.library.register_autograd("fudlr::sample_grads", _backward, setup_context=_setup)

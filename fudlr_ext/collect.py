@@ -1,0 +1,97 @@
+"""Between the backward pass and the sinks: shapes are checked, and who took part is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fudlr_ext.errors import EngineError, NoGradientError, NonFiniteLossError
+from fudlr_ext.layers import Block, Layout, LoraLayer
+from fudlr_ext.sinks import Sink
+
+SHOWN = 10  # names in a message; the count says how many there are
+
+
+def check_losses(losses: Tensor, layout: Layout) -> None:
+    """Raise where the losses are not one finite number a sample that hangs on the adapter."""
+    if not isinstance(losses, Tensor) or losses.dim() != 1:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise EngineError(
+            "loss(outputs, batch) was to return one loss a sample, [n]",
+            f"it returned {shape}",
+            "Sum or average over positions, never over samples",
+        )
+    bad = (~losses.detach().isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise NonFiniteLossError(
+            f"the losses of {len(losses)} samples were to be differentiated",
+            f"{len(bad)} are NaN or infinite: samples {bad[:SHOWN]} of the batch",
+            "Look for samples without labels, or for weights that have diverged",
+        )
+    if not losses.requires_grad:
+        raise no_gradient([layer.name for layer in layout.layers], layout)
+
+
+def no_gradient(names: list[str], layout: Layout) -> NoGradientError:
+    """Return the error for layers that took no part in what was differentiated."""
+    return NoGradientError(
+        f"the gradients of {len(layout.layers)} adapted layers were asked for",
+        f"{len(names)} took no part in what was differentiated: {', '.join(names[:SHOWN])}",
+        "Use them in forward(), without detach() or no_grad(), or train an adapter without them",
+    )
+
+
+class Collector:
+    """Hands the factors of every block to all sinks.
+
+    Args:
+        layout: The layers that have to take part.
+        sinks: What to reduce to.
+        n: The number of samples; None: the whole batch counts as one.
+    """
+
+    def __init__(self, layout: Layout, sinks: Sequence[Sink], n: int | None) -> None:
+        self._layout = layout
+        self._sinks = sinks
+        self._n = n
+        self._seen: set[str] = set()
+        for sink in sinks:
+            sink.start(layout, n or 1)
+
+    def receive(self, layer: LoraLayer, x: Tensor, u: Tensor, delta: Tensor, v: Tensor) -> None:
+        """Take one use of a layer, which is all that its gradients are made of.
+
+        Args:
+            layer: The layer.
+            x: Its input [..., d_in].
+            u: scaling·A x [..., rank].
+            delta: δ, the gradient of its output [..., d_out].
+            v: scaling·Bᵀδ [..., rank].
+        """
+        if self._n is not None and x.shape[0] != self._n:
+            raise EngineError(
+                f"the gradients of {self._n} samples were asked for",
+                f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
+                "Keep the samples in the first dimension of every adapted layer's input",
+            )
+        self._seen.add(layer.name)
+        self._add(layer.block_a, v, x)
+        self._add(layer.block_b, delta, u)
+
+    def finish(self) -> None:
+        """Raise where a layer was never reached."""
+        missing = [layer.name for layer in self._layout.layers if layer.name not in self._seen]
+        if missing:
+            raise no_gradient(missing, self._layout)
+
+    def _add(self, block: Block, left: Tensor, right: Tensor) -> None:
+        dtype = torch.promote_types(left.dtype, right.dtype)
+        if self._layout.dtype == torch.float64:
+            dtype = torch.float64
+        left, right = (
+            factor.to(dtype).reshape(self._n or 1, -1, factor.shape[-1]) for factor in (left, right)
+        )
+        for sink in self._sinks:
+            sink.add(block, left, right)

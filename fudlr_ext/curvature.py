@@ -1,0 +1,150 @@
+"""Products with Jacobian, Hessian and Gauss-Newton matrices by automatic differentiation.
+
+They are exact. Each vector costs a pass over a graph that is built once a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext.collect import Collector, check_losses, no_gradient
+from fudlr_ext.errors import EngineError
+from fudlr_ext.layers import Layout
+from fudlr_ext.passes import capturing, differentiable
+from fudlr_ext.sinks import Sums
+
+Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """Return the tensors of `outputs`, which may be one or a tuple of them."""
+    tensors = (outputs,) if isinstance(outputs, Tensor) else outputs
+    if not isinstance(tensors, tuple) or not all(isinstance(t, Tensor) for t in tensors):
+        raise EngineError(
+            "forward(model, batch) was to return a tensor or a tuple of tensors",
+            f"it returned {type(outputs).__name__}",
+            "Take the tensors out of it, for instance with `.logits`",
+        )
+    return tensors
+
+
+def _gradients(
+    outputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    cotangents: tuple[Tensor, ...],
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return the inputs' gradients, zero where nothing hangs on them; the graph stays."""
+    live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    if not live:
+        return tuple(torch.zeros_like(tensor) for tensor in inputs)
+    return torch.autograd.grad(
+        [output for output, _ in live],
+        inputs,
+        [cotangent for _, cotangent in live],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _each(vectors: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = [product(vector) for vector in vectors]
+    return torch.stack(rows) if rows else torch.zeros_like(vectors)
+
+
+def vjp(model: nn.Module, layout: Layout, forward: Forward, batch: Any, cotangents: Any) -> Tensor:
+    """Return Σ cotangent · ∂outputs/∂θ for k cotangents [k, ...outputs], as [k, d]."""
+    cotangents = as_tuple(cotangents)
+    with capturing(model, layout) as tape:
+        outputs = as_tuple(forward(model, batch))
+        shapes = [list(tensor.shape) for tensor in outputs]
+        found = [list(tensor.shape) for tensor in cotangents]
+        counts = {shape[0] if shape else -1 for shape in found}
+        if [shape[1:] for shape in found] != shapes or len(counts) != 1:
+            raise EngineError(
+                f"vjp: cotangents [k, ...] were expected for outputs of the shapes {shapes}",
+                f"their shapes are {found}",
+                "Give one tensor for each output, with the same k in front of all",
+            )
+        wanted = [i for i, tensor in enumerate(outputs) if tensor.requires_grad]
+        if not wanted:
+            raise no_gradient([layer.name for layer in layout.layers], layout)
+        k = counts.pop()
+        result = torch.empty(k, layout.d, dtype=layout.dtype, device=layout.device)
+        one = torch.ones(1, 1, dtype=layout.dtype, device=layout.device)
+        for j in range(k):
+            total = Sums(one)
+            collector = Collector(layout, [total], None)
+            tape.backward(
+                [outputs[i] for i in wanted],
+                [cotangents[i][j].to(outputs[i]) for i in wanted],
+                collector,
+                keep=j + 1 < k,
+            )
+            result[j] = total.result()[0]
+    return result
+
+
+def hvp(
+    model: nn.Module,
+    layout: Layout,
+    theta: Tensor,
+    *,
+    forward: Forward,
+    loss: Loss,
+    batch: Any,
+    vectors: Tensor,
+) -> Tensor:
+    """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994, by double backward)."""
+    theta = theta.requires_grad_()
+    with differentiable(model, layout, theta):
+        losses = loss(forward(model, batch), batch)
+        check_losses(losses, layout)
+        (gradient,) = torch.autograd.grad(losses.mean(), theta, create_graph=True)
+        return _each(vectors, lambda v: _gradients((gradient,), (theta,), (v,))[0])
+
+
+def ggn_vp(
+    model: nn.Module,
+    layout: Layout,
+    theta: Tensor,
+    *,
+    forward: Forward,
+    loss: Loss,
+    batch: Any,
+    vectors: Tensor,
+) -> Tensor:
+    """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs.
+
+    J v comes from differentiating Jᵀ c, which is linear in c, once more.
+    """
+    theta = theta.requires_grad_()
+    with differentiable(model, layout, theta):
+        everything = as_tuple(forward(model, batch))
+        varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
+        outputs = tuple(everything[i] for i in varying)
+        if not outputs:
+            raise no_gradient([layer.name for layer in layout.layers], layout)
+        at = tuple(tensor.detach().requires_grad_() for tensor in outputs)
+        given = list(everything)
+        for i, tensor in zip(varying, at, strict=True):
+            given[i] = tensor
+        losses = loss(tuple(given) if len(given) > 1 else given[0], batch)
+        check_losses(losses, layout)
+        slopes = torch.autograd.grad(losses.mean(), at, create_graph=True)
+        cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
+        (pulled,) = _gradients(outputs, (theta,), cotangents, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            forward_v = _gradients((pulled,), cotangents, (v,))
+            curved = _gradients(slopes, at, forward_v)
+            return _gradients(outputs, (theta,), curved)[0]
+
+        return _each(vectors, product)

@@ -1,0 +1,233 @@
+"""Per-sample gradients of a LoRA model, and products with them and with its curvature."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext import curvature
+from fudlr_ext.collect import Collector, check_losses
+from fudlr_ext.curvature import Forward, Loss
+from fudlr_ext.errors import EngineError
+from fudlr_ext.layers import Layout
+from fudlr_ext.passes import capturing
+from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sink, Sums
+
+
+class Engine:
+    """The engine over one adapter of an unmodified Hugging Face + peft model.
+
+    The model is used as it is and left as it was found: no flag, mode, hook or weight changes.
+    It runs in evaluation mode (no dropout), whatever mode it is in. The adapter must be the only
+    active one on its layers; parameters need not require gradients.
+
+    d counts all parameters of the adapter's LoRA matrices. Their order in a flat vector is that of
+    `model.named_modules()`, a layer's A before its B, each row by row: `names` lists it. Flat
+    vectors and results are float32, and float64 where an adapter's weights are float64.
+
+    `forward(model, batch) -> outputs` and `loss(outputs, batch) -> [n]` are the caller's. The loss
+    is one number a sample, not divided by the batch, and sample i must lie in row i of every
+    adapted layer's input, which is [n, ...].
+
+    Args:
+        model: A peft model, or any module whose LoRA layers have peft's shape.
+        adapter: Which of its adapters.
+
+    Raises:
+        UnsupportedLayerError: DoRA and other variants, quantised or embedding or convolution
+            layers, fully trained copies (modules_to_save), tied adapters.
+        EngineError: No LoRA layer of that adapter.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str = "default") -> None:
+        self.model = model
+        self.adapter = adapter
+        self._layout = Layout(model, adapter)
+        for layer in self._layout.layers:
+            layer.check_state()
+
+    @property
+    def names(self) -> list[str]:
+        """The LoRA matrices in flat order, named as in the files that peft saves."""
+        return list(self._layout.names)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of every LoRA matrix, in flat order."""
+        return {block.name: block.shape for block in self._layout.blocks}
+
+    @property
+    def d(self) -> int:
+        """The number of LoRA parameters."""
+        return self._layout.d
+
+    @property
+    def n_params(self) -> int:
+        """The number of LoRA parameters; another name for `d`."""
+        return self._layout.d
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of flat vectors and results."""
+        return self._layout.dtype
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the model's own LoRA parameters, in flat order."""
+        return self._layout.parameters()
+
+    def theta(self) -> Tensor:
+        """Return a copy of the model's LoRA parameters as one vector [d]."""
+        return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.parameters()])
+
+    def load(self, vector: Tensor) -> None:
+        """Write the vector [d] into the model's LoRA parameters."""
+        vector = self._vectors("load", "vector", vector, (self.d,))
+        if not vector.isfinite().all():
+            raise EngineError(
+                "load: the adapter's parameters were to be replaced",
+                f"{int((~vector.isfinite()).sum())} of the {self.d} numbers are NaN or infinite",
+                "Look for where the vector was computed; the model was left as it was",
+            )
+        for block, parameter in zip(self._layout.blocks, self.parameters(), strict=True):
+            parameter.detach().copy_(block.of(vector))
+
+    def flatten(self, source: Mapping[str, Tensor] | nn.Module) -> Tensor:
+        """Return the LoRA parameters of a state dict or a model as one vector [d].
+
+        Keys may be those that peft saves ("….lora_A.weight") or a model's own
+        ("….lora_A.default.weight"); other parameters and adapters are passed over.
+        """
+        state = source.state_dict() if isinstance(source, nn.Module) else source
+        pattern = re.compile(rf"(.*\.lora_[AB])(?:\.{re.escape(self.adapter)})?\.weight")
+        found = {
+            f"{match[1]}.weight": tensor
+            for key, tensor in state.items()
+            if (match := pattern.fullmatch(key))
+        }
+        missing = [name for name in self.names if name not in found]
+        foreign = [name for name in found if name not in set(self.names)]
+        if missing or foreign:
+            raise EngineError(
+                f"flatten: the {len(self.names)} matrices of adapter {self.adapter!r} were "
+                "looked for",
+                f"{len(missing)} are missing (first: {missing[:1]}), {len(foreign)} belong to "
+                f"no layer of the model (first: {foreign[:1]})",
+                "Use the adapter with the model that it was trained on",
+            )
+        for block in self._layout.blocks:
+            if found[block.name].shape != block.shape:
+                raise EngineError(
+                    f"flatten: {block.name} was to be {list(block.shape)}",
+                    f"it is {list(found[block.name].shape)}",
+                    "Use an adapter of the same rank and base model",
+                )
+        parts = [found[name].detach().reshape(-1) for name in self.names]
+        return torch.cat([part.to(self._layout.device, self.dtype) for part in parts])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return [..., d] as matrices [..., a, b], named and ordered as in `names` (views)."""
+        if vector.shape[-1:] != (self.d,):
+            raise EngineError(
+                f"unflatten: a vector of {self.d} numbers was expected",
+                f"its shape is {list(vector.shape)}",
+                "Make it with flatten() or theta() of the same model",
+            )
+        return {block.name: block.of(vector) for block in self._layout.blocks}
+
+    def reduce(self, forward: Forward, loss: Loss, batch: Any, sinks: Iterable[Sink]) -> Tensor:
+        """Give one batch's per-sample gradients to several sinks in one pass.
+
+        Returns:
+            The losses [n], detached; the sinks hold their results.
+
+        Raises:
+            NonFiniteLossError: A loss is NaN or infinite.
+            NoGradientError: An adapted layer took no part in the loss.
+        """
+        with capturing(self.model, self._layout) as tape:
+            losses = loss(forward(self.model, batch), batch)
+            check_losses(losses, self._layout)
+            tape.backward(losses, None, Collector(self._layout, list(sinks), len(losses)))
+        return losses.detach()
+
+    def sample_grads(self, forward: Forward, loss: Loss, batch: Any) -> Tensor:
+        """Return the per-sample gradients g_i = ∇ℓ_i, [n, d]."""
+        rows = Rows()
+        self.reduce(forward, loss, batch, [rows])
+        return rows.result()
+
+    def sample_dots(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
+        """Return ⟨g_i, v_j⟩ for vectors [k, d], as [n, k]; no gradient is stored."""
+        dots = Dots(self._vectors("sample_dots", "vectors", vectors, (None, self.d)))
+        self.reduce(forward, loss, batch, [dots])
+        return dots.result()
+
+    def grad_sum(self, forward: Forward, loss: Loss, batch: Any, weights: Tensor) -> Tensor:
+        """Return Σ_i w_i g_i for weights [n], as [d], or for several [w, n], as [w, d]."""
+        shape = (None,) if weights.dim() == 1 else (None, None)
+        weights = self._vectors("grad_sum", "weights", weights, shape)
+        sums = Sums(weights if weights.dim() == 2 else weights[None])
+        self.reduce(forward, loss, batch, [sums])
+        return sums.result() if weights.dim() == 2 else sums.result()[0]
+
+    def vjp(self, forward: Forward, batch: Any, cotangents: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Return Σ cotangent · ∂outputs/∂θ for k cotangents, [k, d].
+
+        Args:
+            forward: Returns a tensor, or a tuple of tensors.
+            batch: What it takes.
+            cotangents: [k, ...outputs], one such tensor for every output tensor.
+        """
+        return curvature.vjp(self.model, self._layout, forward, batch, cotangents)
+
+    def fisher_vp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
+        """Return the empirical Fisher's (1/n) Σ_i g_i ⟨g_i, v⟩ for vectors [k, d], as [k, d]."""
+        product = FisherProduct(self._vectors("fisher_vp", "vectors", vectors, (None, self.d)))
+        self.reduce(forward, loss, batch, [product])
+        return product.result()
+
+    def ggn_vp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
+        """Return the generalised Gauss-Newton's products for vectors [k, d], as [k, d].
+
+        The matrix is Jᵀ H J (Schraudolph 2002), with J the Jacobian of the outputs in θ and H the
+        Hessian of the mean loss in the outputs, both exact; no damping.
+        """
+        return curvature.ggn_vp(
+            self.model,
+            self._layout,
+            self.theta(),
+            forward=forward,
+            loss=loss,
+            batch=batch,
+            vectors=self._vectors("ggn_vp", "vectors", vectors, (None, self.d)),
+        )
+
+    def hvp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
+        """Return the exact Hessian's products of the mean loss for vectors [k, d], as [k, d]."""
+        return curvature.hvp(
+            self.model,
+            self._layout,
+            self.theta(),
+            forward=forward,
+            loss=loss,
+            batch=batch,
+            vectors=self._vectors("hvp", "vectors", vectors, (None, self.d)),
+        )
+
+    def _vectors(self, op: str, name: str, given: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+        fits = given.dim() == len(shape) and all(
+            wanted is None or size == wanted
+            for size, wanted in zip(given.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise EngineError(
+                f"{op}: {name} of shape [{wanted}] were expected",
+                f"their shape is {list(given.shape)}",
+                "Each row is one; d is the number of LoRA parameters, n of samples",
+            )
+        return given.detach().to(self._layout.device, self.dtype)
