@@ -1,0 +1,27 @@
+"""Metrics of fairness and accuracy: hard on the top K, differentiable on the catalogue softmax."""
+
+from fudlr.metrics.base import Metric, Side, SummedMetric, catalogue_softmax, top_k
+from fudlr.metrics.evaluate import evaluate
+from fudlr.metrics.objective import Objective, Term, metric_gradient
+from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
+from fudlr.metrics.table import METRICS, find_metric, from_function, register
+
+__all__ = [
+    "METRICS",
+    "Interval",
+    "Metric",
+    "Null",
+    "Objective",
+    "Side",
+    "SummedMetric",
+    "Term",
+    "bootstrap",
+    "catalogue_softmax",
+    "evaluate",
+    "find_metric",
+    "from_function",
+    "metric_gradient",
+    "permutation_null",
+    "register",
+    "top_k",
+]

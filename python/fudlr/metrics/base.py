@@ -1,0 +1,297 @@
+"""What every metric shares: the side information, the top K, and the two faces of a metric.
+
+A metric has a hard value, on the top K that users see, and a differentiable surrogate, on the
+softmax over the catalogue, whose gradient tells which training samples raise or lower it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fudlr.errors import NumericalError, UsageError
+
+
+def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> None:
+    fits = {
+        "float": value.is_floating_point(),
+        "bool": value.dtype == torch.bool,
+        "int64": value.dtype == torch.int64,
+    }[dtype]
+    if tuple(value.shape) != shape or not fits:
+        raise UsageError(
+            f"side information `{name}` was given",
+            f"it is {value.dtype} {list(value.shape)}",
+            f"{dtype} {list(shape)} is needed",
+        )
+    if dtype == "float" and not bool(torch.isfinite(value).all() and (value >= 0).all()):
+        raise UsageError(
+            f"side information `{name}` was given",
+            "it holds NaN, infinite or negative values",
+            "Give finite values of at least 0",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What metrics know beside the scores, for n prompts over M items.
+
+    Args:
+        popularity: [M] float, each item's count in all training data.
+        tail: [M] bool, the long tail.
+        item_groups: [M, G] float, an item's shares in G groups (rows sum to 1, or to 0 where
+            unknown); None where the items have no groups.
+        target: [n] int64, the item that came next.
+        seen: [n, M] bool, items that are not recommended again.
+        user_group: [n] int64, the group of each prompt's user, -1 for none.
+        k: K, the length of the lists.
+        history_groups: [n, G] float, the groups' shares in each user's history; None where unknown.
+        group_labels: the user groups' names; their number is U.
+
+    Raises:
+        UsageError: shapes, types or values that do not fit, or K larger than the catalogue.
+    """
+
+    popularity: Tensor
+    tail: Tensor
+    item_groups: Tensor | None
+    target: Tensor
+    seen: Tensor
+    user_group: Tensor
+    k: int = 10
+    history_groups: Tensor | None = None
+    group_labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check once, before any long work."""
+        n, m = self.target.numel(), self.popularity.numel()
+        _expect("popularity", self.popularity, (m,), "float")
+        _expect("tail", self.tail, (m,), "bool")
+        _expect("target", self.target, (n,), "int64")
+        _expect("seen", self.seen, (n, m), "bool")
+        _expect("user_group", self.user_group, (n,), "int64")
+        if self.item_groups is not None:
+            _expect("item_groups", self.item_groups, (m, self.item_groups.shape[-1]), "float")
+        if self.history_groups is not None:
+            groups = (
+                self.history_groups.shape[-1]
+                if self.item_groups is None
+                else (self.item_groups.shape[1])
+            )
+            _expect("history_groups", self.history_groups, (n, groups), "float")
+        if not 1 <= self.k <= m:
+            raise UsageError(
+                f"lists of K = {self.k} items were asked for",
+                f"the catalogue has {m}",
+                "Choose K from 1 to the size of the catalogue",
+            )
+        if n:
+            self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self.target.min() < 0 or self.target.max() >= self.popularity.numel():
+            raise UsageError("targets were given", "some are no item", "Give indices of items")
+        if self.seen.gather(1, self.target[:, None]).any():
+            raise UsageError(
+                "targets were given",
+                "some are among the items seen before, so that no list could hold them",
+                "Drop repeated interactions, or take the target out of `seen`",
+            )
+        if self.group_labels and self.user_group.max() >= len(self.group_labels):
+            raise UsageError(
+                "user groups were given",
+                f"the codes run to {int(self.user_group.max())}",
+                f"There are {len(self.group_labels)} labels: codes start at 0",
+            )
+
+    @classmethod
+    def from_arrays(cls, **fields: Any) -> Side:
+        """Build from numpy arrays; the fields' names are those of the class."""
+        wanted = {"popularity": torch.float64, "item_groups": torch.float64}
+        wanted |= {"history_groups": torch.float64, "target": torch.int64}
+        wanted |= {"user_group": torch.int64, "tail": torch.bool, "seen": torch.bool}
+        for name in wanted.keys() & fields.keys():
+            if fields[name] is not None:
+                fields[name] = torch.as_tensor(fields[name]).to(wanted[name])
+        return cls(**{**fields, "group_labels": tuple(fields.get("group_labels", ()))})
+
+    @property
+    def n_groups(self) -> int:
+        """U, the number of user groups."""
+        if self.group_labels:
+            return len(self.group_labels)
+        return int(self.user_group.max()) + 1 if self.user_group.numel() else 0
+
+    def take(self, index: Tensor) -> Side:
+        """Return the same for the prompts at `index`."""
+        names = ("target", "seen", "user_group")
+        rows: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        if self.history_groups is not None:
+            rows["history_groups"] = self.history_groups[index]
+        # The number of groups must not depend on which prompts are left.
+        labels = self.group_labels or tuple(str(g) for g in range(self.n_groups))
+        return dataclasses.replace(self, **rows, group_labels=labels)
+
+    def to(self, device: torch.device | str) -> Side:
+        """Return the same on another device."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
+
+
+def _check_scores(scores: Tensor, side: Side) -> None:
+    if scores.shape != side.seen.shape:
+        raise UsageError(
+            "scores were to be measured",
+            f"they are {list(scores.shape)}",
+            f"{list(side.seen.shape)} is needed: a row a prompt, a column an item",
+        )
+    if not torch.isfinite(scores.detach().masked_fill(side.seen, 0.0)).all():
+        raise NumericalError(
+            "scores were to be measured",
+            "some are NaN or infinite",
+            "Check the adapter's weights and the learning rate; nothing was measured",
+        )
+
+
+def top_k(scores: Tensor, side: Side) -> Tensor:
+    """Return the K best unseen items of each prompt: [n, K] int64, best first.
+
+    Equal scores are taken in the order of the item's index, on every device (torch's own top-k
+    promises no order).
+
+    Raises:
+        UsageError: a prompt with fewer than K unseen items.
+        NumericalError: scores that are not finite.
+    """
+    _check_scores(scores, side)
+    left = int((~side.seen).sum(1).min()) if len(scores) else side.k
+    if left < side.k:
+        raise UsageError(
+            f"lists of K = {side.k} items were asked for",
+            f"a user has only {left} items left that are not seen",
+            "Choose a smaller K",
+        )
+    masked = scores.detach().masked_fill(side.seen, -torch.inf)
+    last = masked.topk(side.k, dim=1).values[:, -1:]
+    tied = masked == last
+    room = side.k - (masked > last).sum(1, keepdim=True)
+    kept = (masked > last) | (tied & (tied.cumsum(1) <= room))
+    index = kept.nonzero()[:, 1].reshape(len(scores), side.k)
+    order = masked.gather(1, index).argsort(dim=1, descending=True, stable=True)
+    return index.gather(1, order)
+
+
+def catalogue_softmax(scores: Tensor, seen: Tensor, tau: float = 1.0) -> Tensor:
+    """Return softmax(scores / tau) over the unseen items: [n, M], rows sum to 1, 0 where seen."""
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    return (scores / tau).masked_fill(seen, -torch.inf).softmax(dim=1)
+
+
+class Metric(ABC):
+    """A hard metric on the top K and its differentiable surrogate, side by side.
+
+    Class attributes:
+        name: as the objective and the files write it.
+        lower_is_better: the direction that is fairer, or more accurate.
+        needs_groups: whether it compares groups of users.
+        at_k: whether the hard value is written as `name@K` or as `name`.
+        soft_suffix: what the surrogate's name in the files adds to `name`; empty where the
+            surrogate is the same measure on the whole catalogue.
+    """
+
+    name: str
+    lower_is_better: bool
+    needs_groups: bool = False
+    at_k: bool = False
+    soft_suffix: str = "_soft"
+
+    @abstractmethod
+    def hard(self, top: Tensor, side: Side, weights: Tensor | None = None) -> Tensor:
+        """Return the value on the lists `top` [n, K]; `weights` [n] repeats prompts."""
+
+    @abstractmethod
+    def surrogate(self, scores: Tensor, side: Side) -> Tensor:
+        """Return a scalar, differentiable in `scores` [n, M]."""
+
+    def missing(self, side: Side) -> str | None:
+        """Say what the metric needs and `side` lacks, or None."""
+        if self.needs_groups:
+            present = side.user_group[side.user_group >= 0].unique().numel()
+            if present < 2:
+                return f"it compares groups of users, and the prompts have {present}"
+        return None
+
+    def hard_key(self, k: int) -> str:
+        """Return the hard value's name in the files."""
+        return f"{self.name}@{k}" if self.at_k else self.name
+
+    @property
+    def soft_key(self) -> str:
+        """The surrogate's name in the files."""
+        return self.name + self.soft_suffix
+
+
+class SummedMetric(Metric):
+    """A metric that is a function of weighted sums over prompts, as all built-in ones are.
+
+    So one matrix product gives the metric for any number of weightings, which makes bootstrap
+    intervals cheap.
+    """
+
+    @abstractmethod
+    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
+        """Return what is to be summed over prompts, from the top K: [n, S] float64."""
+
+    @abstractmethod
+    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
+        """Return the same from the catalogue softmax: [n, S], differentiable."""
+
+    @abstractmethod
+    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
+        """Turn sums [R, S] of prompts with total weight [R] into the metric: [R]."""
+
+    def soft_finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
+        """Do the same for the soft rows, where it differs."""
+        return self.finish(sums, total, side)
+
+    def hard_sums(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
+        """Sum the hard rows with each of `weights` [R, n]: [R, S]."""
+        return weights @ self.hard_rows(top, side)
+
+    def hard_many(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
+        """Return the hard value under each of `weights` [R, n]: [R] float64."""
+        weights = weights.double()
+        return self.finish(self.hard_sums(top, side, weights), weights.sum(1), side)
+
+    def soft_many(self, scores: Tensor, side: Side, weights: Tensor) -> Tensor:
+        """Return the surrogate under each of `weights` [R, n]: [R]."""
+        rows = self.soft_rows(scores, side)
+        weights = weights.to(rows.dtype)
+        return self.soft_finish(weights @ rows, weights.sum(1), side)
+
+    def hard(self, top: Tensor, side: Side, weights: Tensor | None = None) -> Tensor:
+        """Return the value on the lists `top` [n, K]; `weights` [n] repeats prompts."""
+        if weights is None:
+            weights = torch.ones(len(top), device=top.device)
+        return self.hard_many(top, side, weights[None])[0]
+
+    def surrogate(self, scores: Tensor, side: Side) -> Tensor:
+        """Return a scalar, differentiable in `scores` [n, M]."""
+        _check_scores(scores, side)
+        ones = torch.ones(1, len(scores), device=scores.device)
+        return self.soft_many(scores, side, ones)[0]
+
+
+class MeanMetric(SummedMetric):
+    """A metric that is a mean over prompts: rows are [n, 1]."""
+
+    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
+        """Divide by the number of prompts."""
+        return sums[:, 0] / total
