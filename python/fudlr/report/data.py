@@ -1,0 +1,156 @@
+"""What a report is made from, checked once, and the files that hold it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from fudlr.errors import DataError
+from fudlr.files import atomic_file, write_json
+
+SUMMARY_FILE = "summary.json"
+MASK_FILE = "mask.parquet"
+CURVE_FILE = "curve.json"
+
+INFLUENCE = "influence_"
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A finished run as plain data.
+
+    Attributes:
+        summary: `before` and `after`, flat dictionaries of metric name to value; and, each
+            where it was measured or known:
+            `retrained`, the same after retraining without the masked samples;
+            `predicted`, the value that first-order influence foretold for `after`;
+            `intervals`: {`before` | `after` | `retrained`: {metric: [low, high]}}, and under
+            `change` and `retrained_change` the paired intervals of (value - before);
+            `heldout`: {`before` | `after` | `retrained`: {metric: value}} on users that the
+            gradient did not see, and its own `intervals` in the same form;
+            `null`: {metric: value, or {`mean`, `interval`, `p`}} with the groups permuted;
+            `directions`: {metric: `lower` or `higher`}, which is better;
+            `descriptions`: {metric: one sentence};
+            `seconds`: {stage: seconds}, the stage `retraining` apart from the sum;
+            `config`, `versions`, `seed`, and `warnings`, a list of sentences.
+        mask: One row a training sample: `sample_id`, `mask` (1 removed), and where known
+            `score`, `influence_<metric>` and `influence_accuracy` (first-order change of the
+            metric, and of the validation loss, when the sample is removed), `user_id`,
+            `target`, `target_title`, `history` (a list of titles or ids, oldest first).
+        curve: One dictionary a budget: `budget`, `predicted` {metric: value} and `measured`
+            {metric: value} or None.
+
+    Raises:
+        DataError: A part is missing or has another form.
+    """
+
+    summary: Mapping[str, Any]
+    mask: pl.DataFrame
+    curve: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            if not isinstance(self.summary.get(name), Mapping):
+                raise _unusable(f"the summary has no metrics under `{name}`")
+        missing = {"sample_id", "mask"} - set(self.mask.columns)
+        if missing:
+            raise _unusable(f"the mask table lacks the column(s) {', '.join(sorted(missing))}")
+        for point in self.curve:
+            if "budget" not in point or not isinstance(point.get("predicted"), Mapping):
+                raise _unusable("a point of the curve lacks `budget` or `predicted`")
+
+    @property
+    def removed(self) -> pl.DataFrame:
+        """The rows of the mask table that were removed, wholly or in part."""
+        return self.mask.filter(pl.col("mask") > 0)
+
+    @property
+    def influences(self) -> tuple[str, ...]:
+        """Names of the metrics whose influences the mask table has; accuracy comes last."""
+        names = [c.removeprefix(INFLUENCE) for c in self.mask.columns if c.startswith(INFLUENCE)]
+        return tuple(sorted(names, key=lambda name: name == ACCURACY))
+
+
+def load_report_data(folder: Path) -> ReportData:
+    """Read `summary.json`, `mask.parquet` and, where there is one, `curve.json` of a run.
+
+    Raises:
+        DataError: A file is missing, damaged, or does not hold what a report needs.
+    """
+    summary = _read_json(folder / SUMMARY_FILE)
+    if not isinstance(summary, dict):
+        raise _unusable(f"{folder / SUMMARY_FILE} holds no JSON object")
+    try:
+        mask = pl.read_parquet(folder / MASK_FILE)
+    except (OSError, PolarsError) as error:
+        raise _unusable(f"{folder / MASK_FILE} cannot be read ({_first_line(error)})") from error
+    curve = _read_json(folder / CURVE_FILE) if (folder / CURVE_FILE).exists() else []
+    if not isinstance(curve, list) or not all(isinstance(point, dict) for point in curve):
+        raise _unusable(f"{folder / CURVE_FILE} holds no list of points")
+    return ReportData(summary, mask, tuple(curve))
+
+
+def save_report_data(folder: Path, data: ReportData) -> None:
+    """Write the files that `load_report_data` reads; numbers that are not finite become null."""
+    with atomic_file(folder / MASK_FILE) as temporary:
+        data.mask.write_parquet(temporary)
+    write_json(folder / CURVE_FILE, _finite(list(data.curve)))
+    write_json(folder / SUMMARY_FILE, _finite(data.summary))
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float where it is a finite number, else None: not measured."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def pair(value: Any) -> tuple[float, float] | None:
+    """`value` as (low, high) where it is two finite numbers, else None."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        return None
+    low, high = number(value[0]), number(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def section(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The dictionary `parent[name]`; empty where there is none."""
+    value = parent.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(f"{path} cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unusable(found: str) -> DataError:
+    return DataError(
+        "a report was to be made from a run's results",
+        found,
+        "Name the output folder of a finished run",
+    )

@@ -1,0 +1,274 @@
+"""The page says all that the summary holds and what is missing; it is safe and stands alone."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from fudlr.errors import DataError
+from fudlr.report import (
+    ReportData,
+    load_report_data,
+    print_summary,
+    render_report,
+    save_report_data,
+    write_report,
+)
+from fudlr.report.metrics_table import headline, metric_rows, objective_metrics
+from fudlr.report.numbers import label
+from made_up_run import make_curve, make_mask
+from polars.testing import assert_frame_equal
+from rich.console import Console
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest and ids are unique; gathers visible text and references."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.images: list[str | None] = []
+        self.pieces: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.references += [str(v) for k, v in attrs if k in {"href", "src", "xlink:href"}]
+        if values.get("role") == "img" and tag == "svg":
+            self.images.append(values.get("aria-label"))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.pieces.append(data)
+
+
+def test_every_metric_figure_warning_and_setting_is_there(data: ReportData) -> None:
+    html = render_report(data)
+    page = Page(html)
+    for name in data.summary["before"]:
+        assert f'data-metric="{name}"' in html
+        assert label(name) in page.text
+    for figure in ("229.4", "208.3", "209.9", "−9.2%", "−8.5%", "204.1–212.5", "p = 0.002"):
+        assert figure in page.text
+    for warning in data.summary["warnings"]:
+        assert warning in page.text
+    for stage in ("Metric gradients", "Sample gradients", "Retraining", "14.7 s", "39%"):
+        assert stage in page.text
+    for setting in ("debias.objective", "train.learning_rate", "torch", "2.13.0"):
+        assert setting in page.text
+
+
+def test_removed_samples_are_shown_lowest_score_first(data: ReportData) -> None:
+    page = Page(render_report(data))
+    best = data.removed.sort("score").row(0, named=True)
+    after = page.text[page.text.index("most wants gone") :]
+    assert after.index(best["target_title"]) < 200
+    assert best["user_id"] in after
+
+
+def test_page_stands_alone_and_is_well_formed(data: ReportData) -> None:
+    html = render_report(data)
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert all(reference.startswith("#") for reference in page.references)
+    targets = set(re.findall(r"url\(#([^)]+)\)", html)) | {r[1:] for r in page.references}
+    assert targets <= set(page.ids)
+    assert "http" not in html
+    assert "@import" not in html
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_plots_have_words_and_both_curves(data: ReportData) -> None:
+    images = [str(words) for words in Page(render_report(data)).images]
+    assert len(images) == 4
+    curve = next(words for words in images if words.startswith("Trade-off"))
+    assert "budget 5% measured: ARP 215.8, Validation loss 6.040" in curve
+    assert "budget 1% predicted: ARP 225.1" in curve
+    assert "budget 1% measured" not in curve
+
+
+def test_text_from_data_stays_text(summary: dict[str, Any]) -> None:
+    evil = '<script>alert("x")</script>'
+    summary["warnings"] = [evil]
+    summary["versions"] = {evil: evil}
+    summary["before"][evil] = 1.0
+    mask = make_mask().with_columns(
+        pl.lit(evil).alias("target_title"), pl.lit(evil).alias("user_id")
+    )
+    html = render_report(ReportData(summary, mask, make_curve()))
+    page = Page(html)
+    assert "script" not in page.tags
+    assert evil in page.text
+    # Also inside the plots, where matplotlib writes the labels.
+    assert "<script" not in html
+
+
+def test_only_what_is_required(tmp_path: Path) -> None:
+    least = ReportData(
+        {"before": {"arp": 2.0}, "after": {"arp": 1.0}},
+        pl.DataFrame({"sample_id": [0, 1], "mask": [1.0, 0.0]}),
+    )
+    page = Page(write_report(tmp_path, least).read_text(encoding="utf-8"))
+    assert "Not measured in this run: retraining" in page.text
+    assert "held-out users" in page.text
+    assert "By chance" not in page.text
+    assert "−50.0%" in page.text
+
+
+@pytest.mark.parametrize("part", ["retrained", "heldout", "null", "intervals", "predicted",
+                                  "seconds", "config", "versions", "directions", "warnings",
+                                  "seed"])  # fmt: skip
+@pytest.mark.parametrize("gone", [True, False])
+def test_each_part_may_be_missing_or_none(data: ReportData, part: str, gone: bool) -> None:
+    summary = dict(data.summary)
+    if gone:
+        del summary[part]
+    else:
+        summary[part] = None
+    page = Page(render_report(ReportData(summary, data.mask, data.curve)))
+    assert "ARP" in page.text
+    assert "None" not in page.text
+
+
+@pytest.mark.parametrize("value", [math.nan, None, math.inf, "n/a"])
+def test_what_is_no_number_is_called_not_measured(summary: dict[str, Any], value: Any) -> None:
+    summary["after"]["hr@10"] = value
+    row = next(row for row in metric_rows(summary) if row.name == "hr@10")
+    assert row.after.text == row.change.text == "not measured"
+    page = Page(render_report(ReportData(summary, make_mask(), make_curve())))
+    assert "not measured" in page.text
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+
+
+@pytest.mark.parametrize("column", ["score", "user_id", "target_title", "history", "target",
+                                    "influence_arp", "influence_accuracy"])  # fmt: skip
+def test_mask_columns_may_lack(data: ReportData, column: str) -> None:
+    page = Page(render_report(ReportData(data.summary, data.mask.drop(column), data.curve)))
+    assert "most wants gone" in page.text
+
+
+def test_nothing_removed(data: ReportData) -> None:
+    mask = data.mask.with_columns(pl.lit(0.0).alias("mask"))
+    page = Page(render_report(ReportData(data.summary, mask)))
+    assert "Nothing was removed: all 2,000 training samples were kept." in page.text
+
+
+def test_headline_says_what_changed_and_at_what_cost(data: ReportData) -> None:
+    assert headline(data) == (
+        "Taking out 200 of 2,000 training samples (10%) lowered ARP by 9.2% (better) and lowered "
+        "NDCG@10 by 3.2% (within noise), in 39% of the time of retraining."
+    )
+
+
+def test_headline_names_every_metric_of_the_objective(data: ReportData) -> None:
+    data.summary["config"]["debias"]["objective"] = "arp + 0.5*hellinger"
+    assert objective_metrics(data.summary) == ["arp", "hellinger"]
+    assert "lowered Hellinger by 4.3%" in headline(data)
+
+
+@pytest.mark.parametrize(
+    ("direction", "after", "interval", "verdict"),
+    [
+        ("lower", 1.0, [-1.2, -0.8], "better"),
+        ("lower", 3.0, [0.8, 1.2], "worse"),
+        ("higher", 3.0, [0.8, 1.2], "better"),
+        ("higher", 1.0, None, "worse"),
+        ("higher", 1.0, [-1.2, 0.1], "within noise"),
+        ("lower", 2.0, None, "unchanged"),
+        ("", 1.0, None, ""),
+    ],
+)
+def test_verdict(direction: str, after: float, interval: Any, verdict: str) -> None:
+    summary = {
+        "before": {"m": 2.0},
+        "after": {"m": after},
+        "directions": {"m": direction},
+        "intervals": {"change": {"m": interval}},
+    }
+    assert metric_rows(summary)[0].change.verdict == verdict
+
+
+def test_same_data_same_page(data: ReportData) -> None:
+    assert render_report(data) == render_report(data)
+
+
+def test_saved_results_make_the_same_report(tmp_path: Path, data: ReportData) -> None:
+    save_report_data(tmp_path, data)
+    again = load_report_data(tmp_path)
+    assert_frame_equal(again.mask, data.mask)
+    assert render_report(again) == render_report(data)
+
+
+def test_saving_keeps_the_files_json(tmp_path: Path, data: ReportData) -> None:
+    data.summary["after"]["hr@10"] = math.nan
+    save_report_data(tmp_path, data)
+    assert load_report_data(tmp_path).summary["after"]["hr@10"] is None
+
+
+def test_damaged_results_are_refused(tmp_path: Path, data: ReportData) -> None:
+    for name in ("summary.json", "mask.parquet", "curve.json"):
+        save_report_data(tmp_path, data)
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=name):
+            load_report_data(tmp_path)
+
+
+def test_missing_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="finished run"):
+        load_report_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("summary", "columns", "curve", "word"),
+    [
+        ({"before": {}}, ["sample_id", "mask"], [], "after"),
+        ({"before": {}, "after": 3}, ["sample_id", "mask"], [], "after"),
+        ({"before": {}, "after": {}}, ["sample_id"], [], "mask"),
+        ({"before": {}, "after": {}}, ["sample_id", "mask"], [{"budget": 1}], "predicted"),
+    ],
+)
+def test_data_of_another_form_is_refused(
+    summary: dict[str, Any], columns: list[str], curve: list[dict[str, Any]], word: str
+) -> None:
+    with pytest.raises(DataError, match=word):
+        ReportData(summary, pl.DataFrame({name: [0.0] for name in columns}), curve)
+
+
+def test_terminal_table(summary: dict[str, Any]) -> None:
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_summary(summary, console)
+    text = console.export_text()
+    for name in summary["before"]:
+        assert name in text
+    for piece in ("−9.2%", "209.9", "39% of retraining", *summary["warnings"]):
+        assert piece in text
