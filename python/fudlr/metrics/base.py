@@ -140,7 +140,9 @@ class Side:
     def to(self, device: torch.device | str) -> Side:
         """Return the same on another device."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)
+        }
         return dataclasses.replace(self, **moved)
 
 

@@ -173,7 +173,7 @@ class Objective:
         return self.coefficients(start.double()) @ self.surrogates(scores, side)
 
     def gradients(self, scores: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        """Return the surrogates [T] float64 and their gradients in the scores [T, n, M], all native.
+        """Return the surrogates [T] (float64) and their gradients [T, n, M], all native.
 
         Raises:
             UsageError, NumericalError: as `metric_gradient`.

@@ -1,0 +1,62 @@
+"""The data step: what is missing is said with the command to run, and nothing is half-fetched."""
+
+import subprocess
+
+import pytest
+from fudlr.data import fetch
+from fudlr.data.splits import leave_last_out
+from fudlr.errors import DataError
+
+
+def test_missing_data_name_the_command(tmp_path):
+    with pytest.raises(DataError, match="Run `fudlr data fetch ml-100k`"):
+        fetch.find_ml100k(tmp_path)
+
+
+def test_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUDLR_CACHE", str(tmp_path))
+    assert fetch.cache_folder() == tmp_path
+
+
+def test_failed_download_is_told_and_leaves_nothing(monkeypatch, tmp_path):
+    def fail(command, **_):
+        assert command[-3:-1] == ["recbole==1.2.1", "-d"]
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
+
+    monkeypatch.setattr(fetch.subprocess, "run", fail)
+    with pytest.raises(DataError, match="pip failed: ERROR: no network"):
+        fetch.fetch_ml100k(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_content_is_not_kept(monkeypatch, tmp_path):
+    def bring_something_else(command, **_):
+        with open(f"{command[-1]}/{fetch.WHEEL}", "wb") as file:
+            file.write(b"not a wheel")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch.subprocess, "run", bring_something_else)
+    with pytest.raises(DataError, match="neither a folder nor a whole zip"):
+        fetch.fetch_ml100k(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_smaller_data_set_of_that_name_is_refused(tmp_path, monkeypatch):
+    from fudlr.data import synthetic
+
+    (tmp_path / fetch.WHEEL).write_bytes(b"")
+    monkeypatch.setattr(fetch, "read_recbole", lambda *_: synthetic(10, 50, 0))
+    with pytest.raises(DataError, match="instead of"):
+        fetch.load_ml100k(tmp_path)
+
+
+def test_movielens_gives_the_known_numbers():
+    try:
+        fetch.find_ml100k()
+    except DataError as error:
+        pytest.skip(str(error))
+    data = fetch.load_ml100k()
+    assert data.items["title"].n_unique() == 1682
+    split = leave_last_out(data)
+    assert (len(split.train), len(split.valid), len(split.test)) == (7544, 943, 943)
+    assert split.popularity.sum() == 100_000 - 2 * 943

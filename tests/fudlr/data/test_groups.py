@@ -1,0 +1,156 @@
+"""Groups of users and items, the long tail, and data with a known cause."""
+
+import numpy as np
+import polars as pl
+import pytest
+from fudlr.data import (
+    DataWarning,
+    Interactions,
+    history_groups,
+    item_groups,
+    leave_last_out,
+    synthetic,
+    tail_items,
+    user_groups,
+)
+from fudlr.errors import DataError, UsageError
+
+
+def with_users(**columns):
+    n = len(next(iter(columns.values())))
+    users = pl.DataFrame({"user_id": [str(i) for i in range(n)], **columns})
+    index = np.arange(n)
+    return Interactions(index, 0 * index, index, users, pl.DataFrame({"item_id": ["a"]}))
+
+
+def with_items(**columns):
+    m = len(next(iter(columns.values())))
+    items = pl.DataFrame({"item_id": [str(i) for i in range(m)], **columns})
+    one = np.zeros(1, dtype=np.int64)
+    return Interactions(one, one, one, pl.DataFrame({"user_id": ["u"]}), items)
+
+
+def test_user_groups_are_coded_and_unknown_is_none():
+    codes, labels = user_groups(with_users(gender=["M", "F", "", "F", None, "M"]), "gender", 2)
+    assert labels == ["F", "M"]
+    assert codes.tolist() == [1, 0, -1, 0, -1, 1]
+
+
+def test_small_groups_are_left_out_with_a_word():
+    data = with_users(job=["cook"] * 3 + ["poet"] + ["smith"] * 3)
+    with pytest.warns(DataWarning, match=r"fewer than 2 users are left out: poet \(1\)"):
+        codes, labels = user_groups(data, "job", min_size=2)
+    assert labels == ["cook", "smith"]
+    assert codes.tolist() == [0, 0, 0, -1, 1, 1, 1]
+
+
+def test_numbers_are_cut_at_quantiles():
+    ages = [str(age) for age in range(20, 60)] + [""]
+    codes, labels = user_groups(with_users(age=ages), "age")
+    assert labels == ["20 to 29", "30 to 39", "40 to 49", "50 to 59"]
+    assert np.bincount(codes[:-1]).tolist() == [10] * 4
+    assert codes[-1] == -1
+    assert len(user_groups(with_users(age=ages), "age", bins=2)[1]) == 2
+
+
+def test_few_numbers_are_codes():
+    data = with_users(kind=[1, 2] * 10)
+    assert user_groups(data, "kind")[1] == ["1", "2"]
+
+
+def test_unknown_column_lists_the_known():
+    with pytest.raises(UsageError, match="The columns are gender, age"):
+        user_groups(synthetic(40, 80, 0), "sex")
+    with pytest.raises(UsageError, match="The columns are title, genres"):
+        item_groups(synthetic(40, 80, 0), "class")
+
+
+def test_a_data_set_without_user_columns_says_so():
+    one = with_items(title=["a"])
+    with pytest.raises(UsageError, match="The data have none for grouping"):
+        user_groups(one, "gender")
+
+
+def test_fewer_than_two_groups():
+    with pytest.raises(DataError, match="1 of 2 groups have at least 10 users"):
+        user_groups(with_users(gender=["F"] * 20 + ["M"] * 9), "gender")
+
+
+def test_lists_are_no_user_groups():
+    with pytest.raises(UsageError, match="it holds lists"):
+        user_groups(with_users(tags=[["a"], ["b"]]), "tags")
+
+
+def test_item_groups_split_an_item_equally():
+    data = with_items(genres=[["War", "Drama"], ["War"], [], ["Drama", "unknown"], ["Drama"]])
+    membership, labels = item_groups(data)
+    assert labels == ["Drama", "War"]
+    assert membership.tolist() == [[0.5, 0.5], [0, 1], [0, 0], [1, 0], [1, 0]]
+
+
+def test_item_groups_of_numbers_and_texts():
+    membership, labels = item_groups(with_items(year=list(range(1960, 2000))), "year", bins=2)
+    assert labels == ["1960 to 1979", "1980 to 1999"]
+    assert membership.sum(0).tolist() == [20, 20]
+    membership, labels = item_groups(with_items(kind=["x", "y", None, "x"]), "kind")
+    assert labels == ["x", "y"]
+    assert membership.tolist() == [[1, 0], [0, 1], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("values", [["a", "b", "c"], ["a", "a", "a"]])
+def test_item_groups_that_tell_nothing(values):
+    with pytest.raises(DataError, match="groups for 3 items"):
+        item_groups(with_items(title=values), "title")
+
+
+def test_history_groups_are_means_over_the_history():
+    data = synthetic(6, 50, 3)
+    samples = leave_last_out(data).test
+    membership, _ = item_groups(data)
+    rows = history_groups(samples, membership)
+    assert np.allclose(rows[2], membership[samples.history(2)].mean(axis=0))
+    assert np.allclose(rows.sum(axis=1), 1)
+
+
+def test_tail_by_share_and_by_elliot():
+    popularity = np.array([50, 5, 30, 5, 10])
+    assert tail_items(popularity, 0.4).tolist() == [False, True, False, True, True]
+    assert tail_items(popularity, "elliot").tolist() == [False, True, False, True, True]
+    assert tail_items(np.array([50, 5, 29, 6, 10]), "elliot").sum() == 2
+    assert tail_items(np.ones(10, dtype=np.int64)).tolist() == [False] * 2 + [True] * 8
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, "recbole"])
+def test_unknown_tail_rule(share):
+    with pytest.raises(UsageError, match="neither a share"):
+        tail_items(np.array([1, 2]), share)
+
+
+def test_synthetic_has_the_cause_it_promises():
+    data = synthetic(300, 100, seed=5)
+    codes, labels = user_groups(data, "gender")
+    membership, genres = item_groups(data)
+    assert labels == ["A", "B"]
+    assert np.isclose((codes == 1).mean(), 1 / 3)
+    shares = np.stack([membership[data.item[codes[data.user] == g]].mean(axis=0) for g in (0, 1)])
+    first = [name in ("genre 0", "genre 1") for name in genres]
+    assert shares[0, first].sum() > 0.6
+    assert shares[1, first].sum() < 0.5
+    popularity = np.sort(np.bincount(data.item, minlength=100))[::-1]
+    assert popularity[:20].sum() > 0.35 * popularity.sum()
+    flat = synthetic(300, 100, seed=5, skew=0.0, taste=0.0)
+    assert np.sort(np.bincount(flat.item, minlength=100))[-20:].sum() < 0.3 * len(flat)
+
+
+def test_synthetic_is_deterministic_and_valid():
+    one, two, other = synthetic(20, 60, 7), synthetic(20, 60, 7), synthetic(20, 60, 8)
+    assert np.array_equal(one.item, two.item)
+    assert not np.array_equal(one.item[:100], other.item[:100])
+    pairs = one.user * 60 + one.item
+    assert np.unique(pairs).size == pairs.size
+
+
+@pytest.mark.parametrize("sizes", [(1, 50), (10, 30)])
+def test_synthetic_that_cannot_be_drawn(sizes):
+    with pytest.raises(UsageError, match="they cannot be drawn"):
+        synthetic(*sizes, 0)

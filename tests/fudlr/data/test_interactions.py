@@ -1,0 +1,140 @@
+"""Interactions are checked once; samples are positions with their history."""
+
+import numpy as np
+import polars as pl
+import pytest
+from fudlr.data import DataWarning, Interactions, Samples, holdout_users, leave_last_out, synthetic
+from fudlr.errors import DataError, UsageError
+
+USERS = pl.DataFrame({"user_id": ["u", "v"]})
+ITEMS = pl.DataFrame({"item_id": list("abcd")})
+GOOD = {
+    "user": np.array([0, 0, 0, 1]),
+    "item": np.array([2, 0, 3, 1]),
+    "time": np.array([5, 5, 6, 1]),
+    "users": USERS,
+    "items": ITEMS,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"user": np.array([0, 0, 0])}, "one length"),
+        ({"time": np.array([5.0, 5, 6, 1])}, "`time` is float64"),
+        (
+            {name: np.array([], dtype=np.int64) for name in ("user", "item", "time")},
+            "there are none",
+        ),
+        ({"user": np.array([0, 0, 0, 2])}, "`user` runs from 0 to 2, `users` has 2 rows"),
+        ({"item": np.array([2, 0, -1, 1])}, "`item` runs from -1"),
+        ({"user": np.array([1, 0, 0, 0])}, "not sorted"),
+        ({"time": np.array([6, 5, 6, 1])}, "not sorted"),
+        ({"users": USERS.rename({"user_id": "id"})}, "the first column of `users`"),
+        ({"items": pl.DataFrame({"item_id": range(4)})}, "as text"),
+    ],
+)
+def test_inconsistent_interactions_are_refused(changed, message):
+    with pytest.raises(DataError, match=message):
+        Interactions(**(GOOD | changed))
+
+
+def test_samples_are_positions_with_history():
+    samples = Samples(Interactions(**GOOD), np.array([2, 0, 3]))
+    assert samples.user.tolist() == [0, 0, 1]
+    assert samples.target.tolist() == [3, 2, 1]
+    assert samples.time.tolist() == [6, 5, 1]
+    assert [samples.history(i).tolist() for i in range(3)] == [[2, 0], [], []]
+    assert samples.seen()[0].tolist() == [True, False, True, False]
+    assert not samples.seen()[1:].any()
+    assert samples.take(np.array([2, 0])).ids.tolist() == [3, 2]
+    assert samples.take(samples.user == 1).ids.tolist() == [3]
+
+
+def test_positions_outside_are_refused():
+    with pytest.raises(DataError, match="There are 4 interactions"):
+        Samples(Interactions(**GOOD), np.array([4]))
+
+
+def one_user(count):
+    return Interactions(
+        np.zeros(count, dtype=np.int64),
+        np.arange(count),
+        np.arange(count),
+        USERS[:1],
+        pl.DataFrame({"item_id": [str(i) for i in range(count)]}),
+    )
+
+
+def test_leave_last_out_by_hand():
+    split = leave_last_out(one_user(21), max_train_per_user=4)
+    assert split.pretrain.tolist() == [[0, 0, 10]]
+    assert split.train.ids.tolist() == [15, 16, 17, 18]
+    assert split.valid.ids.tolist() == [19]
+    assert split.test.ids.tolist() == [20]
+    assert split.popularity.tolist() == [1] * 19 + [0, 0]
+
+
+def test_training_never_reaches_into_pretraining_nor_lacks_history():
+    assert leave_last_out(one_user(8)).train.ids.tolist() == [4, 5]
+    split = leave_last_out(one_user(8), pretrain_share=0.0, min_history=3)
+    assert split.train.ids.tolist() == [3, 4, 5]
+    assert split.pretrain.shape == (0, 3)
+
+
+def test_short_histories_are_left_out_and_counted():
+    first, second = synthetic(3, 30, 0, per_user=(4, 4)), synthetic(2, 30, 0, per_user=(20, 20))
+    data = Interactions(
+        np.concatenate([first.user, second.user + 3]),
+        np.concatenate([first.item, second.item]),
+        np.concatenate([first.time, second.time]),
+        pl.DataFrame({"user_id": list("abcde")}),
+        first.items,
+    )
+    with pytest.warns(DataWarning, match="3 of 5 users"):
+        split = leave_last_out(data)
+    assert split.left_out == 3
+    assert np.unique(split.train.user).tolist() == [3, 4] == split.test.user.tolist()
+    assert split.popularity.sum() == len(data) - 4
+
+
+def test_no_user_is_long_enough():
+    with pytest.raises(DataError, match="the longest history has 4"):
+        leave_last_out(one_user(4))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_train_per_user": 0}, {"pretrain_share": 1.0}, {"min_history": -1}]
+)
+def test_split_settings_out_of_range(setting):
+    with pytest.raises(UsageError, match="a split was asked for"):
+        leave_last_out(one_user(10), **setting)
+
+
+def test_split_parts_do_not_overlap():
+    data = synthetic(40, 80, 1)
+    split = leave_last_out(data)
+    kinds = np.zeros(len(data), dtype=int)
+    for _, start, stop in split.pretrain:
+        kinds[start:stop] += 1
+    for part in (split.train, split.valid, split.test):
+        kinds[part.ids] += 1
+    assert kinds.max() == 1
+    assert len(split.train) == 40 * 8
+
+
+def test_held_out_users_are_nobody_elses():
+    samples = leave_last_out(synthetic(30, 60, 2)).train
+    steer, held = holdout_users(samples, 0.3, seed=4)
+    assert sorted([*steer, *held]) == list(range(len(samples)))
+    users = set(samples.user[held])
+    assert len(users) == 9
+    assert not users & set(samples.user[steer])
+    assert np.array_equal(held, holdout_users(samples, 0.3, seed=4)[1])
+    assert not np.array_equal(held, holdout_users(samples, 0.3, seed=5)[1])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
+def test_holding_out_nobody_or_all_is_refused(share):
+    with pytest.raises(UsageError, match="one side would be empty"):
+        holdout_users(leave_last_out(synthetic(5, 60, 2)).train, share, seed=0)

@@ -1,0 +1,184 @@
+"""Bad files are refused by name and line; good ones are read as they are meant."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from fudlr.data import DataWarning, read_recbole
+from fudlr.errors import DataError
+
+INTER = """user_id:token\titem_id:token\trating:float\ttimestamp:float
+7\ta\t3\t300
+7\tb\t4\t100
+9\ta\t5\t200
+9\tc\t5\t200
+9\tb\t1\t200
+"""
+ITEM = """item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq
+a\tThe Film\t1995\tDrama War
+b\tThe Film\t1995\tComedy
+c\tThe Film\tV\t
+"""
+USER = """user_id:token\tage:token\tgender:token
+7\t24\tM
+9\t53\tF
+"""
+
+
+def write(folder, inter=INTER, item=ITEM, user=USER):
+    for kind, text in (("inter", inter), ("item", item), ("user", user)):
+        if text is not None:
+            data = text if isinstance(text, bytes) else text.encode()
+            (folder / f"toy.{kind}").write_bytes(data)
+    return folder
+
+
+def test_reads_sorted_by_user_then_time_with_ties_in_file_order(tmp_path):
+    data = read_recbole(write(tmp_path), "toy")
+    assert data.users["user_id"].to_list() == ["7", "9"]
+    assert data.items.columns[:2] == ["item_id", "title"]
+    assert data.user.tolist() == [0, 0, 1, 1, 1]
+    assert data.item.tolist() == [1, 0, 0, 2, 1]
+    assert data.time.tolist() == [100, 300, 200, 200, 200]
+    assert data.user_starts.tolist() == [0, 2, 5]
+
+
+def test_titles_are_told_apart_and_genres_are_lists(tmp_path):
+    items = read_recbole(write(tmp_path), "toy").items
+    assert items["title"].to_list() == ["The Film (1995) [a]", "The Film (1995) [b]", "The Film"]
+    assert items["genres"].to_list() == [["Drama", "War"], ["Comedy"], []]
+    assert items["year"].to_list() == [1995, 1995, None]
+
+
+def test_reads_in_place_from_an_archive(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write(folder)
+    archive = tmp_path / "some.whl"
+    with zipfile.ZipFile(archive, "w") as target:
+        for file in folder.iterdir():
+            target.write(file, f"inside/deep/{file.name}")
+    from_zip, from_folder = read_recbole(archive, "toy"), read_recbole(folder, "toy")
+    assert from_zip.items.equals(from_folder.items)
+    assert np.array_equal(from_zip.item, from_folder.item)
+
+
+def test_side_tables_may_be_missing(tmp_path):
+    data = read_recbole(write(tmp_path, item=None, user=None), "toy")
+    assert data.items["title"].to_list() == ["a", "b", "c"]
+    assert data.users.columns == ["user_id"]
+
+
+def test_windows_line_ends_and_byte_order_mark(tmp_path):
+    raw = b"\xef\xbb\xbf" + INTER.replace("\n", "\r\n").encode()
+    assert len(read_recbole(write(tmp_path, inter=raw), "toy")) == 5
+
+
+def test_quotes_are_characters(tmp_path):
+    data = read_recbole(write(tmp_path, item=ITEM.replace("The Film\t", '"Film\t', 1)), "toy")
+    assert data.items["title"][0] == '"Film (1995)'
+
+
+def test_latin1_is_read_where_it_is_named(tmp_path):
+    item = ITEM.replace("The Film", "Délicatessen", 1).encode("latin-1")
+    data = read_recbole(write(tmp_path, item=item), "toy", encoding="latin-1")
+    assert data.items["title"][0] == "Délicatessen (1995)"
+
+
+def test_repeated_interactions_keep_the_first(tmp_path):
+    with pytest.warns(DataWarning, match="1 repeated interactions"):
+        data = read_recbole(write(tmp_path, inter=INTER + "9\ta\t2\t900\n"), "toy")
+    assert len(data) == 5
+    assert data.time.tolist() == [100, 300, 200, 200, 200]
+
+
+def test_repeated_rows_of_a_side_table_are_read_once(tmp_path):
+    with pytest.warns(DataWarning, match="1 repeated rows"):
+        data = read_recbole(write(tmp_path, user=USER + "9\t53\tF\n"), "toy")
+    assert data.n_users == 2
+
+
+def test_idle_users_leave_and_idle_items_stay(tmp_path):
+    user, item = USER.replace("7\t", "1\t1\tF\n7\t"), ITEM + "z\tOther\t1990\tWar\n"
+    with pytest.warns(DataWarning) as caught:
+        data = read_recbole(write(tmp_path, user=user, item=item), "toy")
+    assert sorted(str(w.message) for w in caught) == [
+        "toy: 1 items without interactions stay in the catalogue with popularity 0",
+        "toy: 1 users without interactions are left out",
+    ]
+    assert (data.n_users, data.n_items) == (2, 4)
+    assert data.users["user_id"].to_list() == ["7", "9"]
+    assert data.user.tolist() == [0, 0, 1, 1, 1]
+
+
+BAD = {
+    "empty file": ({"inter": ""}, "it is empty"),
+    "header alone": ({"inter": INTER.split("\n", maxsplit=1)[0] + "\n"}, "header and no rows"),
+    "truncated row": ({"inter": INTER[:-5]}, "line 6 has 3 fields, the header 4"),
+    "blank line": ({"inter": INTER.replace("\n9", "\n\n9", 1)}, "line 4 has 1 fields"),
+    "missing column": ({"inter": INTER.replace("timestamp", "when")}, "it lacks timestamp; it has"),
+    "missing id column": ({"item": ITEM.replace("item_id", "id")}, "it lacks item_id"),
+    "header without types": ({"inter": INTER.replace(":token", "")}, "the field 'user_id'"),
+    "unknown type": ({"inter": INTER.replace(":float", ":double")}, "the field 'rating:double'"),
+    "column twice": ({"inter": INTER.replace("rating", "item_id", 1)}, "the field 'item_id:"),
+    "NaN time": ({"inter": INTER.replace("300", "nan")}, "line 2 has 'nan' in the number column"),
+    "infinite time": ({"inter": INTER.replace("300", "inf")}, "line 2 has 'inf'"),
+    "text for a time": ({"inter": INTER.replace("300", "May")}, "line 2 has 'May'"),
+    "text for a token time": (
+        {"inter": INTER.replace("timestamp:float", "timestamp:token").replace("300", "May")},
+        "line 2 has 'May'",
+    ),
+    "no time": ({"inter": INTER.replace("300", "")}, "line 2 has no timestamp"),
+    "time out of range": ({"inter": INTER.replace("300", "1e30")}, "a time is out of range"),
+    "empty id": ({"inter": INTER.replace("7\ta", "\ta")}, "line 2 has an empty `user_id`"),
+    "unknown item": ({"inter": INTER.replace("9\tc", "9\tq")}, r"1 are missing \('q'\)"),
+    "unknown user": ({"user": USER.replace("7\t", "8\t")}, r"1 are missing \('7'\)"),
+    "foreign items": ({"item": "item_id:token\nx\ny\n"}, "none of the interactions' item_id"),
+    "contradicting rows": ({"user": USER + "9\t20\tF\n"}, "more than once and differently"),
+    "not UTF-8": ({"item": ITEM.replace("War", "Gu\xe8rre").encode("latin-1")}, "line 2 is not"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_content_is_refused(tmp_path, changed, message):
+    with pytest.raises(DataError, match=message):
+        read_recbole(write(tmp_path, **changed), "toy")
+
+
+def test_unknown_encoding(tmp_path):
+    with pytest.raises(DataError, match="unknown encoding"):
+        read_recbole(write(tmp_path), "toy", encoding="utf-99")
+
+
+def test_wrong_path(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder or archive"):
+        read_recbole(tmp_path / "nowhere", "toy")
+
+
+def test_wrong_name_lists_what_is_there(tmp_path):
+    with pytest.raises(DataError, match=r"there is no tay.inter; there are \['toy'\]"):
+        read_recbole(write(tmp_path), "tay")
+
+
+def test_two_data_sets_of_one_name(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    with pytest.raises(DataError, match="there are several"):
+        read_recbole(tmp_path, "toy")
+
+
+def test_not_an_archive(tmp_path):
+    (tmp_path / "broken.whl").write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(DataError, match="neither a folder nor a whole zip"):
+        read_recbole(tmp_path / "broken.whl", "toy")
+
+
+def test_damaged_member_of_an_archive(tmp_path):
+    archive = tmp_path / "some.whl"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("toy.inter", INTER)
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace(b"7\ta\t3", b"7\ta\t4"))
+    with pytest.raises(DataError, match="Check or fetch it again"):
+        read_recbole(archive, "toy")
