@@ -1,0 +1,65 @@
+"""What every curvature offers: products with a symmetric d × d matrix that is never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fudlr.batches import Batches
+from fudlr.errors import DataError
+
+Forward = Callable[[Any, Any], Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Curvature(Protocol):
+    """A symmetric matrix H₀ [d, d] in place of the mean loss's Hessian.
+
+    Neither the loss's own λ nor any damping is part of it: a solver adds both together, once, as
+    one absolute number, H = H₀ + damping · I.
+    """
+
+    name: str
+    """Key in `CURVATURES`."""
+    semidefinite: bool
+    """Whether vᵀ H₀ v ≥ 0 for every v, so that any damping above 0 makes H positive definite."""
+    couples_layers: bool
+    """Whether entries between layers are kept. Without them every layer supplies the whole shift
+    on its own: such a curvature may rank samples, and overshoots at an update."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""
+        ...
+
+
+BatchProduct = Callable[[Forward, Loss, Any, Tensor], Tensor]
+
+
+def mean_product(
+    batch_product: BatchProduct, forward: Forward, loss: Loss, batches: Batches, vectors: Tensor
+) -> Tensor:
+    """Mean over samples of a product that an engine gives as the mean over each batch.
+
+    Args:
+        batch_product: `(forward, loss, batch, vectors) -> [k, d]`, a mean over the batch.
+        forward: `forward(model, batch) -> outputs`.
+        loss: `loss(outputs, batch) -> [n]`.
+        batches: The samples; batches may differ in size and weigh by it.
+        vectors: `[k, d]`.
+
+    Returns:
+        `[k, d]`; memory does not grow with the number of samples.
+    """
+    if vectors.dim() != 2:
+        raise DataError(
+            "a curvature was to be multiplied with vectors [k, d]",
+            f"a tensor of shape {tuple(vectors.shape)}",
+            "A single vector is a matrix with one row: v[None]",
+        )
+    total = torch.zeros_like(vectors)
+    for batch, rows in batches:
+        total.add_(batch_product(forward, loss, batch, vectors), alpha=rows.stop - rows.start)
+    return total / batches.n

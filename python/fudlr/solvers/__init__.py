@@ -1,0 +1,77 @@
+"""Solvers of (H₀ + damping · I) x = b: each sees a product or a matrix, never a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fudlr.errors import UsageError
+from fudlr.solvers.base import Product, Solution, Solve, Status
+from fudlr.solvers.cg import solve_cg
+from fudlr.solvers.woodbury import solve_woodbury
+
+__all__ = [
+    "SOLVERS",
+    "Product",
+    "Solution",
+    "Solve",
+    "Status",
+    "make_solver",
+    "solve_cg",
+    "solve_woodbury",
+]
+
+
+class HasProduct(Protocol):
+    """A symmetric matrix seen through its products."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H₀ v for each row v of `vectors` `[k, d]`, without damping."""
+        ...
+
+
+def _cg(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    return partial(solve_cg, curvature.product, damping=damping, **options)
+
+
+def _woodbury(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    matrix = getattr(getattr(curvature, "rows", None), "matrix", None)
+    if matrix is None:
+        raise UsageError(
+            "woodbury was to solve with a curvature",
+            f"{type(curvature).__name__} has no stored rows of gradients",
+            "Use the empirical Fisher with rows in memory, or the cg solver",
+        )
+    weights = getattr(curvature, "weights", None)
+    return partial(solve_woodbury, matrix, damping=damping, weights=weights, **options)
+
+
+SOLVERS: dict[str, Callable[..., Solve]] = {"cg": _cg, "woodbury": _woodbury}
+"""Every solver by the name that options use: `(curvature, damping, **options) -> Solve`."""
+
+
+def make_solver(curvature: HasProduct, damping: float, solver: str = "cg", **options: Any) -> Solve:
+    """H⁻¹ as a callable: a curvature, its damping and a solver in one.
+
+    Args:
+        curvature: H₀ through its products; no damping inside.
+        damping: Absolute; H = H₀ + damping · I. At an optimum of the regularised loss its λ.
+        solver: A name in `SOLVERS`.
+        options: Handed on to the solver.
+
+    Returns:
+        `solve(rhs [k, d]) -> Solution`.
+
+    Raises:
+        UsageError: No such solver, or one that cannot use this curvature.
+    """
+    if solver not in SOLVERS:
+        raise UsageError(
+            f"a solver named {solver!r} was asked for",
+            "there is none of that name",
+            f"Choose one of {', '.join(sorted(SOLVERS))}",
+        )
+    return SOLVERS[solver](curvature, damping, **options)

@@ -1,0 +1,274 @@
+"""Writing a store: append rows, be killed at any moment, go on where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fudlr.errors import UsageError
+from fudlr.files import check_writable
+from fudlr.store import manifest
+from fudlr.store.encoding import encode, row_bytes
+from fudlr.store.errors import StoreError
+from fudlr.store.projection import Projection
+from fudlr.store.shards import NAME, Part, Shard, shard_name, write_shard
+from fudlr.store.spec import Binding, StoreSpec
+
+SHARD_BYTES = 64 * 2**20
+PROJECTION = "projection.safetensors"
+_WRITER = re.compile(r"[A-Za-z0-9_.]{1,64}")
+
+
+class StoreWriter:
+    """Appends rows to a store, one of possibly several processes that do so at the same time.
+
+    Rows are buffered until a shard is full, then written by a thread in the background; a row is
+    safe once its shard is, which `flush` waits for. A writer that finds a store goes on with it:
+    `missing` tells which samples are not there yet. Leaving the context by an error keeps what is
+    buffered too, since every appended row is whole.
+
+    Args:
+        folder: The store; made where it is not there.
+        binding: What the rows are made from; a store bound to something else is refused.
+        dim: p, numbers in a row.
+        dtype: `float32`, `bfloat16` or `int8`, see `encoding`.
+        writer: Name of this process among those that write, letters, digits, `_` and `.`.
+        shard_rows: Rows in a shard; by default as many as make 64 MiB.
+        projection: What made the rows of the gradients; kept in the store, for lifting.
+        kept: Measured shares of what the projection keeps, such as `{"energy": 0.97}`; may be
+            changed while writing, and the store reports the mean over rows.
+
+    Raises:
+        UsageError: The name, `dim`, `dtype` or `shard_rows` cannot be.
+        StoreError: The folder holds another store, a bad shard, or a living writer of this name.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        binding: Binding,
+        dim: int,
+        dtype: str = "bfloat16",
+        *,
+        writer: str = "0",
+        shard_rows: int | None = None,
+        projection: Projection | None = None,
+        kept: Mapping[str, float] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        description = {} if projection is None else projection.description()
+        self.spec = StoreSpec(dim, dtype, binding, description)
+        self.writer = writer
+        self.shard_rows = shard_rows or max(1, SHARD_BYTES // row_bytes(dim, dtype))
+        self.kept = dict(kept or {})
+        _check_options(writer, self.shard_rows, dim, projection)
+        check_writable(self.folder)
+        self._lock = _lock_writer(self.folder, writer)
+        try:
+            self._enter_store(projection)
+        except BaseException:
+            self._unlock()
+            raise
+        self._parts: list[Part] = []
+        self._waiting: set[int] = set()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fudlr-store")
+        self._written: Future[Shard] | None = None
+
+    def append(self, ids: Tensor, rows: Tensor) -> None:
+        """Add `rows` `[b, p]` of the samples `ids` `[b]`.
+
+        Raises:
+            UsageError: Shapes that do not fit.
+            StoreError: A sample is stored already, or its row is not finite.
+        """
+        ids = ids.detach().to("cpu", torch.int64)
+        rows = rows.detach().to("cpu")
+        if rows.dim() != 2 or rows.shape[1] != self.spec.dim or ids.shape != rows.shape[:1]:
+            raise UsageError(
+                f"ids [b] and rows [b, {self.spec.dim}] were to be stored",
+                f"ids {tuple(ids.shape)} and rows {tuple(rows.shape)}",
+                "Append one row a sample",
+            )
+        names = ids.tolist()
+        self._refuse_stored(ids, names)
+        _check_finite(ids, rows)
+        encoded, scales = encode(rows, self.spec.dtype)
+        self._waiting.update(names)
+        start = 0
+        while start < len(names):
+            room = self.shard_rows - sum(part.ids.numel() for part in self._parts)
+            part = slice(start, min(start + room, len(names)))
+            cut = None if scales is None else scales[part]
+            self._parts.append(Part(ids[part].clone(), encoded[part], cut))
+            start = part.stop
+            if part.stop - part.start == room:
+                self._write()
+
+    def missing(self, ids: Tensor) -> Tensor:
+        """Those of `ids` that are neither stored nor appended, in their order, `[m]`."""
+        ids = ids.detach().to("cpu", torch.int64)
+        waiting = torch.tensor([name in self._waiting for name in ids.tolist()], dtype=torch.bool)
+        return ids[~(_contains(self._stored, ids) | waiting)]
+
+    def flush(self) -> None:
+        """Write what is buffered as a shard, and wait until it is safe on disk."""
+        if self._parts:
+            self._write()
+        self._wait()
+
+    def close(self) -> None:
+        """Flush, and bring the manifest up to date."""
+        if self._lock is None:
+            return
+        try:
+            self.flush()
+            with manifest.folder_lock(self.folder):
+                manifest.write_manifest(self.folder)
+        finally:
+            self._pool.shutdown()
+            self._unlock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _enter_store(self, projection: Projection | None) -> None:
+        with manifest.folder_lock(self.folder):
+            for left in self.folder.glob(f".rows-{self.writer}-*"):
+                left.unlink()  # this writer's own, cut off: its rows count as missing
+            paths = list(self.folder.glob("rows-*"))
+            if not paths and manifest.read_manifest(self.folder) is None:
+                manifest.start_manifest(self.folder, self.spec)
+            spec, shards, ids = manifest.collect(self.folder)
+            differences = spec.differences(self.spec)
+            if differences:
+                raise StoreError(
+                    f"rows were to be added to the store {self.folder}",
+                    "it is of another kind: " + ", ".join(differences),
+                    "Choose another folder, or delete this one where it is no longer needed",
+                )
+            if projection is not None and not (self.folder / PROJECTION).exists():
+                projection.save(self.folder / PROJECTION)
+        own = [NAME.fullmatch(shard.name) for shard in shards if shard.writer == self.writer]
+        self._sequence = 1 + max((int(name["sequence"]) for name in own if name), default=-1)
+        self._stored = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).sort().values
+
+    def _refuse_stored(self, ids: Tensor, names: list[int]) -> None:
+        doubled = [name for name in names if name in self._waiting]
+        doubled += ids[_contains(self._stored, ids)].tolist()
+        if len(set(names)) < len(names):
+            doubled += sorted(name for name in set(names) if names.count(name) > 1)
+        if doubled:
+            raise StoreError(
+                f"rows of {len(names)} samples were to be added to {self.folder}",
+                f"{len(doubled)} of them are stored already, sample {doubled[0]} the first",
+                "Append writer.missing(ids) only",
+            )
+
+    def _write(self) -> None:
+        """Hand the buffer to the thread, once it is done with the one before: two at most."""
+        self._wait()
+        parts, self._parts = self._parts, []
+        ids = torch.cat([part.ids for part in parts])
+        self._stored = torch.cat([self._stored, ids]).sort().values
+        self._waiting.difference_update(ids.tolist())
+        self._written = self._pool.submit(
+            write_shard, self.folder, self.spec, self.writer, self._sequence, parts, dict(self.kept)
+        )
+        self._sequence += 1
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            written, self._written = self._written, None
+            try:
+                written.result()
+            except OSError as error:
+                raise StoreError(
+                    f"a shard was to be written to {self.folder}",
+                    f"{shard_name(self.writer, self._sequence - 1)} could not be "
+                    f"({error.strerror})",
+                    "Make room or repair permissions, and record again: what is stored is kept",
+                ) from error
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            _lock_path(self.folder, self.writer).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def _check_options(writer: str, shard_rows: int, dim: int, projection: Projection | None) -> None:
+    if not _WRITER.fullmatch(writer):
+        raise UsageError(
+            "a writer was to be named",
+            f"{writer!r} is not one to 64 letters, digits, _ and .",
+            "Use the process's rank, for one",
+        )
+    if shard_rows < 1:
+        raise UsageError("a shard's rows were to be set", f"{shard_rows}", "Use at least 1")
+    if projection is not None and projection.dim != dim:
+        raise UsageError(
+            f"rows of {dim} numbers were to be stored with their projection",
+            f"it makes {projection.dim}",
+            "Use projection.dim",
+        )
+
+
+def _lock_path(folder: Path, writer: str) -> Path:
+    return folder / f".writer-{writer}.lock"
+
+
+def _lock_writer(folder: Path, writer: str) -> int:
+    """Hold the writer's name; the system lets go of it when the process dies."""
+    path = _lock_path(folder, writer)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise StoreError(
+                f"rows were to be added to the store {folder} as writer {writer}",
+                "another process is doing so under this name",
+                "Give each process its own writer name",
+            ) from error
+        # The one before may have removed the file between our opening and locking it.
+        if path.exists() and os.stat(path).st_ino == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)
+
+
+def _contains(ascending: Tensor, ids: Tensor) -> Tensor:
+    """Which of `ids` are in `ascending`, `[b]` bool."""
+    if not ascending.numel():
+        return torch.zeros(ids.shape, dtype=torch.bool)
+    place = torch.searchsorted(ascending, ids).clamp(max=ascending.numel() - 1)
+    return ascending[place] == ids
+
+
+def _check_finite(ids: Tensor, rows: Tensor) -> None:
+    # A sum is finite only if all its terms are, and needs no second copy of the rows.
+    if bool(rows.sum(dtype=torch.float64).isfinite()):
+        return
+    broken = ids[~rows.isfinite().all(dim=1)]
+    raise StoreError(
+        "per-sample gradients were to be stored",
+        f"{broken.numel()} of them are not finite, sample {int(broken[0])} the first",
+        "Look for NaN or overflow in that sample's loss; 16-bit weights often cause it",
+    )

@@ -1,0 +1,126 @@
+"""Removal of masked samples in closed form.
+
+    θ(m) = θ* + (1/n) H⁻¹ Gᵀ m
+
+one Newton step from the optimum of L towards that of L with weights 1 − m and the same divisor n
+(Guo et al. 2020, "Certified data removal", arXiv 1911.03030, for linear models; FUDLR, arXiv
+2601.17492). The step is a whole one: a longer one would be steering, not removal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fudlr.errors import DataError, NumericalError
+from fudlr.solvers import Solution, Solve, Status
+from fudlr.store import GradientRows
+
+LARGE_SHIFT = 0.5
+"""‖δ‖ / ‖θ‖ beyond which one step is doubtful: removals of 10% that agreed with retraining moved
+an adapter by less."""
+LARGE_RESIDUAL = 0.1
+"""Relative residual of a stopped solve beyond which the update is not the one asked for."""
+DESTRUCTIVE_SHIFT = 5.0
+"""‖δ‖ / ‖θ‖ beyond which nothing of the adapter is left, and the update is refused."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """An adapter without the masked samples' effect.
+
+    Attributes:
+        delta: The shift, `[d]`.
+        theta: The updated parameters, `[d]`.
+        solution: The solve behind it, with residual and status.
+        relative_shift: ‖delta‖ / ‖θ‖; infinite where θ is 0 and delta is not.
+        warnings: What a person should know before using it.
+    """
+
+    delta: Tensor
+    theta: Tensor
+    solution: Solution
+    relative_shift: float
+    warnings: list[str] = field(default_factory=list)
+
+
+def removal_update(
+    theta: Tensor,
+    rows: GradientRows,
+    mask: Tensor,
+    solve: Solve,
+    *,
+    n: int | None = None,
+    force: bool = False,
+) -> Update:
+    """Take the effect of the masked samples out of `theta`.
+
+    Args:
+        theta: θ*, the trained parameters, `[d]`.
+        rows: Gradients at θ* of the samples that `mask` speaks of.
+        mask: m `[rows.n]`, boolean or in [0, 1]; 1 forgets a sample.
+        solve: H⁻¹ (see `solvers.make_solver`), from the curvature of all training samples.
+        n: Training samples, the divisor of the loss; `rows.n` by default, which is wrong where
+            `rows` are only a part of them.
+        force: Go on where the shift is larger than `DESTRUCTIVE_SHIFT`.
+
+    Raises:
+        DataError: Shapes that do not fit, or a mask outside of [0, 1].
+        NumericalError: Something is not finite, or the shift would destroy the adapter.
+    """
+    _check_inputs(theta, rows, mask)
+    weights = mask.to(theta.dtype)[None]
+    divisor = rows.n if n is None else n
+    solution = solve(rows.sum(weights) / divisor)
+    delta = solution.x[0]
+    updated = theta + delta
+    if not bool(updated.isfinite().all()):
+        raise NumericalError(
+            "an adapter was to be updated",
+            "the shift is not finite",
+            "Look for gradients that are not finite, or raise the damping",
+        )
+    shift, size = float(delta.norm()), float(theta.norm())
+    relative = shift / size if size else math.inf if shift else 0.0
+    warnings = list(solution.warnings)
+    if solution.status is Status.MAX_STEPS and float(solution.residuals.max()) > LARGE_RESIDUAL:
+        warnings.append(solution.message)
+    if relative > LARGE_SHIFT:
+        warnings.append(_check_shift(relative, force))
+    return Update(delta, updated, solution, relative, warnings)
+
+
+def _check_shift(relative: float, force: bool) -> str:
+    remedy = (
+        "Likely a curvature without the entries between layers, or too small a damping: use "
+        "empirical_fisher or ggn, raise the damping, or remove fewer samples"
+    )
+    found = f"the shift is {relative:.3g} times as long as the adapter itself"
+    if relative > DESTRUCTIVE_SHIFT and not force:
+        raise NumericalError("an adapter was to be updated", found, remedy)
+    return f"The update is doubtful: {found}. {remedy}."
+
+
+def _check_inputs(theta: Tensor, rows: GradientRows, mask: Tensor) -> None:
+    if theta.shape != (rows.d,) or mask.shape != (rows.n,):
+        raise DataError(
+            f"an update needs theta [{rows.d}] and a mask [{rows.n}] to fit the gradients",
+            f"theta {tuple(theta.shape)}, mask {tuple(mask.shape)}",
+            "Give both for the same samples and adapter as the rows",
+        )
+    if not bool(theta.isfinite().all()):
+        raise NumericalError(
+            "an adapter was to be updated",
+            "its parameters are not finite",
+            "Train it again, or load an undamaged one",
+        )
+    wide = mask.to(torch.float64)
+    if not bool(((wide >= 0) & (wide <= 1)).all()):
+        raise DataError(
+            "an update removes samples with a mask between 0 and 1",
+            f"values from {float(wide.min()):.3g} to {float(wide.max()):.3g}, or NaN",
+            "1 forgets a sample, 0 keeps it; signed masks would steer, not remove",
+        )
