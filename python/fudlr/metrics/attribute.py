@@ -16,6 +16,10 @@ from fudlr.metrics.accuracy import hits, target_probability
 from fudlr.metrics.base import Side, SummedMetric, catalogue_softmax
 
 
+def _has_item_groups(side: Side) -> bool:
+    return side.item_groups is not None and side.item_groups.shape[1] > 1
+
+
 def _item_groups(side: Side, dtype: torch.dtype) -> Tensor:
     if side.item_groups is None:
         raise AssertionError("missing() was to be asked first")
@@ -101,7 +105,7 @@ class _ExposureGap(GroupGap):
 
     def missing(self, side: Side) -> str | None:
         """Ask for item groups too."""
-        if side.item_groups is None:
+        if not _has_item_groups(side):
             return "it compares item groups, and the items have none"
         return super().missing(side)
 
@@ -173,7 +177,7 @@ class _Unfairness(SummedMetric):
 
     def missing(self, side: Side) -> str | None:
         """Ask for item groups and histories."""
-        if side.item_groups is None or side.history_groups is None:
+        if side.history_groups is None or not _has_item_groups(side):
             return "it compares item groups with users' histories, and one of them is missing"
         return super().missing(side)
 

@@ -19,7 +19,7 @@ def test_hard_is_the_plain_python_value(name):
 
 def test_weights_are_repetitions(name):
     scores, side = problem()
-    weights = torch.arange(N) % 4
+    weights = (torch.arange(N) * 7 % 5) ** 2 % 4
     rows = torch.arange(N).repeat_interleave(weights)
     repeated = METRICS[name].hard(top_k(scores, side)[rows], side.take(rows))
     weighted = METRICS[name].hard(top_k(scores, side), side, weights)

@@ -28,10 +28,11 @@ def test_what_needs_missing_groups_is_left_out():
     alone = dataclasses.replace(side, user_group=torch.zeros_like(side.user_group))
     assert not {"hellinger", "dp", "hit_gap@4"} & set(evaluate(scores, alone))
     assert "mgu" in evaluate(scores, alone)
-    plain = dataclasses.replace(side, item_groups=None, history_groups=None)
-    found = set(evaluate(scores, plain))
-    assert not {"hellinger", "dp@4", "mgu", "dgu"} & found
-    assert {"hit_gap", "arp"} <= found
+    for none in (None, torch.zeros(M, 0)):
+        plain = dataclasses.replace(side, item_groups=none, history_groups=None)
+        found = set(evaluate(scores, plain))
+        assert not {"hellinger", "dp@4", "mgu", "dgu"} & found
+        assert {"hit_gap", "arp"} <= found
 
 
 def test_chosen_metrics_alone():
