@@ -39,14 +39,16 @@ class ReportData:
             `null`: {metric: value, or {`mean`, `interval`, `p`}} with the groups permuted;
             `directions`: {metric: `lower` or `higher`}, which is better;
             `descriptions`: {metric: one sentence};
-            `seconds`: {stage: seconds}, the stage `retraining` apart from the sum;
+            `seconds`: {stage: seconds}, `retraining` among them;
+            `cost`: {`seconds` of the update alone, `training_seconds`, and `stages`, the names
+            of those that the update needs}, without which all stages but `retraining` count;
             `config`, `versions`, `seed`, and `warnings`, a list of sentences.
         mask: One row a training sample: `sample_id`, `mask` (1 removed), and where known
             `score`, `influence_<metric>` and `influence_accuracy` (first-order change of the
             metric, and of the validation loss, when the sample is removed), `user_id`,
             `target`, `target_title`, `history` (a list of titles or ids, oldest first).
-        curve: One dictionary a budget: `budget`, `predicted` {metric: value} and `measured`
-            {metric: value} or None.
+        curve: One dictionary a budget: `budget`, `predicted` {metric: value} of the closed form
+            and `measured` {metric: value} of a retraining, or None.
 
     Raises:
         DataError: A part is missing or has another form.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fudlr.progress import duration
+from fudlr.report.cost import cost
 from fudlr.report.data import ReportData, number, pair, section
 from fudlr.report.numbers import figure, label, relative, share, signed, span
 
@@ -162,14 +163,6 @@ def accuracy_metric(names: Mapping[str, Any]) -> str | None:
     return None
 
 
-def update_seconds(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Seconds of all stages but retraining, and of retraining."""
-    seconds = {name: number(value) for name, value in section(summary, "seconds").items()}
-    retraining = seconds.pop("retraining", None)
-    known = [value for value in seconds.values() if value is not None]
-    return (sum(known) if known else None), retraining
-
-
 def headline(data: ReportData) -> str:
     """One plain sentence: what changed, at what cost."""
     summary = data.summary
@@ -178,16 +171,15 @@ def headline(data: ReportData) -> str:
     if removed == 0:
         return f"Nothing was removed: all {total:,} training samples were kept."
     told = objective_metrics(summary)
-    cost = accuracy_metric(section(summary, "before"))
-    if cost is not None and cost not in told:
-        told.append(cost)
+    paid = accuracy_metric(section(summary, "before"))
+    if paid is not None and paid not in told:
+        told.append(paid)
     sentence = f"Taking out {removed:,} of {total:,} training samples ({share(removed / total)}) "
     sentence += " and ".join(_movement(rows[name]) for name in told)
-    update, retraining = update_seconds(summary)
-    if update is not None and retraining:
-        sentence += f", in {share(update / retraining)} of the time of retraining"
-    elif update is not None:
-        sentence += f", in {duration(update)}"
+    spent = cost(summary)
+    if spent is not None:
+        share_of = f"{spent.share} of the time of {spent.word}" if spent.share else ""
+        sentence += f", in {share_of or duration(spent.update)}"
     return sentence + "."
 
 

@@ -11,16 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fudlr.files import atomic_file
 from fudlr.progress import duration
 from fudlr.report import plots
-from fudlr.report.data import ReportData, number, section
+from fudlr.report.cost import cost, stage_rows
+from fudlr.report.data import ReportData, section
 from fudlr.report.metrics_table import (
     MetricRow,
     accuracy_metric,
     headline,
     metric_rows,
     objective_metrics,
-    update_seconds,
 )
-from fudlr.report.numbers import label, share
+from fudlr.report.numbers import share
 from fudlr.report.samples_table import by_target, by_user, influence_columns, top_samples
 from fudlr.report.tradeoff import tradeoffs
 
@@ -69,8 +69,8 @@ def _view(data: ReportData) -> dict[str, Any]:
         "samples": top_samples(data, columns),
         "removed": data.removed.height,
         "groups": [table for table in (by_target(data), by_user(data)) if table],
-        "stages": list(_stages(summary)),
-        "seconds": plots.seconds(data),
+        "stages": list(stage_rows(summary)),
+        "seconds": plots.seconds(cost(summary)),
         "config": list(_flat(section(summary, "config"))),
         "versions": list(_flat(section(summary, "versions"))),
         "seed": summary.get("seed"),
@@ -83,32 +83,20 @@ def _tiles(data: ReportData, rows: list[MetricRow]) -> Iterator[tuple[str, str, 
     removed = data.removed.height
     yield ("Removed", share(removed / total if total else 0), f"{removed:,} of {total:,}", "")
     named = objective_metrics(data.summary)
-    cost = accuracy_metric(section(data.summary, "before"))
-    if cost is not None and cost not in named:
-        named.append(cost)
+    paid = accuracy_metric(section(data.summary, "before"))
+    if paid is not None and paid not in named:
+        named.append(paid)
     known = {row.name: row for row in rows}
     for name in named[:3]:
         row = known[name]
         values = f"{row.before.text} → {row.after.text}"
         yield (row.label, row.change.text, values, row.change.verdict)
-    update, retraining = update_seconds(data.summary)
-    if update is not None:
-        against = f"{duration(update)} against {duration(retraining)}" if retraining else ""
-        figure = share(update / retraining) if retraining else duration(update)
-        yield ("Time against retraining" if retraining else "Time", figure, against, "")
-
-
-def _stages(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Stage, seconds, and share of the retraining's."""
-    update, retraining = update_seconds(summary)
-    for name, value in section(summary, "seconds").items():
-        known = number(value)
-        if name != "retraining" and known is not None:
-            yield (label(name), duration(known), share(known / retraining) if retraining else "")
-    if update is not None:
-        yield ("Sum", duration(update), share(update / retraining) if retraining else "")
-    if retraining is not None:
-        yield ("Retraining", duration(retraining), "100%")
+    spent = cost(data.summary)
+    if spent is not None and spent.training:
+        against = f"{duration(spent.update)} against {duration(spent.training)}"
+        yield (f"Time against {spent.word}", spent.share or "", against, "")
+    elif spent is not None:
+        yield ("Time", duration(spent.update), "", "")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

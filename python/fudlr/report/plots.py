@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fudlr.progress import duration
+from fudlr.report.cost import Cost
 from fudlr.report.data import ReportData
-from fudlr.report.metrics_table import Change, MetricRow, update_seconds
+from fudlr.report.metrics_table import Change, MetricRow
 from fudlr.report.numbers import figure
 from fudlr.report.svg import BLUE, INK, ORANGE, PALE, Plot, canvas, legend_above, to_svg
 
@@ -59,23 +60,23 @@ def _bars(
             axes.plot(ends, [index + offset] * 2, color=INK, linewidth=1.1)
 
 
-def seconds(data: ReportData) -> Plot | None:
-    """One bar for all stages of the update together, one for retraining."""
-    update, retraining = update_seconds(data.summary)
-    if update is None or retraining is None:
+def seconds(spent: Cost | None) -> Plot | None:
+    """One bar for all stages of the update together, one for training."""
+    if spent is None or not spent.training:
         return None
+    bars = {"update": spent.update, spent.word: spent.training}
     with canvas(1.5) as (drawing, axes):
-        axes.barh([0, 1], [update, retraining], 0.62, color=[BLUE, ORANGE])
-        axes.set_yticks([0, 1], ["update", "retraining"])
+        axes.barh([0, 1], list(bars.values()), 0.62, color=[BLUE, ORANGE])
+        axes.set_yticks([0, 1], list(bars))
         axes.set_ylim(1.5, -0.5)
-        axes.set_xlim(0, 1.22 * max(update, retraining))
+        axes.set_xlim(0, 1.25 * max(bars.values()))
         axes.grid(visible=False, axis="y")
-        for y, value in enumerate((update, retraining)):
+        for y, value in enumerate(bars.values()):
             axes.text(value, y, "  " + duration(value), va="center", color=INK)
         axes.set_xlabel("seconds")
-        words = f"Update {duration(update)}, retraining {duration(retraining)}"
-        svg = to_svg(drawing, "seconds", words)
-    return Plot("Time against retraining", svg, "All stages of the update together.")
+        words = ", ".join(f"{name} {duration(value)}" for name, value in bars.items())
+        svg = to_svg(drawing, "seconds", f"Time: {words}")
+    return Plot(f"Time against {spent.word}", svg, "All stages of the update together.")
 
 
 def scores(data: ReportData) -> Plot | None:
@@ -92,8 +93,8 @@ def scores(data: ReportData) -> Plot | None:
         low, high = np.quantile(values, [0.001, 0.999])
         edges = np.linspace(low, high if high > low else low + 1, 61).tolist()
         inside = np.clip(values, low, high)
-        axes.hist(inside, edges, color=PALE, label="kept")
-        axes.hist(inside[gone], edges, color=ORANGE, label="removed")
+        axes.hist(inside, edges, color=PALE, label="kept", histtype="stepfilled")
+        axes.hist(inside[gone], edges, color=ORANGE, label="removed", histtype="stepfilled")
         threshold = float(values[gone].max()) if gone.any() else None
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label="threshold")

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fudlr.progress import duration
-from fudlr.report.metrics_table import Change, MetricRow, metric_rows, update_seconds
-from fudlr.report.numbers import share
+from fudlr.report.cost import cost
+from fudlr.report.metrics_table import Change, MetricRow, metric_rows
 
 _COLOUR = {"better": "green", "worse": "red"}
 
@@ -33,10 +33,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     for row in rows:
         table.add_row(*_cells(row, retrained, heldout))
     console.print(table)
-    update, retraining = update_seconds(summary)
-    if update is not None:
-        against = f", {share(update / retraining)} of retraining" if retraining else ""
-        console.print(Text(f"time: {duration(update)}{against}"))
+    spent = cost(summary)
+    if spent is not None:
+        against = f", {spent.share} of {spent.word}" if spent.share else ""
+        console.print(Text(f"time: {duration(spent.update)}{against}"))
     for warning in summary.get("warnings") or []:
         console.print(Text(f"warning: {warning}", style="yellow"))
 

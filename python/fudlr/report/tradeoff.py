@@ -15,6 +15,7 @@ from fudlr.report.numbers import figure, label, share
 from fudlr.report.svg import BLUE, INK, ORANGE, Plot, canvas, legend_above, to_svg
 
 _KINDS = {"predicted": ("o--", BLUE), "measured": ("s-", ORANGE)}
+_WORDS = {"predicted": "predicted (closed form)", "measured": "measured (retrained)"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def _tradeoff(data: ReportData, metric: str) -> Plot | None:
             line = [point for point in points if point.kind == kind]
             if line:
                 xs, ys = [p.accuracy for p in line], [p.metric for p in line]
-                axes.plot(xs, ys, style, color=colour, markersize=5, linewidth=1.4, label=kind)
+                axes.plot(
+                    xs, ys, style, color=colour, markersize=5, linewidth=1.4, label=_WORDS[kind]
+                )
         _draw_chosen(axes, data.summary, points)
         _draw_budgets(axes, points)
         axes.margins(0.14)

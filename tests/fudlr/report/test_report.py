@@ -20,6 +20,7 @@ from fudlr.report import (
     save_report_data,
     write_report,
 )
+from fudlr.report.cost import stage_rows
 from fudlr.report.metrics_table import headline, metric_rows, objective_metrics
 from fudlr.report.numbers import label
 from made_up_run import make_curve, make_mask
@@ -144,16 +145,20 @@ def test_only_what_is_required(tmp_path: Path) -> None:
     assert "−50.0%" in page.text
 
 
-@pytest.mark.parametrize("part", ["retrained", "heldout", "null", "intervals", "predicted",
-                                  "seconds", "config", "versions", "directions", "warnings",
-                                  "seed"])  # fmt: skip
-@pytest.mark.parametrize("gone", [True, False])
-def test_each_part_may_be_missing_or_none(data: ReportData, part: str, gone: bool) -> None:
-    summary = dict(data.summary)
-    if gone:
-        del summary[part]
-    else:
-        summary[part] = None
+OPTIONAL = ["retrained", "heldout", "null", "intervals", "predicted", "seconds", "cost", "config",
+            "versions", "directions", "warnings", "seed"]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", OPTIONAL)
+def test_each_part_may_be_missing(data: ReportData, part: str) -> None:
+    summary = {name: value for name, value in data.summary.items() if name != part}
+    page = Page(render_report(ReportData(summary, data.mask, data.curve)))
+    assert "ARP" in page.text
+    assert "None" not in page.text
+
+
+def test_every_part_may_be_none(data: ReportData) -> None:
+    summary = {**data.summary, **dict.fromkeys(OPTIONAL)}
     page = Page(render_report(ReportData(summary, data.mask, data.curve)))
     assert "ARP" in page.text
     assert "None" not in page.text
@@ -215,6 +220,23 @@ def test_verdict(direction: str, after: float, interval: Any, verdict: str) -> N
         "intervals": {"change": {"m": interval}},
     }
     assert metric_rows(summary)[0].change.verdict == verdict
+
+
+def test_cost_leaves_measuring_out(summary: dict[str, Any]) -> None:
+    summary["seconds"] |= {"held-out users": 40.0}
+    needed = ["metric gradients", "sample gradients", "solve", "update"]
+    summary["cost"] = {"seconds": 5.65, "training_seconds": 99.0, "stages": needed}
+    rows = list(stage_rows(summary))
+    names = [row.name for row in rows]
+    assert names[4:6] == ["The update in all", "Retraining"]
+    assert "Held-out users (measuring)" in names[6:]
+    assert rows[4].share == "39%"
+
+
+def test_cost_against_training_where_nothing_was_retrained(data: ReportData) -> None:
+    del data.summary["seconds"]["retraining"]
+    data.summary["cost"] = {"seconds": 5.0, "training_seconds": 20.0, "stages": []}
+    assert headline(data).endswith(", in 25% of the time of training.")
 
 
 def test_same_data_same_page(data: ReportData) -> None:
