@@ -162,6 +162,8 @@ def _read_table(
             f"it lacks {', '.join(missing)}; it has {', '.join(columns)}",
             "Rename or add the column in the header",
         )
+    # What the method needs has its own type, whatever the header says.
+    columns |= {c: "float" if c == "timestamp" else "token" for c in required}
     _check_fields(text, label, len(columns))
     if b"\n" not in text:
         raise DataError(f"{label} was to be read", "it has a header and no rows", "Fetch it again")
@@ -195,12 +197,27 @@ def _as_texts(table: pl.DataFrame | None, keep: tuple[str, ...]) -> pl.DataFrame
     return table.with_columns(pl.col(c).list.join(" ") for c in lists)
 
 
-def read_recbole(path: Path | str, name: str, encoding: str = "utf-8") -> Interactions:
+def _only_name(folder: _Folder, name: str | None) -> str:
+    """Return the name, or the one data set's that is there."""
+    found = sorted({PurePosixPath(m).stem for m in folder.members if m.endswith(".inter")})
+    if name in found or (name is None and len(found) == 1):
+        return name or found[0]
+    asked = "a data set" if name is None else f"the data set {name}"
+    raise DataError(
+        f"{asked} was to be read from {folder.path}",
+        f"there is no {name}.inter" if name else f"it holds {len(found)}",
+        f"Name one of {', '.join(found)}" if found else "Check the path: it has no .inter file",
+    )
+
+
+def read_recbole(
+    path: Path | str, name: str | None = None, encoding: str = "utf-8"
+) -> Interactions:
     """Read `name.inter` with `name.item` and `name.user` where they exist.
 
     Args:
         path: a folder (searched with its subfolders), or a zip or wheel that is read in place.
-        name: the data set's name, such as `ml-100k`.
+        name: the data set's name, such as `ml-100k`; may be left out where there is one alone.
         encoding: of all three files.
 
     Returns:
@@ -211,14 +228,9 @@ def read_recbole(path: Path | str, name: str, encoding: str = "utf-8") -> Intera
         DataError: what is missing, truncated or does not match, with file and line.
     """
     folder = _Folder.open(Path(path))
+    name = _only_name(folder, name)
     events = _read_table(folder, f"{name}.inter", ("user_id", "item_id", "timestamp"), encoding)
-    if events is None:
-        others = [PurePosixPath(m).stem for m in folder.members if m.endswith(".inter")]
-        raise DataError(
-            f"the data set {name} was to be read from {path}",
-            f"there is no {name}.inter; " + (f"there are {others}" if others else "nor any other"),
-            "Check the path and the name",
-        )
+    assert events is not None
     blank = events["timestamp"].is_null()
     if blank.any():
         raise DataError(
@@ -226,9 +238,6 @@ def read_recbole(path: Path | str, name: str, encoding: str = "utf-8") -> Intera
             f"line {int(blank.arg_max() or 0) + 2} has no timestamp",
             "Without times there is no order to learn from: give one for every row",
         )
-    if events.schema["timestamp"] != pl.Float64:
-        stamps = _numbers(events["timestamp"].cast(pl.String), f"{name}.inter")
-        events = events.with_columns(timestamp=stamps)
     users = _read_table(folder, f"{name}.user", ("user_id",), encoding)
     items = _read_table(folder, f"{name}.item", ("item_id",), encoding)
     return build_interactions(

@@ -12,9 +12,9 @@ CHUNK = 4_000_000  # scores held at a time
 
 
 def synthetic(
-    n_users: int,
-    n_items: int,
-    seed: int,
+    n_users: int = 200,
+    n_items: int = 150,
+    seed: int = 0,
     *,
     per_user: tuple[int, int] = (20, 40),
     n_genres: int = 4,

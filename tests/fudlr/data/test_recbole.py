@@ -128,6 +128,10 @@ BAD = {
         {"inter": INTER.replace("timestamp:float", "timestamp:token").replace("300", "May")},
         "line 2 has 'May'",
     ),
+    "a sequence for a time": (
+        {"inter": INTER.replace("timestamp:float", "timestamp:token_seq").replace("300", "May")},
+        "line 2 has 'May'",
+    ),
     "no time": ({"inter": INTER.replace("300", "")}, "line 2 has no timestamp"),
     "time out of range": ({"inter": INTER.replace("300", "1e30")}, "a time is out of range"),
     "empty id": ({"inter": INTER.replace("7\ta", "\ta")}, "line 2 has an empty `user_id`"),
@@ -156,8 +160,17 @@ def test_wrong_path(tmp_path):
 
 
 def test_wrong_name_lists_what_is_there(tmp_path):
-    with pytest.raises(DataError, match=r"there is no tay.inter; there are \['toy'\]"):
+    with pytest.raises(DataError, match=r"there is no tay.inter. Name one of toy"):
         read_recbole(write(tmp_path), "tay")
+
+
+def test_the_only_data_set_needs_no_name(tmp_path):
+    with pytest.raises(DataError, match=r"it holds 0\. Check the path: it has no \.inter file"):
+        read_recbole(tmp_path)
+    assert len(read_recbole(write(tmp_path))) == 5
+    (tmp_path / "other.inter").write_text(INTER)
+    with pytest.raises(DataError, match=r"it holds 2\. Name one of other, toy"):
+        read_recbole(tmp_path)
 
 
 def test_two_data_sets_of_one_name(tmp_path):
