@@ -12,8 +12,9 @@ MIXED = Shape((3, 0, 1, 20, 7, 5, 9), 8, 50)
 def check(got, case, arguments):
     """Hold an error to twice that of plain PyTorch in the accumulator's dtype, plus rounding.
 
-    The rounding is relative to the sum of the terms' sizes. The float64 reference rounds as much
-    as the kernel does: 1.6 roundings apart were measured at most, 1 in the narrower dtypes.
+    A rounding is eps times the sum of the terms' sizes. Measured over five seeds: at most 0.94
+    beyond twice plain PyTorch's error in the narrower dtypes, and 2.0 in float64, where the
+    reference rounds as much as the kernel does.
     """
     exact = case.reference(*(x.double() if x.is_floating_point() else x for x in arguments))
     dtype = result_dtype(arguments[0].dtype)
@@ -26,7 +27,7 @@ def check(got, case, arguments):
     error = (got.double() - exact).abs().max()
     rounding = torch.finfo(dtype).eps * size.max()
     allowed = 2 * (plain.double() - exact).abs().max() + rounding * (
-        2 if dtype == torch.float64 else 1
+        3 if dtype == torch.float64 else 1.5
     )
     assert error <= allowed
 

@@ -1,0 +1,47 @@
+"""Scoring more samples takes no more memory: batches stream, gradients are never stored."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import resource, sys
+import torch
+sys.path.insert(0, {folder!r})
+from engine_models import adapted, batch_of, llama
+from fudlr_ext import Engine, label_logits, label_loss
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+engine = Engine(adapted(llama(hidden_size=64, intermediate_size=128), r=16))
+vectors = torch.randn(4, engine.d)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def score(batches):
+    for seed in range(batches):
+        engine.sample_dots(label_logits, label_loss, batch_of(n=32, t=12, seed=seed), vectors)
+
+score(8)
+before = peak()
+score(int(sys.argv[1]))
+print(engine.d, before, peak())
+"""
+
+
+def test_sample_dots_streams():
+    batches = 30
+    script = SCRIPT.format(folder=str(Path(__file__).parent))
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(batches)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    d, before, after = map(int, result.stdout.split())
+    stored = 32 * batches * d * 4
+    assert stored > 100 * 2**20  # what keeping the gradients would have taken
+    assert after - before < 16 * 2**20
