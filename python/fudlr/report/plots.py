@@ -72,7 +72,14 @@ def seconds(spent: Cost | None) -> Plot | None:
         axes.set_xlim(0, 1.25 * max(bars.values()))
         axes.grid(visible=False, axis="y")
         for y, value in enumerate(bars.values()):
-            axes.text(value, y, "  " + duration(value), va="center", color=INK)
+            axes.annotate(
+                duration(value),
+                (value, y),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+            )
         axes.set_xlabel("seconds")
         words = ", ".join(f"{name} {duration(value)}" for name, value in bars.items())
         svg = to_svg(drawing, "seconds", f"Time: {words}")
