@@ -84,9 +84,9 @@ class ModelConfig(_Record):
     heads: Count = 4
     kv_heads: Count = 4
     intermediate: Count = 128
-    pretrain_epochs: Annotated[int, Field(ge=0)] = 10
-    pretrain_learning_rate: Positive = 2e-3
-    pretrain_batch: Count = 256
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 6
+    pretrain_learning_rate: Positive = 3e-3
+    pretrain_batch: Count = 64
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -142,12 +142,22 @@ class DebiasConfig(_Record):
     lambda_spa: NotNegative = 0.0
     curvature: Name = "empirical_fisher"
     damping: Positive | None = None
-    """Absolute, added once to the curvature; without it, the λ of training."""
+    """Absolute, added once to the curvature; without it, chosen from the λ of training."""
     solver: Name = "cg"
     max_steps: Count = 20
     """Iterations of the solver."""
     candidate_share: Share = 1.0
-    """Share of the training samples that are scored."""
+    """Share of the training samples that may be removed, drawn at random."""
+    also: tuple[Name, ...] = ()
+    """Further metrics whose influences are written beside the objective's."""
+    rows: Literal["memory", "stream"] = "memory"
+    """Per-sample gradients kept (n · d numbers), or computed again for each product."""
+    curve: tuple[Share, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
+    """Budgets of the trade-off curve; empty for none."""
+    heldout: bool = True
+    """Measure on users that the gradient did not see, by twofold cross-fitting."""
+    max_loss_rise: NotNegative = 0.02
+    """Relative rise of the validation loss beyond which the report warns."""
     batch: Count = 256
     seed: Seed = 0
 

@@ -1,0 +1,94 @@
+"""Prompts, side information and figures: what a metric is measured on, and the measuring.
+
+Gradients come from the validation prompts, figures from the test prompts. Both have one prompt a
+user, so a part of the users is a part of the prompts of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fudlr.config import DataConfig
+from fudlr.data import Samples, Split, history_groups, item_groups, tail_items, user_groups
+from fudlr.errors import UsageError
+from fudlr.metrics import Side, evaluate
+from fudlr.recommenders import Recommender
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Samples that a metric is measured on, and what it needs to know of them."""
+
+    samples: Samples
+    side: Side
+
+    def take(self, index: NDArray[np.int64]) -> Prompts:
+        """The prompts at `index`."""
+        return Prompts(self.samples.take(index), self.side.take(torch.from_numpy(index)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one adapter, and the test scores [n, M] and losses [n] that they come from."""
+
+    metrics: dict[str, float]
+    scores: Tensor
+    losses: Tensor
+
+
+def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
+    """`samples` with popularity, tail, groups and seen items.
+
+    Raises:
+        UsageError: k is larger than the catalogue less the longest history.
+        DataError: A group column is missing or useless; raised by the readers of groups.
+    """
+    interactions = split.interactions
+    n, n_items = len(samples), interactions.n_items
+    seen = torch.from_numpy(samples.seen())
+    unseen = n_items - int(seen.sum(1).max()) if n else n_items
+    if config.k > unseen:
+        raise UsageError(
+            f"lists of the top {config.k} items were asked for",
+            f"the catalogue has {n_items} items, and some user has seen all but {unseen}",
+            "Lower data.k",
+        )
+    group, labels = _groups(split, config)
+    membership = np.zeros((n_items, 0))
+    if config.item_group in interactions.items.columns:
+        membership, _ = item_groups(interactions, config.item_group)
+    side = Side(
+        popularity=torch.from_numpy(split.popularity).float(),
+        tail=torch.from_numpy(tail_items(split.popularity, config.tail)),
+        item_groups=torch.from_numpy(membership).float(),
+        target=torch.from_numpy(samples.target),
+        seen=seen,
+        user_group=torch.from_numpy(group[samples.user]),
+        k=config.k,
+        history_groups=torch.from_numpy(history_groups(samples, membership)).float(),
+        group_labels=tuple(labels),
+    )
+    return Prompts(samples, side)
+
+
+def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int = 256) -> Measured:
+    """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now."""
+    _, valid_losses = recommender.evaluate(valid.samples, batch)
+    scores, losses = recommender.evaluate(test.samples, batch)
+    figures = evaluate(scores, test.side)
+    figures["val_loss"] = float(valid_losses.mean())
+    figures["test_loss"] = float(losses.mean())
+    return Measured(figures, scores, losses)
+
+
+def _groups(split: Split, config: DataConfig) -> tuple[NDArray[np.int64], list[str]]:
+    interactions = split.interactions
+    if interactions.users.width <= 1:
+        return np.full(interactions.n_users, -1, dtype=np.int64), []
+    codes, labels = user_groups(interactions, config.user_group)
+    return codes, labels

@@ -1,0 +1,126 @@
+"""Each item is a token; a prompt is the user's latest items; scores are the next token's logits."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fudlr.data.interactions import Samples
+from fudlr.errors import ModelError
+from fudlr.recommenders.base import Batch, Recommender
+
+
+class ItemTokens(Recommender):
+    """Scores s_j = logit of item j's token after the history's tokens.
+
+    Prompts are padded on the left and masked, so that the answer is always at the last position
+    and only that position's logits are computed. The loss is −log softmax over the item tokens.
+
+    Args:
+        model: A causal LM with one token an item.
+        item_tokens: Token id of each item, [M].
+        pad_token: Token id under the padding; it is masked and may be any token.
+        window: The latest items of a history that the prompt shows.
+
+    Raises:
+        ModelError: Two items share a token, or a token is outside of the model's vocabulary.
+    """
+
+    name: ClassVar[str] = "item_tokens"
+
+    def __init__(self, model: nn.Module, item_tokens: Tensor, pad_token: int, window: int) -> None:
+        super().__init__(model, len(item_tokens))
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        tokens = item_tokens.to(torch.int64).cpu()
+        asked = f"a recommender over {len(tokens)} item tokens was asked for"
+        if len(tokens) == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+            raise ModelError(
+                asked,
+                f"the item tokens do not lie in the model's vocabulary of {vocabulary}",
+                "Use the base model that the run was trained with, or add the item tokens to it",
+            )
+        if len(torch.unique(tokens)) < len(tokens):
+            raise ModelError(asked, "two items share a token", "Give each item a token of its own")
+        self.item_tokens = tokens
+        self.pad_token = pad_token
+        self.window = window
+        self._tokens = tokens.numpy()
+        first, last = int(tokens[0]), int(tokens[-1])
+        # A slice is a view; only scattered tokens need a gather.
+        contiguous = bool((tokens == torch.arange(first, first + len(tokens))).all())
+        self._columns: slice | Tensor = slice(first, last + 1) if contiguous else tokens
+
+    def collate(self, samples: Samples) -> Batch:
+        """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index."""
+        start = samples.interactions.user_starts[samples.user]
+        length = np.minimum(samples.position - start, self.window)
+        width = max(int(length.max(initial=0)), 1)
+        column = np.arange(width)
+        real = column >= width - length[:, None]
+        row = np.where(real, samples.position[:, None] - width + column, 0)
+        ids = np.where(real, self._tokens[samples.interactions.item[row]], self.pad_token)
+        mask = torch.from_numpy(real.astype(np.int64)).to(self.device)
+        return {
+            "input_ids": torch.from_numpy(ids).to(self.device),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "target": torch.from_numpy(samples.target).to(self.device),
+        }
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits of the item tokens after the prompt, [n, M]."""
+        logits: Tensor = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits
+        last = logits[:, -1]
+        if isinstance(self._columns, slice):
+            return last[:, self._columns]
+        return last.index_select(1, self._columns.to(last.device))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """−log softmax over the catalogue at the next item, [n]."""
+        return cross_entropy(outputs.float(), batch["target"], reduction="none")
+
+    def item_scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The outputs themselves, [n, M]."""
+        return outputs
+
+
+def add_item_tokens(model: nn.Module, tokenizer: object, titles: list[str]) -> Tensor:
+    """Give any Hugging Face causal LM one new token an item; returns their ids [M].
+
+    A new token's embedding is the mean of its title's token embeddings, so that the model's
+    knowledge of the title carries over; the rows of an untied output head are filled likewise.
+
+    Args:
+        model: The base model, before an adapter is attached.
+        tokenizer: Its tokenizer.
+        titles: The items' titles, in the order of the items.
+    """
+    encoded = [tokenizer(title, add_special_tokens=False)["input_ids"] for title in titles]  # type: ignore[operator]
+    empty = [title for title, ids in zip(titles, encoded, strict=True) if not ids]
+    if empty:
+        raise ModelError(
+            "item tokens were to be made from titles",
+            f"{len(empty)} titles have no token of the tokenizer (the first: {empty[0]!r})",
+            "Give every item a title",
+        )
+    before = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    model.resize_token_embeddings(before + len(titles), mean_resizing=False)  # type: ignore[operator]
+    tables = [model.get_input_embeddings().weight]  # type: ignore[operator]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    with torch.no_grad():
+        for table in tables:
+            for row, ids in enumerate(encoded):
+                table[before + row] = table[torch.tensor(ids, device=table.device)].mean(0)
+    return torch.arange(before, before + len(titles))

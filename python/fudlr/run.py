@@ -1,0 +1,283 @@
+"""A run: data, base model, start and trained adapter, together in memory and in one folder.
+
+RUN/config.yaml     every option, as `--config` reads it
+RUN/base/           the base model, Hugging Face's files
+RUN/start/          θ₀, the adapter before training, peft's files
+RUN/adapter/        θ*, the trained adapter, peft's files
+RUN/items.json      which token stands for which item
+RUN/train.json      losses, seconds, versions
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fudlr import lora
+from fudlr.config import DataConfig, RunConfig, dump_config, load_config
+from fudlr.data import Interactions, Split, find_ml100k, leave_last_out, read_recbole, synthetic
+from fudlr.errors import DataError, ModelError, UsageError
+from fudlr.files import atomic_folder, check_writable, write_json
+from fudlr.pretrain import pretrain, small_llama
+from fudlr.progress import StageClock
+from fudlr.recommenders import ItemTokens, Recommender, add_item_tokens
+from fudlr.train import train_adapter
+from fudlr_ext import Engine
+
+
+@dataclass
+class Run:
+    """Everything that a step of the method may need; `load_run` and `train_run` make one."""
+
+    config: RunConfig
+    split: Split
+    recommender: Recommender
+    engine: Engine
+    start: Tensor
+    """θ₀ [d]."""
+    theta: Tensor
+    """θ* [d]."""
+    train_seconds: float
+    """Wall time of the training, for comparison; 0 where it is not known."""
+    losses: list[float]
+    folder: Path | None = None
+
+    @property
+    def interactions(self) -> Interactions:
+        """The data that the split is of."""
+        return self.split.interactions
+
+
+def read_data(config: DataConfig) -> Interactions:
+    """The interactions that `config.source` names.
+
+    Raises:
+        DataError: The source is missing, damaged or inconsistent; raised by the readers.
+    """
+    if config.source == "ml-100k":
+        return read_recbole(find_ml100k(), "ml-100k")
+    if config.source == "synthetic":
+        return synthetic()
+    return read_recbole(Path(config.source), config.name)
+
+
+def make_split(interactions: Interactions, config: DataConfig) -> Split:
+    """Leave-last-out, as the configuration says."""
+    return leave_last_out(
+        interactions,
+        max_train_per_user=config.max_train_per_user,
+        pretrain_share=config.pretrain_share,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("fudlr-ext", "torch", "transformers", "peft", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
+
+
+def make_base(split: Split, config: RunConfig) -> tuple[nn.Module, Tensor, int, list[float]]:
+    """Base model, item tokens [M], padding token, and pretraining's losses where it was needed."""
+    interactions, window = split.interactions, config.data.window
+    if config.model.base == "small-llama":
+        model = small_llama(interactions.n_items, window, config.model, config.seed)
+        losses = pretrain(model, split, window, config.model, config.seed)
+        return model, torch.arange(interactions.n_items), interactions.n_items, losses
+    folder = Path(config.model.base)
+    base = _load_base(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} was to be loaded",
+            f"it cannot be read ({_first_line(error)})",
+            "Save the tokenizer beside the model",
+        ) from error
+    if "title" not in interactions.items.columns:
+        raise DataError(
+            "item tokens were to be made for a pretrained model",
+            "the items have no titles",
+            "Add a title column to the item table",
+        )
+    tokens = add_item_tokens(base, tokenizer, interactions.items["title"].to_list())
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return base, tokens, int(pad), []
+
+
+def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> Run:
+    """Read, split, pretrain or load the base, train the adapter, and write it all to `out`."""
+    clock = clock or StageClock()
+    check_replaceable(out, "config.yaml")
+    with clock.stage("read the data"):
+        split = make_split(read_data(config.data), config.data)
+    if len(split.train) == 0:
+        raise DataError(
+            "an adapter was to be trained",
+            "no user has enough interactions for a training sample",
+            "Give users with at least four interactions, or lower data.pretrain_share",
+        )
+    with clock.stage("base model"), torch.random.fork_rng(devices=[]):
+        base, tokens, pad, pretrain_losses = make_base(split, config)
+    with atomic_folder(out) as temporary:
+        base.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
+        model = lora.attach(base, config.lora, config.seed)
+        lora.save(model, temporary / "start")
+        recommender = ItemTokens(model, tokens, pad, config.data.window)
+        engine = Engine(model)
+        start = engine.theta()
+        with clock.stage("training"):
+            training = train_adapter(recommender, engine, split.train, config.train, start)
+        lora.save(model, temporary / "adapter")
+        _write_items(temporary, split.interactions, recommender)
+        seconds = clock.seconds["training"]
+        write_json(
+            temporary / "train.json",
+            {
+                "losses": training.losses,
+                "pretrain_losses": pretrain_losses,
+                "samples": len(split.train),
+                "parameters": engine.d,
+                "seconds": clock.seconds,
+                "versions": versions(),
+                "seed": config.seed,
+            },
+        )
+        dump_config(temporary / "config.yaml", config)
+    model.eval()
+    return Run(
+        config=config,
+        split=split,
+        recommender=recommender,
+        engine=engine,
+        start=start,
+        theta=training.theta,
+        train_seconds=seconds,
+        losses=training.losses,
+        folder=out,
+    )
+
+
+def load_run(folder: Path, adapter: Path | None = None) -> Run:
+    """The run in `folder`, with its own trained adapter or with the one in `adapter`.
+
+    Raises:
+        UsageError: The folder is not a run.
+        DataError: The data changed since the run was made.
+        ModelError: The base or the adapter cannot be loaded.
+    """
+    missing = [n for n in ("config.yaml", "items.json", "train.json") if not (folder / n).is_file()]
+    if missing:
+        raise UsageError(
+            f"the run in {folder} was to be loaded",
+            f"{', '.join(missing)} is missing there",
+            "Name a folder that `fudlr train --out` wrote",
+        )
+    config = load_config(folder / "config.yaml")
+    split = make_split(read_data(config.data), config.data)
+    record = _read_items(folder, split.interactions)
+    base = _load_base(folder / "base")
+    start_model = lora.load(base, folder / "start")
+    start = Engine(start_model).theta()
+    model = lora.load(start_model.unload(), adapter or folder / "adapter")
+    model.eval()
+    recommender = ItemTokens(
+        model, torch.tensor(record["tokens"]), record["pad_token"], config.data.window
+    )
+    engine = Engine(model)
+    if engine.d != len(start):
+        raise ModelError(
+            f"the adapter in {adapter} was to be used in the run {folder}",
+            f"it has {engine.d} parameters, the run's own has {len(start)}",
+            "Use an adapter with the rank and targets of this run",
+        )
+    trained = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    return Run(
+        config=config,
+        split=split,
+        recommender=recommender,
+        engine=engine,
+        start=start,
+        theta=engine.theta(),
+        train_seconds=float(trained["seconds"].get("training", 0.0)),
+        losses=trained["losses"],
+        folder=folder,
+    )
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Refuse to replace a folder that holds something else than an earlier result.
+
+    Raises:
+        UsageError: `folder` is not empty and has no file named `marker`, or is a file.
+        FudlrError: The folder above it cannot be written.
+    """
+    asked = f"results were to be written to {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(asked, "it is a file", "Name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise UsageError(
+            asked,
+            f"it holds other files and no {marker}",
+            "Name a new or empty folder with --out, so that nothing is lost",
+        )
+    check_writable(folder.parent)
+
+
+def _write_items(folder: Path, interactions: Interactions, recommender: ItemTokens) -> None:
+    write_json(
+        folder / "items.json",
+        {
+            "recommender": recommender.name,
+            "item_ids": interactions.items["item_id"].to_list(),
+            "tokens": recommender.item_tokens.tolist(),
+            "pad_token": recommender.pad_token,
+        },
+    )
+
+
+def _read_items(folder: Path, interactions: Interactions) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+    if record["item_ids"] != interactions.items["item_id"].to_list():
+        raise DataError(
+            f"the run in {folder} was to be continued",
+            "its items are not those of the data as it is now",
+            "Point data.source in its config.yaml at the data it was trained on, or train again",
+        )
+    return record
+
+
+def _load_base(folder: Path) -> nn.Module:
+    asked = f"the base model in {folder} was to be loaded"
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            asked,
+            "there is no config.json",
+            "Name `small-llama`, or a folder that Hugging Face's save_pretrained wrote",
+        )
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            asked, f"it cannot be read ({_first_line(error)})", "Save it again as safetensors"
+        ) from error
+    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise ModelError(
+            asked, f"{bad[0]} holds NaN or infinity", "Restore a sound copy of the model"
+        )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

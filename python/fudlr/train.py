@@ -1,0 +1,128 @@
+"""Training of the adapter, and retraining without some samples, in the same order and scale.
+
+L(θ) = (1/n) Σ w_i ℓ_i(θ) + (λ/2)‖θ − θ₀‖², by Adam. Retraining with mask m is the same call with
+weights 1 − m: the same start, the same batches, the same divisor (each batch is divided by its
+full size, never by the number kept), so that what differs is the removal alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fudlr.config import TrainConfig
+from fudlr.data.interactions import Samples
+from fudlr.errors import NumericalError
+from fudlr.progress import track
+from fudlr.recommenders import Recommender
+from fudlr_ext import Engine
+
+Observer = Callable[[int, np.ndarray], AbstractContextManager[object]]
+"""Called with the epoch and the sample indices of each batch; entered around its backward pass."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training left: the parameters [d], and the mean weighted loss of each epoch."""
+
+    theta: Tensor
+    losses: list[float]
+
+
+def batch_order(n: int, config: TrainConfig) -> Iterator[tuple[int, Tensor]]:
+    """(epoch, sample indices) of every batch, decided by the seed alone."""
+    generator = torch.Generator().manual_seed(config.seed)
+    for epoch in range(config.epochs):
+        for index in torch.randperm(n, generator=generator).split(config.batch):
+            yield epoch, index
+
+
+def train_adapter(
+    recommender: Recommender,
+    engine: Engine,
+    samples: Samples,
+    config: TrainConfig,
+    start: Tensor,
+    *,
+    weights: Tensor | None = None,
+    observer: Observer | None = None,
+    description: str = "train",
+) -> Training:
+    """Train the adapter from `start`; the model holds the trained parameters afterwards.
+
+    Args:
+        recommender: Gives batches, outputs and losses.
+        engine: Orders the parameters.
+        samples: The n training samples.
+        config: Epochs, learning rate, schedule, batch, λ, seed.
+        start: θ₀ [d], the initialisation and the centre of λ.
+        weights: w [n], 1 where None; 0 removes a sample.
+        observer: Rides on batches; see `Observer`.
+        description: What the progress line says.
+
+    Raises:
+        NumericalError: The loss is not finite.
+    """
+    model = recommender.model
+    engine.load(start)
+    parameters = engine.parameters()
+    centre = [p.detach().clone() for p in parameters]
+    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
+    n = len(samples)
+    steps = config.epochs * math.ceil(n / config.batch)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, steps))
+    totals = torch.zeros(config.epochs, dtype=torch.float64)
+    was_training = model.training
+    required = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    model.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # of an adapter's dropout
+            for epoch, index in track(batch_order(n, config), steps, description):
+                batch = recommender.collate(samples.take(index.numpy()))
+                optimiser.zero_grad(set_to_none=True)
+                with observer(epoch, index.numpy()) if observer else nullcontext():
+                    losses = recommender.loss(recommender.forward(model, batch), batch)
+                    if weights is not None:
+                        losses = losses * weights[index].to(losses)
+                    (losses.sum() / len(index)).backward()
+                _add_l2(parameters, centre, config.l2)
+                optimiser.step()
+                scheduler.step()
+                totals[epoch] += float(losses.detach().sum()) / n
+                if not math.isfinite(float(totals[epoch])):
+                    raise NumericalError(
+                        f"{description} at epoch {epoch + 1} of {config.epochs}",
+                        "the loss is not finite",
+                        "Lower train.learning_rate, or look for NaN in the base model",
+                    )
+    finally:
+        model.train(was_training)
+        for p, flag in zip(parameters, required, strict=True):
+            p.requires_grad_(flag)
+            p.grad = None
+    return Training(engine.theta(), [float(t) for t in totals])
+
+
+def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: float) -> None:
+    with torch.no_grad():
+        for p, start in zip(parameters, centre, strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            p.grad.add_(p - start, alpha=l2)
+
+
+def _schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    if config.schedule == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+    if config.schedule == "linear":
+        return lambda step: max(1 - step / steps, 0.0)
+    return lambda step: 1.0

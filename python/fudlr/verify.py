@@ -1,0 +1,166 @@
+"""Proof: the adapter retrained without the removed samples, held against the closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from fudlr import lora
+from fudlr.debias import cost, intervals
+from fudlr.errors import DataError, UsageError
+from fudlr.evaluation import make_prompts, measure
+from fudlr.metrics import bootstrap
+from fudlr.progress import StageClock
+from fudlr.report import ReportData, load_report_data, print_summary, save_report_data, write_report
+from fudlr.run import Run, load_run
+from fudlr.train import train_adapter
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What real retraining without the masked samples gave.
+
+    Attributes:
+        theta: The retrained parameters [d].
+        figures: Its metrics.
+        intervals: Bootstrap intervals, in the summary's form; paired with before and after.
+        agreement: (after − before) / (retrained − before) of every metric.
+        seconds: By stage; `retraining` is the training's wall time.
+    """
+
+    theta: Tensor
+    figures: dict[str, float]
+    intervals: dict[str, dict[str, list[float]]]
+    agreement: dict[str, float]
+    seconds: dict[str, float]
+
+
+def verify(run: Run, mask: Tensor, theta: Tensor) -> Verification:
+    """Retrain from the run's start, in its order and scale, with weights 1 − m.
+
+    Args:
+        run: What was debiased; its model holds the retrained adapter afterwards.
+        mask: m [n], 1 removed.
+        theta: The updated parameters [d], to compare with.
+    """
+    clock = StageClock()
+    valid = make_prompts(run.split, run.split.valid, run.config.data)
+    test = make_prompts(run.split, run.split.test, run.config.data)
+    with clock.stage("retraining"):
+        training = train_adapter(
+            run.recommender,
+            run.engine,
+            run.split.train,
+            run.config.train,
+            run.start,
+            weights=1 - mask.float(),
+            description="retrain without the removed samples",
+        )
+    with clock.stage("evaluate retrained"):
+        measured = {}
+        for name, vector in (
+            ("before", run.theta),
+            ("after", theta),
+            ("retrained", training.theta),
+        ):
+            run.engine.load(vector)
+            measured[name] = measure(run.recommender, valid, test, run.config.debias.batch)
+        scores = {name: each.scores for name, each in measured.items()}
+        drawn = bootstrap(scores, test.side, seed=run.config.debias.seed)
+    return Verification(
+        theta=training.theta,
+        figures=measured["retrained"].metrics,
+        intervals=intervals(drawn, {"after": "change", "retrained": "retrained_change"}),
+        agreement=agreement(*(each.metrics for each in measured.values())),
+        seconds=clock.seconds,
+    )
+
+
+def agreement(
+    before: dict[str, float], after: dict[str, float], retrained: dict[str, float]
+) -> dict[str, float]:
+    """(after − before) / (retrained − before) of every metric that retraining moved."""
+    return {
+        name: (after[name] - value) / (retrained[name] - value)
+        for name, value in before.items()
+        if retrained[name] != value
+    }
+
+
+def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
+    """Verify the result in `folder`, add the figures to its summary, and remake its report.
+
+    Args:
+        folder: What `fudlr debias` wrote.
+        run: The run it was made from; by default the folder named in the summary.
+
+    Raises:
+        UsageError: The folder holds no result, or its run is not where it was.
+        DataError: The mask does not fit the run's training samples.
+    """
+    data = load_report_data(folder)
+    run = run if isinstance(run, Run) else load_run(_run_folder(folder, data.summary, run))
+    mask = _mask(data.mask, run)
+    theta = run.engine.flatten(_adapter_state(folder / "adapter"))
+    found = verify(run, mask, theta)
+    lora.save(run.recommender.model, folder / "retrained")
+    seconds = {**data.summary["seconds"], **found.seconds}
+    summary: dict[str, Any] = {
+        **data.summary,
+        "retrained": found.figures,
+        "intervals": found.intervals,
+        "agreement": found.agreement,
+        "seconds": seconds,
+        "cost": cost(seconds, found.seconds["retraining"]),
+    }
+    removed = int(mask.sum())
+    curve = [
+        {**point, "measured": found.figures if point["removed"] == removed else None}
+        for point in data.curve
+    ]
+    data = replace(data, summary=summary, curve=tuple(curve))
+    save_report_data(folder, data)
+    write_report(folder, data)
+    print_summary(summary)
+    return data
+
+
+def _adapter_state(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise DataError(
+            f"the adapter in {folder} was to be verified",
+            f"{path.name} is missing there",
+            "Name a folder that `fudlr debias --out` wrote",
+        )
+    return load_file(path)
+
+
+def _run_folder(folder: Path, summary: Any, given: Path | None) -> Path:
+    named = given or (Path(summary["run"]) if summary.get("run") else None)
+    if named is None or not named.is_dir():
+        raise UsageError(
+            f"the result in {folder} was to be verified",
+            f"its run is not at {named}" if named else "its summary names no run",
+            "Name the run's folder with --run",
+        )
+    return named
+
+
+def _mask(table: pl.DataFrame, run: Run) -> Tensor:
+    ids = torch.from_numpy(run.split.train.ids.copy())
+    found = torch.from_numpy(table["sample_id"].to_numpy().copy())
+    if not torch.equal(ids, found):
+        raise DataError(
+            "a mask was to be verified by retraining",
+            f"its {len(found)} samples are not the {len(ids)} that the run was trained on",
+            "Name the run that the mask was made from with --run",
+        )
+    return torch.from_numpy(table["mask"].to_numpy().copy()).float()
