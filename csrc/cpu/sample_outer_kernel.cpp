@@ -99,10 +99,13 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// tile[R][C vectors] = Σ_t narrow_t wide_tᵀ over `count` positions.
-template <typename Real, int R, int C>
+// tile[R][C vectors] = Σ_t narrow_t wide_tᵀ over `count` positions. Where `Pack`, the columns are
+// also put side by side at `packed`, which costs nothing while the adders are busy: wide rows lie
+// a power of two apart as a rule and would throw each other out of L1 before the next narrow rows
+// need them again. Meanwhile the next panel is asked for, which no hardware prefetcher foresees.
+template <typename Real, int R, int C, bool Pack>
 void outer(const Real* narrow, int64_t narrow_stride, const Real* wide, int64_t wide_stride,
-           int64_t count, Real* tile) {
+           int64_t count, Real* tile, Real* packed) {
   Vector<Real> sum[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
@@ -113,6 +116,13 @@ void outer(const Real* narrow, int64_t narrow_stride, const Real* wide, int64_t 
     Vector<Real> columns[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) columns[c] = load(wide + c * kWidth<Real>);
+    if constexpr (Pack) {
+      __builtin_prefetch(wide + C * kWidth<Real>, 0, 2);
+      __builtin_prefetch(wide + 2 * C * kWidth<Real> - 1, 0, 2);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) store(packed + c * kWidth<Real>, columns[c]);
+      packed += C * kWidth<Real>;
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       const Vector<Real> row = narrow[i] - Vector<Real>{};
@@ -130,26 +140,28 @@ void outer(const Real* narrow, int64_t narrow_stride, const Real* wide, int64_t 
 }
 
 template <typename Real>
-using OuterFunction = void (*)(const Real*, int64_t, const Real*, int64_t, int64_t, Real*);
+using OuterFunction = void (*)(const Real*, int64_t, const Real*, int64_t, int64_t, Real*, Real*);
 
 // outer<rows, vectors> for the sizes at hand.
-template <typename Real, int R = kRows, int C = kVectors>
+template <typename Real, bool Pack, int R = kRows, int C = kVectors>
 OuterFunction<Real> choose_outer(int64_t rows, int64_t vectors) {
   if (rows < R) {
-    if constexpr (R > 1) return choose_outer<Real, R - 1, C>(rows, vectors);
+    if constexpr (R > 1) return choose_outer<Real, Pack, R - 1, C>(rows, vectors);
   }
   if (vectors < C) {
-    if constexpr (C > 1) return choose_outer<Real, R, C - 1>(rows, vectors);
+    if constexpr (C > 1) return choose_outer<Real, Pack, R, C - 1>(rows, vectors);
   }
-  return outer<Real, R, C>;
+  return outer<Real, R, C, Pack>;
 }
 
-// Rows of a factor as Real, the last vector of columns padded with zeros: the rows themselves
-// where that is already so, a copy where a conversion or padding is needed.
+// Some columns of a factor as Real, the last vector padded with zeros: at first the rows where
+// they are, unless they have to be converted or padded, and once they have been read, side by side.
 template <typename In, typename Real>
 class Panel {
  public:
   void set(const In* data, int64_t stride, int64_t rows, int64_t columns, int64_t padded) {
+    rows_ = rows;
+    padded_ = padded;
     if constexpr (sizeof(In) == sizeof(Real)) {
       if (columns == padded) {
         data_ = reinterpret_cast<const Real*>(data);
@@ -167,6 +179,22 @@ class Panel {
       copy += padded;
     }
   }
+
+  // tile = Σ_t narrow_t columns_tᵀ for the narrow rows of which `narrow` is the first.
+  void outer_tile(const Real* narrow, int64_t narrow_stride, int64_t rows, bool again, Real* tile) {
+    const int64_t vectors = padded_ / kWidth<Real>;
+    if (!again || stride_ == padded_) {
+      choose_outer<Real, false>(rows, vectors)(narrow, narrow_stride, data_, stride_, rows_, tile,
+                                               nullptr);
+      return;
+    }
+    Real* copy = scratch_.get(rows_ * padded_);
+    choose_outer<Real, true>(rows, vectors)(narrow, narrow_stride, data_, stride_, rows_, tile,
+                                            copy);
+    data_ = copy;
+    stride_ = padded_;
+  }
+
   const Real* data() const { return data_; }
   int64_t stride() const { return stride_; }
 
@@ -174,6 +202,8 @@ class Panel {
   Scratch<Real> scratch_;
   const Real* data_ = nullptr;
   int64_t stride_ = 0;
+  int64_t rows_ = 0;
+  int64_t padded_ = 0;
 };
 
 // Where a tile lies in G, and how wide its rows are in a buffer.
@@ -221,9 +251,9 @@ class SampleView {
     wide_.set(wide.data + first_ * wide.stride + place.column, wide.stride, count_, place.columns,
               place.padded);
   }
-  void outer_tile(const Place& place, Real* tile) const {
-    choose_outer<Real>(place.rows, place.padded / kWidth<Real>)(
-        narrow_.data() + place.row, narrow_.stride(), wide_.data(), wide_.stride(), count_, tile);
+  void outer_tile(const Place& place, Real* tile) {
+    const bool again = place.row + place.rows < samples_->narrow.size;
+    wide_.outer_tile(narrow_.data() + place.row, narrow_.stride(), place.rows, again, tile);
   }
 
  private:
@@ -398,10 +428,10 @@ void sum(const Samples<In>& samples, int64_t n, const Real* weights, int64_t cou
         wide.set(samples.wide.data + start * samples.wide.stride + panel.column,
                  samples.wide.stride, rows, panel.columns, panel.padded);
         for_rows(panel, narrow, [&](const Place& place) {
-          const auto multiply = choose_outer<Real>(place.rows, place.padded / kWidth<Real>);
           for (int64_t m = 0; m < used; ++m) {
-            multiply(scaled + m * kChunk * narrow + place.row, narrow, wide.data(), wide.stride(),
-                     rows, tile);
+            const bool again = m + 1 < used || place.row + place.rows < narrow;
+            wide.outer_tile(scaled + m * kChunk * narrow + place.row, narrow, place.rows, again,
+                            tile);
             for_elements(place, tile, sums.data + (block + m) * sums.stack, sums.narrow, sums.wide,
                          [](Real& to, Real from) { to += from; });
           }
