@@ -26,20 +26,28 @@ def row_bytes(dim: int, dtype: str) -> int:
     return dim * DTYPES[dtype].itemsize + 4 * scale_columns(dim, dtype)
 
 
-def encode(rows: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
-    """Rows `[b, p]` as stored, a copy, and their scales `[b, s]` (float32) where there are any.
+def room(count: int, dim: int, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """Uninitialised stored rows `[count, p]` and, for int8, scales `[count, s]`."""
+    columns = scale_columns(dim, dtype)
+    scales = torch.empty(count, columns) if columns else None
+    return torch.empty(count, dim, dtype=DTYPES[dtype]), scales
+
+
+def encode(rows: Tensor, codes: Tensor, scales: Tensor | None) -> None:
+    """Write `rows` `[b, p]` as stored into `codes` `[b, p]` and, for int8, `scales` `[b, s]`.
 
     Int8 rounds x / scale to the nearest integer with scale = max|x| / 127, so that each number is
     off by at most half a scale, 0.4% of the largest in its block.
     """
-    if dtype != "int8":
-        return rows.to(DTYPES[dtype], copy=True).contiguous(), None
+    if scales is None:
+        codes.copy_(rows)
+        return
     padded = _padded(rows.float())
-    scales = padded.abs().amax(dim=2) / 127
+    scales.copy_(padded.abs().amax(dim=2) / 127)
     # A block of zeros has scale 0; dividing by 1 instead keeps its zeros.
     steps = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (padded / steps[..., None]).round().clamp(-127, 127).to(torch.int8)
-    return codes.flatten(1)[:, : rows.shape[1]].contiguous(), scales
+    rounded = (padded / steps[..., None]).round_().clamp_(-127, 127)
+    codes.copy_(rounded.flatten(1)[:, : rows.shape[1]])
 
 
 def decode_into(buffer: Tensor, rows: Tensor, scales: Tensor | None) -> Tensor:
@@ -66,7 +74,7 @@ def decode_buffer(rows: int, dim: int, dtype: torch.dtype) -> Tensor:
 
 def decode(rows: Tensor, scales: Tensor | None) -> Tensor:
     """Stored `rows` `[b, p]` as float32."""
-    return decode_into(decode_buffer(*rows.shape, rows.dtype), rows, scales)
+    return decode_into(decode_buffer(rows.shape[0], rows.shape[1], rows.dtype), rows, scales)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ def write_manifest(folder: Path) -> None:
     spec, shards, ids = collect(folder)
     entries, start = [], 0
     for shard, names in zip(shards, ids, strict=True):
-        first = {"start": start, "stop": start + shard.rows}
-        span = [int(names.min()), int(names.max())] if shard.rows else []
-        entries.append({**_entry(shard), "row_range": first, "id_span": span})
+        span = [int(names.min()), int(names.max())]
+        place = {"row_range": [start, start + shard.rows], "id_span": span}
+        entries.append({**_entry(shard), **place})
         start += shard.rows
     kept = mean_kept(shards)
     value = {"spec": spec.to_json(), "rows": start, "kept": kept, "shards": entries}
@@ -75,10 +75,9 @@ def write_manifest(folder: Path) -> None:
 
 
 def start_manifest(folder: Path, spec: StoreSpec) -> None:
-    """Write a manifest without shards, so that the store's specification is there from the start."""
-    write_json(
-        folder / MANIFEST, {"spec": spec.to_json(), "rows": 0, "kept": {}, "shards": []}
-    )  # fmt: skip
+    """Write a manifest without shards, so that the specification is there from the start."""
+    empty = {"spec": spec.to_json(), "rows": 0, "kept": {}, "shards": []}
+    write_json(folder / MANIFEST, empty)
 
 
 def collect(folder: Path) -> tuple[StoreSpec, list[Shard], list[Tensor]]:
@@ -93,12 +92,8 @@ def collect(folder: Path) -> tuple[StoreSpec, list[Shard], list[Tensor]]:
     if not folder.is_dir():
         raise _absent(folder, "there is no such folder")
     manifest = read_manifest(folder)
-    paths = sorted(path for path in folder.glob("rows-*") if not path.name.startswith("."))
-    for path in paths:
-        if not NAME.fullmatch(path.name):
-            raise refuse(path, "has a name that no writer gives")
-    _miss(folder, paths, manifest[1] if manifest else [])
-    shards = [read_header(path) for path in paths]
+    names = _names(folder, manifest[1] if manifest else [])
+    shards = [read_header(folder / name) for name in names]
     if manifest is None and not shards:
         raise _absent(folder, "it has neither a manifest nor shards")
     spec = manifest[0] if manifest else shards[0].spec
@@ -162,21 +157,23 @@ def _compare(shards: Sequence[Shard], listed: Sequence[dict[str, Any]]) -> None:
             raise refuse(shard.path, f"is not the one in the manifest ({', '.join(wrong)} differ)")
 
 
-def _miss(folder: Path, paths: Sequence[Path], listed: Sequence[dict[str, Any]]) -> None:
-    """Raise for shards that the manifest lists, or a gap in a writer's numbers shows, as gone."""
-    names = {path.name for path in paths}
+def _names(folder: Path, listed: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of all shards; raises for those that the manifest lists, or a gap shows, as gone."""
+    names = {path.name for path in folder.glob("rows-*")}
     last: dict[str, int] = {}
     for name in names:
         found = NAME.fullmatch(name)
-        if found is not None:
-            writer = found["writer"]
-            last[writer] = max(last.get(writer, -1), int(found["sequence"]))
+        if found is None:
+            raise refuse(folder / name, "has a name that no writer gives")
+        last[found["writer"]] = max(last.get(found["writer"], -1), int(found["sequence"]))
     wanted = {entry["name"] for entry in listed}
     wanted |= {shard_name(writer, k) for writer, top in last.items() for k in range(top)}
-    gone = sorted(wanted - names)
+    # While others write, a listing may show a later shard and not the one before it: look again.
+    gone = sorted(name for name in wanted - names if not (folder / name).exists())
     if gone:
-        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""
         raise refuse(folder / gone[0], f"is missing{more}")
+    return sorted(names | wanted)
 
 
 def _absent(folder: Path, found: str) -> StoreError:

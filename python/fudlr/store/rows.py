@@ -109,7 +109,7 @@ class MemoryRows:
 
     def dots(self, vectors: Tensor) -> Tensor:
         """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
-        _check(vectors, self.d, "vectors", "d")
+        check_columns(vectors, self.d, "vectors", "d")
         # The orientation matters, not the number of calls: with both operands contiguous along d
         # one GEMM took as long as k matrix-vector products at k ≤ 3 and 2 to 4 times less at
         # k ≥ 4; G @ (V.T made contiguous) took 3 times as long.
@@ -117,7 +117,7 @@ class MemoryRows:
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`."""
-        _check(weights, self.n, "weights", "n")
+        check_columns(weights, self.n, "weights", "n")
         # W @ G, never (Gᵀ Wᵀ)ᵀ, which took 10 to 50 times as long.
         return weights.contiguous() @ self.matrix
 
@@ -125,7 +125,7 @@ class MemoryRows:
         """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
         dots = self.dots(vectors).T
         if weights is not None:
-            _check(weights[None], self.n, "weights", "n")
+            check_columns(weights[None], self.n, "weights", "n")
             dots = dots * weights
         return self.sum(dots) / self.n
 
@@ -170,7 +170,7 @@ class StreamedRows:
 
     def dots(self, vectors: Tensor) -> Tensor:
         """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
-        _check(vectors, self.d, "vectors", "d")
+        check_columns(vectors, self.d, "vectors", "d")
         out = vectors.new_empty(self.n, vectors.shape[0])
 
         def step(batch: Any, rows: slice) -> None:
@@ -183,7 +183,7 @@ class StreamedRows:
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`; batches of zero weight are skipped."""
-        _check(weights, self.n, "weights", "n")
+        check_columns(weights, self.n, "weights", "n")
         out = weights.new_zeros(weights.shape[0], self.d)
 
         def step(batch: Any, rows: slice) -> None:
@@ -199,9 +199,9 @@ class StreamedRows:
 
         With weights each batch takes two passes, since the engine's Fisher product has none.
         """
-        _check(vectors, self.d, "vectors", "d")
+        check_columns(vectors, self.d, "vectors", "d")
         if weights is not None:
-            _check(weights[None], self.n, "weights", "n")
+            check_columns(weights[None], self.n, "weights", "n")
         out = torch.zeros_like(vectors)
 
         def step(batch: Any, rows: slice) -> None:
@@ -265,7 +265,8 @@ def record_rows(
     return MemoryRows(torch.empty(0, 0) if matrix is None else matrix)
 
 
-def _check(tensor: Tensor, size: int, name: str, letter: str) -> None:
+def check_columns(tensor: Tensor, size: int, name: str, letter: str) -> None:
+    """Raise DataError unless `tensor` is a matrix of `size` columns; the error calls them so."""
     if tensor.dim() != 2 or tensor.shape[1] != size:
         raise DataError(
             f"{name} were to be a matrix with {letter} = {size} columns",

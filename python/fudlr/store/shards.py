@@ -3,8 +3,8 @@
 Written here rather than by the safetensors library, which puts a header's entries in an order that
 changes from run to run: equal shards are equal files. Any safetensors reader opens them.
 
-Tensors: `ids` int64 `[n]`, `scales` float32 `[n, s]` (int8 only), `rows` `[n, p]`, in this order, so
-that ids and scales are aligned whatever p is.
+Tensors: `ids` int64 `[n]`, `scales` float32 `[n, s]` (int8 only), `rows` `[n, p]`, in this order,
+so that ids and scales are aligned whatever p is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class Part:
     ids: Tensor
     rows: Tensor
     scales: Tensor | None
+
+    def take(self, index: slice) -> Part:
+        """Some of them, as views."""
+        scales = None if self.scales is None else self.scales[index]
+        return Part(self.ids[index], self.rows[index], scales)
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,20 @@ def shard_name(writer: str, sequence: int) -> str:
 def write_shard(
     folder: Path,
     spec: StoreSpec,
+    part: Part,
+    *,
     writer: str,
     sequence: int,
-    parts: Sequence[Part],
     kept: dict[str, float],
 ) -> Shard:
-    """Write `parts` as one shard: under a temporary name, flushed, renamed.
+    """Write `part` as one shard: under a temporary name, flushed, renamed.
 
     A process killed at any moment leaves the whole shard or none under its name.
     """
-    ids = [tensor_bytes(part.ids) for part in parts]
-    scales = [tensor_bytes(part.scales) for part in parts if part.scales is not None]
-    rows = [tensor_bytes(part.rows) for part in parts]
-    count = sum(part.ids.numel() for part in parts)
+    ids = tensor_bytes(part.ids)
+    scaled = [] if part.scales is None else [part.scales]
+    rows = [tensor_bytes(tensor) for tensor in (*scaled, part.rows)]
+    count = part.ids.numel()
     facts = {
         "format": "fudlr-rows",
         "spec": canonical_json(spec.to_json()),
@@ -101,17 +108,15 @@ def write_shard(
         "sequence": str(sequence),
         "rows": str(count),
         "kept": canonical_json(kept),
-        "ids_sha256": _sha256(ids),
-        "rows_sha256": _sha256([*scales, *rows]),
+        "ids_sha256": _sha256([ids]),
+        "rows_sha256": _sha256(rows),
     }
-    layout = _layout(count, spec)
-    header = {"__metadata__": {**facts, "header_sha256": _seal(facts)}, **layout}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGN)
+    text = _header({**facts, "header_sha256": _seal(facts)}, count, spec)
     path = folder / shard_name(writer, sequence)
     with atomic_file(path) as temporary, temporary.open("wb", buffering=0) as file:
-        for piece in [len(text).to_bytes(8, "little"), text, *ids, *scales, *rows]:
-            _write_all(file.fileno(), memoryview(piece))
+        head = memoryview(len(text).to_bytes(8, "little") + text)
+        for piece in [head, ids, *rows]:
+            _write_all(file.fileno(), piece)
     return Shard(
         path, spec, writer, sequence, count, facts["ids_sha256"], facts["rows_sha256"],
         dict(kept), 8 + len(text),
@@ -162,8 +167,8 @@ def _parse(path: Path, raw: bytes) -> Shard:
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise refuse(path, f"has a header that this program cannot use ({error})") from error
-    if header != _layout(shard.rows, spec):
-        raise refuse(path, "is corrupted: its tensors are not those that its header describes")
+    if raw != _header({**facts, "header_sha256": seal}, shard.rows, spec):
+        raise refuse(path, "is corrupted: its header is not as it was written")
     return shard
 
 
@@ -181,7 +186,7 @@ def read_part(shard: Shard, start: int, stop: int) -> tuple[Tensor, Tensor | Non
     return _map(shard, "rows", start, stop), scales
 
 
-def check_content(shard: Shard, window: int = 32 * 2**20) -> None:
+def check_content(shard: Shard, window: int = 8 * 2**20) -> None:
     """Read all of a shard's rows and compare with their checksum.
 
     Raises:
@@ -227,6 +232,13 @@ def _layout(rows: int, spec: StoreSpec) -> dict[str, Any]:
     return out
 
 
+def _header(metadata: dict[str, str], rows: int, spec: StoreSpec) -> bytes:
+    """The safetensors header, one text for equal facts, padded so that the data is aligned."""
+    header = {"__metadata__": metadata, **_layout(rows, spec)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(len(text) + 8) % _ALIGN)
+
+
 def _map(shard: Shard, name: str, start: int, stop: int) -> Tensor:
     """Rows of one tensor as a view of the file, mapped for as long as the view lives.
 
@@ -250,10 +262,8 @@ def _map(shard: Shard, name: str, start: int, stop: int) -> Tensor:
             view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=base)
     except OSError as error:
         raise refuse(shard.path, f"cannot be read ({error.strerror})") from error
-    try:
+    with suppress(OSError):  # an older kernel: pages come one fault at a time
         view.madvise(_POPULATE_READ)
-    except OSError:
-        pass  # an older kernel: pages come one fault at a time, as they would have
     flat = torch.frombuffer(view, dtype=dtype, count=count, offset=offset - base)
     return flat.view(stop - start, *tail)
 

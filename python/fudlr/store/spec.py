@@ -28,7 +28,7 @@ def canonical_json(value: Any) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's elements in row-major order, without a copy where it is contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def fingerprint(*parts: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from fudlr.errors import UsageError
 from fudlr.files import check_writable
 from fudlr.store import manifest
-from fudlr.store.encoding import encode, row_bytes
+from fudlr.store.encoding import encode, room, row_bytes
 from fudlr.store.errors import StoreError
 from fudlr.store.projection import Projection
 from fudlr.store.shards import NAME, Part, Shard, shard_name, write_shard
@@ -72,16 +73,19 @@ class StoreWriter:
         self.kept = dict(kept or {})
         _check_options(writer, self.shard_rows, dim, projection)
         check_writable(self.folder)
-        self._lock = _lock_writer(self.folder, writer)
+        self._lock: int | None = _lock_writer(self.folder, writer)
         try:
             self._enter_store(projection)
         except BaseException:
             self._unlock()
             raise
-        self._parts: list[Part] = []
+        self._buffer: Part | None = None
+        self._filled = 0
+        self._spare: list[Part] = []
         self._waiting: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fudlr-store")
         self._written: Future[Shard] | None = None
+        self._failure: StoreError | None = None
 
     def append(self, ids: Tensor, rows: Tensor) -> None:
         """Add `rows` `[b, p]` of the samples `ids` `[b]`.
@@ -98,19 +102,16 @@ class StoreWriter:
                 f"ids {tuple(ids.shape)} and rows {tuple(rows.shape)}",
                 "Append one row a sample",
             )
+        if self._failure is not None:
+            raise self._failure
         names = ids.tolist()
         self._refuse_stored(ids, names)
         _check_finite(ids, rows)
-        encoded, scales = encode(rows, self.spec.dtype)
         self._waiting.update(names)
-        start = 0
-        while start < len(names):
-            room = self.shard_rows - sum(part.ids.numel() for part in self._parts)
-            part = slice(start, min(start + room, len(names)))
-            cut = None if scales is None else scales[part]
-            self._parts.append(Part(ids[part].clone(), encoded[part], cut))
-            start = part.stop
-            if part.stop - part.start == room:
+        while len(ids):
+            count = self._fill(ids, rows)
+            ids, rows = ids[count:], rows[count:]
+            if self._filled == self.shard_rows:
                 self._write()
 
     def missing(self, ids: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Write what is buffered as a shard, and wait until it is safe on disk."""
-        if self._parts:
+        if self._filled:
             self._write()
         self._wait()
 
@@ -130,7 +131,9 @@ class StoreWriter:
         if self._lock is None:
             return
         try:
-            self.flush()
+            # After a failed shard nothing may follow: the gap would look like a lost one.
+            if self._failure is None:
+                self.flush()
             with manifest.folder_lock(self.folder):
                 manifest.write_manifest(self.folder)
         finally:
@@ -156,7 +159,7 @@ class StoreWriter:
             if not paths and manifest.read_manifest(self.folder) is None:
                 manifest.start_manifest(self.folder, self.spec)
             spec, shards, ids = manifest.collect(self.folder)
-            differences = spec.differences(self.spec)
+            differences = self.spec.differences(spec)
             if differences:
                 raise StoreError(
                     f"rows were to be added to the store {self.folder}",
@@ -173,7 +176,7 @@ class StoreWriter:
         doubled = [name for name in names if name in self._waiting]
         doubled += ids[_contains(self._stored, ids)].tolist()
         if len(set(names)) < len(names):
-            doubled += sorted(name for name in set(names) if names.count(name) > 1)
+            doubled += [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise StoreError(
                 f"rows of {len(names)} samples were to be added to {self.folder}",
@@ -181,15 +184,38 @@ class StoreWriter:
                 "Append writer.missing(ids) only",
             )
 
+    def _fill(self, ids: Tensor, rows: Tensor) -> int:
+        """Encode into the buffer as many rows as there is room for; how many."""
+        if self._buffer is None:
+            self._buffer = self._spare.pop() if self._spare else self._room()
+        into = slice(self._filled, min(self._filled + len(ids), self.shard_rows))
+        count = into.stop - into.start
+        part = self._buffer.take(into)
+        part.ids.copy_(ids[:count])
+        encode(rows[:count], part.rows, part.scales)
+        self._filled = into.stop  # last, so that an interruption leaves no half row to be written
+        return count
+
+    def _room(self) -> Part:
+        ids = torch.empty(self.shard_rows, dtype=torch.int64)
+        return Part(ids, *room(self.shard_rows, self.spec.dim, self.spec.dtype))
+
     def _write(self) -> None:
         """Hand the buffer to the thread, once it is done with the one before: two at most."""
         self._wait()
-        parts, self._parts = self._parts, []
-        ids = torch.cat([part.ids for part in parts])
-        self._stored = torch.cat([self._stored, ids]).sort().values
-        self._waiting.difference_update(ids.tolist())
+        assert self._buffer is not None
+        part = self._buffer.take(slice(0, self._filled))
+        self._stored = torch.cat([self._stored, part.ids]).sort().values
+        self._waiting.difference_update(part.ids.tolist())
+        self._writing, self._buffer, self._filled = self._buffer, None, 0
         self._written = self._pool.submit(
-            write_shard, self.folder, self.spec, self.writer, self._sequence, parts, dict(self.kept)
+            write_shard,
+            self.folder,
+            self.spec,
+            part,
+            writer=self.writer,
+            sequence=self._sequence,
+            kept=dict(self.kept),
         )
         self._sequence += 1
 
@@ -198,13 +224,15 @@ class StoreWriter:
             written, self._written = self._written, None
             try:
                 written.result()
+                self._spare.append(self._writing)
             except OSError as error:
-                raise StoreError(
+                self._failure = StoreError(
                     f"a shard was to be written to {self.folder}",
                     f"{shard_name(self.writer, self._sequence - 1)} could not be "
                     f"({error.strerror})",
                     "Make room or repair permissions, and record again: what is stored is kept",
-                ) from error
+                )
+                raise self._failure from error
 
     def _unlock(self) -> None:
         if self._lock is not None:

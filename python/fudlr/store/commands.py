@@ -1,0 +1,78 @@
+"""`fudlr store info|verify|merge`, as functions with plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fudlr.progress import StageClock, duration
+from fudlr.store.merging import merge
+from fudlr.store.reader import Store
+
+
+def store_info(folder: Path, console: Console | None = None) -> None:
+    """Print what the store in `folder` is; opens it, so that a bad one is refused by name."""
+    store = Store.open(folder)
+    info = store.info()
+    table = _table("store")
+    table.add_row("folder", str(folder))
+    table.add_row("rows", f"{info['rows']:,} × {info['dim']:,} {info['dtype']}")
+    table.add_row("on disk", f"{_size(info['bytes'])} in {info['shards']} shards")
+    table.add_row("writers", ", ".join(info["writers"]) or "none yet")
+    for name, value in info["projection"].items():
+        table.add_row(f"projection: {name}", _short(value))
+    for name, value in info["kept"].items():
+        table.add_row(f"kept: {name}", f"{value:.1%}")
+    for name, value in info["binding"].items():
+        table.add_row(f"made from: {name}", _short(value))
+    (console or Console()).print(table)
+
+
+def store_verify(folder: Path, console: Console | None = None) -> None:
+    """Compare every row in `folder` with its checksum; raises StoreError by the shards' names."""
+    clock = StageClock()
+    with clock.stage("verify"):
+        store = Store.open(folder, check="full")
+    table = _table("store: whole")
+    table.add_row("folder", str(folder))
+    table.add_row("rows", f"{store.n:,}")
+    table.add_row("checked", f"{_size(store.bytes)} in {len(store.shards)} shards")
+    table.add_row("took", duration(clock.seconds["verify"]))
+    (console or Console()).print(table)
+
+
+def store_merge(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    combine_data: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Merge the stores in `folders` into the new store `out`, and say what it is."""
+    with StageClock().stage("merge"):
+        merge(folders, out, combine_data=combine_data)
+    store_info(out, console)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _short(value: object) -> str:
+    """A fingerprint's first digits are enough for a person."""
+    return f"{value[:16]}…" if isinstance(value, str) and len(value) == 64 else f"{value}"
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

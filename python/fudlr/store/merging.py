@@ -1,0 +1,87 @@
+"""One store out of several: shards copied as they are, under new names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fudlr.errors import UsageError
+from fudlr.files import atomic_folder
+from fudlr.store import manifest
+from fudlr.store.errors import StoreError
+from fudlr.store.reader import Store
+from fudlr.store.shards import Part, Shard, read_ids, read_part, write_shard
+from fudlr.store.spec import Binding, StoreSpec, fingerprint
+from fudlr.store.writer import PROJECTION
+
+
+def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> Store:
+    """Write all rows of the stores in `folders` into the new store `out`, bit by bit as stored.
+
+    Args:
+        folders: Stores of the same model, adapter, projection, dimension and dtype.
+        out: Must not be there yet; whole or absent whatever happens.
+        combine_data: Also where data or order differ, for samples that came later; the new store
+            is bound to the fingerprint of all of theirs.
+
+    Raises:
+        UsageError: No folder, or `out` is there.
+        StoreError: A store is damaged, they do not belong together, or a sample is in two of them.
+    """
+    if not folders or out.exists():
+        raise UsageError(
+            f"{len(folders)} stores were to be merged into {out}",
+            "it is there already" if folders else "there is nothing to merge",
+            "Name at least one store, and a folder that is not there yet",
+        )
+    stores = [Store.open(folder) for folder in folders]
+    spec = _common_spec(stores, combine_data)
+    shards = [shard for store in stores for shard in store.shards]
+    manifest.refuse_doubles(shards, [read_ids(shard) for shard in shards])
+    with atomic_folder(out) as temporary:
+        manifest.start_manifest(temporary, spec)
+        projection = stores[0].projection()
+        if projection is not None:
+            projection.save(temporary / PROJECTION)
+        for store in stores:
+            store.verify()
+        for sequence, shard in enumerate(shards):
+            _copy(shard, temporary, spec, sequence)
+        manifest.write_manifest(temporary)
+    return Store.open(out)
+
+
+def _copy(shard: Shard, out: Path, spec: StoreSpec, sequence: int) -> None:
+    rows, scales = read_part(shard, 0, shard.rows)
+    part = Part(read_ids(shard), rows, scales)
+    write_shard(out, spec, part, writer="0", sequence=sequence, kept=shard.kept)
+
+
+def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
+    first = stores[0].spec
+    bindings = [store.spec.binding for store in stores]
+    common = first
+    if combine_data and any(binding != first.binding for binding in bindings):
+        joint = Binding(
+            model=first.binding.model,
+            adapter=first.binding.adapter,
+            data=fingerprint(sorted(binding.data for binding in bindings)),
+            order=fingerprint(sorted(binding.order for binding in bindings)),
+        )
+        common = replace(first, binding=joint)
+    for store in stores[1:]:
+        differences = first.differences(store.spec)
+        if combine_data:
+            differences = [word for word in differences if word not in _LATER]
+        if differences:
+            raise StoreError(
+                f"the stores {stores[0].folder} and {store.folder} were to be merged",
+                f"the second is of another kind: {', '.join(differences)}",
+                "Merge stores of one model, adapter, projection and dtype; samples that came "
+                "later are allowed with combine_data",
+            )
+    return common
+
+
+_LATER = ("another data", "another order")

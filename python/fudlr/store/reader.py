@@ -1,0 +1,245 @@
+"""Reading a store: opened fast, checked before its rows are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from fudlr.store import manifest
+from fudlr.store.encoding import decode, row_bytes
+from fudlr.store.errors import StoreError
+from fudlr.store.projection import Projection
+from fudlr.store.shards import Shard, check_content, read_part, refuse
+from fudlr.store.spec import Binding, StoreSpec, tensor_bytes
+from fudlr.store.writer import PROJECTION
+
+WINDOW_BYTES = 64 * 2**20
+_ABOUT = {"model": "model", "adapter": "adapter", "data": "training data", "order": "order"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows of one shard, not read yet; `places` are theirs in the store's order."""
+
+    places: slice
+    _store: Store
+    _shard: Shard
+    _start: int
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        """Rows `[b, p]` as stored and their scales `[b, s]` (int8), as views of the mapped file.
+
+        Mapped for as long as the views are held.
+
+        Raises:
+            StoreError: The shard's rows do not match their checksum, on its first use.
+        """
+        self._store.trust(self._shard)
+        count = self.places.stop - self.places.start
+        return read_part(self._shard, self._start, self._start + count)
+
+
+class Store:
+    """Rows on disk, in the order of the shards' names and within a shard as appended.
+
+    Opening reads headers and ids: sizes, header checksums, names, gaps, the manifest's entries,
+    doubled samples, and that all shards are of one store. The rows' own checksums are compared
+    once for each shard before it is first used, by `verify`, or on opening with `check="full"`.
+
+    Use `Store.open`.
+    """
+
+    def __init__(
+        self, folder: Path, spec: StoreSpec, shards: Sequence[Shard], ids: Sequence[Tensor]
+    ) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.shards = list(shards)
+        self.ids = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
+        self._trusted: set[str] = set()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        binding: Binding | None = None,
+        *,
+        check: Literal["fast", "full"] = "fast",
+    ) -> Self:
+        """Open the store in `folder`.
+
+        Args:
+            folder: Where it is.
+            binding: What the rows must have been made from; None to take them as they are.
+            check: `full` compares every shard's rows with their checksum now.
+
+        Raises:
+            StoreError: Foreign (says whether model, adapter, data or order differ), or a shard is
+                truncated, corrupted, mixed in, missing or overlapping; it is named.
+        """
+        folder = Path(folder)
+        spec, shards, ids = manifest.collect(folder)
+        if binding is not None:
+            differences = binding.differences(spec.binding)
+            if differences:
+                raise _foreign(folder, binding, spec.binding, differences)
+        store = cls(folder, spec, shards, ids)
+        if check == "full":
+            store.verify()
+        return store
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self.ids.numel()
+
+    @property
+    def dim(self) -> int:
+        """p, numbers in a row."""
+        return self.spec.dim
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """What the writers measured as kept by the projection, means over rows."""
+        return manifest.mean_kept(self.shards)
+
+    def projection(self) -> Projection | None:
+        """The projection that made the rows, where the store has it.
+
+        Raises:
+            StoreError: Its file is gone, damaged, or not the one that the shards name.
+        """
+        if not self.spec.projection:
+            return None
+        projection = Projection.load(self.folder / PROJECTION)
+        if projection.description() != self.spec.projection:
+            raise refuse(
+                self.folder / PROJECTION, "is not the projection that the rows were made with"
+            )
+        return projection
+
+    def verify(self) -> None:
+        """Compare all rows with their checksums.
+
+        Raises:
+            StoreError: Some differ; every such shard is named.
+        """
+        errors = []
+        for shard in self.shards:
+            try:
+                check_content(shard)
+                self._trusted.add(shard.name)
+            except StoreError as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            found = "; ".join(error.found for error in errors)
+            raise StoreError(errors[0].asked, found, errors[0].remedy)
+        self.projection()
+
+    def info(self) -> dict[str, Any]:
+        """What the store is, for a person or a file: sizes, types, binding, projection, kept."""
+        return {
+            "folder": str(self.folder),
+            "rows": self.n,
+            "bytes": self.bytes,
+            "shards": len(self.shards),
+            "writers": sorted({shard.writer for shard in self.shards}),
+            "kept": self.kept,
+            **self.spec.to_json(),
+        }
+
+    def windows(self, window_bytes: int = WINDOW_BYTES) -> Iterator[Window]:
+        """All rows in the store's order, in windows of at most `window_bytes` within a shard."""
+        step = max(1, window_bytes // row_bytes(self.dim, self.spec.dtype))
+        place = 0
+        for shard in self.shards:
+            for start in range(0, shard.rows, step):
+                stop = min(start + step, shard.rows)
+                yield Window(slice(place + start, place + stop), self, shard, start)
+            place += shard.rows
+
+    def read(self, ids: Tensor) -> Tensor:
+        """The rows of some samples as float32, `[m, p]` for `ids` `[m]`.
+
+        Raises:
+            StoreError: A sample is not in the store.
+        """
+        places = self.places(ids)
+        out = torch.empty(ids.numel(), self.dim)
+        first = 0
+        for shard in self.shards:
+            mine = ((places >= first) & (places < first + shard.rows)).nonzero().flatten()
+            if mine.numel():
+                self.trust(shard)
+                rows, scales = read_part(shard, 0, shard.rows)
+                index = places[mine] - first
+                out[mine] = decode(rows[index], None if scales is None else scales[index])
+            first += shard.rows
+        return out
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Where in the store's order the samples `ids` lie, `[m]`.
+
+        Raises:
+            StoreError: A sample is not in the store.
+        """
+        values, order = self.ids.sort()
+        place = torch.searchsorted(values, ids).clamp(max=max(self.n - 1, 0))
+        absent = ids if not self.n else ids[values[place] != ids]
+        if absent.numel():
+            raise StoreError(
+                f"{ids.numel()} samples were asked of the store {self.folder}",
+                f"{absent.numel()} are not in it, sample {int(absent[0])} the first",
+                "Record them, or ask for samples that are stored",
+            )
+        return order[place]
+
+    def content_sha256(self) -> str:
+        """sha256 over (id, row, scales) in the order of ids: equal for equal content, however it
+        was cut into shards and whoever wrote them."""
+        digest = hashlib.sha256()
+        parts = [read_part(shard, 0, shard.rows) for shard in self.shards]
+        owner = torch.repeat_interleave(torch.tensor([shard.rows for shard in self.shards]))
+        first = torch.tensor([0, *(shard.rows for shard in self.shards)]).cumsum(0)
+        for place in self.ids.argsort().tolist():
+            rows, scales = parts[int(owner[place])]
+            index = place - int(first[owner[place]])
+            digest.update(tensor_bytes(self.ids[place : place + 1]))
+            digest.update(tensor_bytes(rows[index]))
+            if scales is not None:
+                digest.update(tensor_bytes(scales[index]))
+        return digest.hexdigest()
+
+    def trust(self, shard: Shard) -> None:
+        """Compare a shard's rows with their checksum, once."""
+        if shard.name not in self._trusted:
+            check_content(shard)
+            self._trusted.add(shard.name)
+
+
+def _foreign(
+    folder: Path, asked: Binding, found: Binding, differences: Sequence[str]
+) -> StoreError:
+    details = ", ".join(
+        f"another {_ABOUT[name]} ({getattr(found, name)[:12]}… instead of "
+        f"{getattr(asked, name)[:12]}…)"
+        for name in differences
+    )
+    return StoreError(
+        f"the store {folder} was to be used for this request",
+        f"it was made from {details}",
+        "Record a store for this adapter and data, or name the one that belongs to them",
+    )

@@ -1,0 +1,88 @@
+"""Stored rows give the products of the same rows in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fudlr.errors import DataError, UsageError
+from fudlr.store import MemoryRows, StoredRows, StoreError
+from fudlr.store.encoding import decode
+from fudlr.store.products import block_products
+from store_cases import DTYPES, encoded, random_rows, write_store
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+def close(found, exact):
+    assert found.shape == exact.shape
+    assert torch.linalg.norm(found - exact) <= 1e-6 * torch.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("window_bytes", [1, 1000, 2**26])
+def test_products_in_the_stated_order(tmp_path, dtype, window_bytes):
+    ids = torch.randperm(50)
+    store = write_store(tmp_path, random_rows(50, 130), dtype, ids=ids, shard_rows=8)
+    order = torch.randperm(50)[:31]
+    rows = StoredRows(store, order, window_bytes=window_bytes)
+    exact = MemoryRows(store.read(order).double())
+    assert (rows.n, rows.d) == (31, 130)
+    v = torch.randn(3, 130, dtype=torch.float64)
+    w = torch.randn(2, 31, dtype=torch.float64)
+    close(rows.dots(v), exact.dots(v))
+    close(rows.sum(w), exact.sum(w))
+    close(rows.gram_product(v), exact.gram_product(v))
+    close(rows.gram_product(v, w[0]), exact.gram_product(v, w[0]))
+    assert torch.equal(rows.load().matrix, store.read(order))
+    assert rows.dots(v.float()).dtype == torch.float32
+
+
+def test_default_order_is_by_id(tmp_path):
+    source = random_rows(20, 5)
+    ids = torch.randperm(20) * 3
+    rows = StoredRows(write_store(tmp_path, source, ids=ids))
+    v = torch.randn(1, 5)
+    close(rows.dots(v), source[ids.argsort()] @ v.T)
+    assert rows.order.tolist() == list(range(0, 60, 3))
+
+
+def test_block_products_agree_with_dense_algebra(dtype):
+    source = random_rows(3000, 1000)  # several tiles
+    codes, scales = encoded(source, dtype)
+    exact = decode(codes, scales).double()
+    v, w = torch.randn(4, 1000), torch.rand(2, 3000)
+    dots, none = block_products(codes, scales, v)
+    assert none is None
+    close(dots.double(), exact @ v.T.double())
+    none, sums = block_products(codes, scales, weights=w)
+    assert none is None
+    close(sums, w.double() @ exact)
+    _, gram = block_products(codes, scales, v, w[:1])
+    close(gram, (exact @ v.T.double() * w[0, :, None]).T @ exact)
+
+
+def test_a_window_without_weight_is_not_read(tmp_path):
+    store = write_store(tmp_path, random_rows(16, 4), shard_rows=8)
+    rows = StoredRows(store)
+    rows.store.shards[1].path.write_bytes(b"")  # reading it would raise
+    weights = torch.zeros(1, 16)
+    weights[0, :8] = 1
+    close(rows.sum(weights), random_rows(16, 4)[:8].sum(0, keepdim=True))
+    with pytest.raises(StoreError):
+        rows.sum(weights + 1)
+
+
+def test_bad_requests(tmp_path):
+    store = write_store(tmp_path / "a", random_rows(4, 3))
+    with pytest.raises(StoreError, match="2 are not in it, sample 7 the first"):
+        StoredRows(store, torch.tensor([1, 7, 9]))
+    with pytest.raises(UsageError, match="1 of 3 ids are repeated"):
+        StoredRows(store, torch.tensor([1, 1, 2]))
+    with pytest.raises(DataError):
+        StoredRows(store).dots(torch.ones(3))
+    with pytest.raises(DataError):
+        StoredRows(store).sum(torch.ones(1, 3))
+    with pytest.raises(StoreError, match="it has none"):
+        StoredRows(write_store(tmp_path / "b", torch.empty(0, 3)))
