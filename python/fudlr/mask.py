@@ -166,7 +166,8 @@ def gradient_descent_mask(
         gradient = _projected_gradient(z, slope, room)
         first.lerp_(gradient, 1 - decay_first)
         second.lerp_(gradient.square(), 1 - decay_second)
-        scale = (second / (1 - decay_second**step)).sqrt_().add_(1e-12)
+        # Next to no ε: the step must not know the scores' scale, however small some of them are.
+        scale = (second / (1 - decay_second**step)).sqrt_().add_(1e-150)
         z = z - learning_rate * (first / (1 - decay_first**step)) / scale
         # Beyond ±20 a sample is decided; without a bound it could never change its mind.
         z = _within_budget(z.clamp_(-20, 20), room)
@@ -194,7 +195,7 @@ def _within_budget(z: Tensor, room: int) -> Tensor:
     if float(z.sigmoid().sum()) <= room:
         return z
     low, high = 0.0, 64.0
-    for _ in range(60):
+    for _ in range(48):
         middle = (low + high) / 2
         if float((z - middle).sigmoid().sum()) > room:
             low = middle

@@ -1,0 +1,178 @@
+"""Rows of gradients and curvatures on them: stored equals recomputed equals dense."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from bed import L2, N
+from fudlr.batches import Batches
+from fudlr.curvature import CURVATURES, GGN, EmpiricalFisher, Hessian
+from fudlr.errors import DataError, NumericalError, UsageError
+from fudlr.store import MemoryRows, StreamedRows, record_rows
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def uneven(bed):
+    """Batches of unequal size, so that a mean of batch means would be wrong."""
+    for index in torch.arange(N).split([500, 3, 97, 600]):
+        yield bed.recommender.collate(bed.train.take(index))
+
+
+@pytest.fixture(scope="module")
+def face(bed):
+    return bed.engine, bed.recommender.forward, bed.recommender.loss
+
+
+@pytest.fixture(scope="module")
+def streamed(bed, face):
+    return StreamedRows(*face, lambda: uneven(bed))
+
+
+@pytest.fixture(scope="module")
+def recorded(bed, face):
+    return record_rows(*face, lambda: uneven(bed))
+
+
+def test_recorded_rows_are_the_samples_gradients(bed, recorded):
+    assert (recorded.n, recorded.d) == bed.matrix.shape
+    assert torch.allclose(recorded.matrix, bed.matrix, atol=1e-12)
+
+
+def test_products_agree_with_dense(bed, streamed, recorded):
+    g, d = bed.matrix, bed.engine.d
+    v, weights, few = normal(3, d), normal(2, N, seed=1), normal(N, seed=2).abs()
+    for rows in (recorded, streamed):
+        assert (rows.n, rows.d) == (N, d)
+        assert torch.allclose(rows.dots(v), g @ v.T, atol=1e-10)
+        assert torch.allclose(rows.sum(weights), weights @ g, atol=1e-10)
+        assert torch.allclose(rows.gram_product(v), v @ g.T @ g / N, atol=1e-10)
+        weighted = v @ g.T @ torch.diag(few) @ g / N
+        assert torch.allclose(rows.gram_product(v, few), weighted, atol=1e-10)
+
+
+def test_any_layout_of_the_vectors(recorded):
+    v = normal(recorded.d, 5).T
+    assert not v.is_contiguous()
+    assert torch.allclose(recorded.dots(v), recorded.dots(v.contiguous()), atol=1e-13)
+    assert recorded.dots(v[:0]).shape == (recorded.n, 0)
+
+
+def test_streaming_holds_one_batch_at_a_time(bed, face):
+    alive = []
+
+    def batches():
+        for batch in uneven(bed):
+            gc.collect()
+            # The generator's own batch, and the last one in the loop's hands.
+            assert sum(reference() is not None for reference in alive) <= 1
+            x = batch["x"].clone()
+            alive.append(weakref.ref(x))
+            yield {"x": x, "target": batch["target"]}
+            del x, batch
+
+    rows = StreamedRows(*face, Batches(batches, [500, 3, 97, 600]))
+    rows.dots(normal(2, rows.d))
+    assert len(alive) == 4
+
+
+def test_batches_without_weight_are_not_computed(bed, face):
+    engine, forward, loss = face
+    seen = []
+
+    def counted(model, batch):
+        seen.append(len(batch["x"]))
+        return forward(model, batch)
+
+    rows = StreamedRows(engine, counted, loss, lambda: uneven(bed))
+    weights = torch.zeros(1, N, dtype=torch.float64)
+    weights[0, 501] = 1
+    assert torch.allclose(rows.sum(weights)[0], bed.matrix[501], atol=1e-12)
+    assert seen == [3]
+
+
+def test_progress_is_told(bed, face):
+    said = []
+    rows = StreamedRows(*face, lambda: uneven(bed), progress=lambda *done: said.append(done))
+    rows.dots(normal(1, rows.d))
+    assert said == [(500, N), (503, N), (600, N), (1200, N)]
+
+
+def test_curvatures_agree_with_dense(bed, face, recorded, streamed):
+    v, g = normal(3, bed.engine.d), bed.matrix
+    outputs = torch.func.vmap(
+        torch.func.jacrev(lambda t, x: bed.outputs(t, x[None])[0]), in_dims=(None, 0)
+    )
+    jacobian = outputs(bed.theta, bed.train.x)
+    p = bed.outputs(bed.theta, bed.train.x).detach().softmax(dim=1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    ggn = torch.einsum("nad,nab,nbe->de", jacobian, inner, jacobian) / N
+    batches = lambda: uneven(bed)  # noqa: E731
+    cases = {
+        "empirical_fisher": [(EmpiricalFisher(rows), g.T @ g / N) for rows in (recorded, streamed)],
+        "ggn": [(GGN(*face, batches), ggn)],
+        "hessian": [(Hessian(*face, batches), bed.hessian)],
+        "identity": [(CURVATURES["identity"](2.0), 2 * torch.eye(bed.engine.d).double())],
+    }
+    assert set(cases) == set(CURVATURES)
+    for name, pairs in cases.items():
+        for curvature, dense in pairs:
+            assert curvature.name == name
+            assert torch.allclose(curvature.product(v), v @ dense, atol=1e-9), name
+            lowest = float(torch.linalg.eigvalsh(dense)[0])
+            assert curvature.semidefinite == (lowest > -1e-12), name
+            across = dense[:16, 32:]  # the first layer's A against the second layer
+            assert curvature.couples_layers == bool(across.abs().max() > 0), name
+    assert L2 > 0  # none of the above has it
+
+
+def test_bad_rows():
+    g = normal(6, 4)
+    g[4, 1] = torch.inf
+    with pytest.raises(NumericalError, match="sample 4"):
+        MemoryRows(g)
+    for wrong in (g[0], torch.empty(0, 4), torch.ones(2, 2, dtype=torch.int64)):
+        with pytest.raises(DataError):
+            MemoryRows(wrong)
+    rows = MemoryRows(normal(6, 4))
+    with pytest.raises(DataError, match="d = 4"):
+        rows.dots(normal(2, 5))
+    with pytest.raises(DataError, match="one row"):
+        rows.dots(normal(4))
+    with pytest.raises(DataError, match="n = 6"):
+        rows.sum(normal(1, 4))
+
+
+def test_recording_names_the_broken_sample(bed, face):
+    engine, forward, loss = face
+
+    class Broken:
+        def sample_grads(self, *face_and_batch):
+            rows = engine.sample_grads(*face_and_batch)
+            if len(rows) == 97:
+                rows[4] = torch.nan
+            return rows
+
+    with pytest.raises(NumericalError, match="sample 507"):
+        record_rows(Broken(), forward, loss, lambda: uneven(bed))
+
+
+def test_bad_batches(bed, face):
+    with pytest.raises(UsageError, match="3 were expected"):
+        StreamedRows(*face, Batches(lambda: uneven(bed), [500, 3, 97])).dots(
+            normal(1, bed.engine.d)
+        )
+    with pytest.raises(DataError, match="501 samples"):
+        record_rows(*face, Batches(lambda: uneven(bed), [501, 2, 97, 600]))
+    with pytest.raises(UsageError, match="sizes"):
+        _ = Batches(["no tensor"]).n
+    with pytest.raises(DataError, match="n ≥ 1"):
+        record_rows(*face, [])
+    used_up = uneven(bed)
+    rows = StreamedRows(*face, Batches(lambda: used_up, [500, 3, 97, 600]))
+    rows.dots(normal(1, rows.d))
+    with pytest.raises(UsageError, match="fresh iterator"):
+        rows.dots(normal(1, rows.d))

@@ -1,0 +1,205 @@
+"""Solvers against dense solves: several right-hand sides, preconditioners, and what goes wrong."""
+
+import pytest
+import torch
+from fudlr.curvature import EmpiricalFisher, Identity
+from fudlr.errors import DataError, NumericalError, UsageError
+from fudlr.solvers import SOLVERS, Status, make_solver, solve_cg, solve_woodbury
+from fudlr.store import MemoryRows
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def spd(d=40, spread=1e3):
+    basis = torch.linalg.qr(normal(d, d)).Q
+    return (
+        basis @ torch.diag(torch.logspace(0, -torch.tensor(spread).log10(), d).double()) @ basis.T
+    )
+
+
+class Counting:
+    """A matrix that remembers how many rows each product had."""
+
+    def __init__(self, matrix):
+        self.matrix, self.rows = matrix, []
+
+    def __call__(self, vectors):
+        self.rows.append(len(vectors))
+        return vectors @ self.matrix
+
+
+def test_cg_woodbury_and_dense_agree():
+    g, rhs, damping = normal(30, 50), normal(3, 50, seed=1), 0.02
+    fisher = g.T @ g / 30
+    dense = torch.linalg.solve(fisher + damping * torch.eye(50, dtype=g.dtype), rhs.T).T
+    curvature = EmpiricalFisher(MemoryRows(g))
+    options = {"cg": {"max_steps": 200, "tolerance": 1e-12}, "woodbury": {}}
+    assert set(options) == set(SOLVERS)
+    for name, given in options.items():
+        solution = make_solver(curvature, damping, name, **given)(rhs)
+        assert solution.status is Status.CONVERGED
+        assert torch.allclose(solution.x, dense, rtol=1e-9, atol=1e-9), name
+        true = (rhs - solution.x @ fisher - damping * solution.x).norm(dim=1) / rhs.norm(dim=1)
+        assert torch.allclose(solution.residuals, true, atol=1e-11)
+        assert solution.warnings == []
+
+
+def test_weighted_curvature_is_what_woodbury_solves():
+    g, rhs, weights = normal(30, 50), normal(2, 50, seed=1), torch.rand(30, dtype=torch.float64)
+    curvature = EmpiricalFisher(MemoryRows(g), weights)
+    exact = make_solver(curvature, 0.1, "woodbury")(rhs).x
+    near = make_solver(curvature, 0.1, "cg", max_steps=200, tolerance=1e-12)(rhs).x
+    assert torch.allclose(exact, near, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(exact, make_solver(EmpiricalFisher(MemoryRows(g)), 0.1)(rhs).x)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_together_is_one_at_a_time(started):
+    sizes = torch.tensor([[1.0], [1e-6], [1e6], [3.0]], dtype=torch.float64)
+    a, rhs = spd(), normal(4, 40, seed=1) * sizes
+    start = normal(4, 40, seed=3) * sizes if started else None
+    together = solve_cg(Counting(a), rhs, 0.05, start=start)
+    for j in range(4):
+        first = None if start is None else start[j : j + 1]
+        alone = solve_cg(Counting(a), rhs[j : j + 1], 0.05, start=first)
+        assert (together.x[j] - alone.x[0]).norm() <= 1e-10 * alone.x[0].norm()
+        assert torch.allclose(together.residuals[j], alone.residuals[0], rtol=1e-6)
+
+
+def test_converged_right_hand_sides_are_frozen():
+    a = torch.diag(torch.cat([torch.ones(1), torch.linspace(1, 100, 39)]).double())
+    rhs = normal(2, 40)
+    rhs[0] = 0
+    rhs[0, 0] = 1  # an eigenvector: one step
+    product = Counting(a)
+    solution = solve_cg(product, rhs, 0.1, tolerance=1e-10)
+    assert product.rows[0] == 2
+    assert set(product.rows[1:]) == {1}
+    assert solution.status is Status.CONVERGED
+    assert solution.steps == len(product.rows)
+
+
+def test_preconditioner_takes_fewer_steps_to_the_same_answer():
+    scale = torch.logspace(-3, 3, 40).double()
+    a = scale[:, None].sqrt() * spd(spread=10) * scale.sqrt()
+    rhs = normal(2, 40)
+    options = {"max_steps": 3000, "tolerance": 1e-10}
+    plain = solve_cg(Counting(a), rhs, 1e-6, **options)
+    diagonal = a.diagonal() + 1e-6
+    better = solve_cg(Counting(a), rhs, 1e-6, preconditioner=lambda r: r / diagonal, **options)
+    assert better.status is Status.CONVERGED
+    assert better.steps < plain.steps / 2
+    exact = torch.linalg.solve(a + 1e-6 * torch.eye(40).double(), rhs.T).T
+    assert torch.allclose(better.x, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+    with pytest.raises(NumericalError, match="positive definite"):
+        solve_cg(Counting(a), rhs, 1e-6, preconditioner=lambda r: -r)
+
+
+def test_a_good_start_saves_steps_and_a_perfect_one_takes_none():
+    a, rhs = spd(), normal(2, 40)
+    solution = solve_cg(Counting(a), rhs, 0.05, tolerance=1e-10, max_steps=200)
+    again = solve_cg(Counting(a), rhs, 0.05, start=solution.x)
+    assert again.steps == 0
+    assert again.status is Status.CONVERGED
+    assert torch.equal(again.x, solution.x)
+
+
+def test_negative_curvature_is_seen_and_explained():
+    a = torch.diag(torch.tensor([2.0, 1.0, -0.5], dtype=torch.float64))
+    rhs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    solution = solve_cg(Counting(a), rhs, 0.1, tolerance=1e-10)
+    assert solution.statuses == (Status.CONVERGED, Status.NEGATIVE_CURVATURE)
+    assert solution.status is Status.NEGATIVE_CURVATURE
+    assert solution.negative_curvature
+    assert solution.x.isfinite().all()
+    assert torch.allclose(solution.x[0], torch.tensor([1 / 2.1, 1 / 1.1, 0]).double())
+    assert solution.warnings == [solution.message]
+    for word in ("Negative curvature", "number 1", "0.1", "ggn", "empirical_fisher"):
+        assert word in solution.message
+    # The remedy that the message names works.
+    assert not solve_cg(Counting(a), rhs, 0.6).negative_curvature
+
+
+def test_too_few_steps_are_reported():
+    solution = solve_cg(Counting(spd(spread=1e6)), normal(2, 40), 1e-6, max_steps=3)
+    assert solution.status is Status.MAX_STEPS
+    assert solution.steps == 3
+    assert float(solution.residuals.max()) > 1e-4
+    assert "3 steps" in solution.message
+    assert solution.warnings == []
+
+
+def test_nan_in_a_product_keeps_the_last_finite_iterate():
+    a, calls = spd(), []
+
+    def product(vectors):
+        calls.append(1)
+        out = vectors @ a
+        if len(calls) == 3:
+            out[0, 0] = torch.nan
+        return out
+
+    solution = solve_cg(product, normal(2, 40), 0.01, tolerance=1e-8, max_steps=200)
+    assert solution.statuses == (Status.NOT_FINITE, Status.CONVERGED)
+    assert solution.x.isfinite().all()
+    assert solution.x[0].norm() > 0
+    assert "NaN" in solution.message
+
+
+def test_zero_right_hand_side():
+    start = normal(2, 40)
+    rhs = torch.stack([torch.zeros(40).double(), normal(40)])
+    solution = solve_cg(Counting(spd()), rhs, 0.1, start=start)
+    assert torch.equal(solution.x[0], torch.zeros(40).double())
+    assert solution.residuals[0] == 0
+    assert solution.status is Status.CONVERGED
+
+
+def test_float32_reaches_its_tolerance():
+    a, rhs = spd().float(), normal(3, 40, dtype=torch.float32)
+    solution = solve_cg(Counting(a), rhs, 0.01)
+    assert solution.x.dtype is torch.float32
+    true = (rhs - solution.x @ a - 0.01 * solution.x).norm(dim=1) / rhs.norm(dim=1)
+    assert float(true.max()) < 2e-4
+
+
+def test_identity_is_divided_by():
+    rhs = normal(2, 5)
+    assert torch.allclose(make_solver(Identity(3.0), 0.5)(rhs).x, rhs / 3.5)
+    with pytest.raises(UsageError):
+        Identity(-1.0)
+
+
+@pytest.mark.parametrize("damping", [-0.1, float("nan"), float("inf")])
+def test_bad_damping(damping):
+    for solve in (
+        lambda: solve_cg(Counting(spd()), normal(1, 40), damping),
+        lambda: solve_woodbury(normal(4, 40), normal(1, 40), damping),
+    ):
+        with pytest.raises(UsageError, match="damping"):
+            solve()
+
+
+def test_bad_input():
+    a, rhs = Counting(spd()), normal(2, 40)
+    broken = rhs.clone()
+    broken[1, 3] = torch.nan
+    with pytest.raises(NumericalError, match="right-hand side 1"):
+        solve_cg(a, broken, 0.1)
+    with pytest.raises(DataError, match="one row"):
+        solve_cg(a, rhs[0], 0.1)
+    with pytest.raises(DataError, match="16-bit"):
+        solve_cg(a, rhs.bfloat16(), 0.1)
+    with pytest.raises(DataError, match="start"):
+        solve_cg(a, rhs, 0.1, start=rhs[:1])
+    with pytest.raises(UsageError, match="max_steps"):
+        solve_cg(a, rhs, 0.1, max_steps=0)
+    with pytest.raises(UsageError, match="above 0"):
+        solve_woodbury(normal(4, 40), rhs, 0.0)
+    with pytest.raises(UsageError, match="stored rows"):
+        make_solver(Identity(), 0.1, "woodbury")
+    with pytest.raises(UsageError, match="cg, woodbury"):
+        make_solver(Identity(), 0.1, "gauss")
+    assert a.rows == []
