@@ -88,9 +88,10 @@ def run_scenario(
     done, cut_off, stored = 0, 0, []
     while done < kills:
         children = [start(disturbed, dtype, k, writers, seed) for k in range(writers)]
-        # Short lives, so that there is work left for the next one to be killed at.
-        time.sleep(chance.uniform(0.0, 2.5 * span / (kills + 1)))
-        os.kill(chance.choice(children), signal.SIGKILL)
+        for child in chance.sample(children, writers):
+            # Short lives, so that there is work left for the next one to be killed at.
+            time.sleep(chance.uniform(0.0, 2.0 * span / (kills + 1)))
+            os.kill(child, signal.SIGKILL)
         for child in children:
             done += finish(child)
         cut_off += any(disturbed.glob(".rows-*"))

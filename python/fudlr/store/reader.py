@@ -15,7 +15,7 @@ from fudlr.store import manifest
 from fudlr.store.encoding import decode, row_bytes
 from fudlr.store.errors import StoreError
 from fudlr.store.projection import Projection
-from fudlr.store.shards import Shard, check_content, read_part, refuse
+from fudlr.store.shards import Shard, check_content, prefetch, read_part, refuse
 from fudlr.store.spec import Binding, StoreSpec, tensor_bytes
 from fudlr.store.writer import PROJECTION
 
@@ -31,16 +31,20 @@ class Window:
     _store: Store
     _shard: Shard
     _start: int
+    _next: tuple[Shard, int, int] | None
 
     def read(self) -> tuple[Tensor, Tensor | None]:
         """Rows `[b, p]` as stored and their scales `[b, s]` (int8), as views of the mapped file.
 
-        Mapped for as long as the views are held.
+        Mapped for as long as the views are held. The window after this one is fetched from disk
+        meanwhile.
 
         Raises:
             StoreError: The shard's rows do not match their checksum, on its first use.
         """
         self._store.trust(self._shard)
+        if self._next is not None:
+            prefetch(*self._next)
         count = self.places.stop - self.places.start
         return read_part(self._shard, self._start, self._start + count)
 
@@ -164,12 +168,16 @@ class Store:
     def windows(self, window_bytes: int = WINDOW_BYTES) -> Iterator[Window]:
         """All rows in the store's order, in windows of at most `window_bytes` within a shard."""
         step = max(1, window_bytes // row_bytes(self.dim, self.spec.dtype))
+        cuts = [
+            (shard, start, min(start + step, shard.rows))
+            for shard in self.shards
+            for start in range(0, shard.rows, step)
+        ]
         place = 0
-        for shard in self.shards:
-            for start in range(0, shard.rows, step):
-                stop = min(start + step, shard.rows)
-                yield Window(slice(place + start, place + stop), self, shard, start)
-            place += shard.rows
+        for (shard, start, stop), following in zip(cuts, [*cuts[1:], None], strict=True):
+            end = place + stop - start
+            yield Window(slice(place, end), self, shard, start, following)
+            place = end
 
     def read(self, ids: Tensor) -> Tensor:
         """The rows of some samples as float32, `[m, p]` for `ids` `[m]`.

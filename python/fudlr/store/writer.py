@@ -94,7 +94,7 @@ class StoreWriter:
             UsageError: Shapes that do not fit.
             StoreError: A sample is stored already, or its row is not finite.
         """
-        ids = ids.detach().to("cpu", torch.int64)
+        ids = ids.detach().to("cpu", torch.int64).contiguous()
         rows = rows.detach().to("cpu")
         if rows.dim() != 2 or rows.shape[1] != self.spec.dim or ids.shape != rows.shape[:1]:
             raise UsageError(
@@ -116,7 +116,7 @@ class StoreWriter:
 
     def missing(self, ids: Tensor) -> Tensor:
         """Those of `ids` that are neither stored nor appended, in their order, `[m]`."""
-        ids = ids.detach().to("cpu", torch.int64)
+        ids = ids.detach().to("cpu", torch.int64).contiguous()
         waiting = torch.tensor([name in self._waiting for name in ids.tolist()], dtype=torch.bool)
         return ids[~(_contains(self._stored, ids) | waiting)]
 
