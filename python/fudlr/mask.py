@@ -222,7 +222,7 @@ def sample_candidates(n: int, share: float, seed: int) -> Tensor:
 
 
 def _room(budget: float, n: int) -> int:
-    # 0.1 · 30 is 3.0000000000000004 or less by an ulp elsewhere; both mean 3.
+    # 0.29 · 100 is 28.999999999999996, and means 29.
     return math.floor(budget * n + 1e-9)
 
 
