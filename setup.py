@@ -9,6 +9,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pybind11
+import torch
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
@@ -27,9 +29,6 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension where setuptools expects it."""
-        import pybind11
-        import torch
-
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)

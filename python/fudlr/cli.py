@@ -14,6 +14,7 @@ import torch
 import typer
 import yaml
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from fudlr.config import RunConfig, load_config, merge
 from fudlr.data import fetch_ml100k
@@ -26,6 +27,7 @@ from fudlr.report import print_summary
 from fudlr.results import check_result_folder, write_result
 from fudlr.run import load_run, train_run
 from fudlr.verify import verify_result
+from fudlr_ext.errors import EngineError
 
 app = typer.Typer(
     name="fudlr",
@@ -36,6 +38,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+EXPECTED: tuple[type[Exception], ...] = (FudlrError, EngineError)
+"""Errors that are raised on purpose: shown in words, without a traceback."""
+INTERRUPTED = 130
 _errors = Console(stderr=True, highlight=False)
 
 ConfigFile = Annotated[
@@ -130,11 +135,9 @@ def evaluate(
     """Print all metrics of the run's adapter, or of another one, as JSON."""
     _set_threads(threads)
     loaded = load_run(run, adapter)
-    prompts = [
-        make_prompts(loaded.split, samples, loaded.config.data)
-        for samples in (loaded.split.valid, loaded.split.test)
-    ]
-    figures = measure(loaded.recommender, *prompts).metrics
+    valid = make_prompts(loaded.split, loaded.split.valid, loaded.config.data)
+    test = make_prompts(loaded.split, loaded.split.test, loaded.config.data)
+    figures = measure(loaded.recommender, valid, test).metrics
     if out is not None:
         write_json(out, figures)
     typer.echo(json.dumps(figures, indent=2))
@@ -169,13 +172,23 @@ def data_fetch(
 def main() -> None:
     """Entry point of the `fudlr` command."""
     try:
-        app(standalone_mode=True)
-    except FudlrError as error:
-        _errors.print(f"[bold red]error:[/] {_escape(str(error))}")
+        code = app(standalone_mode=False) or 0
+    except TyperException as error:  # wrong use that typer found: it has its own, coloured form
+        error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except EXPECTED as error:
+        _errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(exit_code(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer itself may turn the interruption into this code
         _errors.print("interrupted; nothing is half-written, and finished results are kept")
-        sys.exit(130)
+    sys.exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for wrong use, 1 for failure."""
+    return error.exit_code if isinstance(error, FudlrError) else 1
 
 
 def _configure(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fudlr.batches import Batches
@@ -22,7 +23,15 @@ from fudlr.errors import UsageError
 from fudlr.evaluation import Measured, Prompts, make_prompts, measure
 from fudlr.influence import MetricGradient, metric_gradients
 from fudlr.mask import sample_candidates
-from fudlr.metrics import METRICS, Metric, Objective, bootstrap, find_metric, permutation_null
+from fudlr.metrics import (
+    METRICS,
+    Metric,
+    Objective,
+    bootstrap,
+    evaluate,
+    find_metric,
+    permutation_null,
+)
 from fudlr.progress import StageClock, track
 from fudlr.request import Answer, Scored, answer, choose_damping, score_samples
 from fudlr.run import Run, versions
@@ -124,7 +133,7 @@ def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Resu
         curve = _curve(job, rows, scored, solve)
         summary = _summary(job, found, before, after, damping)
         if config.heldout:
-            summary["heldout"] = _heldout(job, rows, solve)
+            summary["heldout"] = _heldout(job, rows, solve, before)
         run.engine.load(found.update.theta)
     summary["warnings"] = [*said, *found.warnings, *_judge(config, before, after)]
     summary["seconds"] = clock.seconds
@@ -132,11 +141,12 @@ def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Resu
     return Result(run, config, found, before, after, job.valid, job.test, summary, curve)
 
 
-def cost(seconds: dict[str, float], training: float) -> dict[str, float | None]:
+def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
     """Seconds of the needed stages, and their share of the training's."""
     needed = sum(seconds[stage] for stage in NEEDED)
     return {
         "seconds": needed,
+        "stages": list(NEEDED),
         "training_seconds": training or None,
         "share_of_training": needed / training if training else None,
     }
@@ -234,28 +244,38 @@ def _curve(job: _Job, rows: GradientRows, scored: Scored, solve: Solve) -> list[
     return points
 
 
-def _heldout(job: _Job, rows: GradientRows, solve: Solve) -> dict[str, dict[str, float]]:
-    """Twofold cross-fitting: gradients from one half of the users, figures on the other.
+def _heldout(job: _Job, rows: GradientRows, solve: Solve, before: Measured) -> dict[str, Any]:
+    """Twofold cross-fitting: each user is judged by an update that its own gradient had no part in.
 
     The curvature is of the training samples and serves both halves; scores, mask and update are
-    made anew for each. Figures are means over the halves.
+    made anew for each. The halves' scores are joined before anything is measured, so that group
+    metrics are over as many users as everywhere else.
     """
     run = job.run
+    scores, losses = torch.empty_like(before.scores), torch.empty_like(before.losses)
+    valid_losses = torch.empty(len(job.valid.samples))
     halves = holdout_users(job.valid.samples, 0.5, job.config.seed)
-    sums: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     with job.clock.stage("held-out users"):
         for own, other in (halves, halves[::-1]):
             run.engine.load(run.theta)
             gradients = _metric_gradients(job, job.valid.take(own))
             scored = score_samples(rows, gradients, job.objective, solve, job.config)
             found = answer(rows, scored, run.theta, solve, job.config.budget)
-            prompts = (job.valid.take(other), job.test.take(other))
-            for name, theta in (("before", run.theta), ("after", found.update.theta)):
-                run.engine.load(theta)
-                figures = measure(run.recommender, *prompts, job.config.batch).metrics
-                for metric, value in figures.items():
-                    sums[name][metric] = sums[name].get(metric, 0.0) + value / 2
-    return sums
+            run.engine.load(found.update.theta)
+            part = torch.from_numpy(other)
+            test, valid = job.test.take(other).samples, job.valid.take(other).samples
+            scores[part], losses[part] = run.recommender.evaluate(test, job.config.batch)
+            valid_losses[part] = run.recommender.evaluate(valid, job.config.batch)[1]
+        figures = evaluate(scores, job.test.side)
+        figures |= {"val_loss": float(valid_losses.mean()), "test_loss": float(losses.mean())}
+        drawn = bootstrap(
+            {"before": before.scores, "after": scores}, job.test.side, seed=job.config.seed
+        )
+    return {
+        "before": before.metrics,
+        "after": figures,
+        "intervals": intervals(drawn, {"after": "change"}),
+    }
 
 
 def _summary(

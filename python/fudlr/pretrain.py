@@ -71,7 +71,7 @@ def pretrain(
     for epoch, index in track(order, steps, "pretrain the small model"):
         loss = _next_item_loss(model, sequences[index])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         scheduler.step()
         losses[epoch] += float(loss.detach()) * len(index) / len(sequences)

@@ -65,7 +65,7 @@ def mask_table(result: Result) -> pl.DataFrame:
     table = pl.DataFrame(
         {
             "sample_id": samples.ids,
-            "mask": result.mask.to(int).numpy().astype(np.int8),
+            "mask": result.mask.numpy().astype(np.int8),
             "score": found.scored.score.numpy(),
             **_influences(found),
             "user_id": interactions.users["user_id"].gather(samples.user),

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+import torch
+from fudlr import RunConfig, train_run
+from fudlr.config import merge
+
+TINY = {
+    "data.source": "synthetic",
+    "data.k": 5,
+    "model.hidden": 16,
+    "model.heads": 2,
+    "model.kv_heads": 1,
+    "model.intermediate": 24,
+    "model.pretrain_epochs": 3,
+    "lora.rank": 2,
+    "train.epochs": 5,
+    "train.batch": 128,
+    "debias.damping": 0.03,
+    "debias.curve": [0.05, 0.1],
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    return merge(RunConfig(), TINY)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, tiny_config) -> Path:
+    """A trained run on disk; tests load it, and none changes it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_run(tiny_config, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("FUDLR_QUIET", "1")
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)

@@ -1,0 +1,216 @@
+"""Each way to use the command line wrongly: a clear error, the right exit code, nothing written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from fudlr import cli
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+
+def fudlr(*arguments):
+    """Exit code and stderr of `fudlr …`, through the entry point and its error handling."""
+    result = runner.invoke(cli.app, [str(a) for a in arguments])
+    error = result.exception
+    if error is not None and not isinstance(error, SystemExit):
+        assert isinstance(error, cli.EXPECTED), repr(error)
+        return cli.exit_code(error), str(error)
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def own_run(run_folder, tmp_path):
+    """A copy of the run that a test may damage."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def debias(run, tmp_path, *options):
+    code, message = fudlr("debias", run, "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+    assert "Traceback" not in message
+    return code, message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--objective", "arpp"], "arpp"),
+        (["--objective", "arp -"], "arp -"),
+        (["--objective", "arp + 0*hellinger"], "weight"),
+        (["--budget", "0"], "budget"),
+        (["--budget", "1.5"], "budget"),
+        (["--budget", "nan"], "budget"),
+        (["--damping", "-1"], "damping"),
+        (["--set", "debias.lambda_acc=-1"], "lambda_acc"),
+        (["--set", "debias.curvature=fisher"], "fisher"),
+        (["--set", "debias.solver=magic"], "magic"),
+        (["--set", "debias.nonsense=1"], "nonsense"),
+        (["--set", "train.epochs=3"], "train.epochs"),
+        (["--set", "debias.budget"], "="),
+        (["--objective", "arp@7"], "7"),
+    ],
+)
+def test_wrong_options_exit_with_2(run_folder, tmp_path, options, words):
+    code, message = debias(run_folder, tmp_path, *options)
+    assert code == 2
+    assert words in message
+
+
+def test_unknown_option_exits_with_2(run_folder, tmp_path):
+    assert debias(run_folder, tmp_path, "--magic")[0] == 2
+
+
+def test_folder_that_is_no_run(tmp_path):
+    code, message = debias(tmp_path, tmp_path)
+    assert code == 2
+    assert "config.yaml" in message
+
+
+def test_missing_adapter(run_folder, tmp_path):
+    code, message = debias(run_folder, tmp_path, "--adapter", tmp_path / "none")
+    assert code == 1
+    assert "adapter_config.json is missing" in message
+
+
+def test_truncated_adapter(own_run, tmp_path):
+    path = own_run / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "damaged" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapter_that_is_not_finite(own_run, tmp_path, value):
+    path = own_run / "adapter" / "adapter_model.safetensors"
+    state = load_file(path)
+    next(iter(state.values()))[0, 0] = value
+    save_file(state, path)
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "NaN or infinity" in message
+
+
+def test_base_that_is_not_finite(own_run, tmp_path):
+    path = own_run / "base" / "model.safetensors"
+    state = load_file(path)
+    next(iter(state.values())).view(-1)[0] = torch.nan
+    save_file(state, path, metadata={"format": "pt"})
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "NaN or infinity" in message
+
+
+def test_adapter_for_another_base(own_run, tmp_path):
+    path = own_run / "adapter" / "adapter_model.safetensors"
+    state = {name: torch.cat([t, t], 1) for name, t in load_file(path).items()}
+    save_file(state, path)
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "not for this base model" in message
+
+
+def test_adapter_without_lora(own_run, tmp_path):
+    config = own_run / "adapter" / "adapter_config.json"
+    record = json.loads(config.read_text())
+    record["target_modules"] = ["no_such_layer"]
+    config.write_text(json.dumps(record))
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "adapter" in message
+
+
+def test_data_that_changed_since_training(own_run, tmp_path):
+    items = own_run / "items.json"
+    record = json.loads(items.read_text())
+    record["item_ids"][0] = "another"
+    items.write_text(json.dumps(record))
+    code, message = debias(own_run, tmp_path)
+    assert code == 1
+    assert "items" in message
+
+
+def test_list_longer_than_the_catalogue(own_run, tmp_path):
+    config = own_run / "config.yaml"
+    config.write_text(config.read_text().replace("k: 5", "k: 5000"))
+    code, message = debias(own_run, tmp_path)
+    assert code == 2
+    assert "5000" in message
+
+
+def test_unknown_group(own_run, tmp_path):
+    config = own_run / "config.yaml"
+    config.write_text(config.read_text().replace("user_group: gender", "user_group: planet"))
+    code, message = debias(own_run, tmp_path, "--objective", "hellinger")
+    assert code == 2
+    assert "planet" in message
+
+
+def test_out_that_holds_something_else(run_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    code, _ = fudlr("debias", run_folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+def test_out_below_a_file(run_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, message = fudlr("debias", run_folder, "--out", tmp_path / "file" / "out")
+    assert code == 1
+    assert "cannot be written" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--data", "no/such/folder"], 1, "no/such/folder"),
+        (["--config", "no-such.yaml"], 2, "no-such.yaml"),
+        (["--base", "no/such/model", "--data", "synthetic"], 1, "config.json"),
+        (["--set", "lora.targets=[nothing]", "--data", "synthetic"], 1, "nothing"),
+        (["--set", "lora.rank=0"], 2, "lora.rank"),
+        (["--set", "train.learning_rate=-1"], 2, "learning_rate"),
+    ],
+)
+def test_wrong_training(tmp_path, options, code, words):
+    fast = ["--set", "model.pretrain_epochs=0", "--set", "model.hidden=16"]
+    found, message = fudlr("train", "--out", tmp_path / "run", *fast, *options)
+    assert found == code
+    assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_movielens_says_how_to_fetch_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUDLR_CACHE", str(tmp_path / "empty"))
+    code, message = fudlr("train", "--out", tmp_path / "run", "--data", "ml-100k")
+    assert code == 1
+    assert "fudlr data fetch ml-100k" in message
+
+
+def test_verify_without_a_result(tmp_path):
+    assert fudlr("verify", tmp_path)[0] == 1
+
+
+def test_interruption_exits_with_130_and_leaves_nothing(run_folder, tmp_path):
+    code = "import sys; from fudlr.cli import main; sys.argv[0] = 'fudlr'; main()"
+    command = [sys.executable, "-c", code, "debias", str(run_folder), "--out", str(tmp_path / "o")]
+    environment = {**os.environ, "FUDLR_QUIET": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("sample gradients"):
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert "interrupted" in rest
+    assert not (tmp_path / "o").exists()
