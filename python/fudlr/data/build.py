@@ -123,7 +123,8 @@ def build_interactions(
     if idle:
         _say_idle(source, "items", idle, "stay in the catalogue with popularity 0")
 
-    order = np.lexsort((time, user))
+    # Ties in time fall by item, so that the split does not hang on the order of a file's rows.
+    order = np.lexsort((item, time, user))
     order = _first_of_each_pair(user, item, order, source)
     whole = np.floor(time[order]).astype(np.int64)
     return Interactions(user[order], item[order], whole, users, items)

@@ -33,12 +33,12 @@ def write(folder, inter=INTER, item=ITEM, user=USER):
     return folder
 
 
-def test_reads_sorted_by_user_then_time_with_ties_in_file_order(tmp_path):
+def test_reads_sorted_by_user_then_time_with_ties_by_item(tmp_path):
     data = read_recbole(write(tmp_path), "toy")
     assert data.users["user_id"].to_list() == ["7", "9"]
     assert data.items.columns[:2] == ["item_id", "title"]
     assert data.user.tolist() == [0, 0, 1, 1, 1]
-    assert data.item.tolist() == [1, 0, 0, 2, 1]
+    assert data.item.tolist() == [1, 0, 0, 1, 2]
     assert data.time.tolist() == [100, 300, 200, 200, 200]
     assert data.user_starts.tolist() == [0, 2, 5]
 
