@@ -17,6 +17,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def _tool(name: str) -> str | None:
+    """The program of this environment's Python packages, before an older one of the system."""
+    here = str(Path(sys.executable).parent)
+    return shutil.which(name, path=here) or shutil.which(name)
+
+
 class CMakeExtension(Extension):
     """An extension without sources of its own: CMake knows them."""
 
@@ -32,7 +38,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
-        cmake = shutil.which("cmake") or "cmake"
+        cmake = _tool("cmake") or "cmake"
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -44,7 +50,7 @@ class CMakeBuild(build_ext):
             f"-DFUDLR_OUTPUT={target}",
             f"-DFUDLR_CUDA={os.environ.get('FUDLR_CUDA', 'AUTO')}",
         ]  # fmt: skip
-        ninja = shutil.which("ninja")
+        ninja = _tool("ninja")
         if ninja:
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         subprocess.run(configure, check=True)
