@@ -1,30 +1,26 @@
 """Progress on stderr: what is running, how much is done, an estimate of what is left.
 
-On a terminal one line is rewritten; elsewhere (a log file, a pipe) plain lines appear every few
-seconds. `FUDLR_QUIET=1` silences both. Nothing is hidden or threaded, so that an interruption
-leaves the terminal as it was.
+The bars are tqdm's. On a terminal they move ten times a second; in a log file or a pipe, every few
+seconds. `FUDLR_QUIET=1` silences everything.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.control import Control
-from rich.segment import ControlType
 from rich.text import Text
+from tqdm import tqdm
 
 TERMINAL_INTERVAL = 0.1  # seconds between repaints: fast enough to look alive
-LOG_INTERVAL = 5.0  # seconds between lines in a log
-BAR_CELLS = 24
+LOG_INTERVAL = 5.0  # seconds between updates in a log
 
 T = TypeVar("T")
-
-_REWIND = Control((ControlType.CARRIAGE_RETURN,), (ControlType.ERASE_IN_LINE, 2))
 
 
 def is_quiet() -> bool:
@@ -50,50 +46,6 @@ def _console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class _Meter:
-    """Text of one loop's progress, and when to show it."""
-
-    def __init__(self, total: int | None, description: str) -> None:
-        self.console = _console()
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.quiet = is_quiet()
-        self.total = total
-        self.description = description or "working"
-        self.done = 0
-        self.start = time.monotonic()
-        self.shown = self.start if not self.live else self.start - TERMINAL_INTERVAL
-
-    def text(self) -> str:
-        elapsed = time.monotonic() - self.start
-        if not self.total:
-            return f"{self.description}  {self.done} done  {duration(elapsed)}"
-        share = min(self.done / self.total, 1.0)
-        parts = [self.description]
-        if self.live:
-            filled = round(share * BAR_CELLS)
-            parts.append("━" * filled + "╌" * (BAR_CELLS - filled))
-        parts += [f"{share:4.0%}", f"{self.done}/{self.total}", duration(elapsed)]
-        if 0 < self.done < self.total:
-            parts.append(f"{duration(elapsed * (1 - share) / share)} left")
-        return "  ".join(parts)
-
-    def advance(self) -> None:
-        self.done += 1
-        interval = TERMINAL_INTERVAL if self.live else LOG_INTERVAL
-        if not self.quiet and time.monotonic() - self.shown >= interval:
-            self.show(end="" if self.live else "\n")
-
-    def show(self, note: str = "", end: str = "\n") -> None:
-        if self.quiet:
-            return
-        self.shown = time.monotonic()
-        text = Text(self.text() + note, no_wrap=True, overflow="ellipsis")
-        if self.live:
-            self.console.control(_REWIND)
-            text.truncate(max(self.console.width - 1, 1), overflow="ellipsis")
-        self.console.print(text, end=end)
-
-
 def track(iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
     """Iterate while reporting percentage, elapsed time and an estimate of what is left.
 
@@ -103,20 +55,22 @@ def track(iterable: Iterable[T], total: int | None = None, description: str = ""
         description: What the loop does, in the user's words.
 
     Yields:
-        The elements, unchanged. A loop left early, by `break`, an error or an interruption, ends
-        its line with how far it came.
+        The elements, unchanged. A loop left early, by `break`, an error or an interruption, leaves
+        its bar where it came to.
     """
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    meter = _Meter(total, description)
-    finished = False
-    try:
-        for element in iterable:
-            yield element
-            meter.advance()
-        finished = True
-    finally:
-        meter.show(note="" if finished else "  (stopped)")
+    live = sys.stderr.isatty()
+    bar = tqdm(
+        iterable,
+        total=total,
+        desc=description or "working",
+        disable=is_quiet(),
+        file=sys.stderr,
+        mininterval=TERMINAL_INTERVAL if live else LOG_INTERVAL,
+        dynamic_ncols=live,
+        unit="",
+    )
+    with bar:
+        yield from bar
 
 
 class StageClock:

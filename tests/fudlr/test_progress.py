@@ -21,23 +21,24 @@ def test_elements_pass_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(iter("abc"), description="letters")) == ["a", "b", "c"]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "letters  3 done" in captured.err
+    assert "letters: 3" in captured.err
 
 
-def test_log_lines_have_share_elapsed_and_remaining_time(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
+def test_share_elapsed_and_remaining_time_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("fudlr.progress.LOG_INTERVAL", 0.0)
     for _ in track(range(4), description="scoring"):
-        clock[0] += 10.0
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "scoring   25%  1/4  10.0 s  30.0 s left"
-    assert lines[2] == "scoring   75%  3/4  30.0 s  10.0 s left"
-    assert lines[-1] == "scoring  100%  4/4  40.0 s"
+        time.sleep(0.01)
+    text = capsys.readouterr().err
+    assert "scoring:  25%" in text
+    assert "1/4 [00:00<00:00" in text
+    assert "4/4" in text
 
 
-def test_a_fast_loop_writes_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
     list(track(range(1000), description="fast"))
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert capsys.readouterr().err.count("\r") <= 3
 
 
 def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,20 +47,6 @@ def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     with StageClock().stage("y"):
         pass
     assert capsys.readouterr().err == ""
-
-
-def test_terminal_rewrites_one_line(
-    monkeypatch: pytest.MonkeyPatch, clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    for _ in track(range(4), description="scoring"):
-        clock[0] += 1.0
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1
-    assert text.count("\r") >= 4
-    assert "━━━━━━╌" in text
-    assert "\x1b[?25l" not in text, "the cursor is never hidden, so it need not be brought back"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -86,7 +73,7 @@ def test_break_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     next(steps)
     next(steps)
     steps.close()
-    assert "25%" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\n")
 
 
 def test_stages_accumulate_and_nested_time_counts_once(clock: list[float]) -> None:
