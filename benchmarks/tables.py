@@ -36,7 +36,8 @@ def objective(name: str, result: dict) -> list[str]:
     lines = [
         f"### {TITLES[name]}",
         "",
-        "| metric | trained | closed form | retrained | change | retrained's change | held-out users |",
+        "| metric | trained | closed form | retrained | change | retrained's change "
+        "| held-out users |",
         "|---|---|---|---|---|---|---|",
     ]
     for metric in SHOWN[name]:
@@ -52,8 +53,8 @@ def objective(name: str, result: dict) -> list[str]:
     ratio = result["figures"][name]["closed_form_over_retraining"]
     lines += [
         "",
-        f"The closed form's mean change of {name} is {ratio:.2f} times the retraining's. The update "
-        f"cost {shares} of the training's wall time (every sample scored, no sketches).",
+        f"The closed form's mean change of {name} is {ratio:.2f} times the retraining's. The "
+        f"update cost {shares} of the training's wall time (every sample scored, no sketches).",
         "",
     ]
     return lines

@@ -14,7 +14,6 @@ import torch
 import typer
 import yaml
 from rich.console import Console
-from typer.exceptions import TyperException
 
 from fudlr.config import RunConfig, load_config, merge
 from fudlr.data import fetch_ml100k
@@ -171,19 +170,19 @@ def data_fetch(
 
 def main() -> None:
     """Entry point of the `fudlr` command."""
+    code: object = 0
     try:
-        code = app(standalone_mode=False) or 0
-    except TyperException as error:  # wrong use that typer found: it has its own, coloured form
-        error.show()
-        sys.exit(error.exit_code)
+        app()
+    except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
+        code = ended.code
     except EXPECTED as error:
         _errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(exit_code(error))
-    except (KeyboardInterrupt, typer.Abort):
+        code = exit_code(error)
+    except KeyboardInterrupt:
         code = INTERRUPTED
-    if code == INTERRUPTED:  # typer itself may turn the interruption into this code
+    if code == INTERRUPTED:
         _errors.print("interrupted; nothing is half-written, and finished results are kept")
-    sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def exit_code(error: BaseException) -> int:
