@@ -48,7 +48,6 @@ class CMakeBuild(build_ext):
             f"-DFUDLR_TORCH_VERSION={torch.__version__}",
             f"-DFUDLR_TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
             f"-DFUDLR_OUTPUT={target}",
-            f"-DFUDLR_CUDA={os.environ.get('FUDLR_CUDA', 'AUTO')}",
         ]  # fmt: skip
         ninja = _tool("ninja")
         if ninja:

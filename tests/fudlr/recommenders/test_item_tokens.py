@@ -1,0 +1,112 @@
+"""Item tokens: prompts, padding, columns, and new tokens on a pretrained model."""
+
+import numpy as np
+import pytest
+import torch
+from fudlr.config import ModelConfig
+from fudlr.data import leave_last_out, synthetic
+from fudlr.errors import ModelError
+from fudlr.pretrain import small_llama
+from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WINDOW = 12
+SIZES = ModelConfig(hidden=16, heads=2, kv_heads=1, intermediate=24)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return leave_last_out(synthetic(30, 40, seed=1, per_user=(8, 25)))
+
+
+@pytest.fixture(scope="module")
+def recommender(split):
+    model = small_llama(40, WINDOW, SIZES, seed=0).eval()
+    return ItemTokens(model, torch.arange(40), 40, WINDOW)
+
+
+def test_the_table_has_it():
+    assert RECOMMENDERS["item_tokens"] is ItemTokens
+
+
+def test_prompt_is_the_latest_items_before_the_target(recommender, split):
+    samples = split.train
+    batch = recommender.collate(samples)
+    for i in range(len(samples)):
+        real = batch["attention_mask"][i].bool()
+        expected = samples.history(i)[-WINDOW:]
+        assert batch["input_ids"][i][real].tolist() == expected.tolist()
+        assert bool(real[-1]), "the prompt must end at the last position"
+        assert batch["position_ids"][i][real].tolist() == list(range(len(expected)))
+    assert batch["target"].tolist() == samples.target.tolist()
+
+
+def test_scores_do_not_depend_on_padding_or_batch(recommender, split):
+    together, losses = recommender.evaluate(split.train, size=64)
+    alone, alone_losses = recommender.evaluate(split.train, size=1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_each_samples_own(recommender, split):
+    scores, losses = recommender.evaluate(split.valid)
+    target = torch.from_numpy(split.valid.target)
+    expected = -scores.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_scattered_tokens_are_gathered_in_the_items_order(split):
+    model = small_llama(60, WINDOW, SIZES, seed=0).eval()
+    tokens = torch.from_numpy(np.random.default_rng(0).permutation(60)[:40].copy())
+    found, _ = ItemTokens(model, tokens, 60, WINDOW).evaluate(split.valid)
+    batch = ItemTokens(model, tokens, 60, WINDOW).collate(split.valid)
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "target"}).logits[:, -1]
+    torch.testing.assert_close(found, logits[:, tokens], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [[0, 1, 1], [0, 1, 99], [-1, 0, 1], []])
+def test_tokens_that_cannot_be(tokens):
+    with pytest.raises(ModelError, match="token"):
+        ItemTokens(
+            small_llama(40, WINDOW, SIZES, 0), torch.tensor(tokens, dtype=torch.int64), 40, WINDOW
+        )
+
+
+def test_no_samples_give_no_scores(recommender, split):
+    scores, losses = recommender.evaluate(split.train.take(np.arange(0)))
+    assert scores.shape == (0, 40)
+    assert losses.shape == (0,)
+
+
+@pytest.fixture
+def tokenizer():
+    words = {word: i for i, word in enumerate(["[UNK]", "the", "film", "red", "blue"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", pad_token="[UNK]")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_start_as_the_mean_of_their_titles(tokenizer, tied):
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            num_attention_heads=2, tie_word_embeddings=tied,
+        )
+    )  # fmt: skip
+    tokens = add_item_tokens(model, tokenizer, ["the red film", "blue"])
+    assert tokens.tolist() == [5, 6]
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        torch.testing.assert_close(table[5], table[[1, 3, 2]].mean(0))
+        torch.testing.assert_close(table[6], table[4])
+
+
+def test_a_title_without_tokens_is_refused(tokenizer):
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                    num_attention_heads=2)
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="title"):
+        add_item_tokens(model, tokenizer, ["the", ""])
