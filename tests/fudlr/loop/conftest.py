@@ -8,13 +8,15 @@ from fudlr.config import merge
 TINY = {
     "data.source": "synthetic",
     "data.k": 5,
-    "model.hidden": 16,
+    "model.hidden": 32,
     "model.heads": 2,
     "model.kv_heads": 1,
     "model.intermediate": 24,
-    "model.pretrain_epochs": 3,
+    # Enough training for removals to have an effect above the noise.
+    "model.pretrain_epochs": 25,
+    "model.pretrain_learning_rate": 0.01,
     "lora.rank": 2,
-    "train.epochs": 5,
+    "train.epochs": 20,
     "train.batch": 128,
     "debias.damping": 0.03,
     "debias.curve": [0.05, 0.1],

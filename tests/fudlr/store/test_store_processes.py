@@ -127,5 +127,7 @@ os._exit(0)
 def test_memory_does_not_grow_with_the_store(tmp_path):
     writing, reading = map(int, run("-c", MEMORY, str(tmp_path)).split())
     # 200,000 rows of 500 are 200 MB in bfloat16; two shards of 50,000 are what a writer may hold.
-    assert writing < 2.5 * 50_000 * (500 * 2 + 8)
-    assert reading < 60e6
+    shard = 50_000 * (500 * 2 + 8)
+    assert writing < 2.5 * shard
+    # A shard's mapped pages stay while it is checked and read, and the next one's join them.
+    assert reading < 2.5 * shard
