@@ -59,6 +59,8 @@ class DataConfig(_Record):
     """`ml-100k`, `synthetic`, or the path of a folder with RecBole atomic files."""
     name: Name | None = None
     """File name without ending in a folder that holds several data sets."""
+    ties: Literal["item", "file"] = "item"
+    """Order of a user's interactions at the same time: by item, or as in the file."""
     user_group: Name = "gender"
     """User column whose values are the groups of Hellinger and parity metrics."""
     item_group: Name = "genres"

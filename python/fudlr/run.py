@@ -64,10 +64,10 @@ def read_data(config: DataConfig) -> Interactions:
         DataError: The source is missing, damaged or inconsistent; raised by the readers.
     """
     if config.source == "ml-100k":
-        return read_recbole(find_ml100k(), "ml-100k")
+        return read_recbole(find_ml100k(), "ml-100k", ties=config.ties)
     if config.source == "synthetic":
         return synthetic()
-    return read_recbole(Path(config.source), config.name)
+    return read_recbole(Path(config.source), config.name, ties=config.ties)
 
 
 def make_split(interactions: Interactions, config: DataConfig) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,8 @@ from fudlr.errors import DataError
 TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")
 YEAR_COLUMNS = ("year", "release_year", "publication_year")
+
+Ties = Literal["item", "file"]
 
 
 def examples(values: pl.Series, most: int = 3) -> str:
@@ -90,6 +93,7 @@ def build_interactions(
     users: pl.DataFrame | None,
     items: pl.DataFrame | None,
     source: str,
+    ties: Ties = "item",
 ) -> Interactions:
     """Join events with their side tables, index them, sort them, and drop repeats.
 
@@ -99,6 +103,8 @@ def build_interactions(
             makes a table of the ids alone.
         items: one row an item, with a column `item_id`; items without events stay in the catalogue.
         source: what to call the data in messages.
+        ties: order of a user's interactions at the same time: by item index, so that a split does
+            not hang on the order of a file's rows, or as in the `file`.
 
     Raises:
         DataError: no events, ids without a row, ids with two different rows, times out of range.
@@ -123,8 +129,7 @@ def build_interactions(
     if idle:
         _say_idle(source, "items", idle, "stay in the catalogue with popularity 0")
 
-    # Ties in time fall by item, so that the split does not hang on the order of a file's rows.
-    order = np.lexsort((item, time, user))
+    order = np.lexsort((item, time, user) if ties == "item" else (time, user))
     order = _first_of_each_pair(user, item, order, source)
     whole = np.floor(time[order]).astype(np.int64)
     return Interactions(user[order], item[order], whole, users, items)

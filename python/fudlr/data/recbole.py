@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import polars as pl
 
-from fudlr.data.build import TITLE_COLUMNS, build_interactions
+from fudlr.data.build import TITLE_COLUMNS, Ties, build_interactions
 from fudlr.data.interactions import Interactions
 from fudlr.errors import DataError
 
@@ -211,7 +211,10 @@ def _only_name(folder: _Folder, name: str | None) -> str:
 
 
 def read_recbole(
-    path: Path | str, name: str | None = None, encoding: str = "utf-8"
+    path: Path | str,
+    name: str | None = None,
+    encoding: str = "utf-8",
+    ties: Ties = "item",
 ) -> Interactions:
     """Read `name.inter` with `name.item` and `name.user` where they exist.
 
@@ -219,6 +222,7 @@ def read_recbole(
         path: a folder (searched with its subfolders), or a zip or wheel that is read in place.
         name: the data set's name, such as `ml-100k`; may be left out where there is one alone.
         encoding: of all three files.
+        ties: order at the same time; see `build_interactions`.
 
     Returns:
         Interactions; `class` and the like become `genres` (list of str), `movie_title` and the like
@@ -245,4 +249,5 @@ def read_recbole(
         users,
         _as_texts(items, TITLE_COLUMNS),
         name,
+        ties,
     )

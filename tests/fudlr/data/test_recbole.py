@@ -40,6 +40,8 @@ def test_reads_sorted_by_user_then_time_with_ties_by_item(tmp_path):
     assert data.user.tolist() == [0, 0, 1, 1, 1]
     assert data.item.tolist() == [1, 0, 0, 1, 2]
     assert data.time.tolist() == [100, 300, 200, 200, 200]
+    in_file_order = read_recbole(tmp_path, "toy", ties="file")
+    assert in_file_order.item.tolist() == [1, 0, 0, 2, 1]
     assert data.user_starts.tolist() == [0, 2, 5]
 
 
