@@ -3,8 +3,9 @@
     python benchmarks/loop.py [--seeds 0 1 2] [--ties item|file] [--out out/loop]
 
 Runs the demo once a seed (seeds already in --out are kept) and writes
-benchmarks/results/loop.json, or loop_ties_file.json with ties in time left as in the file: for each objective and figure,
-before, after and retrained of every seed, their means, and the bars with what was measured.
+benchmarks/results/loop.json, or loop_ties_file.json with ties in time left as in the file: for
+each objective and figure, before, after and retrained of every seed, their means, and the bars with
+what was measured.
 """
 
 import argparse
