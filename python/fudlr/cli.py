@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from fudlr.config import RunConfig, load_config, merge
-from fudlr.data import fetch_ml100k
+from fudlr.data import check_data, fetch_ml100k, print_check
 from fudlr.debias import debias as debias_samples
 from fudlr.demo import run_demo
 from fudlr.errors import FudlrError, UsageError
@@ -24,7 +24,7 @@ from fudlr.evaluation import make_prompts, measure
 from fudlr.files import write_json
 from fudlr.report import print_summary
 from fudlr.results import check_result_folder, write_result
-from fudlr.run import load_run, train_run
+from fudlr.run import load_run, read_data, train_run
 from fudlr.verify import verify_result
 from fudlr_ext.errors import EngineError
 
@@ -79,7 +79,8 @@ def train(
     *,
     out: Out,
     data: Annotated[
-        str | None, typer.Option(help="ml-100k, synthetic, or a folder of RecBole files.")
+        str | None,
+        typer.Option(help="ml-100k, synthetic, or a file or folder; `fudlr data check` tries it."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="small-llama, or a Hugging Face model folder.")
@@ -166,6 +167,28 @@ def data_fetch(
             f"the data set {name} was to be fetched", "only ml-100k is known", "Use it"
         )
     _say(f"MovieLens-100k is in {fetch_ml100k(cache)}")
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[str, typer.Argument(help="ml-100k, synthetic, or a file or folder.")],
+    *,
+    form: Annotated[str | None, typer.Option(help="Its form, where it is not told apart.")] = None,
+    name: Annotated[str | None, typer.Option(help="One of several in a folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Say what is in the data, and what stands in training's way, before anything long starts."""
+    options = {"data.source": data, "data.form": form, "data.name": name}
+    chosen = _configure(config, settings, None, options).data
+    check = check_data(lambda: read_data(chosen), chosen.max_train_per_user, chosen.pretrain_share)
+    if as_json:
+        typer.echo(json.dumps(check.to_plain(), indent=2, allow_nan=False))
+    else:
+        print_check(check)
+    if check.problems:
+        raise typer.Exit(1)
 
 
 def main() -> None:

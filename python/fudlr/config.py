@@ -56,9 +56,13 @@ class DataConfig(_Record):
     """Which interactions, and how they become samples, groups and metrics."""
 
     source: Name = "ml-100k"
-    """`ml-100k`, `synthetic`, or the path of a folder with RecBole atomic files."""
+    """`ml-100k`, `synthetic`, or a file or folder in a form of `fudlr.data.READERS`."""
     name: Name | None = None
     """File name without ending in a folder that holds several data sets."""
+    form: Name | None = None
+    """Form of the data, a name in `fudlr.data.READERS`; found by a look at the files without it."""
+    columns: dict[Name, Name] = {}
+    """Columns that are `user`, `item`, `time`, `title` or `genres` under names of their own."""
     ties: Literal["item", "file"] = "item"
     """Order of a user's interactions at the same time: by item, or as in the file."""
     user_group: Name = "gender"

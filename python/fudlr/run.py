@@ -24,7 +24,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fudlr import lora
 from fudlr.config import DataConfig, RunConfig, dump_config, load_config
-from fudlr.data import Interactions, Split, find_ml100k, leave_last_out, read_recbole, synthetic
+from fudlr.data import (
+    Interactions,
+    Split,
+    find_ml100k,
+    leave_last_out,
+    read_recbole,
+    readers,
+    synthetic,
+)
 from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.files import atomic_folder, check_writable, write_json
 from fudlr.pretrain import pretrain, small_llama
@@ -67,7 +75,9 @@ def read_data(config: DataConfig) -> Interactions:
         return read_recbole(find_ml100k(), "ml-100k", ties=config.ties)
     if config.source == "synthetic":
         return synthetic()
-    return read_recbole(Path(config.source), config.name, ties=config.ties)
+    return readers.read_data(
+        config.source, config.name, config.form, config.columns, ties=config.ties
+    )
 
 
 def make_split(interactions: Interactions, config: DataConfig) -> Split:

@@ -1,19 +1,24 @@
 """Interactions, samples, splits and groups; readers of the forms that data come in."""
 
 from fudlr.data.build import build_interactions
+from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
 from fudlr.data.groups import history_groups, item_groups, tail_items, user_groups
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
+from fudlr.data.readers import READERS, read_data
 from fudlr.data.recbole import read_recbole
 from fudlr.data.splits import holdout_users, leave_last_out
 from fudlr.data.synthetic import synthetic
 
 __all__ = [
+    "READERS",
+    "DataCheck",
     "DataWarning",
     "Interactions",
     "Samples",
     "Split",
     "build_interactions",
+    "check_data",
     "fetch_ml100k",
     "find_ml100k",
     "history_groups",
@@ -21,6 +26,8 @@ __all__ = [
     "item_groups",
     "leave_last_out",
     "load_ml100k",
+    "print_check",
+    "read_data",
     "read_recbole",
     "synthetic",
     "tail_items",

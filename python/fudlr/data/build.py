@@ -80,9 +80,12 @@ def _first_of_each_pair(user: Ints, item: Ints, order: Ints, source: str) -> Int
     _, first = np.unique(pair, return_index=True)
     if first.size < order.size:
         warnings.warn(
-            f"{source}: {order.size - first.size} repeated interactions of a user with the same "
-            "item were dropped; the first is kept",
-            DataWarning,
+            DataWarning(
+                f"{source}: {order.size - first.size} repeated interactions of a user with the "
+                "same item were dropped; the first is kept",
+                kind="repeats",
+                count=order.size - first.size,
+            ),
             stacklevel=3,
         )
     return order[np.sort(first)]

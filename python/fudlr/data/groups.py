@@ -55,6 +55,25 @@ def _coded(values: pl.Series) -> tuple[Ints, list[str]]:
     return np.where(values.is_null().to_numpy(), -1, codes).astype(np.int64), labels.to_list()
 
 
+def count_groups(values: pl.Series, bins: int = 4) -> tuple[dict[str, int], int]:
+    """Sizes of the groups of a column, the largest first, and the rows without a group.
+
+    Rows of lists count in each group that they name; numbers are cut as `user_groups` cuts them.
+    """
+    if values.dtype == pl.List:
+        rows = pl.DataFrame({"row": np.arange(values.len()), "v": values}).explode("v")
+        rows = rows.with_columns(v=_known(rows["v"])).drop_nulls().unique()
+        codes, labels = _coded(rows["v"])
+        unknown = values.len() - rows["row"].n_unique()
+    else:
+        values = _known(values)
+        codes, labels = _binned(values, bins) or _coded(values)
+        unknown = int((codes < 0).sum())
+    size = np.bincount(codes[codes >= 0], minlength=len(labels))
+    order = np.argsort(-size, kind="stable")
+    return {labels[i]: int(size[i]) for i in order}, unknown
+
+
 def user_groups(
     interactions: Interactions, column: str, min_size: int = 10, bins: int = 4
 ) -> tuple[Ints, list[str]]:

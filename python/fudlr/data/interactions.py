@@ -22,7 +22,18 @@ Floats = NDArray[np.float64]
 
 
 class DataWarning(UserWarning):
-    """Data that can be used, with something about it that a person should know."""
+    """Data that can be used, with something about it that a person should know.
+
+    Args:
+        message: what a person should know.
+        kind: what was counted, for a program: `repeats`, `no_user_id`; empty for anything else.
+        count: how many of them there are.
+    """
+
+    def __init__(self, message: str, kind: str = "", count: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.count = count
 
 
 def _refuse(found: str, remedy: str) -> DataError:

@@ -10,11 +10,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import polars as pl
 
 from fudlr.data.build import TITLE_COLUMNS, Ties, build_interactions
 from fudlr.data.interactions import Interactions
+from fudlr.data.text import check_fields, decode, numbers, read_fields, refuse_blank, refuse_missing
 from fudlr.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -71,36 +71,6 @@ class _Folder:
             ) from error
 
 
-def _text(raw: bytes, label: str, encoding: str) -> bytes:
-    """Return the table as UTF-8 with plain line ends, or say where it is not text."""
-    try:
-        text = raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        start = error.start if isinstance(error, UnicodeDecodeError) else 0
-        line = raw.count(b"\n", 0, start) + 1
-        raise DataError(
-            f"{label} was to be read as {encoding}",
-            f"line {line} is not ({error})",
-            "Name the file's encoding (older data sets are often in latin-1)",
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").encode()
-
-
-def _check_fields(text: bytes, label: str, n_columns: int) -> None:
-    """Refuse a row with more or fewer fields than the header: a truncated or broken file."""
-    data = np.frombuffer(text, dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
-    fields = np.add.reduceat(data == ord("\t"), starts, dtype=np.int64) + 1
-    wrong = np.flatnonzero(fields != n_columns)
-    if wrong.size:
-        raise DataError(
-            f"{label} was to be read",
-            f"line {wrong[0] + 1} has {fields[wrong[0]]} fields, the header {n_columns}"
-            + (f" ({wrong.size} such lines)" if wrong.size > 1 else ""),
-            "The file is truncated or damaged: fetch it again, or mend the line",
-        )
-
-
 def _header(line: str, label: str) -> dict[str, str]:
     """Parse `name:type` fields."""
     columns: dict[str, str] = {}
@@ -116,30 +86,16 @@ def _header(line: str, label: str) -> dict[str, str]:
     return columns
 
 
-def _numbers(column: pl.Series, label: str) -> pl.Series:
-    """Parse a float column; an empty field is null, anything else must be a finite number."""
-    values = column.replace("", None).cast(pl.Float64, strict=False)
-    bad = (values.is_null() & (column != "")) | ~values.is_finite().fill_null(True)
-    if bad.any():
-        row = int(bad.arg_max() or 0)
-        raise DataError(
-            f"{label} was to be read",
-            f"line {row + 2} has {column[row]!r} in the number column `{column.name}`",
-            "Give a finite number",
-        )
-    return values
-
-
 def _typed(column: pl.Series, kind: str, label: str) -> pl.Series:
     if kind == "float":
-        return _numbers(column, label)
+        return numbers(column, label)
     if kind == "token":
         return column
     parts = column.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     if kind == "token_seq":
         return parts
     flat = parts.explode()
-    _numbers(flat.fill_null("").alias(column.name), label)
+    numbers(flat.fill_null("").alias(column.name), label)
     return parts.cast(pl.List(pl.Float64))
 
 
@@ -151,7 +107,7 @@ def _read_table(
     if member is None:
         return None
     label = f"{folder.path.name}/{member}"
-    text = _text(folder.read(member), label, encoding)
+    text = decode(folder.read(member), label, encoding)
     if not text:
         raise DataError(f"{label} was to be read", "it is empty", "Fetch or write it again")
     columns = _header(text.split(b"\n", 1)[0].decode(), label)
@@ -164,26 +120,12 @@ def _read_table(
         )
     # What the method needs has its own type, whatever the header says.
     columns |= {c: "float" if c == "timestamp" else "token" for c in required}
-    _check_fields(text, label, len(columns))
+    check_fields(text, label, len(columns))
     if b"\n" not in text:
         raise DataError(f"{label} was to be read", "it has a header and no rows", "Fetch it again")
-    frame = pl.read_csv(
-        text,
-        separator="\t",
-        has_header=False,
-        skip_rows=1,
-        new_columns=list(columns),
-        infer_schema=False,
-        quote_char=None,
-    ).fill_null("")
+    frame = read_fields(text.split(b"\n", 1)[1], label, "\t", tuple(columns))
     for column in (c for c in required if c.endswith("_id")):
-        blank = frame[column].str.strip_chars() == ""
-        if blank.any():
-            raise DataError(
-                f"{label} was to be read",
-                f"line {int(blank.arg_max() or 0) + 2} has an empty `{column}`",
-                "Every row needs its id",
-            )
+        refuse_blank(frame[column], label)
     return frame.with_columns(
         _typed(frame[column], kind, label) for column, kind in columns.items()
     )
@@ -235,13 +177,7 @@ def read_recbole(
     name = _only_name(folder, name)
     events = _read_table(folder, f"{name}.inter", ("user_id", "item_id", "timestamp"), encoding)
     assert events is not None
-    blank = events["timestamp"].is_null()
-    if blank.any():
-        raise DataError(
-            f"{name}.inter was to be read",
-            f"line {int(blank.arg_max() or 0) + 2} has no timestamp",
-            "Without times there is no order to learn from: give one for every row",
-        )
+    refuse_missing(events["timestamp"], f"{name}.inter")
     users = _read_table(folder, f"{name}.user", ("user_id",), encoding)
     items = _read_table(folder, f"{name}.item", ("item_id",), encoding)
     return build_interactions(

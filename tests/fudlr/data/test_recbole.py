@@ -116,7 +116,7 @@ def test_idle_users_leave_and_idle_items_stay(tmp_path):
 BAD = {
     "empty file": ({"inter": ""}, "it is empty"),
     "header alone": ({"inter": INTER.split("\n", maxsplit=1)[0] + "\n"}, "header and no rows"),
-    "truncated row": ({"inter": INTER[:-5]}, "line 6 has 3 fields, the header 4"),
+    "truncated row": ({"inter": INTER[:-5]}, "line 6 has 3 fields, 4 are expected"),
     "blank line": ({"inter": INTER.replace("\n9", "\n\n9", 1)}, "line 4 has 1 fields"),
     "missing column": ({"inter": INTER.replace("timestamp", "when")}, "it lacks timestamp; it has"),
     "missing id column": ({"item": ITEM.replace("item_id", "id")}, "it lacks item_id"),

@@ -1,0 +1,209 @@
+"""What data hold, and what will become of them, before anything long starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from fudlr.data.groups import UNKNOWN, count_groups
+from fudlr.data.interactions import DataWarning, Interactions
+from fudlr.data.splits import leave_last_out
+from fudlr.errors import DataError
+
+SMALL_GROUP = 10  # as `user_groups` has it: the gap to so few users is chance
+SHOWN_GROUPS = 12
+# Numbers in this range are taken for seconds since 1970 (1980 to 2100) and shown as dates too.
+SECONDS = (315_532_800, 4_102_444_800)
+
+
+@dataclass(frozen=True)
+class GroupSizes:
+    """A side column as groups.
+
+    Args:
+        column: such as `users.gender`.
+        groups: how many there are; numbers are cut at their quartiles first.
+        sizes: users or items of the largest ones, the largest first.
+        small: groups of fewer than ten users, which `user_groups` leaves out; 0 for items.
+        unknown: users or items in no group.
+    """
+
+    column: str
+    groups: int
+    sizes: dict[str, int]
+    small: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What `fudlr data check` reports; counts throughout.
+
+    Args:
+        users: U, with interactions.
+        items: M, the catalogue.
+        interactions: N, after repeats were dropped.
+        time: first and last time, in the unit of the source.
+        ties: interactions at the same time as the same user's one before; they fall by item.
+        repeats: interactions of a user with an item once more, dropped.
+        missing_user_ids: interactions of users whose id is unknown or made up by the reader.
+        idle_items: items of the catalogue that nobody chose.
+        no_popularity: items with no count in the training data; None where no split is possible.
+        title_twins: items whose title was another's too, told apart by id.
+        left_out: users too short for the split.
+        samples: of `train`, `valid` and `test`; empty where no split is possible.
+        groups: one entry a side column.
+        warnings: what reading and splitting said.
+        problems: what makes training impossible.
+    """
+
+    users: int
+    items: int
+    interactions: int
+    time: tuple[int, int]
+    ties: int
+    repeats: int
+    missing_user_ids: int
+    idle_items: int
+    no_popularity: int | None
+    title_twins: int
+    left_out: int
+    samples: dict[str, int]
+    groups: list[GroupSizes]
+    warnings: list[str]
+    problems: list[str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """The record as dictionaries, lists and scalars."""
+        return dataclasses.asdict(self)
+
+
+def _ties(data: Interactions) -> int:
+    return int(((np.diff(data.user) == 0) & (np.diff(data.time) == 0)).sum())
+
+
+def _twins(items: pl.DataFrame) -> int:
+    label = pl.lit(" [") + pl.col("item_id") + "]"
+    return int(items.select(pl.col("title").str.ends_with(label).sum()).item())
+
+
+def _unknown_users(data: Interactions) -> int:
+    """Interactions of users whose id is a way of writing "unknown"."""
+    unknown = data.users["user_id"].str.strip_chars().str.to_lowercase().is_in((*UNKNOWN, "none"))
+    return int(unknown.to_numpy()[data.user].sum())
+
+
+def _groups(table: pl.DataFrame, what: str) -> list[GroupSizes]:
+    found = []
+    for column in table.columns[1:]:
+        if column == "title":
+            continue
+        sizes, unknown = count_groups(table[column])
+        small = sum(n < SMALL_GROUP for n in sizes.values()) if what == "users" else 0
+        most = dict(list(sizes.items())[:SHOWN_GROUPS])
+        found.append(GroupSizes(f"{what}.{column}", len(sizes), most, small, unknown))
+    return found
+
+
+def check_data(
+    read: Callable[[], Interactions], max_train_per_user: int = 8, pretrain_share: float = 0.5
+) -> DataCheck:
+    """Read data, try the split on them, and count what is there.
+
+    Args:
+        read: the reader, called once; its warnings become part of the record.
+        max_train_per_user: as in `leave_last_out`.
+        pretrain_share: as in `leave_last_out`.
+
+    Raises:
+        FudlrError: the data cannot be read. Data that can be read but not split have `problems`.
+    """
+    problems: list[str] = []
+    split = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        data = read()
+        try:
+            split = leave_last_out(data, max_train_per_user, pretrain_share)
+        except DataError as error:
+            problems.append(str(error))
+    said = [w.message for w in caught if isinstance(w.message, DataWarning)]
+    counted = {kind: sum(w.count for w in said if w.kind == kind) for kind in ("repeats",)}
+    missing = len(data) if any(w.kind == "no_user_id" for w in said) else _unknown_users(data)
+    parts = ("train", "valid", "test")
+    chosen = np.bincount(data.item, minlength=data.n_items)
+    return DataCheck(
+        users=data.n_users,
+        items=data.n_items,
+        interactions=len(data),
+        time=(int(data.time.min()), int(data.time.max())),
+        ties=_ties(data),
+        repeats=counted["repeats"],
+        missing_user_ids=missing,
+        idle_items=int((chosen == 0).sum()),
+        no_popularity=int((split.popularity == 0).sum()) if split else None,
+        title_twins=_twins(data.items),
+        left_out=split.left_out if split else data.n_users,
+        samples={part: len(getattr(split, part)) for part in parts} if split else {},
+        groups=_groups(data.users, "users") + _groups(data.items, "items"),
+        warnings=[str(w) for w in said],
+        problems=problems,
+    )
+
+
+def _date(time: int) -> str:
+    if not SECONDS[0] <= time <= SECONDS[1]:
+        return str(time)
+    return f"{time} ({datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M})"
+
+
+def print_check(check: DataCheck, console: Console | None = None) -> None:
+    """Show the record as tables; texts of the data are never read as markup."""
+    console = console or Console(highlight=False)
+    facts = Table(show_header=False, box=None)
+    rows: list[tuple[str, object]] = [
+        ("users", check.users),
+        ("items", check.items),
+        ("interactions", check.interactions),
+        ("first time", _date(check.time[0])),
+        ("last time", _date(check.time[1])),
+        ("ties in time", check.ties),
+        ("repeats dropped", check.repeats),
+        ("without user id", check.missing_user_ids),
+        ("items nobody chose", check.idle_items),
+        ("items without popularity", "no split" if not check.samples else check.no_popularity),
+        ("title twins", check.title_twins),
+        ("users left out by the split", check.left_out),
+        *((f"{part} samples", n) for part, n in check.samples.items()),
+    ]
+    for name, value in rows:
+        facts.add_row(name, str(value))
+    console.print(facts)
+    if check.groups:
+        console.print(_group_table(check.groups))
+    for kind, texts in (("warning", check.warnings), ("problem", check.problems)):
+        for text in texts:
+            console.print(f"{kind}: {text}", markup=False, soft_wrap=True)
+
+
+def _group_table(groups: list[GroupSizes]) -> Table:
+    table = Table("column", "groups", "sizes", "small", "unknown", box=None)
+    for group in groups:
+        sizes = ", ".join(f"{label[:40]} {n}" for label, n in group.sizes.items())
+        more = ", …" if group.groups > len(group.sizes) else ""
+        numbers = (str(group.small), str(group.unknown))
+        table.add_row(_plain(group.column), str(group.groups), _plain(sizes + more), *numbers)
+    return table
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,168 @@
+"""Instruction data: rows of `instruction`, `input`, `output`, as TALLRec and BIGRec write them.
+
+Such rows name items by title and no user at all. Each row becomes a user of its own whose history
+is read from the prompt; what else the row holds (a gender, say) becomes a column of that user.
+
+Forms of `input`, after the data that both projects publish:
+    BIGRec   ... the following movies before: "A", "B"          output: "C"
+    TALLRec  User Preference: "A", "B"  User Unpreference: "C"  ... target movie "D"?  output: Yes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fudlr.data.build import build_interactions
+from fudlr.data.interactions import DataWarning, Interactions
+from fudlr.data.tables import Row, json_rows
+from fudlr.data.text import shown
+from fudlr.errors import DataError
+
+FIELDS = ("instruction", "input", "output")
+PARTS = ("train", "valid", "val", "test")
+SUFFIXES = (".json", ".jsonl")
+# A title ends at a quote that a separator follows: titles may hold quotes themselves.
+TITLE = re.compile(r'"(.+?)"(?=\s*(?:,|\?|written by\b|$))', re.MULTILINE)
+LIKED = re.compile(r"User Preference:(.*?)User Unpreference:(.*?)Whether the user will like", re.S)
+ANSWERS = {"yes": True, "no": False}
+
+
+@dataclass
+class _Prompt:
+    """What one row says: chosen items, oldest first, and items named without being chosen."""
+
+    chosen: list[str]
+    named: list[str] = field(default_factory=list)
+
+
+def parse_prompt(prompt: str, output: str) -> _Prompt | None:
+    """Titles of one row, or None where it is of neither known form.
+
+    A title that the user did not like is no choice: it is in the catalogue alone.
+    """
+    yes = ANSWERS.get(output.strip().strip('".').lower())
+    if yes is not None:
+        parts = LIKED.search(prompt)
+        target = TITLE.findall(prompt[parts.end() :]) if parts else []
+        if parts is None or len(target) != 1:
+            return None
+        liked, disliked = (TITLE.findall(part) for part in parts.groups())
+        return _Prompt(liked + target * yes, disliked + target * (not yes))
+    answer = output.strip().strip('"').strip()
+    _, colon, listed = prompt.partition("before:")
+    history = TITLE.findall(listed)
+    return _Prompt([*history, answer]) if colon and history and answer else None
+
+
+def _extra(row: Row) -> dict[str, str]:
+    """Scalars beside the prompt; `user_id` keeps its meaning under another name."""
+    return {
+        ("source_user_id" if name == "user_id" else name): str(value)
+        for name, value in row.items()
+        if name not in FIELDS and isinstance(value, str | int | float)
+    }
+
+
+def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Interactions:
+    """Turn rows, each with what to call it, into interactions with a user a row.
+
+    Raises:
+        DataError: a row without the three texts, or no row of a known form.
+    """
+    events: dict[str, list[Any]] = {"user_id": [], "item_id": [], "time": []}
+    users, named, strange = [], dict[str, None](), []
+    for label, row in rows:
+        texts = [row.get(name) for name in FIELDS]
+        if not all(isinstance(text, str) for text in texts):
+            lost = next(n for n, t in zip(FIELDS, texts, strict=True) if not isinstance(t, str))
+            raise DataError(
+                f"{source} was to be read as instructions",
+                f"{label} has {shown(row.get(lost))} for `{lost}`",
+                f"Every row has {', '.join(FIELDS)} as texts",
+            )
+        prompt = parse_prompt(str(row["input"]), str(row["output"]))
+        if prompt is None:
+            strange.append(label)
+            continue
+        named |= dict.fromkeys(prompt.chosen + prompt.named)
+        if not prompt.chosen:
+            continue
+        users.append({"user_id": label, **_extra(row)})
+        events["user_id"] += [label] * len(prompt.chosen)
+        events["item_id"] += prompt.chosen
+        events["time"] += range(len(prompt.chosen))
+    if not users:
+        raise DataError(
+            f"{source} was to be read as instructions",
+            f"the titles of no row could be told ({len(strange)} are of neither known form)",
+            "Give prompts as TALLRec or BIGRec write them, or a table with user, item and time",
+        )
+    _say(source, len(users), strange)
+    frame = pl.DataFrame(
+        events, schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Float64}
+    )
+    names = list(dict.fromkeys(name for user in users for name in user))
+    side = pl.DataFrame({n: [user.get(n, "") for user in users] for n in names})
+    return build_interactions(frame, side, pl.DataFrame({"item_id": list(named)}), source)
+
+
+def _say(source: str, n_users: int, strange: list[str]) -> None:
+    warnings.warn(
+        DataWarning(
+            f"{source}: instruction data name no user, so that each of the {n_users} rows counts "
+            "as a user of its own, and metrics between groups of users are impossible unless the "
+            "rows hold the group as a further field; items are told apart by title alone",
+            kind="no_user_id",
+            count=n_users,
+        ),
+        stacklevel=3,
+    )
+    if strange:
+        warnings.warn(
+            DataWarning(
+                f"{source}: {len(strange)} rows are of no known form and were left out "
+                f"({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})",
+                kind="unread_rows",
+                count=len(strange),
+            ),
+            stacklevel=3,
+        )
+
+
+def instruction_files(path: Path, name: str | None) -> list[Path]:
+    """The file `path`; or in a folder the files called `name`, or its train, valid and test."""
+    if not path.is_dir():
+        return [path] if path.suffix in SUFFIXES and path.is_file() else []
+    stems = (name,) if name else PARTS
+    found = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+    found = [file for file in found if file.is_file()]
+    if found or name:
+        return found
+    rest = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    return rest if len(rest) == 1 else []
+
+
+def read_instructions(path: Path, name: str | None = None) -> Interactions:
+    """Read instruction JSON or JSONL; a folder's train, valid and test files are read together.
+
+    Raises:
+        DataError: not JSON, a row without the three texts, or no row of a known form.
+    """
+    files = instruction_files(path, name)
+    if not files:
+        raise DataError(
+            f"instructions were to be read from {path}",
+            "there is no such .json or .jsonl file",
+            f"Name the file, or call it {PARTS[0]}.json",
+        )
+    labelled = (
+        (f"{file.stem} row {number}", row) for file in files for number, row in json_rows(file)
+    )
+    return read_instruction_rows(labelled, path.stem)
