@@ -3,7 +3,7 @@
 from fudlr.data.build import build_interactions
 from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
-from fudlr.data.groups import history_groups, item_groups, tail_items, user_groups
+from fudlr.data.groups import count_groups, history_groups, item_groups, tail_items, user_groups
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
 from fudlr.data.readers import READERS, read_data
 from fudlr.data.recbole import read_recbole
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "build_interactions",
     "check_data",
+    "count_groups",
     "fetch_ml100k",
     "find_ml100k",
     "history_groups",

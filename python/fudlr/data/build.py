@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from fudlr.data.interactions import DataWarning, Interactions, Ints
+from fudlr.data.text import listed
 from fudlr.errors import DataError
 
 TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
@@ -21,8 +22,7 @@ Ties = Literal["item", "file"]
 
 def examples(values: pl.Series, most: int = 3) -> str:
     """Name a few values, for a message."""
-    shown = ", ".join(repr(value) for value in values.head(most).to_list())
-    return shown + (", ..." if values.len() > most else "")
+    return listed(values.head(most + 1).to_list(), most)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fudlr.data.groups import UNKNOWN, count_groups
 from fudlr.data.interactions import DataWarning, Interactions
@@ -137,7 +138,6 @@ def check_data(
         except DataError as error:
             problems.append(str(error))
     said = [w.message for w in caught if isinstance(w.message, DataWarning)]
-    counted = {kind: sum(w.count for w in said if w.kind == kind) for kind in ("repeats",)}
     missing = len(data) if any(w.kind == "no_user_id" for w in said) else _unknown_users(data)
     parts = ("train", "valid", "test")
     chosen = np.bincount(data.item, minlength=data.n_items)
@@ -147,7 +147,7 @@ def check_data(
         interactions=len(data),
         time=(int(data.time.min()), int(data.time.max())),
         ties=_ties(data),
-        repeats=counted["repeats"],
+        repeats=sum(w.count for w in said if w.kind == "repeats"),
         missing_user_ids=missing,
         idle_items=int((chosen == 0).sum()),
         no_popularity=int((split.popularity == 0).sum()) if split else None,
@@ -201,9 +201,5 @@ def _group_table(groups: list[GroupSizes]) -> Table:
         sizes = ", ".join(f"{label[:40]} {n}" for label, n in group.sizes.items())
         more = ", …" if group.groups > len(group.sizes) else ""
         numbers = (str(group.small), str(group.unknown))
-        table.add_row(_plain(group.column), str(group.groups), _plain(sizes + more), *numbers)
+        table.add_row(Text(group.column), str(group.groups), Text(sizes + more), *numbers)
     return table
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from fudlr.data.build import GENRE_COLUMNS, TITLE_COLUMNS
-from fudlr.data.text import numbers, refuse_blank, refuse_missing, shown
+from fudlr.data.text import listed, numbers, refuse_blank, refuse_missing
 from fudlr.errors import DataError, UsageError
 
 ALIASES = {
@@ -56,7 +56,7 @@ def find_column(names: list[str], role: str, columns: Mapping[str, str], label: 
         if columns[role] not in names:
             raise UsageError(
                 f"the column {columns[role]!r} of {label} was named for `{role}`",
-                f"there is none; there is {_list(names)}",
+                f"there is none; there is {listed(names)}",
                 "Correct the mapping",
             )
         return columns[role]
@@ -67,12 +67,12 @@ def find_column(names: list[str], role: str, columns: Mapping[str, str], label: 
         if found:
             raise DataError(
                 f"{label} was to be read",
-                f"the columns {_list(found)} could each be the `{role}`",
+                f"the columns {listed(found)} could each be the `{role}`",
                 f"Name the one you mean: data.columns.{role}=NAME",
             )
     raise DataError(
         f"{label} was to be read",
-        f"no column is known to be the `{role}`; there is {_list(names)}",
+        f"no column is known to be the `{role}`; there is {listed(names)}",
         f"Name the one that is: data.columns.{role}=NAME",
     )
 
@@ -84,10 +84,6 @@ def has_roles(names: list[str], columns: Mapping[str, str]) -> bool:
         if not any(_plain(name) in known for name in names):
             return False
     return True
-
-
-def _list(names: list[str], most: int = 12) -> str:
-    return ", ".join(shown(n) for n in names[:most]) + (", …" if len(names) > most else "")
 
 
 @dataclass(frozen=True)
@@ -224,7 +220,7 @@ def as_side(
     if twice:
         raise DataError(
             f"{place.label} was to be read",
-            f"two columns would be called {_list(twice)}",
+            f"two columns would be called {listed(twice)}",
             "Rename one of them",
         )
     return pl.DataFrame(side)

@@ -14,7 +14,16 @@ import polars as pl
 
 from fudlr.data.build import TITLE_COLUMNS, Ties, build_interactions
 from fudlr.data.interactions import Interactions
-from fudlr.data.text import check_fields, decode, numbers, read_fields, refuse_blank, refuse_missing
+from fudlr.data.text import (
+    check_fields,
+    decode,
+    listed,
+    numbers,
+    read_fields,
+    refuse_blank,
+    refuse_missing,
+    shown,
+)
 from fudlr.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -79,7 +88,7 @@ def _header(line: str, label: str) -> dict[str, str]:
         if not name or kind not in TYPES or name in columns:
             raise DataError(
                 f"{label} was to be read as a RecBole atomic file",
-                f"its header has the field {field!r}",
+                f"its header has the field {shown(field)}",
                 f"Each field is a name of its own, a colon and one of {', '.join(TYPES)}",
             )
         columns[name] = kind
@@ -115,7 +124,7 @@ def _read_table(
     if missing:
         raise DataError(
             f"{label} was to be read",
-            f"it lacks {', '.join(missing)}; it has {', '.join(columns)}",
+            f"it lacks {listed(missing)}; it has {listed(columns)}",
             "Rename or add the column in the header",
         )
     # What the method needs has its own type, whatever the header says.

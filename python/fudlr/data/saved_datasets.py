@@ -14,7 +14,7 @@ from fudlr.data.columns import Place, as_events, as_side, has_roles
 from fudlr.data.instructions import FIELDS, PARTS, read_instruction_rows
 from fudlr.data.interactions import Interactions
 from fudlr.data.tables import EVENT_FILES, ITEM_FILES, USER_FILES
-from fudlr.data.text import one_line
+from fudlr.data.text import listed, one_line
 from fudlr.errors import DataError, UsageError
 
 MARKERS = ("dataset_dict.json", "state.json")
@@ -72,7 +72,7 @@ def read_saved_dataset(
     if name is not None and name not in tables:
         raise UsageError(
             f"the split {name} of {path} was asked for",
-            f"there is {', '.join(tables)}",
+            f"there is {listed(tables)}",
             "Name one of these",
         )
     main = name or _pick(tables, EVENT_FILES)
@@ -80,7 +80,7 @@ def read_saved_dataset(
     if not parts:
         raise DataError(
             f"interactions were to be read from {path}",
-            f"its splits are {', '.join(tables)}",
+            f"its splits are {listed(tables)}",
             f"Call one {EVENT_FILES[0]}, or name it with data.name",
         )
     names = tables[parts[0]].columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,12 @@ def shown(value: object, most: int = 60) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names for a message, the first few of many."""
+    names = list(names)
+    return ", ".join(shown(n) for n in names[:most]) + (", …" if len(names) > most else "")
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

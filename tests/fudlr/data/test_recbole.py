@@ -118,8 +118,11 @@ BAD = {
     "header alone": ({"inter": INTER.split("\n", maxsplit=1)[0] + "\n"}, "header and no rows"),
     "truncated row": ({"inter": INTER[:-5]}, "line 6 has 3 fields, 4 are expected"),
     "blank line": ({"inter": INTER.replace("\n9", "\n\n9", 1)}, "line 4 has 1 fields"),
-    "missing column": ({"inter": INTER.replace("timestamp", "when")}, "it lacks timestamp; it has"),
-    "missing id column": ({"item": ITEM.replace("item_id", "id")}, "it lacks item_id"),
+    "missing column": (
+        {"inter": INTER.replace("timestamp", "when")},
+        "it lacks 'timestamp'; it has",
+    ),
+    "missing id column": ({"item": ITEM.replace("item_id", "id")}, "it lacks 'item_id'"),
     "header without types": ({"inter": INTER.replace(":token", "")}, "the field 'user_id'"),
     "unknown type": ({"inter": INTER.replace(":float", ":double")}, "the field 'rating:double'"),
     "column twice": ({"inter": INTER.replace("rating", "item_id", 1)}, "the field 'item_id:"),
