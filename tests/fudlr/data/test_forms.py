@@ -95,7 +95,7 @@ def test_separators_are_found(separator, tmp_path, truth):
 
 def test_dates_are_times(tmp_path):
     (tmp_path / "a.csv").write_text(
-        "user,item,date\n1,a,2020-01-02\n1,b,2020-01-01T12:00:00Z\n1,c,2020-01-01 13:30:00\n"
+        "user,item,date\n1,a,2020-01-02\n1,b,2020-01-01T12:00:00Z\n1,c,2020-01-01 15:30:00+02:00\n"
     )
     data = read_data(tmp_path / "a.csv")
     assert data.time.tolist() == [1577880000, 1577885400, 1577923200]
@@ -103,6 +103,16 @@ def test_dates_are_times(tmp_path):
     frame = pl.read_csv(tmp_path / "a.csv").with_columns(date=pl.Series(stamps))
     frame.write_parquet(tmp_path / "b.parquet")
     assert read_data(tmp_path / "b.parquet").time.tolist() == data.time.tolist()
+
+
+def test_a_panic_of_the_parquet_reader_is_an_error_in_words(tmp_path, monkeypatch):
+    def panic(_):
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    folder = forms.write_parquet(tmp_path)
+    monkeypatch.setattr(pl, "read_parquet", panic)
+    with pytest.raises(DataError, match="index out of bounds"):
+        read_data(folder)
 
 
 def test_ids_that_pandas_made_floats_are_whole_again(tmp_path):
