@@ -232,7 +232,14 @@ def _parse(settings: list[str] | None) -> dict[str, Any]:
             raise UsageError(
                 f"--set {setting} was given", "it has no =", "Write it as --set name=value"
             )
-        parsed[name.strip()] = yaml.safe_load(value)
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(
+                f"--set {setting} was given",
+                "its value is not YAML",
+                "Close brackets and quotes, or quote the value",
+            ) from error
     return parsed
 
 

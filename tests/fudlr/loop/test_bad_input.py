@@ -56,6 +56,7 @@ def debias(run, tmp_path, *options):
         (["--set", "debias.nonsense=1"], "nonsense"),
         (["--set", "train.epochs=3"], "train.epochs"),
         (["--set", "debias.budget"], "="),
+        (["--set", "debias.also=[arp"], "not YAML"),
         (["--objective", "arp@7"], "7"),
     ],
 )
