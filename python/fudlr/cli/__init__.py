@@ -1,0 +1,64 @@
+"""The command line: options in, one function of the package called, errors in plain words.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from fudlr.cli import data
+from fudlr.cli.debias import debias
+from fudlr.cli.demo import demo
+from fudlr.cli.evaluate import evaluate
+from fudlr.cli.options import escape
+from fudlr.cli.train import train
+from fudlr.cli.verify import verify
+from fudlr.errors import FudlrError
+from fudlr_ext.errors import EngineError
+
+COMMANDS = (demo, train, debias, evaluate, verify)
+"""One file each; `fudlr --help` lists them in this order."""
+GROUPS = {"data": data.app}
+"""Commands with commands of their own."""
+EXPECTED: tuple[type[Exception], ...] = (FudlrError, EngineError)
+"""Errors that are raised on purpose: shown in words, without a traceback."""
+INTERRUPTED = 130
+_errors = Console(stderr=True, highlight=False)
+
+app = typer.Typer(
+    name="fudlr",
+    help="Find the training samples that bias a LoRA-tuned recommender, and take them out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in COMMANDS:
+    app.command()(_command)
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
+
+
+def main() -> None:
+    """Entry point of the `fudlr` command."""
+    code: object = 0
+    try:
+        app()
+    except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
+        code = ended.code
+    except EXPECTED as error:
+        _errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        code = exit_code(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _errors.print("interrupted; nothing is half-written, and finished results are kept")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for wrong use, 1 for failure."""
+    return error.exit_code if isinstance(error, FudlrError) else 1

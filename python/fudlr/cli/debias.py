@@ -1,0 +1,51 @@
+"""`fudlr debias`: find the samples that cause the bias, and update the adapter."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fudlr.cli.options import (
+    AdapterFolder,
+    ConfigFile,
+    Out,
+    RunFolder,
+    Settings,
+    Threads,
+    given,
+    of_debias,
+    say,
+    set_threads,
+)
+from fudlr.config import load_config
+from fudlr.debias import debias as debias_samples
+from fudlr.report import print_summary
+from fudlr.results import check_result_folder, write_result
+from fudlr.run import load_run
+
+
+def debias(
+    run: RunFolder,
+    *,
+    out: Out,
+    objective: Annotated[
+        str | None, typer.Option(help="A metric or a weighted sum: 'arp + 0.5*hellinger'.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Largest share to remove.")] = None,
+    damping: Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")] = None,
+    adapter: AdapterFolder = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Find the samples that cause the bias, update the adapter, report before and after."""
+    set_threads(threads)
+    check_result_folder(out)
+    loaded = load_run(run, adapter)
+    options = load_config(config).debias if config else loaded.config.debias
+    overrides = {"objective": objective, "budget": budget, "damping": damping}
+    result = debias_samples(loaded, options, **of_debias(settings), **given(overrides))
+    write_result(out, result)
+    print_summary(result.summary)
+    say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")

@@ -1,0 +1,32 @@
+"""`fudlr train`: a LoRA recommender from data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, say, set_threads
+from fudlr.run import train_run
+
+
+def train(
+    *,
+    out: Out,
+    data: Annotated[
+        str | None,
+        typer.Option(help="ml-100k, synthetic, or a file or folder; `fudlr data check` tries it."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="small-llama, or a Hugging Face model folder.")
+    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Train a LoRA recommender over item tokens and write a run folder."""
+    set_threads(threads)
+    options = configure(config, settings, seed, {"data.source": data, "model.base": base})
+    train_run(options, out)
+    say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")

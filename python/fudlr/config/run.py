@@ -1,0 +1,172 @@
+"""All options of a run, and their YAML form."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from fudlr.config.sections import (
+    DataConfig,
+    DebiasConfig,
+    LoraSettings,
+    ModelConfig,
+    Record,
+    Seed,
+    TrainConfig,
+)
+from fudlr.errors import UsageError
+from fudlr.files import atomic_file
+
+
+class RunConfig(Record):
+    """A whole run. `seed` is also training's and debiasing's where they set none of their own."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraSettings = LoraSettings()
+    train: TrainConfig = TrainConfig()
+    debias: DebiasConfig = DebiasConfig()
+    seed: Seed = 0
+    out: Path = Path("out/run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_seed_down(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "seed" not in values:
+            return values
+        handed = dict(values)
+        for part in ("train", "debias"):
+            section = handed.get(part, {})
+            if isinstance(section, Mapping):
+                handed[part] = {"seed": values["seed"], **section}
+        return handed
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as dictionaries, lists and scalars, as YAML and JSON hold it.
+
+    Seeds of the parts that equal the run's are left out, so that a changed `seed` reaches them.
+    """
+    plain = config.model_dump(mode="json")
+    for part in ("train", "debias"):
+        if plain[part]["seed"] == plain["seed"]:
+            del plain[part]["seed"]
+    return plain
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and validate a YAML configuration; what it leaves out has its default.
+
+    Raises:
+        UsageError: The file is missing, is not YAML, or holds an unknown field or a value out of
+            range; the message names each field with its dotted name.
+    """
+    asked = f"the configuration {path} was to be read"
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(asked, str(reason), "Name an existing, readable YAML file") from error
+    except yaml.YAMLError as error:
+        raise UsageError(
+            asked, f"it is not valid YAML ({_one_line(str(error))})", "Mend the file"
+        ) from error
+    return _validated(asked, {} if values is None else values)
+
+
+def dump_config(path: Path, config: RunConfig) -> None:
+    """Write `config` as YAML that `load_config` reads back to an equal record."""
+    text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with dotted names set, such as `{"debias.budget": 0.05}`.
+
+    Raises:
+        UsageError: A name that does not exist, or a value out of range.
+    """
+    asked = "options were to be set"
+    values = to_plain(config)
+    for dotted, value in overrides.items():
+        *parts, last = dotted.split(".")
+        section = values
+        for part in parts:
+            child = section.get(part)
+            if not isinstance(child, dict):
+                raise UsageError(asked, _unknown(dotted), "Use one of the names that exist")
+            section = child
+        section[last] = str(value) if isinstance(value, Path) else value
+    return _validated(asked, values)
+
+
+def field_names() -> tuple[str, ...]:
+    """Dotted names of all fields of a `RunConfig`."""
+    names = []
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Record):
+            names += [f"{name}.{inner}" for inner in kind.model_fields]
+        else:
+            names.append(name)
+    return tuple(names)
+
+
+def _validated(asked: str, values: Any) -> RunConfig:
+    if not isinstance(values, Mapping):
+        found = f"it holds {_shown(values)} where sections (data, model, train, …) are expected"
+        raise UsageError(asked, found, "Write it as `section:` with indented `field: value` lines")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(_explain(detail) for detail in error.errors())
+        raise UsageError(asked, found, "Correct each field named, or leave it out") from error
+
+
+def _explain(detail: ErrorDetails) -> str:
+    dotted = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return _unknown(dotted)
+    message = detail["msg"].removeprefix("Value error, ")
+    allowed = message.removeprefix("Input should ")
+    if isinstance(detail["input"], Mapping):  # a rule between the fields of one section
+        return f"in {dotted}, {message}"
+    return f"{dotted} is {_shown(detail['input'])}, and should {allowed}"
+
+
+def _unknown(dotted: str) -> str:
+    close = difflib.get_close_matches(dotted, field_names(), n=3, cutoff=0.5)
+    section = dotted.rpartition(".")[0]
+    known = close or [name for name in field_names() if name.startswith(section)] or field_names()
+    return f"{dotted} is not a field (there is {', '.join(known)})"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, of which PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of `node`, its keys distinct."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,167 @@
+"""The sections of a run's options as validated, frozen records.
+
+Ranges are checked here, before any long work. Names that a table elsewhere owns (metrics,
+curvatures, solvers, architectures) are checked where that table is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Record(BaseModel):
+    """One section: unknown fields, NaN and truth values in place of numbers are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads `yes` and `on` as true, and Python takes true for 1.
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("Input should not be true or false here")
+        return value
+
+
+class DataConfig(Record):
+    """Which interactions, and how they become samples, groups and metrics."""
+
+    source: Name = "ml-100k"
+    """`ml-100k`, `synthetic`, or a file or folder in a form of `fudlr.data.READERS`."""
+    name: Name | None = None
+    """File name without ending in a folder that holds several data sets."""
+    form: Name | None = None
+    """Form of the data, a name in `fudlr.data.READERS`; found by a look at the files without it."""
+    columns: dict[Name, Name] = {}
+    """Columns that are `user`, `item`, `time`, `title` or `genres` under names of their own."""
+    ties: Literal["item", "file"] = "item"
+    """Order of a user's interactions at the same time: by item, or as in the file."""
+    user_group: Name = "gender"
+    """User column whose values are the groups of Hellinger and parity metrics."""
+    item_group: Name = "genres"
+    """Item column whose values are the item groups."""
+    tail: OpenShare = 0.2
+    """Share of most popular items that are not tail."""
+    max_train_per_user: Count = 8
+    pretrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of each user's history, oldest first, that stands in for pretraining."""
+    window: Count = 20
+    """Items of history that a sample shows the model, the latest ones."""
+    k: Count = 10
+    """Length of a recommendation list."""
+
+
+class ModelConfig(Record):
+    """The base model: a folder of a Hugging Face causal LM, or a small Llama made on the spot."""
+
+    base: Name = "small-llama"
+    """`small-llama`, or the path of a model folder; the sizes below are the small Llama's."""
+    hidden: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    kv_heads: Count = 4
+    intermediate: Count = 128
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 6
+    pretrain_learning_rate: Positive = 3e-3
+    pretrain_batch: Count = 64
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden ({self.hidden}) should be an even multiple of heads ({self.heads})"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads ({self.heads}) should be a multiple of kv_heads ({self.kv_heads})"
+            )
+        return self
+
+
+class LoraSettings(Record):
+    """The adapter: y = x Wᵀ + scaling · (x Aᵀ) Bᵀ."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    alpha: Positive = 16.0
+    targets: Annotated[tuple[Name, ...], Field(min_length=1)] = LLAMA_LINEARS
+    rslora: bool = False
+    """Scaling alpha / √rank instead of alpha / rank."""
+
+    @field_validator("targets")
+    @classmethod
+    def _no_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("Input should name each layer once")
+        return value
+
+
+class TrainConfig(Record):
+    """Training of the adapter: Adam on (1/n) Σ ℓ_i + (l2/2)‖θ − θ₀‖²."""
+
+    epochs: Count = 10
+    learning_rate: Positive = 5e-3
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    batch: Count = 256
+    l2: NotNegative = 0.01
+    """λ of the loss, centred on θ₀."""
+    seed: Seed = 0
+
+
+class DebiasConfig(Record):
+    """What should become fairer, and what may be removed for it."""
+
+    objective: Name = "arp"
+    """A metric, or a weighted sum such as `arp + 0.5*hellinger`."""
+    budget: Share = 0.1
+    """Largest share of the training samples that the mask may remove."""
+    lambda_fair: NotNegative = 1.0
+    lambda_acc: NotNegative = 1.0
+    lambda_spa: NotNegative = 0.0
+    curvature: Name = "empirical_fisher"
+    damping: Positive | None = None
+    """Absolute, added once to the curvature; without it, chosen from the λ of training."""
+    solver: Name = "cg"
+    max_steps: Count = 20
+    """Iterations of the solver."""
+    candidate_share: Share = 1.0
+    """Share of the training samples that may be removed, drawn at random."""
+    also: tuple[Name, ...] = ()
+    """Further metrics whose influences are written beside the objective's."""
+    rows: Literal["memory", "stream"] = "memory"
+    """Per-sample gradients kept (n · d numbers), or computed again for each product."""
+    curve: tuple[Share, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
+    """Budgets of the trade-off curve; empty for none."""
+    heldout: bool = True
+    """Measure on users that the gradient did not see, by twofold cross-fitting."""
+    max_loss_rise: NotNegative = 0.02
+    """Relative rise of the validation loss beyond which the report warns."""
+    batch: Count = 256
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _something_to_steer(self) -> Self:
+        if self.lambda_fair == 0 and self.lambda_acc == 0:
+            raise ValueError("lambda_fair and lambda_acc should not both be 0")
+        return self
