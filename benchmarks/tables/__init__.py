@@ -1,0 +1,18 @@
+"""The tables of docs/results.md and docs/limits.md: one file and one line here make a table.
+
+A table is a module with
+
+    PAGE      "results" or "limits"
+    RESULTS   names of its files in benchmarks/results/, without ending
+    render(*records) -> list of Markdown lines, from the files' contents in that order
+    plot(*records) -> dict of name to matplotlib figure; optional, written to docs/plots/NAME.svg
+
+A table whose files are not there is left out of the page, and said so on the terminal.
+"""
+
+from types import ModuleType
+
+from tables import loop
+
+TABLES: tuple[ModuleType, ...] = (loop,)
+"""In the order of the pages."""
