@@ -90,6 +90,12 @@ void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& l
   check_like(op, "vectors", "[k, a, b]", left, vectors, {shape.left, shape.right});
 }
 
+void check_projection(const char* op, const char* side, int64_t width, const at::Tensor& left,
+                      const at::Tensor& projection) {
+  check_like(op, text("project_", side).c_str(), "[q, numbers in a row]", left, projection,
+             {width});
+}
+
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights) {
   check_like(op, "weights", "[w, n]", left, weights, {shape.samples});

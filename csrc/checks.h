@@ -31,6 +31,10 @@ void check_offset_values(const char* op, const SampleShape& shape, const int64_t
 void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& vectors);
 
+// Checks that `projection` is [q, width of `side`] in the result's dtype and on the device of left.
+void check_projection(const char* op, const char* side, int64_t width, const at::Tensor& left,
+                      const at::Tensor& projection);
+
 // Checks that `weights` is [w, n] in the result's dtype and on the device of left.
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);

@@ -13,4 +13,8 @@ TORCH_LIBRARY(fudlr, m) {
   m.def("sample_dots(Tensor left, Tensor right, Tensor offsets, Tensor vectors) -> Tensor");
   // sum_i weights[w, i] G_i [w, a, b]
   m.def("grad_sum(Tensor left, Tensor right, Tensor offsets, Tensor weights) -> Tensor");
+  // (P_l) G (P_r)ᵀ [n, q|a, r|b], the projections [q, a] and [r, b] applied to the factors
+  m.def(
+      "sample_sketch(Tensor left, Tensor right, Tensor offsets, Tensor? project_left, "
+      "Tensor? project_right) -> Tensor");
 }

@@ -15,7 +15,7 @@ from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.passes import capturing
-from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sink, Sums
+from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sides, Sink, Sketch, Sums
 
 
 class Engine:
@@ -173,6 +173,23 @@ class Engine:
         sums = Sums(weights if weights.dim() == 2 else weights[None])
         self.reduce(forward, loss, batch, [sums])
         return sums.result() if weights.dim() == 2 else sums.result()[0]
+
+    def sample_sketch(
+        self, forward: Forward, loss: Loss, batch: Any, projection: Mapping[str, Sides]
+    ) -> Tensor:
+        """Return the projected per-sample gradients, [n, p]; the gradients never exist.
+
+        Args:
+            forward: Returns a tensor, or a tuple of tensors.
+            loss: Returns [n].
+            batch: What they take.
+            projection: P_l [q, a] and P_r [r, b] of every LoRA matrix [a, b] that is kept, by its
+                name in `names`; None leaves a side as it is. p counts the numbers of all P_l G P_rᵀ
+                in flat order of the matrices, each row by row.
+        """
+        sketch = Sketch(projection)
+        self.reduce(forward, loss, batch, [sketch])
+        return sketch.result()
 
     def vjp(self, forward: Forward, batch: Any, cotangents: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Return Σ cotangent · ∂outputs/∂θ for k cotangents, [k, d].

@@ -8,12 +8,17 @@ forward pass arrives several times, and its parts add up.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Block, Layout
-from fudlr_ext.ops import grad_sum, sample_dots, sample_grads
+from fudlr_ext.ops import grad_sum, sample_dots, sample_grads, sample_sketch
+
+Sides = tuple[Tensor | None, Tensor | None]
+"""P_l [q, a] and P_r [r, b] for a matrix [a, b]; None leaves a side as it is."""
 
 
 class Sink(ABC):
@@ -81,6 +86,62 @@ class Sums(Sink):
 
     def result(self) -> Tensor:  # noqa: D102
         return self._sums
+
+
+class Sketch(Sink):
+    """The gradients of some matrices, each projected as P_l G P_rᵀ: [n, p], p numbers a sample.
+
+    The matrices stand in flat order, each row by row, and those that are not named are left out.
+
+    Args:
+        projection: The sides of every matrix to keep, by its name.
+    """
+
+    def __init__(self, projection: Mapping[str, Sides]) -> None:
+        self._projection = projection
+
+    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+        unknown = [name for name in self._projection if name not in set(layout.names)]
+        if unknown or not self._projection:
+            raise EngineError(
+                f"sketches of some of the {len(layout.names)} LoRA matrices were asked for",
+                f"no matrix has the name {unknown[0]!r}" if unknown else "none is named",
+                "Give at least one matrix its projections, by the names in engine.names",
+            )
+        self._blocks: dict[str, tuple[slice, Sides]] = {}
+        p = 0
+        for block in layout.blocks:
+            if block.name in self._projection:
+                sides = tuple(self._projection[block.name])
+                rows, columns = map(_sketched, sides, block.shape, (block.name,) * 2)
+                left, right = (
+                    None if side is None else side.detach().to(layout.device, layout.dtype)
+                    for side in sides
+                )
+                self._blocks[block.name] = (slice(p, p + rows * columns), (left, right))
+                p += rows * columns
+        self._rows = torch.zeros(n, p, dtype=layout.dtype, device=layout.device)
+
+    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
+        if block.name in self._blocks:
+            place, sides = self._blocks[block.name]
+            self._rows[:, place] += sample_sketch(left, right, *sides).flatten(1)
+
+    def result(self) -> Tensor:  # noqa: D102
+        return self._rows
+
+
+def _sketched(side: Tensor | None, width: int, name: str) -> int:
+    """Return how many numbers are left of `width` after `side`; raise where it does not fit."""
+    if side is None:
+        return width
+    if side.dim() != 2 or side.shape[1] != width:
+        raise EngineError(
+            f"a projection [q, {width}] was expected for {name}",
+            f"its shape is {list(side.shape)}",
+            "P_l has as many columns as the matrix has rows, P_r as the matrix has columns",
+        )
+    return side.shape[0]
 
 
 class FisherProduct(Sink):

@@ -8,32 +8,11 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/isa.h"
+#include "cpu/choose.h"
 #include "cpu/sample_outer_kernel.h"
 
 namespace fudlr {
 namespace {
-
-// Multiply-adds below which another thread costs more than it saves.
-constexpr int64_t kThreadWork = 1 << 17;
-
-const SampleOuterTable& table() {
-  switch (active_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx2:
-      return avx2::sample_outer;
-    case Isa::avx512:
-      return avx512::sample_outer;
-#endif
-    default:
-      return portable::sample_outer;
-  }
-}
-
-// Rows one after the other with any stride, the elements of a row without a gap.
-at::Tensor with_dense_rows(const at::Tensor& factor) {
-  return factor.size(1) <= 1 || factor.stride(1) == 1 ? factor : factor.contiguous();
-}
 
 // left and right as narrow and wide, and the matrices' strides turned the same way.
 template <typename In>
@@ -47,9 +26,7 @@ class Oriented {
         left_is_narrow_(shape.left <= shape.right) {
     const at::Tensor& narrow = left_is_narrow_ ? left_ : right_;
     const at::Tensor& wide = left_is_narrow_ ? right_ : left_;
-    samples_ = {{static_cast<const In*>(narrow.const_data_ptr()), narrow.stride(0), narrow.size(1)},
-                {static_cast<const In*>(wide.const_data_ptr()), wide.stride(0), wide.size(1)},
-                offsets_.const_data_ptr<int64_t>()};
+    samples_ = {factor<In>(narrow), factor<In>(wide), offsets_.const_data_ptr<int64_t>()};
   }
 
   const Samples<In>& samples() const { return samples_; }
@@ -68,19 +45,6 @@ class Oriented {
   bool left_is_narrow_;
   Samples<In> samples_;
 };
-
-// Calls run(kernels, In{}, Real{}) for the dtype of left.
-template <typename Run>
-void dispatch(const at::Tensor& left, Run run) {
-  switch (left.scalar_type()) {
-    case at::kDouble:
-      return run(table().f64, double{}, double{});
-    case at::kBFloat16:
-      return run(table().bf16, Bfloat16{}, float{});
-    default:
-      return run(table().f32, float{}, float{});
-  }
-}
 
 int64_t samples_per_thread(const SampleShape& shape, int64_t vectors) {
   const int64_t positions = shape.positions + shape.samples * vectors;
@@ -101,14 +65,16 @@ at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
   at::Tensor grads =
       at::empty({shape.samples, shape.left, shape.right}, left.options().dtype(result_type(left)));
   if (grads.numel() == 0) return grads;
-  dispatch(left, [&](const auto& kernels, auto in, auto real) {
-    using Real = decltype(real);
-    const Oriented<decltype(in)> oriented(shape, left, right, offsets);
-    const auto target = oriented.matrices(grads.mutable_data_ptr<Real>(), grads);
-    at::parallel_for(
-        0, shape.samples, samples_per_thread(shape, 0),
-        [&](int64_t begin, int64_t end) { kernels.grads(oriented.samples(), begin, end, target); });
-  });
+  dispatch(left.scalar_type(), FUDLR_TABLE(sample_outer),
+           [&](const auto& kernels, auto in, auto real) {
+             using Real = decltype(real);
+             const Oriented<decltype(in)> oriented(shape, left, right, offsets);
+             const auto target = oriented.matrices(grads.mutable_data_ptr<Real>(), grads);
+             at::parallel_for(0, shape.samples, samples_per_thread(shape, 0),
+                              [&](int64_t begin, int64_t end) {
+                                kernels.grads(oriented.samples(), begin, end, target);
+                              });
+           });
   return grads;
 }
 
@@ -119,20 +85,21 @@ at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at
   const int64_t k = vectors.size(0);
   at::Tensor dots = at::zeros({shape.samples, k}, vectors.options());
   if (dots.numel() == 0 || vectors.numel() == 0) return dots;
-  dispatch(left, [&](const auto& kernels, auto in, auto real) {
-    using Real = decltype(real);
-    const Oriented<decltype(in)> oriented(shape, left, right, offsets);
-    const at::Tensor packed =
-        at::empty({kernels.packed_size(oriented.narrow(), oriented.wide(), k)}, vectors.options());
-    Real* packed_data = packed.mutable_data_ptr<Real>();
-    kernels.pack(oriented.matrices(vectors.const_data_ptr<Real>(), vectors), oriented.narrow(),
-                 oriented.wide(), k, packed_data);
-    Real* dots_data = dots.mutable_data_ptr<Real>();
-    at::parallel_for(0, shape.samples, samples_per_thread(shape, k),
-                     [&](int64_t begin, int64_t end) {
-                       kernels.dots(oriented.samples(), begin, end, packed_data, k, dots_data);
-                     });
-  });
+  dispatch(left.scalar_type(), FUDLR_TABLE(sample_outer),
+           [&](const auto& kernels, auto in, auto real) {
+             using Real = decltype(real);
+             const Oriented<decltype(in)> oriented(shape, left, right, offsets);
+             const at::Tensor packed = at::empty(
+                 {kernels.packed_size(oriented.narrow(), oriented.wide(), k)}, vectors.options());
+             Real* packed_data = packed.mutable_data_ptr<Real>();
+             kernels.pack(oriented.matrices(vectors.const_data_ptr<Real>(), vectors),
+                          oriented.narrow(), oriented.wide(), k, packed_data);
+             Real* dots_data = dots.mutable_data_ptr<Real>();
+             at::parallel_for(
+                 0, shape.samples, samples_per_thread(shape, k), [&](int64_t begin, int64_t end) {
+                   kernels.dots(oriented.samples(), begin, end, packed_data, k, dots_data);
+                 });
+           });
   return dots;
 }
 
@@ -143,21 +110,22 @@ at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::T
   const int64_t count = weights.size(0);
   at::Tensor sums = at::zeros({count, shape.left, shape.right}, weights.options());
   if (sums.numel() == 0 || shape.samples == 0) return sums;
-  dispatch(left, [&](const auto& kernels, auto in, auto real) {
-    using Real = decltype(real);
-    const Oriented<decltype(in)> oriented(shape, left, right, offsets);
-    const at::Tensor dense = weights.contiguous();
-    const Real* weight_data = dense.const_data_ptr<Real>();
-    const auto target = oriented.matrices(sums.mutable_data_ptr<Real>(), sums);
-    const int64_t panels = kernels.panels(oriented.wide());
-    const int64_t work = shape.left * shape.right * shape.positions * count / panels;
-    // Threads share the panels, so that each number is one thread's sum, in one order.
-    at::parallel_for(0, panels, std::max<int64_t>(1, kThreadWork / std::max<int64_t>(work, 1)),
-                     [&](int64_t begin, int64_t end) {
-                       kernels.sum(oriented.samples(), shape.samples, weight_data, count, begin,
-                                   end, target);
-                     });
-  });
+  dispatch(
+      left.scalar_type(), FUDLR_TABLE(sample_outer), [&](const auto& kernels, auto in, auto real) {
+        using Real = decltype(real);
+        const Oriented<decltype(in)> oriented(shape, left, right, offsets);
+        const at::Tensor dense = weights.contiguous();
+        const Real* weight_data = dense.const_data_ptr<Real>();
+        const auto target = oriented.matrices(sums.mutable_data_ptr<Real>(), sums);
+        const int64_t panels = kernels.panels(oriented.wide());
+        const int64_t work = shape.left * shape.right * shape.positions * count / panels;
+        // Threads share the panels, so that each number is one thread's sum, in one order.
+        at::parallel_for(0, panels, std::max<int64_t>(1, kThreadWork / std::max<int64_t>(work, 1)),
+                         [&](int64_t begin, int64_t end) {
+                           kernels.sum(oriented.samples(), shape.samples, weight_data, count, begin,
+                                       end, target);
+                         });
+      });
   return sums;
 }
 

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from fudlr_ext import _C
-from fudlr_ext.testing import DTYPES, OP_CASES, Shape
+from fudlr_ext.testing import OP_CASES, as_tuple
 
-# Large enough to be shared between threads (see kThreadWork).
-LARGE = Shape(tuple(range(13, 60)), 8, 200, 5)
-PER_SAMPLE = [case for case in OP_CASES if case.per_sample]
+EVERY = [(case, dtype) for case in OP_CASES for dtype in case.dtypes]
+PER_SAMPLE = [(case, dtype) for case, dtype in EVERY if case.part is not None]
+
+
+def equal(got, expected):
+    return all(map(torch.equal, as_tuple(got), as_tuple(expected)))
 
 
 @pytest.fixture
@@ -18,34 +21,31 @@ def threads():
     _C.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", OP_CASES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), EVERY, ids=str)
 def test_threads_change_nothing(case, dtype, threads):
-    arguments = case.make(LARGE, dtype)
+    arguments = case.make(case.large, dtype)
     threads(1)
     alone = case.op(*arguments)
     for count in (2, 3, 5):
         threads(count)
-        assert torch.equal(case.op(*arguments), alone)
+        assert equal(case.op(*arguments), alone)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", PER_SAMPLE, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), PER_SAMPLE, ids=str)
 def test_the_batch_changes_nothing(case, dtype):
-    left, right, offsets, *rest = case.make(LARGE, dtype)
-    together = case.op(left, right, offsets, *rest)
-    n = len(offsets) - 1
+    arguments = case.make(case.large, dtype)
+    together = as_tuple(case.op(*arguments))
+    n = len(together[0])
     for size in (1, 3, 4, 6):
-        parts = [
-            case.op(left, right, offsets[start : min(start + size, n) + 1], *rest)
-            for start in range(0, n, size)
-        ]
-        assert torch.equal(torch.cat(parts), together)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            part = case.op(*case.part(arguments, start, stop))
+            assert equal(part, [result[start:stop] for result in together])
 
 
-@pytest.mark.parametrize("case", PER_SAMPLE[1:], ids=str)
-def test_other_vectors_change_nothing(case):
-    left, right, offsets, vectors = case.make(LARGE, torch.float32)
+def test_other_vectors_change_nothing():
+    case = next(case for case in OP_CASES if case.name == "sample_dots")
+    left, right, offsets, vectors = case.make(case.large, torch.float32)
     together = case.op(left, right, offsets, vectors)
     for j in range(vectors.shape[0]):
         one = case.op(left, right, offsets, vectors[j : j + 1])
@@ -54,5 +54,5 @@ def test_other_vectors_change_nothing(case):
 
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_the_same_call_gives_the_same_bits(case):
-    arguments = case.make(LARGE, torch.float32)
-    assert torch.equal(case.op(*arguments), case.op(*arguments))
+    arguments = case.make(case.large, torch.float32)
+    assert equal(case.op(*arguments), case.op(*arguments))

@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the oracle of the tests, exact in float64, and never a fallback.
+"""Per-sample gradients of a matrix, and what they are reduced to.
 
 All take left [T, a], right [T, b] and offsets [n + 1]; sample i has rows offsets[i] to
 offsets[i + 1] of both.
@@ -26,3 +26,16 @@ def sample_dots(left: Tensor, right: Tensor, offsets: Tensor, vectors: Tensor) -
 def grad_sum(left: Tensor, right: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Return Σ_i weights[w, i] G_i for weights [w, n], [w, a, b]."""
     return torch.einsum("wn,nab->wab", weights, sample_grads(left, right, offsets))
+
+
+def sample_sketch(
+    left: Tensor,
+    right: Tensor,
+    offsets: Tensor,
+    project_left: Tensor | None,
+    project_right: Tensor | None,
+) -> Tensor:
+    """Return P_l G_i P_rᵀ for projections [q, a] and [r, b], [n, q|a, r|b]."""
+    grads = sample_grads(left, right, offsets)
+    grads = grads if project_left is None else project_left @ grads
+    return grads if project_right is None else grads @ project_right.t()

@@ -1,0 +1,10 @@
+"""Every op in plain PyTorch: the oracle of the tests, exact in float64, and never a fallback.
+
+One module a family; arguments are those of the op's schema.
+"""
+
+from __future__ import annotations
+
+from fudlr_ext.reference.samples import grad_sum, sample_dots, sample_grads, sample_sketch
+
+__all__ = ["grad_sum", "sample_dots", "sample_grads", "sample_sketch"]

@@ -1,0 +1,145 @@
+"""The ops on per-sample gradients of a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from fudlr_ext import reference
+from fudlr_ext.testing.case import Arguments, OpCase, result_dtype
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one case: samples of these lengths, matrices [a, b], `extra` vectors."""
+
+    lengths: tuple[int, ...]
+    a: int
+    b: int
+    extra: int = 3
+
+    def __str__(self) -> str:
+        longest = max(self.lengths, default=0)
+        return f"n{len(self.lengths)}-t{longest}-a{self.a}-b{self.b}-k{self.extra}"
+
+
+class _Random:
+    """Normal numbers of one seed, drawn in float64 so that every dtype has the same ones."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *size: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(*size, generator=self._generator, dtype=torch.float64).to(dtype)
+
+
+def _factors(shape: Shape, dtype: torch.dtype, random: _Random) -> Arguments:
+    total = sum(shape.lengths)
+    left = random(total, shape.a, dtype=dtype)
+    right = random(total, shape.b, dtype=dtype)
+    return left, right, torch.tensor([0, *accumulate(shape.lengths)])
+
+
+def _grads(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Arguments:
+    return _factors(shape, dtype, _Random(seed))
+
+
+def _dots(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Arguments:
+    random = _Random(seed)
+    factors = _factors(shape, dtype, random)
+    return *factors, random(shape.extra, shape.a, shape.b, dtype=result_dtype(dtype))
+
+
+def _sum(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Arguments:
+    random = _Random(seed)
+    factors = _factors(shape, dtype, random)
+    return *factors, random(shape.extra, len(shape.lengths), dtype=result_dtype(dtype))
+
+
+def _sketch(
+    shape: Shape, dtype: torch.dtype, seed: int = 0, *, left: bool, right: bool
+) -> Arguments:
+    random = _Random(seed)
+    factors = _factors(shape, dtype, random)
+    sides = [
+        random(rows, width, dtype=result_dtype(dtype)) if wanted else None
+        for wanted, rows, width in ((left, shape.extra, shape.a), (right, 2, shape.b))
+    ]
+    return *factors, *sides
+
+
+def _part(arguments: Arguments, start: int, stop: int) -> Arguments:
+    left, right, offsets, *rest = arguments
+    return left, right, offsets[start : stop + 1], *rest
+
+
+# Tiles are 4 or 8 rows by 12, 24 or 48 columns, four samples are reduced together, and sums are cut
+# into chunks of 128 positions.
+SHAPES = (
+    Shape((), 4, 8),
+    Shape((0,), 4, 8),
+    Shape((0, 0, 0), 4, 8),
+    Shape((1,), 1, 1, 1),
+    Shape((5,), 8, 64),
+    Shape((3, 0, 1, 20, 7, 5, 9), 8, 64),
+    Shape((3, 0, 1, 20, 7, 5, 9), 64, 8),
+    Shape((2, 6), 1, 31),
+    Shape((2, 6), 31, 1),
+    Shape((1, 1, 1, 1, 1), 3, 25, 1),
+    Shape((4, 2, 3, 9), 5, 11, 2),
+    Shape((4, 2, 3, 9), 4, 12, 5),
+    Shape((4, 2, 3, 9), 3, 13, 9),
+    Shape((4, 2, 3), 9, 23),
+    Shape((4, 2, 3), 7, 24),
+    Shape((4, 2, 3), 8, 47),
+    Shape((4, 2, 3), 8, 48),
+    Shape((4, 2, 3), 49, 8),
+    Shape((127, 2), 2, 9),
+    Shape((300, 129), 6, 17, 10),
+    Shape((3, 2), 256, 40),
+    Shape((3, 2), 40, 256),
+    Shape((2,), 256, 257, 1),
+)
+# Projected rows are made for 256 positions at a time, from 512 numbers at a time, in panels of 12,
+# 24 or 48.
+SKETCH_SHAPES = (
+    *SHAPES,
+    Shape((200, 56, 1, 300, 3), 20, 8, 16),
+    Shape((2, 6), 513, 9, 25),
+    Shape((9, 1), 1025, 3, 49),
+)
+SMALL = (Shape((2, 0, 1, 3), 3, 5, 2), Shape((2,), 1, 3), Shape((1, 2), 4, 2, 1))
+LARGE = Shape(tuple(range(13, 60)), 8, 200, 5)
+
+_case = partial(OpCase, shapes=SHAPES, small=SMALL, large=LARGE, packed=True)
+_sketch_case = partial(
+    OpCase,
+    "sample_sketch",
+    reference.sample_sketch,
+    shapes=SKETCH_SHAPES,
+    small=SMALL,
+    large=LARGE,
+    part=_part,
+    packed=True,
+)
+CASES = (
+    _case("sample_grads", reference.sample_grads, _grads, (0, 1), part=_part),
+    _case("sample_dots", reference.sample_dots, _dots, (0, 1, 3), part=_part),
+    _case("grad_sum", reference.grad_sum, _sum, (0, 1, 3)),
+    _sketch_case(
+        partial(_sketch, left=True, right=True), differentiable=(0, 1, 3, 4), variant="both"
+    ),
+    _sketch_case(
+        partial(_sketch, left=True, right=False), differentiable=(0, 1, 3), variant="left"
+    ),
+    _sketch_case(
+        partial(_sketch, left=False, right=True), differentiable=(0, 1, 4), variant="right"
+    ),
+    _sketch_case(
+        partial(_sketch, left=False, right=False), differentiable=(0, 1), variant="neither"
+    ),
+)
