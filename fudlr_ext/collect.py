@@ -57,28 +57,42 @@ class Collector:
         self._sinks = sinks
         self._n = n
         self._seen: set[str] = set()
+        self._offsets: Tensor | None = None
         for sink in sinks:
             sink.start(layout, n or 1)
 
-    def receive(self, layer: LoraLayer, x: Tensor, u: Tensor, delta: Tensor, v: Tensor) -> None:
+    def receive(
+        self,
+        layer: LoraLayer,
+        x: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        v: Tensor,
+        *,
+        offsets: Tensor | None = None,
+    ) -> None:
         """Take one use of a layer, which is all that its gradients are made of.
 
         Args:
             layer: The layer.
-            x: Its input [..., d_in].
+            x: Its input [n, ..., d_in], or packed [T, d_in] with offsets.
             u: scaling·A x [..., rank].
             delta: δ, the gradient of its output [..., d_out].
             v: scaling·Bᵀδ [..., rank].
+            offsets: [n + 1], where each sample's positions begin; None: the first dimension counts
+                the samples.
         """
-        if self._n is not None and x.shape[0] != self._n:
-            raise EngineError(
-                f"the gradients of {self._n} samples were asked for",
-                f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
-                "Keep the samples in the first dimension of every adapted layer's input",
-            )
+        if offsets is None:
+            if self._n is not None and x.shape[0] != self._n:
+                raise EngineError(
+                    f"the gradients of {self._n} samples were asked for",
+                    f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
+                    "Keep the samples in the first dimension of every adapted layer's input",
+                )
+            offsets = self._even(x)
         self._seen.add(layer.name)
-        self._add(layer.block_a, v, x)
-        self._add(layer.block_b, delta, u)
+        self._add(layer.block_a, v, x, offsets)
+        self._add(layer.block_b, delta, u, offsets)
 
     def finish(self) -> None:
         """Raise where a layer was never reached."""
@@ -86,12 +100,19 @@ class Collector:
         if missing:
             raise no_gradient(missing, self._layout)
 
-    def _add(self, block: Block, left: Tensor, right: Tensor) -> None:
+    def _even(self, x: Tensor) -> Tensor:
+        """Return the offsets of samples that all have the same number of positions."""
+        samples = self._n or 1
+        positions = x.shape[:-1].numel()
+        if self._offsets is None or int(self._offsets[-1]) != positions:
+            steps = torch.arange(samples + 1, device=x.device)
+            self._offsets = steps * (positions // max(samples, 1))
+        return self._offsets
+
+    def _add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         dtype = torch.promote_types(left.dtype, right.dtype)
         if self._layout.dtype == torch.float64:
             dtype = torch.float64
-        left, right = (
-            factor.to(dtype).reshape(self._n or 1, -1, factor.shape[-1]) for factor in (left, right)
-        )
+        left, right = (factor.to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, right))
         for sink in self._sinks:
-            sink.add(block, left, right)
+            sink.add(block, left, right, offsets)

@@ -29,13 +29,14 @@ class Sink(ABC):
         """Get ready for `n` samples of a model with this layout."""
 
     @abstractmethod
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:
-        """Take the factors of the block's gradients G_i = Σ_t left_it right_itᵀ.
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
+        """Take the factors of the block's gradients G_i = Σ_t left_t right_tᵀ.
 
         Args:
             block: The matrix [a, b].
-            left: [n, t, a].
-            right: [n, t, b].
+            left: [T, a], the positions of all samples one after the other; rows may be strided.
+            right: [T, b].
+            offsets: [n + 1]; sample i has the positions offsets[i] to offsets[i + 1].
         """
 
     @abstractmethod
@@ -49,8 +50,10 @@ class Rows(Sink):
     def start(self, layout: Layout, n: int) -> None:  # noqa: D102
         self._rows = torch.zeros(n, layout.d, dtype=layout.dtype, device=layout.device)
 
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
-        self._rows[:, block.slice] += sample_grads(left, right).flatten(1)
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
+        self._rows[:, block.slice] += sample_grads(left, right, offsets).flatten(1)
 
     def result(self) -> Tensor:  # noqa: D102
         return self._rows
@@ -65,8 +68,10 @@ class Dots(Sink):
     def start(self, layout: Layout, n: int) -> None:  # noqa: D102
         self._dots = self._vectors.new_zeros(n, self._vectors.shape[0])
 
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
-        self._dots += sample_dots(left, right, block.of(self._vectors))
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
+        self._dots += sample_dots(left, right, block.of(self._vectors), offsets)
 
     def result(self) -> Tensor:  # noqa: D102
         return self._dots
@@ -81,8 +86,10 @@ class Sums(Sink):
     def start(self, layout: Layout, n: int) -> None:  # noqa: D102
         self._sums = self._weights.new_zeros(self._weights.shape[0], layout.d)
 
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
-        self._sums[:, block.slice] += grad_sum(left, right, self._weights).flatten(1)
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
+        self._sums[:, block.slice] += grad_sum(left, right, self._weights, offsets).flatten(1)
 
     def result(self) -> Tensor:  # noqa: D102
         return self._sums
@@ -122,10 +129,12 @@ class Sketch(Sink):
                 p += rows * columns
         self._rows = torch.zeros(n, p, dtype=layout.dtype, device=layout.device)
 
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
         if block.name in self._blocks:
             place, sides = self._blocks[block.name]
-            self._rows[:, place] += sample_sketch(left, right, *sides).flatten(1)
+            self._rows[:, place] += sample_sketch(left, right, *sides, offsets=offsets).flatten(1)
 
     def result(self) -> Tensor:  # noqa: D102
         return self._rows
@@ -159,11 +168,13 @@ class FisherProduct(Sink):
         self._dots = Dots(self._vectors)
         self._dots.start(layout, n)
         self._layout = layout
-        self._factors: list[tuple[Block, Tensor, Tensor]] = []
+        self._factors: list[tuple[Block, Tensor, Tensor, Tensor]] = []
 
-    def add(self, block: Block, left: Tensor, right: Tensor) -> None:  # noqa: D102
-        self._dots.add(block, left, right)
-        self._factors.append((block, left, right))
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
+        self._dots.add(block, left, right, offsets)
+        self._factors.append((block, left, right, offsets))
 
     def result(self) -> Tensor:  # noqa: D102
         sums = Sums(self._dots.result().t() / self._n)
