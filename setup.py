@@ -60,5 +60,8 @@ setup(
     cmdclass={"build_ext": CMakeBuild},
     packages=find_packages("python") + find_packages(".", include=["fudlr_ext", "fudlr_ext.*"]),
     package_dir={"fudlr": "python/fudlr", "fudlr_ext": "fudlr_ext"},
-    package_data={"fudlr": ["py.typed", "**/*.j2", "**/*.css"], "fudlr_ext": ["py.typed"]},
+    package_data={
+        "fudlr": ["py.typed", "**/*.j2", "**/*.css", "prompts/*.yaml"],
+        "fudlr_ext": ["py.typed"],
+    },
 )

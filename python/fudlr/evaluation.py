@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fudlr.config import DataConfig
-from fudlr.data import Samples, Split, history_groups, item_groups, tail_items, user_groups
+from fudlr.data import (
+    Samples,
+    Split,
+    candidate_mask,
+    history_groups,
+    item_groups,
+    tail_items,
+    user_groups,
+)
 from fudlr.errors import UsageError
 from fudlr.metrics import Side, evaluate
 from fudlr.recommenders import Recommender
@@ -42,7 +50,9 @@ class Measured:
 
 
 def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
-    """`samples` with popularity, tail, groups and seen items.
+    """`samples` with popularity, tail, groups and items that are not recommended.
+
+    Where the configuration asks for candidates, all other items count as seen.
 
     Raises:
         UsageError: k is larger than the catalogue less the longest history.
@@ -51,6 +61,8 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
     seen = torch.from_numpy(samples.seen())
+    if config.candidates is not None:  # what is no candidate is as good as seen: never listed
+        seen |= ~torch.from_numpy(candidate_mask(samples, config.candidates, config.candidate_seed))
     unseen = n_items - int(seen.sum(1).max()) if n else n_items
     if config.k > unseen:
         raise UsageError(

@@ -178,7 +178,7 @@ def metric_gradients(
 
     total: Tensor | None = None
     start = 0
-    for batch in recommender.batches(samples, batch_size):
+    for batch in recommender.batches(samples, batch_size, scoring=True):
         part = slice(start, min(start + batch_size, n))
         pulled = engine.vjp(scores_and_loss, batch, (cotangents[:, part], through_loss[:, part]))
         total = pulled if total is None else total + pulled

@@ -1,17 +1,18 @@
 """A run: data, base model, start and trained adapter, together in memory and in one folder.
 
-RUN/config.yaml     every option, as `--config` reads it
-RUN/base/           the base model, Hugging Face's files
-RUN/start/          θ₀, the adapter before training, peft's files
-RUN/adapter/        θ*, the trained adapter, peft's files
-RUN/items.json      which token stands for which item
-RUN/train.json      losses, seconds, versions
+RUN/config.yaml        every option, as `--config` reads it
+RUN/base/              the base model and its tokenizer, Hugging Face's files
+RUN/start/             θ₀, the adapter before training, peft's files
+RUN/adapter/           θ*, the trained adapter, peft's files
+RUN/recommender.json   how it recommends: items, tokens or prompt template
+RUN/train.json         losses, seconds, versions
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fudlr import lora
 from fudlr.config import DataConfig, RunConfig, dump_config, load_config
 from fudlr.data import (
+    DataWarning,
     Interactions,
     Split,
     find_ml100k,
@@ -37,9 +39,18 @@ from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.files import atomic_folder, check_writable, write_json
 from fudlr.pretrain import pretrain, small_llama
 from fudlr.progress import StageClock
-from fudlr.recommenders import ItemTokens, Recommender, add_item_tokens
+from fudlr.recommenders import (
+    RECOMMENDERS,
+    Prompted,
+    Recommender,
+    add_item_tokens,
+    load_template,
+)
+from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
 from fudlr.train import train_adapter
 from fudlr_ext import Engine
+
+RECORD = "recommender.json"
 
 
 @dataclass
@@ -95,38 +106,82 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
 
 
-def make_base(split: Split, config: RunConfig) -> tuple[nn.Module, Tensor, int, list[float]]:
-    """Base model, item tokens [M], padding token, and pretraining's losses where it was needed."""
-    interactions, window = split.interactions, config.data.window
+@dataclass(frozen=True)
+class Base:
+    """A base model ready for an adapter.
+
+    Attributes:
+        model: Without an adapter.
+        tokenizer: Its tokenizer; None where the recommender needs none and there is none.
+        record: What `Recommender.create` needs to make the same recommender again.
+        losses: Of each epoch of pretraining, where there was any.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    record: dict[str, Any] | None
+    losses: list[float]
+
+
+def make_base(split: Split, config: RunConfig) -> Base:
+    """The base that the configuration names: loaded from a folder, or small and pretrained here."""
+    kind = recommender_kind(config)
     if config.model.base == "small-llama":
-        model = small_llama(interactions.n_items, window, config.model, config.seed)
-        losses = pretrain(model, split, window, config.model, config.seed)
-        return model, torch.arange(interactions.n_items), interactions.n_items, losses
+        return _small_base(kind, split, config)
     folder = Path(config.model.base)
-    base = _load_base(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer in {folder} was to be loaded",
-            f"it cannot be read ({_first_line(error)})",
-            "Save the tokenizer beside the model",
-        ) from error
-    if "title" not in interactions.items.columns:
+    model = _load_base(folder, config.model.dtype)
+    tokenizer = _load_tokenizer(folder)
+    if kind.prompted:
+        return Base(model, tokenizer, None, [])
+    titles = split.interactions.items
+    if "title" not in titles.columns:
         raise DataError(
             "item tokens were to be made for a pretrained model",
             "the items have no titles",
             "Add a title column to the item table",
         )
-    tokens = add_item_tokens(base, tokenizer, interactions.items["title"].to_list())
+    tokens = add_item_tokens(model, tokenizer, titles["title"].to_list())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return base, tokens, int(pad), []
+    return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, [])
+
+
+def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Base:
+    interactions, window = split.interactions, config.data.window
+    if not kind.prompted:
+        small = small_llama(interactions.n_items, window, config.model, config.seed)
+        return Base(small, None, None, pretrain(small, split, window, config.model, config.seed))
+    assert issubclass(kind, Prompted)
+    template = load_template(config.recommender.template or kind.usual_template)
+    titles = interactions.items["title"].to_list()
+    tokenizer = train_tokenizer(template, titles, config.model.vocabulary)
+    model = small_text_llama(tokenizer, config.model, config.seed)
+    recommender = kind.create(model, tokenizer, interactions, config)
+    per_user = config.data.max_train_per_user
+    losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
+    return Base(model, tokenizer, recommender.record(), losses)
+
+
+def recommender_kind(config: RunConfig) -> type[Recommender]:
+    """The recommender's class in the table.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    name = config.recommender.kind
+    if name not in RECOMMENDERS:
+        raise UsageError(
+            f"the recommender {name!r} was asked for",
+            "there is none of that name",
+            f"Choose one of {', '.join(RECOMMENDERS)} for recommender.kind",
+        )
+    return RECOMMENDERS[name]
 
 
 def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> Run:
     """Read, split, pretrain or load the base, train the adapter, and write it all to `out`."""
     clock = clock or StageClock()
     check_replaceable(out, "config.yaml")
+    kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
     if len(split.train) == 0:
@@ -136,12 +191,17 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
             "Give users with at least four interactions, or lower data.pretrain_share",
         )
     with clock.stage("base model"), torch.random.fork_rng(devices=[]):
-        base, tokens, pad, pretrain_losses = make_base(split, config)
+        base = make_base(split, config)
     with atomic_folder(out) as temporary:
-        base.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
-        model = lora.attach(base, config.lora, config.seed)
+        base.model.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(str(temporary / "base"))
+        model = lora.attach(base.model, config.lora, config.seed)
         lora.save(model, temporary / "start")
-        recommender = ItemTokens(model, tokens, pad, config.data.window)
+        recommender = kind.create(model, base.tokenizer, split.interactions, config, base.record)
+        notes = recommender.notes(split.train)
+        for note in notes:
+            warnings.warn(note, DataWarning, stacklevel=2)
         engine = Engine(model)
         start = engine.theta()
         with clock.stage("training"):
@@ -153,7 +213,8 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
             temporary / "train.json",
             {
                 "losses": training.losses,
-                "pretrain_losses": pretrain_losses,
+                "pretrain_losses": base.losses,
+                "notes": notes,
                 "samples": len(split.train),
                 "parameters": engine.d,
                 "seconds": clock.seconds,
@@ -184,7 +245,7 @@ def load_run(folder: Path, adapter: Path | None = None) -> Run:
         DataError: The data changed since the run was made.
         ModelError: The base or the adapter cannot be loaded.
     """
-    missing = [n for n in ("config.yaml", "items.json", "train.json") if not (folder / n).is_file()]
+    missing = [n for n in ("config.yaml", RECORD, "train.json") if not (folder / n).is_file()]
     if missing:
         raise UsageError(
             f"the run in {folder} was to be loaded",
@@ -193,15 +254,15 @@ def load_run(folder: Path, adapter: Path | None = None) -> Run:
         )
     config = load_config(folder / "config.yaml")
     split = make_split(read_data(config.data), config.data)
+    kind = recommender_kind(config)
     record = _read_items(folder, split.interactions)
-    base = _load_base(folder / "base")
+    base = _load_base(folder / "base", config.model.dtype)
+    tokenizer = _load_tokenizer(folder / "base") if kind.prompted else None
     start_model = lora.load(base, folder / "start")
     start = Engine(start_model).theta()
     model = lora.load(start_model.unload(), adapter or folder / "adapter")
     model.eval()
-    recommender = ItemTokens(
-        model, torch.tensor(record["tokens"]), record["pad_token"], config.data.window
-    )
+    recommender = kind.create(model, tokenizer, split.interactions, config, record)
     engine = Engine(model)
     if engine.d != len(start):
         raise ModelError(
@@ -242,20 +303,14 @@ def check_replaceable(folder: Path, marker: str) -> None:
     check_writable(folder.parent)
 
 
-def _write_items(folder: Path, interactions: Interactions, recommender: ItemTokens) -> None:
-    write_json(
-        folder / "items.json",
-        {
-            "recommender": recommender.name,
-            "item_ids": interactions.items["item_id"].to_list(),
-            "tokens": recommender.item_tokens.tolist(),
-            "pad_token": recommender.pad_token,
-        },
-    )
+def _write_items(folder: Path, interactions: Interactions, recommender: Recommender) -> None:
+    item_ids = interactions.items["item_id"].to_list()
+    record = {"kind": recommender.name, "item_ids": item_ids, **recommender.record()}
+    write_json(folder / RECORD, record)
 
 
 def _read_items(folder: Path, interactions: Interactions) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if record["item_ids"] != interactions.items["item_id"].to_list():
         raise DataError(
             f"the run in {folder} was to be continued",
@@ -265,7 +320,18 @@ def _read_items(folder: Path, interactions: Interactions) -> dict[str, Any]:
     return record
 
 
-def _load_base(folder: Path) -> nn.Module:
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} was to be loaded",
+            f"it cannot be read ({_first_line(error)})",
+            "Save the tokenizer beside the model",
+        ) from error
+
+
+def _load_base(folder: Path, dtype: str = "float32") -> nn.Module:
     asked = f"the base model in {folder} was to be loaded"
     if not (folder / "config.json").is_file():
         raise ModelError(
@@ -275,7 +341,11 @@ def _load_base(folder: Path) -> nn.Module:
         )
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=getattr(torch, dtype),
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(

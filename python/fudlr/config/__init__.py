@@ -7,6 +7,7 @@ from fudlr.config.sections import (
     DebiasConfig,
     LoraSettings,
     ModelConfig,
+    RecommenderConfig,
     TrainConfig,
 )
 
@@ -16,6 +17,7 @@ __all__ = [
     "DebiasConfig",
     "LoraSettings",
     "ModelConfig",
+    "RecommenderConfig",
     "RunConfig",
     "TrainConfig",
     "dump_config",

@@ -16,6 +16,7 @@ from fudlr.config.sections import (
     DebiasConfig,
     LoraSettings,
     ModelConfig,
+    RecommenderConfig,
     Record,
     Seed,
     TrainConfig,
@@ -29,6 +30,7 @@ class RunConfig(Record):
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    recommender: RecommenderConfig = RecommenderConfig()
     lora: LoraSettings = LoraSettings()
     train: TrainConfig = TrainConfig()
     debias: DebiasConfig = DebiasConfig()

@@ -71,6 +71,10 @@ class DataConfig(Record):
     """Items of history that a sample shows the model, the latest ones."""
     k: Count = 10
     """Length of a recommendation list."""
+    candidates: Annotated[int, Field(ge=2)] | None = None
+    """Items that each prompt chooses from: the target and others drawn at random; without it the
+    whole catalogue."""
+    candidate_seed: Seed = 0
 
 
 class ModelConfig(Record):
@@ -78,6 +82,10 @@ class ModelConfig(Record):
 
     base: Name = "small-llama"
     """`small-llama`, or the path of a model folder; the sizes below are the small Llama's."""
+    vocabulary: Annotated[int, Field(ge=300)] = 1000
+    """Of the small Llama, where it writes prompts: largest number of tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base model's weights; the adapter's are float32."""
     hidden: Count = 64
     layers: Count = 2
     heads: Count = 4
@@ -98,6 +106,24 @@ class ModelConfig(Record):
                 f"heads ({self.heads}) should be a multiple of kv_heads ({self.kv_heads})"
             )
         return self
+
+
+class RecommenderConfig(Record):
+    """How the language model recommends: a name of `fudlr.recommenders.RECOMMENDERS`, its words."""
+
+    kind: Name = "item_tokens"
+    template: Name | None = None
+    """`tallrec`, `bigrec`, or a YAML file of one's own; without it the usual one of its kind."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longest prompt; the oldest titles are left out beyond it, and counted."""
+    negatives: Annotated[int, Field(ge=0)] = 1
+    """yes_no: items drawn for each sample to be answered with no, beside its target's yes."""
+    distance: Literal["l2", "dot"] = "l2"
+    """grounded: how near a state is to an item's embedding."""
+    query: Literal["generated", "prompt"] = "generated"
+    """grounded: the state at the end of the title that the model writes, or of the prompt."""
+    nodes: Count = 512
+    """Nodes of a tree of titles that go through the model together."""
 
 
 class LoraSettings(Record):
@@ -123,6 +149,8 @@ class TrainConfig(Record):
     epochs: Count = 10
     learning_rate: Positive = 5e-3
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    checkpointing: bool = False
+    """Gradient checkpointing: less memory for a second forward pass."""
     batch: Count = 256
     l2: NotNegative = 0.01
     """λ of the loss, centred on θ₀."""

@@ -1,6 +1,7 @@
 """Interactions, samples, splits and groups; readers of the forms that data come in."""
 
 from fudlr.data.build import build_interactions
+from fudlr.data.candidates import candidate_items, candidate_mask
 from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
 from fudlr.data.groups import count_groups, history_groups, item_groups, tail_items, user_groups
@@ -18,6 +19,8 @@ __all__ = [
     "Samples",
     "Split",
     "build_interactions",
+    "candidate_items",
+    "candidate_mask",
     "check_data",
     "count_groups",
     "fetch_ml100k",

@@ -1,10 +1,31 @@
 """Recommenders: how a causal LM scores a catalogue. One file and one line here for each."""
 
-from fudlr.recommenders.base import Batch, Recommender
+from fudlr.recommenders.base import Batch, Outputs, Recommender
+from fudlr.recommenders.grounded import Grounded
 from fudlr.recommenders.item_tokens import ItemTokens, add_item_tokens
+from fudlr.recommenders.prompting import Prompted
+from fudlr.recommenders.templates import Template, load_template
+from fudlr.recommenders.titles import Titles
+from fudlr.recommenders.yes_no import YesNo
 
 RECOMMENDERS: dict[str, type[Recommender]] = {
     ItemTokens.name: ItemTokens,
+    YesNo.name: YesNo,
+    Titles.name: Titles,
+    Grounded.name: Grounded,
 }
 
-__all__ = ["RECOMMENDERS", "Batch", "ItemTokens", "Recommender", "add_item_tokens"]
+__all__ = [
+    "RECOMMENDERS",
+    "Batch",
+    "Grounded",
+    "ItemTokens",
+    "Outputs",
+    "Prompted",
+    "Recommender",
+    "Template",
+    "Titles",
+    "YesNo",
+    "add_item_tokens",
+    "load_template",
+]

@@ -7,21 +7,26 @@ they need and nothing else:
     outputs = recommender.forward(model, batch)      # what the engine differentiates
     recommender.loss(outputs, batch)                 # [n], ℓ_i, never divided by the batch
     recommender.item_scores(outputs, batch)          # [n, M], higher is better; differentiable
+
+Where scores cost more than the loss (a tree of titles), a batch holds what scores need only if it
+was collated with `scoring=True`; its outputs are then a pair, the loss's and the scores'.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fudlr.data.interactions import Samples
+from fudlr.config import RunConfig
+from fudlr.data.interactions import Interactions, Samples
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+Outputs = Tensor | tuple[Tensor, Tensor]
 
 
 class Recommender(ABC):
@@ -33,10 +38,40 @@ class Recommender(ABC):
     """
 
     name: ClassVar[str]
+    prompted: ClassVar[bool] = True
+    """Whether it writes prompts in words, for which it needs the model's tokenizer."""
 
     def __init__(self, model: nn.Module, n_items: int) -> None:
         self.model = model
         self.n_items = n_items
+
+    @classmethod
+    @abstractmethod
+    def create(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        interactions: Interactions,
+        config: RunConfig,
+        record: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """One for the catalogue of `interactions`, as the configuration says.
+
+        Args:
+            model: The model, with its adapter or before.
+            tokenizer: The model's; None where `prompted` is false.
+            interactions: Name the items.
+            config: Options of the run.
+            record: What `record()` of an earlier one gave, so that it is that one again.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """What `create` needs beside the configuration to make it again, in JSON's types."""
+        return {}
+
+    def notes(self, samples: Samples) -> list[str]:
+        """What a person should know of how `samples` fit into prompts, before long work."""
+        return []
 
     @property
     def device(self) -> torch.device:
@@ -44,25 +79,33 @@ class Recommender(ABC):
         return next(self.model.parameters()).device
 
     @abstractmethod
-    def collate(self, samples: Samples) -> Batch:
-        """The samples as tensors on the model's device; each tensor's first dimension is n."""
+    def collate(self, samples: Samples, scoring: bool = False) -> Batch:
+        """The samples as tensors on the model's device; each tensor's first dimension is n.
+
+        Args:
+            samples: Any number of them.
+            scoring: Whether scores will be asked for, beside the loss.
+        """
 
     @abstractmethod
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """The outputs that loss and scores hang on; the only call that runs the model."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """ℓ_i [n]: each sample's own loss, the mean over its answer tokens."""
 
     @abstractmethod
-    def item_scores(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Scores over the catalogue, [n, M]; nothing is excluded here."""
+    def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Scores over the catalogue, [n, M]; nothing is excluded here, items that are no candidate
+        of a sample have a finite score without meaning. The batch is one for scoring.
+        """
 
-    def batches(self, samples: Samples, size: int) -> Iterator[Batch]:
+    def batches(self, samples: Samples, size: int, scoring: bool = False) -> Iterator[Batch]:
         """`samples` in their order, `size` at a time."""
         for start in range(0, len(samples), size):
-            yield self.collate(samples.take(np.arange(start, min(start + size, len(samples)))))
+            part = samples.take(np.arange(start, min(start + size, len(samples))))
+            yield self.collate(part, scoring)
 
     def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
         """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients."""
@@ -71,7 +114,7 @@ class Recommender(ABC):
         scores, losses = [], []
         try:
             with torch.no_grad():
-                for batch in self.batches(samples, size):
+                for batch in self.batches(samples, size, scoring=True):
                     outputs = self.forward(self.model, batch)
                     scores.append(self.item_scores(outputs, batch).float())
                     losses.append(self.loss(outputs, batch).float())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fudlr.data.interactions import Samples
+from fudlr.config import RunConfig
+from fudlr.data.interactions import Interactions, Samples
 from fudlr.errors import ModelError
-from fudlr.recommenders.base import Batch, Recommender
+from fudlr.recommenders.base import Batch, Outputs, Recommender
 
 
 class ItemTokens(Recommender):
@@ -31,6 +33,7 @@ class ItemTokens(Recommender):
     """
 
     name: ClassVar[str] = "item_tokens"
+    prompted: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, item_tokens: Tensor, pad_token: int, window: int) -> None:
         super().__init__(model, len(item_tokens))
@@ -54,7 +57,26 @@ class ItemTokens(Recommender):
         contiguous = bool((tokens == torch.arange(first, first + len(tokens))).all())
         self._columns: slice | Tensor = slice(first, last + 1) if contiguous else tokens
 
-    def collate(self, samples: Samples) -> Batch:
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        interactions: Interactions,
+        config: RunConfig,
+        record: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The recommender with the tokens of `record`, or of items 0 … M−1 and padding M."""
+        count = interactions.n_items
+        found = record or {"tokens": list(range(count)), "pad_token": count}
+        tokens = torch.tensor(found["tokens"], dtype=torch.int64)
+        return cls(model, tokens, int(found["pad_token"]), config.data.window)
+
+    def record(self) -> dict[str, Any]:
+        """Which token stands for which item."""
+        return {"tokens": self.item_tokens.tolist(), "pad_token": self.pad_token}
+
+    def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index."""
         start = samples.interactions.user_starts[samples.user]
         length = np.minimum(samples.position - start, self.window)
@@ -85,12 +107,14 @@ class ItemTokens(Recommender):
             return last[:, self._columns]
         return last.index_select(1, self._columns.to(last.device))
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """−log softmax over the catalogue at the next item, [n]."""
+        assert isinstance(outputs, Tensor)
         return cross_entropy(outputs.float(), batch["target"], reduction="none")
 
-    def item_scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The outputs themselves, [n, M]."""
+        assert isinstance(outputs, Tensor)
         return outputs
 
 

@@ -131,7 +131,7 @@ def test_adapter_without_lora(own_run, tmp_path):
 
 
 def test_data_that_changed_since_training(own_run, tmp_path):
-    items = own_run / "items.json"
+    items = own_run / "recommender.json"
     record = json.loads(items.read_text())
     record["item_ids"][0] = "another"
     items.write_text(json.dumps(record))

@@ -1,0 +1,102 @@
+"""Prompts and the trees below them packed into one row a sample, or walked one by one.
+
+A packed row is the prompt and, after it, the nodes of a tree of its own; the attention mask says
+who sees whom. It takes one pass for many samples with small trees; large trees, and large
+vocabularies, are walked with a cached prompt instead (see `tree`), which holds less at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fudlr.recommenders.tree import (
+    ROOT,
+    Seen,
+    TokenTree,
+    additive,
+    logits_step,
+    unpadded,
+    walk,
+    weight_dtype,
+)
+
+LARGEST = 2**25  # numbers of a mask or of logits that are held at a time
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows for the model, and the column where each sample's tree starts, [n]."""
+
+    inputs: dict[str, Tensor]
+    start: list[int]
+
+
+def pack(
+    model: nn.Module, prompts: Sequence[Sequence[int]], trees: Sequence[TokenTree], pad: int
+) -> Packed:
+    """`input_ids`, `position_ids` [n, t] and `attention_mask` [n, 1, t, t], to be added.
+
+    Rows are padded on the left; padding sees itself alone and is seen by none.
+    """
+    sizes = [len(p) + len(t) for p, t in zip(prompts, trees, strict=True)]
+    width, n = max(sizes, default=1), len(sizes)
+    ids = torch.full((n, width), pad)
+    positions = torch.zeros(n, width, dtype=torch.int64)
+    sees = torch.eye(width, dtype=torch.bool).repeat(n, 1, 1)
+    starts = []
+    for i, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+        head = len(prompt)
+        first, start = width - sizes[i], width - len(tree)  # of the prompt, of the tree
+        ids[i, first:start] = torch.tensor(prompt)
+        ids[i, start:] = torch.from_numpy(tree.token)
+        positions[i, first:start] = torch.arange(head)
+        positions[i, start:] = head + torch.from_numpy(tree.depth)
+        sees[i, first:start, first:start] = torch.ones(head, head, dtype=torch.bool).tril()
+        sees[i, start:, first:start] = True
+        if len(tree):
+            sees[i, start:, start:] = next(tree.stretches(len(tree))).sees
+        starts.append(start)
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    device = weight.device
+    inputs = {
+        "input_ids": ids.to(device),
+        "position_ids": positions.to(device),
+        "attention_mask": additive(sees.to(device), weight_dtype(model)),
+    }
+    return Packed(inputs, starts)
+
+
+def each_below(
+    model: nn.Module, prompt: dict[str, Tensor], trees: Sequence[TokenTree], size: int, pad: int
+) -> Iterator[list[Seen]]:
+    """For each prompt and its own tree, in their order, the logits after it and at its nodes.
+
+    Args:
+        model: A causal language model.
+        prompt: `input_ids`, `attention_mask`, `position_ids` [n, t], padded on the left.
+        trees: One a prompt.
+        size: Most nodes of one tree that go through the model together.
+        pad: The token for padding.
+    """
+    config = model.config
+    vocabulary = int(config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    width = prompt["input_ids"].shape[1] + max((len(tree) for tree in trees), default=0)
+    group = LARGEST // (width * max(width, vocabulary))
+    if group < 2 or max(len(tree) for tree in trees) > size:
+        for i, tree in enumerate(trees):
+            yield list(walk(model, unpadded(prompt, i), tree, size, logits_step))
+        return
+    rows = [unpadded(prompt, i)["input_ids"][0].tolist() for i in range(len(trees))]
+    for at in range(0, len(trees), group):
+        packed = pack(model, rows[at : at + group], trees[at : at + group], pad)
+        logits = model(**packed.inputs, use_cache=False).logits
+        for i, start in enumerate(packed.start):
+            one = logits[i : i + 1]
+            yield [
+                Seen(ROOT, 0, one[:, start - 1 : start]),
+                Seen(0, logits.shape[1] - start, one[:, start:]),
+            ]

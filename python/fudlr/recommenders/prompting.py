@@ -1,0 +1,272 @@
+"""From a history to the tokens of a prompt, piece by piece.
+
+    prompt = head + item₁ + (separator + item₂) + … + tail        answer = title + end
+
+Each piece is tokenised on its own and once for the whole catalogue, so that a prompt is put
+together without the tokenizer, and a title has the same tokens wherever it stands. A space at the
+end of a piece moves to the start of the next, where tokenizers expect it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from fudlr.config import RunConfig
+from fudlr.data.interactions import Interactions, Samples
+from fudlr.errors import DataError, ModelError, UsageError
+from fudlr.recommenders.base import Batch, Recommender
+from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of one prompt, how many of the oldest titles were left out, and if that sufficed."""
+
+    tokens: Tokens
+    dropped: int
+    cut: bool
+
+
+class Pieces:
+    """The tokens of a template's pieces for every item of a catalogue.
+
+    Args:
+        tokenizer: Of the model.
+        template: The words.
+        titles: [M], in the order of the items.
+        ids: [M], the items' own names, to tell twins apart.
+        asks_for_item: Whether the prompt asks for one item, after the history.
+
+    Raises:
+        UsageError: The template lacks a place.
+        ModelError: A piece has no tokens, or there is no end token.
+        DataError: Items that not even their ids tell apart.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        titles: Sequence[str],
+        ids: Sequence[str],
+        asks_for_item: bool,
+    ) -> None:
+        template.check(asks_for_item)
+        self.tokenizer, self.template = tokenizer, template
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "prompts were to be written",
+                "the tokenizer has no end token",
+                "Set its eos_token, and save it beside the model again",
+            )
+        self.end = int(tokenizer.eos_token_id)
+        pad = tokenizer.pad_token_id
+        self.pad = self.end if pad is None else int(pad)
+        head, rest = template.text(tokenizer).split(HISTORY)
+        middle, _, suffix = rest.partition(ITEM)
+        head, lead = _spaced(head)
+        start = [] if template.chat else self._start()
+        self.head = start + self.encode(head)
+        tail, item_lead = _spaced(middle) if asks_for_item else (middle, "")
+        self.tail = self.encode(tail)
+        self.suffix = self.encode(suffix) if asks_for_item else []
+        separator, between = _spaced(template.separator)
+        joint = self.encode(separator)
+        titles = self._told_apart(list(titles), list(ids))
+        written = [template.item.replace(TITLE, title) for title in titles]
+        self.first = self._encode_all([lead + text for text in written])
+        later = self._encode_all([between + text for text in written])
+        self.later = [joint + tokens for tokens in later]
+        self.asked = self._encode_all([item_lead + text for text in written])
+        answers = self._encode_all([template.answer.replace(TITLE, title) for title in titles])
+        self.answers = [[*tokens, self.end] for tokens in answers]
+
+    def _start(self) -> Tokens:
+        """The token that the tokenizer puts before every text, where it does."""
+        bos = self.tokenizer.bos_token_id
+        found = self.tokenizer("a")["input_ids"]
+        return [int(bos)] if bos is not None and found and found[0] == bos else []
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens of a piece, without special ones."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _encode_all(self, texts: list[str]) -> list[Tokens]:
+        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for text, tokens in zip(texts, found, strict=True):
+            if not tokens:
+                raise ModelError(
+                    "titles were to be written as tokens",
+                    f"{text!r} has no token of the tokenizer",
+                    "Give every item a title that the model's tokenizer knows",
+                )
+        return [list(tokens) for tokens in found]
+
+    def _told_apart(self, titles: list[str], ids: list[str]) -> list[str]:
+        """Titles, with the item's id where two have the same tokens: no answer could mean both."""
+        keys = [tuple(tokens) for tokens in self._encode_all(titles)]
+        count = Counter(keys)
+        told = [
+            title if count[key] == 1 else f"{title} [{name}]"
+            for title, key, name in zip(titles, keys, ids, strict=True)
+        ]
+        keys = [tuple(tokens) for tokens in self._encode_all(told)]
+        count = Counter(keys)
+        same = [title for title, key in zip(told, keys, strict=True) if count[key] > 1]
+        if same:
+            raise DataError(
+                "items were to be told apart by their titles",
+                f"{len(same)} have the same tokens even with their ids ({', '.join(same[:3])})",
+                "Use a tokenizer that knows the characters of these titles",
+            )
+        return told
+
+    def prompt(self, history: Sequence[int], longest: int) -> Prompt:
+        """The prompt that shows `history`; the oldest titles go where it is beyond `longest`."""
+        room = longest - len(self.head) - len(self.tail)
+        shown: list[Tokens] = []
+        used = 0
+        for place, item in enumerate(reversed(history)):
+            last = place == len(history) - 1
+            # An item is shown as the first one or as a later one; only one length is known to fit.
+            size = max(len(self.first[item]), len(self.later[item]))
+            if used + size > room:
+                break
+            shown.append(self.first[item] if last else self.later[item])
+            used += size
+        if shown and len(shown) < len(history):
+            shown[-1] = self.first[history[len(history) - len(shown)]]
+        body = [token for tokens in reversed(shown) for token in tokens]
+        tokens = self.head + body + self.tail
+        return Prompt(tokens[-longest:], len(history) - len(shown), len(tokens) > longest)
+
+
+def _spaced(text: str) -> tuple[str, str]:
+    """`text` without a space at its end, and that space."""
+    return (text[:-1], " ") if text.endswith(" ") else (text, "")
+
+
+class Prompted(Recommender):
+    """A recommender that writes the history as words; see the module's docstring.
+
+    Args:
+        model: The model.
+        pieces: Tokens of the template and of the catalogue.
+        config: Options of the run.
+
+    Raises:
+        UsageError: The longest prompt has more tokens than the model has positions.
+    """
+
+    asks_for_item: ClassVar[bool] = False
+    usual_template: ClassVar[str] = "bigrec"
+
+    def __init__(self, model: nn.Module, pieces: Pieces, config: RunConfig) -> None:
+        super().__init__(model, len(pieces.answers))
+        self.pieces, self.config = pieces, config.recommender
+        self.window, self.seed = config.data.window, config.seed
+        self.candidates, self.candidate_seed = config.data.candidates, config.data.candidate_seed
+        answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
+        needed = self.config.max_tokens + answer + len(pieces.suffix)
+        limit = _positions(model)
+        if limit is not None and needed > limit:
+            raise UsageError(
+                f"prompts of up to {self.config.max_tokens} tokens were asked for",
+                f"with the longest title they take {needed}, and the model knows {limit} positions",
+                f"Set recommender.max_tokens to {max(limit - needed + self.config.max_tokens, 8)} "
+                "or less",
+            )
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        interactions: Interactions,
+        config: RunConfig,
+        record: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """One with the template of `record`, or with the one that the configuration names."""
+        if record is not None:
+            template = Template.model_validate(record["template"])
+        else:
+            template = load_template(config.recommender.template or cls.usual_template)
+        items = interactions.items
+        titles = items["title" if "title" in items.columns else "item_id"].to_list()
+        pieces = Pieces(tokenizer, template, titles, items["item_id"].to_list(), cls.asks_for_item)
+        return cls(model, pieces, config)
+
+    def record(self) -> dict[str, Any]:
+        """The template, so that a changed file changes no run."""
+        return {"template": self.pieces.template.model_dump()}
+
+    def prompts(self, samples: Samples) -> list[Prompt]:
+        """The prompt of every sample."""
+        histories = (samples.history(i)[-self.window :].tolist() for i in range(len(samples)))
+        return [self.pieces.prompt(history, self.config.max_tokens) for history in histories]
+
+    def notes(self, samples: Samples) -> list[str]:
+        """How many prompts were too long, and what was left out of them."""
+        prompts = self.prompts(samples)
+        short = [prompt for prompt in prompts if prompt.dropped]
+        cut = sum(prompt.cut for prompt in prompts)
+        said = []
+        if short:
+            said.append(
+                f"{len(short)} of {len(prompts)} prompts are longer than "
+                f"recommender.max_tokens ({self.config.max_tokens}); "
+                f"{sum(p.dropped for p in short)} titles were left out of them, the oldest first"
+            )
+        if cut:
+            said.append(
+                f"{cut} of {len(prompts)} prompts are too long even without a history; they were "
+                "cut from the left, which takes the start of the instruction"
+            )
+        return said
+
+    def answered(self, samples: Samples, prompts: Sequence[Prompt]) -> Batch:
+        """Prompts with the target's title, and labels on the title and its end alone."""
+        answers = [self.pieces.answers[target] for target in samples.target.tolist()]
+        batch = self.padded([p.tokens + a for p, a in zip(prompts, answers, strict=True)])
+        labels = torch.full_like(batch["input_ids"], -100)
+        for i, answer in enumerate(answers):
+            labels[i, -len(answer) :] = batch["input_ids"][i, -len(answer) :]
+        return {**batch, "labels": labels}
+
+    def padded(self, rows: Sequence[Tokens]) -> Batch:
+        """`input_ids`, `attention_mask` and `position_ids` [n, t], padded on the left."""
+        width = max((len(row) for row in rows), default=1)
+        ids = torch.tensor([[self.pieces.pad] * (width - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+        ids, mask = ids.reshape(-1, width).to(self.device), mask.reshape(-1, width).to(self.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        }
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Positions that the model can attend to from one place, where it has a limit."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if getattr(config, "use_sliding_window", True):
+        # A tree's own attention mask cannot say where a window ends.
+        limits.append(getattr(config, "sliding_window", None))
+    known = [int(limit) for limit in limits if limit]
+    return min(known) if known else None
+
+
+def scattered(values: Tensor, columns: Tensor, n_items: int) -> Tensor:
+    """`values` [n, c] at `columns` [n, c] of rows [n, M], the rows' smallest elsewhere."""
+    floor = values.detach().amin(1, keepdim=True).expand(-1, n_items)
+    return floor.scatter(1, columns, values)

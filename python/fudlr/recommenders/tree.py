@@ -1,0 +1,251 @@
+"""A prefix tree of token sequences, and a language model over it with the prompt computed once.
+
+The nodes stand in preorder, so that every stretch of them needs, of what came before, only the
+path to its first node. A stretch goes through the model as one sequence: a node attends to the
+prompt's keys, to its ancestors and to itself, at the position prompt + depth. A pass over the tree
+thus takes prompt + nodes tokens, where each sequence alone would take prompt + its length.
+
+Tree attention: Miao et al. 2023, "SpecInfer", arXiv 2305.09781.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from fudlr.errors import ModelError
+
+Ints = NDArray[np.int64]
+ROOT = -1  # the prompt's last token
+
+
+class TokenTree:
+    """Sequences that share their beginnings.
+
+    Attributes:
+        token: [N], of each node, in preorder.
+        parent: [N], a node, or `ROOT`.
+        depth: [N], 0 below the root.
+        ends: [S], the node where each sequence ends; `ROOT` for an empty one.
+
+    Args:
+        sequences: S lists of tokens; any may begin, or be, another.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        order = sorted(range(len(sequences)), key=lambda s: tuple(sequences[s]))
+        token: list[int] = []
+        parent: list[int] = []
+        depth: list[int] = []
+        ends = np.full(len(sequences), ROOT, dtype=np.int64)
+        path: list[int] = []  # nodes of the sequence before
+        for s in order:
+            sequence = sequences[s]
+            shared = 0
+            while (
+                shared < min(len(path), len(sequence)) and token[path[shared]] == sequence[shared]
+            ):
+                shared += 1
+            del path[shared:]
+            for place in range(shared, len(sequence)):
+                parent.append(path[-1] if path else ROOT)
+                path.append(len(token))
+                token.append(int(sequence[place]))
+                depth.append(place)
+            if path:
+                ends[s] = path[-1]
+        self.token: Ints = np.array(token, dtype=np.int64)
+        self.parent: Ints = np.array(parent, dtype=np.int64)
+        self.depth: Ints = np.array(depth, dtype=np.int64)
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return int(self.token.size)
+
+    def ancestors(self, node: int) -> list[int]:
+        """Nodes from below the root to `node`, without it."""
+        found = []
+        while node != ROOT and (node := int(self.parent[node])) != ROOT:
+            found.append(node)
+        return found[::-1]
+
+    def paths(self) -> tuple[Tensor, Tensor]:
+        """Nodes of every sequence [S, L], 0 where there is none, and whether there is one."""
+        rows = [[*self.ancestors(end), end] if end != ROOT else [] for end in self.ends.tolist()]
+        width = max((len(row) for row in rows), default=0)
+        nodes = torch.tensor([row + [0] * (width - len(row)) for row in rows]).reshape(-1, width)
+        used = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+        return nodes.to(torch.int64), used.reshape(-1, width)
+
+    def stretches(self, size: int) -> Iterator[Stretch]:
+        """The nodes in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            path = self.ancestors(start)
+            inside = np.zeros((stop - start, len(path) + stop - start), dtype=bool)
+            for node in range(start, stop):
+                parent = int(self.parent[node])
+                row = inside[node - start]
+                if parent >= start:
+                    row |= inside[parent - start]
+                elif parent != ROOT:
+                    row[: path.index(parent) + 1] = True
+                row[len(path) + node - start] = True
+            yield Stretch(start, stop, tuple(path), torch.from_numpy(inside))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Nodes `start` to `stop`, the path above the first, and who sees whom [stop - start, path +
+    stop - start].
+    """
+
+    start: int
+    stop: int
+    path: tuple[int, ...]
+    sees: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass over some nodes gave.
+
+    Attributes:
+        start, stop: The nodes; `ROOT` to 0 for the prompt.
+        values: [n, stop - start, ...], what the step returns at each.
+    """
+
+    start: int
+    stop: int
+    values: Tensor
+
+
+Step = Callable[..., tuple[Tensor, Any]]
+"""(model, **inputs) to values [n, t, ...] and the cache."""
+
+
+def logits_step(model: nn.Module, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits [n, t, vocabulary]; of the last token alone with `last=True`."""
+    keep = 1 if inputs.pop("last", False) else 0
+    out = model(**inputs, logits_to_keep=keep, use_cache=True)
+    return out.logits, out.past_key_values
+
+
+def states_step(model: nn.Module, **inputs: Any) -> tuple[Tensor, Any]:
+    """Last hidden states [n, t, hidden], as the output matrix gets them."""
+    inputs.pop("last", None)
+    out = model.get_decoder()(**inputs, use_cache=True)  # type: ignore[operator]
+    return out.last_hidden_state, out.past_key_values
+
+
+def walk(
+    model: nn.Module,
+    prompt: dict[str, Tensor],
+    tree: TokenTree,
+    size: int,
+    step: Step = logits_step,
+) -> Iterator[Seen]:
+    """Run the model over prompts and, below each of them, over the whole tree.
+
+    Args:
+        model: A causal language model whose attention takes masks [n, 1, t, keys].
+        prompt: `input_ids`, `attention_mask`, `position_ids` [n, t], padded on the left.
+        tree: The same below every prompt.
+        size: Most nodes at a time.
+        step: What to ask of the model.
+
+    Yields:
+        The values after the prompt, then those of the nodes in their order.
+    """
+    check_attention(model)
+    values, cache = step(model, **prompt, past_key_values=DynamicCache(), last=True)
+    yield Seen(ROOT, 0, values[:, -1:])
+    kept = _Keys(cache, prompt["input_ids"].shape[1])
+    mask = prompt["attention_mask"].bool()
+    first = prompt["position_ids"][:, -1:] + 1
+    device = mask.device
+    token, depth = torch.from_numpy(tree.token), torch.from_numpy(tree.depth)
+    for stretch in tree.stretches(size):
+        part = slice(stretch.start, stretch.stop)
+        n, t = len(mask), stretch.stop - stretch.start
+        sees = torch.cat(
+            [mask[:, None].expand(n, t, -1), stretch.sees.to(device).expand(n, t, -1)], 2
+        )
+        values, cache = step(
+            model,
+            input_ids=token[part].to(device).expand(n, t),
+            attention_mask=additive(sees, weight_dtype(model)),
+            position_ids=first + depth[part].to(device),
+            past_key_values=kept.below(stretch),
+        )
+        kept.remember(cache, stretch)
+        yield Seen(stretch.start, stretch.stop, values)
+
+
+class _Keys:
+    """Keys and values of the prompt, and of the last stretch with the path above it."""
+
+    def __init__(self, cache: Any, width: int) -> None:
+        self._prompt = [(layer.keys, layer.values) for layer in cache.layers]
+        self._width = width
+        self._last = self._prompt
+        self._place: dict[int, int] = {}  # of a node in what is remembered
+
+    def below(self, stretch: Stretch) -> DynamicCache:
+        """A cache of the prompt and the stretch's path."""
+        width = self._width
+        index = [self._width + self._place[node] for node in stretch.path]
+        found = DynamicCache()
+        for layer, (prompt, last) in enumerate(zip(self._prompt, self._last, strict=True)):
+            pairs = [
+                torch.cat([p[:, :, :width], q[:, :, index]], 2) if index else p
+                for p, q in zip(prompt, last, strict=True)
+            ]
+            found.update(pairs[0], pairs[1], layer)
+        return found
+
+    def remember(self, cache: Any, stretch: Stretch) -> None:
+        """Keep what the next stretch's path may need."""
+        self._last = [(layer.keys, layer.values) for layer in cache.layers]
+        nodes = (*stretch.path, *range(stretch.start, stretch.stop))
+        self._place = {node: place for place, node in enumerate(nodes)}
+
+
+def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask [n, 1, t, keys] to add to attention's logits from who sees whom [n, t, keys]."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+
+
+def check_attention(model: nn.Module) -> None:
+    """Refuse attention that cannot take a mask of its own.
+
+    Raises:
+        ModelError: Flash or flex attention.
+    """
+    config: Any = getattr(model, "config", None)
+    kind = getattr(config, "_attn_implementation", None)
+    if kind not in (None, "sdpa", "eager"):
+        raise ModelError(
+            "a tree of titles was to be scored",
+            f"the model's attention is {kind}, which takes no mask of its own",
+            'Load it with attn_implementation="sdpa"',
+        )
+
+
+def weight_dtype(model: nn.Module) -> torch.dtype:
+    """Of the embeddings, and so of what attention gets."""
+    return model.get_input_embeddings().weight.dtype  # type: ignore[operator]
+
+
+def unpadded(prompt: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Prompt `i` alone, without its padding."""
+    real = prompt["attention_mask"][i].bool()
+    return {name: value[i : i + 1, real] for name, value in prompt.items()}

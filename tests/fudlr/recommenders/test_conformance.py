@@ -1,0 +1,177 @@
+"""What every recommender of the table must do, whatever it is."""
+
+import numpy as np
+import pytest
+import torch
+from fudlr.config import merge
+from fudlr.errors import UsageError
+from fudlr.recommenders import RECOMMENDERS
+from prompt_models import (
+    ITEMS,
+    KINDS,
+    PROMPTED,
+    adapted,
+    base,
+    config,
+    recommender,
+    split,
+    tokenizer,
+)
+
+from fudlr_ext import Engine
+
+
+@pytest.fixture(scope="module")
+def data():
+    return split()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(kind, data):
+    return recommender(kind, data)
+
+
+def test_scores_and_losses_have_their_shapes_and_no_holes(made, data):
+    scores, losses = made.evaluate(data.valid, size=7)
+    assert scores.shape == (len(data.valid), ITEMS)
+    assert losses.shape == (len(data.valid),)
+    assert scores.isfinite().all()
+    assert (losses > 0).all()
+    assert scores.std(1).min() > 1e-4, "the items are told apart"
+
+
+def test_scores_do_not_depend_on_batch_or_padding(made, data):
+    samples = data.valid.take(np.arange(9))
+    together, losses = made.evaluate(samples, size=9)
+    alone, alone_losses = made.evaluate(samples, size=1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_of_a_training_batch_is_that_of_a_scoring_batch(made, data):
+    samples = data.valid.take(np.arange(6))
+    with torch.no_grad():
+        batch = made.collate(samples)
+        losses = made.loss(made.forward(made.model, batch), batch)
+    torch.testing.assert_close(losses, made.evaluate(samples)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_sample_gradients_are_those_of_batches_of_one(made, data):
+    samples = data.train.take(np.arange(5))
+    engine = Engine(made.model)
+    rows = engine.sample_grads(made.forward, made.loss, made.collate(samples))
+    parameters = engine.parameters()
+    for p in parameters:
+        p.requires_grad_(True)
+    for i in range(len(samples)):
+        batch = made.collate(samples.take(np.array([i])))
+        loss = made.loss(made.forward(made.model, batch), batch).sum()
+        alone = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        assert float((rows[i] - alone).norm() / alone.norm()) < 1e-5
+        assert float(alone.norm()) > 1e-4
+
+
+def test_gradient_of_scores_is_the_change_of_scores(made, data):
+    """Through trees, caches and grounding: the engine's vjp against central differences."""
+    samples = data.valid.take(np.arange(3))
+    engine = Engine(made.model)
+    theta = engine.theta()
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(engine.d, generator=generator)
+    weights = torch.randn(3, ITEMS, generator=generator)
+    batch = made.collate(samples, scoring=True)
+
+    def score(model, batch):
+        outputs = made.forward(model, batch)
+        return made.item_scores(outputs, batch), made.loss(outputs, batch)
+
+    gradient = engine.vjp(score, batch, (weights[None], torch.zeros(1, 3)))[0]
+    step = 2e-3
+    values = []
+    for sign in (1, -1):
+        engine.load(theta + sign * step * direction)
+        values.append(float((made.evaluate(samples)[0].double() * weights).sum()))
+    engine.load(theta)
+    slope = (values[0] - values[1]) / (2 * step)
+    assert slope == pytest.approx(float(gradient @ direction), rel=2e-2, abs=1e-2)
+
+
+def test_saved_and_made_again_it_gives_the_same(kind, data, tmp_path):
+    from fudlr import lora
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = recommender(kind, data)
+    made.model.get_base_model().save_pretrained(tmp_path / "base")
+    lora.save(made.model, tmp_path / "adapter")
+    words = None
+    # peft renames layers while attached; a fresh base is what a user loads.
+    base().save_pretrained(tmp_path / "base")
+    if RECOMMENDERS[kind].prompted:
+        made.pieces.tokenizer.save_pretrained(tmp_path / "base")
+        words = AutoTokenizer.from_pretrained(tmp_path / "base")
+    model = lora.load(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    again = RECOMMENDERS[kind].create(
+        model.eval(), words, data.interactions, config(kind), made.record()
+    )
+    for a, b in zip(made.evaluate(data.test), again.evaluate(data.test), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_samples(made, data):
+    scores, losses = made.evaluate(data.train.take(np.arange(0)))
+    assert scores.shape == (0, ITEMS)
+    assert losses.shape == (0,)
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_candidates_have_the_scores_of_the_whole_catalogue(kind, data):
+    whole = recommender(kind, data)
+    some = recommender(kind, data, **{"data.candidates": 6})
+    samples = data.valid.take(np.arange(5))
+    all_scores, _ = whole.evaluate(samples)
+    scores, _ = some.evaluate(samples)
+    chosen = some.collate(samples, scoring=True)["candidates"]
+    torch.testing.assert_close(
+        scores.gather(1, chosen), all_scores.gather(1, chosen), rtol=1e-4, atol=2e-5
+    )
+    assert (scores == scores.gather(1, chosen).amin(1, keepdim=True)).sum() >= 5 * (ITEMS - 6)
+    assert (chosen == torch.from_numpy(samples.target)[:, None]).sum(1).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_loss_is_on_the_answer_alone(kind, data):
+    """Another word in the instruction's labels would change the loss of a model that ignores it."""
+    made = recommender(kind, data)
+    samples = data.train.take(np.arange(4))
+    batch = made.collate(samples)
+    if "labels" not in batch:  # yes or no: logits are taken at the questions' last tokens alone
+        suffix = made.pieces.suffix[-1]
+        assert (batch["input_ids"].gather(1, batch["place"]) == suffix).all()
+        return
+    for i, target in enumerate(samples.target.tolist()):
+        answer = made.pieces.answers[target]
+        labels = batch["labels"][i]
+        assert labels[labels != -100].tolist() == answer
+        assert batch["input_ids"][i, -len(answer) :].tolist() == answer
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_scores_of_a_batch_that_was_not_made_for_them_are_refused(kind, data):
+    made = recommender(kind, data)
+    batch = made.collate(data.valid.take(np.arange(2)))
+    with pytest.raises(UsageError, match="scoring=True"):
+        made.item_scores(made.forward(made.model, batch), batch)
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_a_prompt_longer_than_the_model_is_refused_before_work(kind, data):
+    words = tokenizer(kind, data.interactions.items["title"].to_list())
+    short = adapted(base(max_position_embeddings=128))
+    options = merge(config(kind), {"recommender.max_tokens": 200})
+    with pytest.raises(UsageError, match="knows 128 positions"):
+        RECOMMENDERS[kind].create(short, words, data.interactions, options)
