@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from fudlr.recommenders.tree import additive, check_attention, logits_step, weight_dtype
+from fudlr.recommenders.tree import additive, logits_step, weight_dtype
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ def beam_search(
         beams: Beginnings that are followed.
         k: Titles wanted.
     """
-    check_attention(model)
     values, cache = logits_step(model, **prompt, past_key_values=DynamicCache(), last=True)
     alive = [_Beam(tuple(answers), 0.0)]
     rows = values[:, -1].float().log_softmax(-1)

@@ -22,6 +22,7 @@ from fudlr.data.interactions import Interactions, Samples
 from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.recommenders.base import Batch, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
+from fudlr.recommenders.tree import check_attention
 
 Tokens = list[int]
 
@@ -164,6 +165,7 @@ class Prompted(Recommender):
 
     Raises:
         UsageError: The longest prompt has more tokens than the model has positions.
+        ModelError: The model's attention takes no mask of its own.
     """
 
     asks_for_item: ClassVar[bool] = False
@@ -174,6 +176,7 @@ class Prompted(Recommender):
         self.pieces, self.config = pieces, config.recommender
         self.window, self.seed = config.data.window, config.seed
         self.candidates, self.candidate_seed = config.data.candidates, config.data.candidate_seed
+        check_attention(model)
         answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
         needed = self.config.max_tokens + answer + len(pieces.suffix)
         limit = _positions(model)

@@ -164,7 +164,6 @@ def walk(
     Yields:
         The values after the prompt, then those of the nodes in their order.
     """
-    check_attention(model)
     values, cache = step(model, **prompt, past_key_values=DynamicCache(), last=True)
     yield Seen(ROOT, 0, values[:, -1:])
     kept = _Keys(cache, prompt["input_ids"].shape[1])

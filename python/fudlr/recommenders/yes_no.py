@@ -24,7 +24,7 @@ from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.packing import each_below, pack
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.titles import scores_of
-from fudlr.recommenders.tree import Seen, TokenTree, check_attention, walk
+from fudlr.recommenders.tree import Seen, TokenTree, walk
 
 
 class YesNo(Prompted):
@@ -65,7 +65,6 @@ class YesNo(Prompted):
             [n, 1 + negatives] of each question's last token; for scoring `prompt` beside them, and
             `candidates` where there are some.
         """
-        check_attention(self.model)
         prompts = self.prompts(samples)
         asked = self._asked(samples)
         trees = [TokenTree([self.question(j) for j in row]) for row in asked]

@@ -1,0 +1,149 @@
+"""Titles along a tree: the scores of each title alone, at a fraction of the tokens."""
+
+import numpy as np
+import pytest
+import torch
+from fudlr.errors import DataError, ModelError
+from fudlr.recommenders.prompting import Pieces
+from fudlr.recommenders.templates import Template
+from fudlr.recommenders.titles import Titles
+from fudlr.recommenders.tree import TokenTree, walk
+from fudlr.small_text import train_tokenizer
+from prompt_models import ARCHITECTURES, adapted, base, config, recommender, split
+from torch.nn.functional import cross_entropy
+
+SEQUENCES = [[5, 6, 7], [5, 6], [5, 8, 9, 10], [2], [5, 6, 7, 1], [2, 3]]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return split()
+
+
+def test_every_beginning_is_one_node_in_preorder():
+    tree = TokenTree(SEQUENCES)
+    assert len(tree) == len({tuple(s[: i + 1]) for s in SEQUENCES for i in range(len(s))})
+    for sequence, end in zip(SEQUENCES, tree.ends.tolist(), strict=True):
+        path = [*tree.ancestors(end), end]
+        assert tree.token[path].tolist() == sequence
+        assert path == sorted(path)
+        assert tree.depth[path].tolist() == list(range(len(sequence)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_stretches_show_each_node_its_ancestors_and_itself(size):
+    tree = TokenTree(SEQUENCES)
+    nodes = []
+    for stretch in tree.stretches(size):
+        columns = [*stretch.path, *range(stretch.start, stretch.stop)]
+        for row, node in zip(stretch.sees, range(stretch.start, stretch.stop), strict=True):
+            seen = [column for column, yes in zip(columns, row.tolist(), strict=True) if yes]
+            assert seen == [*tree.ancestors(node), node]
+            nodes.append(node)
+    assert nodes == list(range(len(tree)))
+
+
+def alone(made, samples):
+    """Each title with its prompt through the model on its own: mean −log p of its tokens."""
+    rows = []
+    for prompt in made.prompts(samples):
+        row = []
+        for answer in made.pieces.answers:
+            ids = torch.tensor([prompt.tokens + answer])
+            logits = made.model(input_ids=ids).logits[0, len(prompt.tokens) - 1 : -1]
+            row.append(-cross_entropy(logits, torch.tensor(answer)))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("candidates", [None, 24])
+def test_scores_are_those_of_each_title_alone(architecture, candidates, data):
+    changes = {} if candidates is None else {"data.candidates": 8}
+    made = recommender("titles", data, adapted(base(architecture)), **changes)
+    samples = data.valid.take(np.arange(3))
+    with torch.no_grad():
+        expected = alone(made, samples)
+    found, _ = made.evaluate(samples)
+    if candidates is not None:
+        chosen = made.collate(samples, scoring=True)["candidates"]
+        found, expected = found.gather(1, chosen), expected.gather(1, chosen)
+    assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_token_passes_are_prompt_and_nodes(data, monkeypatch):
+    """Counted where tokens enter the model, not where the tree says so."""
+    made = recommender("titles", data)
+    samples = data.valid.take(np.arange(1))
+    batch = made.collate(samples, scoring=True)
+    passed = []
+    embedding = made.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda m, given, out: passed.append(given[0].numel()))
+    with torch.no_grad():
+        for _ in walk(made.model, batch["prompt"], made.catalogue.tree, 16):
+            pass
+    handle.remove()
+    together, apart = made.token_passes(samples)
+    assert sum(passed) == together
+    assert together == len(made.prompts(samples)[0].tokens) + len(made.catalogue.tree)
+    assert apart > 3 * together
+
+
+def test_beam_search_is_exact_with_enough_beams_and_close_with_few(data):
+    made = recommender("titles", data)
+    samples = data.valid.take(np.arange(8))
+    scores, _ = made.evaluate(samples)
+    masked = scores.masked_fill(torch.from_numpy(samples.seen()), -torch.inf)
+    exact = masked.topk(5).indices
+    assert torch.equal(made.best(samples, 5, beams=100), exact)
+    few = made.best(samples, 5, beams=4)
+    overlap = (few[:, :, None] == exact[:, None]).any(1).float().mean()
+    assert 0.3 < float(overlap) <= 1
+    assert not torch.from_numpy(samples.seen()).gather(1, few).any()
+
+
+def test_beam_search_runs_fewer_tokens(data):
+    made = recommender("titles", data)
+    samples = data.valid.take(np.arange(1))
+    passed = []
+    embedding = made.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda m, given, out: passed.append(given[0].numel()))
+    made.best(samples, 3, beams=2)
+    handle.remove()
+    assert sum(passed) < made.token_passes(samples)[0]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return train_tokenizer(Template(prompt="{history}"), ["Twins", "Heat [1]", "2"], 400)
+
+
+def test_twins_are_told_apart(words):
+    pieces = Pieces(words, Template(prompt="{history}"), ["Twins", "Heat", "Twins"], "123", False)
+    said = [words.decode(tokens[:-1]) for tokens in pieces.answers]
+    assert said == ['"Twins [1]"', '"Heat"', '"Twins [3]"']
+
+
+def test_twins_with_one_id_are_refused(words):
+    with pytest.raises(DataError, match="same tokens even with their ids"):
+        Pieces(words, Template(prompt="{history}"), ["Twins", "Twins"], "11", False)
+
+
+def test_one_title_that_begins_another_has_its_own_end(words):
+    pieces = Pieces(
+        words, Template(prompt="{history}", answer="{title}"), ["He", "Heat"], "12", False
+    )
+    assert all(tokens[-1] == words.eos_token_id for tokens in pieces.answers)
+    assert pieces.answers[0] != pieces.answers[1][: len(pieces.answers[0])]
+
+
+def test_attention_without_masks_is_refused(data):
+    model = adapted(base())
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ModelError, match="flash_attention_2"):
+        recommender("titles", data, model)
+
+
+def test_the_kind_is_titles(data):
+    assert isinstance(recommender("titles", data), Titles)
+    assert config("titles").recommender.kind == "titles"
