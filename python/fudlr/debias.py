@@ -32,6 +32,7 @@ from fudlr.metrics import (
     find_metric,
     permutation_null,
 )
+from fudlr.metrics.pairwise import DIRECTIONS, pairwise
 from fudlr.progress import StageClock, track
 from fudlr.request import Answer, Scored, answer, choose_damping, score_samples
 from fudlr.run import Run, versions
@@ -266,7 +267,7 @@ def _heldout(job: _Job, rows: GradientRows, solve: Solve, before: Measured) -> d
             test, valid = job.test.take(other).samples, job.valid.take(other).samples
             scores[part], losses[part] = run.recommender.evaluate(test, job.config.batch)
             valid_losses[part] = run.recommender.evaluate(valid, job.config.batch)[1]
-        figures = evaluate(scores, job.test.side)
+        figures = evaluate(scores, job.test.side) | pairwise(scores, job.test.side)
         figures |= {"val_loss": float(valid_losses.mean()), "test_loss": float(losses.mean())}
         drawn = bootstrap(
             {"before": before.scores, "after": scores}, job.test.side, seed=job.config.seed
@@ -331,7 +332,7 @@ def intervals(
 
 def directions(figures: dict[str, float], k: int) -> dict[str, str]:
     """`lower` or `higher`, which is better, for every figure."""
-    better = {"val_loss": "lower", "test_loss": "lower"}
+    better = {"val_loss": "lower", "test_loss": "lower", **DIRECTIONS}
     for metric in METRICS.values():
         word = "lower" if metric.lower_is_better else "higher"
         better[metric.soft_key] = better[metric.hard_key(k)] = word

@@ -25,6 +25,7 @@ from fudlr.data import (
 )
 from fudlr.errors import UsageError
 from fudlr.metrics import Side, evaluate
+from fudlr.metrics.pairwise import pairwise
 from fudlr.recommenders import Recommender
 
 
@@ -92,7 +93,7 @@ def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int 
     """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now."""
     _, valid_losses = recommender.evaluate(valid.samples, batch)
     scores, losses = recommender.evaluate(test.samples, batch)
-    figures = evaluate(scores, test.side)
+    figures = evaluate(scores, test.side) | pairwise(scores, test.side)
     figures["val_loss"] = float(valid_losses.mean())
     figures["test_loss"] = float(losses.mean())
     return Measured(figures, scores, losses)

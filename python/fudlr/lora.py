@@ -8,11 +8,12 @@ from pathlib import Path
 import peft
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from fudlr.config import LoraSettings
 from fudlr.errors import ModelError
 from fudlr.files import atomic_folder
+from fudlr_ext import Engine
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -82,3 +83,12 @@ def save(model: peft.PeftModel, folder: Path) -> None:
         model.save_pretrained(str(temporary), safe_serialization=True)
         # peft writes a card full of placeholders; the report says what there is to say.
         (temporary / "README.md").unlink(missing_ok=True)
+
+
+def without_b(engine: Engine, vector: Tensor) -> Tensor:
+    """`vector` [d] with every B zero: the base model's own function."""
+    vector = vector.clone()
+    for name, matrix in engine.unflatten(vector).items():
+        if ".lora_B." in name:
+            matrix.zero_()
+    return vector

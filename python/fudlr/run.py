@@ -47,7 +47,7 @@ from fudlr.recommenders import (
     load_template,
 )
 from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
-from fudlr.train import train_adapter
+from fudlr.train import Training, train_adapter
 from fudlr_ext import Engine
 
 RECORD = "recommender.json"
@@ -196,19 +196,31 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
         base.model.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(str(temporary / "base"))
-        model = lora.attach(base.model, config.lora, config.seed)
+        foreign = config.lora.adapter
+        if foreign is not None:
+            model = lora.load(base.model, Path(foreign))
+            engine = Engine(model)
+            trained = engine.theta()
+            # Its start is not known; the base model's function is that of B = 0, whatever A was.
+            engine.load(lora.without_b(engine, trained))
+        else:
+            model = lora.attach(base.model, config.lora, config.seed)
+            engine = Engine(model)
         lora.save(model, temporary / "start")
         recommender = kind.create(model, base.tokenizer, split.interactions, config, base.record)
         notes = recommender.notes(split.train)
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
-        engine = Engine(model)
         start = engine.theta()
         with clock.stage("training"):
-            training = train_adapter(recommender, engine, split.train, config.train, start)
+            if foreign is not None:
+                engine.load(trained)
+                training = Training(trained, [])
+            else:
+                training = train_adapter(recommender, engine, split.train, config.train, start)
         lora.save(model, temporary / "adapter")
         _write_items(temporary, split.interactions, recommender)
-        seconds = clock.seconds["training"]
+        seconds = 0.0 if foreign is not None else clock.seconds["training"]
         write_json(
             temporary / "train.json",
             {
@@ -217,7 +229,7 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
                 "notes": notes,
                 "samples": len(split.train),
                 "parameters": engine.d,
-                "seconds": clock.seconds,
+                "seconds": {**clock.seconds, "training": seconds},
                 "versions": versions(),
                 "seed": config.seed,
             },

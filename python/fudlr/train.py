@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
-from fudlr.errors import NumericalError
+from fudlr.errors import ModelError, NumericalError
 from fudlr.progress import track
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
@@ -68,6 +68,7 @@ def train_adapter(
 
     Raises:
         NumericalError: The loss is not finite.
+        ModelError: A LoRA matrix gets no gradient.
     """
     model = recommender.model
     engine.load(start)
@@ -83,6 +84,9 @@ def train_adapter(
     for p in parameters:
         p.requires_grad_(True)
     model.train()
+    if config.checkpointing:
+        # The reentrant kind loses the gradient of an adapter on frozen embeddings without a word.
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # of an adapter's dropout
@@ -94,6 +98,7 @@ def train_adapter(
                     if weights is not None:
                         losses = losses * weights[index].to(losses)
                     (losses.sum() / len(index)).backward()
+                _check_reached(engine, parameters, description)
                 _add_l2(parameters, centre, config.l2)
                 optimiser.step()
                 scheduler.step()
@@ -106,17 +111,29 @@ def train_adapter(
                     )
     finally:
         model.train(was_training)
+        if config.checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
         for p, flag in zip(parameters, required, strict=True):
             p.requires_grad_(flag)
             p.grad = None
     return Training(engine.theta(), [float(t) for t in totals])
 
 
+def _check_reached(engine: Engine, parameters: list[torch.nn.Parameter], description: str) -> None:
+    """Raise where a parameter got no gradient: it would stay where it is without a word."""
+    lost = [name for name, p in zip(engine.names, parameters, strict=True) if p.grad is None]
+    if lost:
+        raise ModelError(
+            description,
+            f"{len(lost)} of {len(parameters)} LoRA matrices got no gradient (first: {lost[0]})",
+            "Leave out layers that take no part in the loss, and reentrant gradient checkpointing",
+        )
+
+
 def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: float) -> None:
     with torch.no_grad():
         for p, start in zip(parameters, centre, strict=True):
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+            assert p.grad is not None  # checked before
             p.grad.add_(p - start, alpha=l2)
 
 

@@ -134,6 +134,8 @@ class LoraSettings(Record):
     targets: Annotated[tuple[Name, ...], Field(min_length=1)] = LLAMA_LINEARS
     rslora: bool = False
     """Scaling alpha / √rank instead of alpha / rank."""
+    adapter: Name | None = None
+    """Folder of an adapter that was trained elsewhere: it is taken as it is, and not trained."""
 
     @field_validator("targets")
     @classmethod
