@@ -3,6 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
+#include <optional>
+#include <utility>
+
 namespace fudlr {
 
 // The shapes that the sample_* ops share, read from checked arguments.
@@ -38,5 +42,30 @@ void check_projection(const char* op, const char* side, int64_t width, const at:
 // Checks that `weights` is [w, n] in the result's dtype and on the device of left.
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
+
+// The trunk's ops: rows [T, width] of float32 or float64 in any stride between rows, and arrays of
+// tangents with k rows a position.
+
+// k for an array of tangents of `primal`.
+int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);
+
+// Checks that each that is given has this shape and the dtype and device of `like`, and that its
+// rows, and those of `like`, have no gaps within.
+void check_rows(const char* op, const at::Tensor& like,
+                std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
+                int64_t rows, int64_t width);
+
+// Checks that `vector` has `size` numbers like those of `like`.
+void check_vector(const char* op, const char* name, const at::Tensor& like,
+                  const at::Tensor& vector, int64_t size);
+
+// Checks that both or none are given.
+void check_together(const char* op, const char* first, bool has_first, const char* second,
+                    bool has_second);
+
+// Checks queries, keys and values, the offsets of their samples, and how many keys a query sees.
+void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& query_offsets, const at::Tensor& key_offsets,
+                     const at::Tensor& limits, int64_t heads, int64_t key_heads);
 
 }  // namespace fudlr

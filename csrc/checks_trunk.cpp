@@ -1,0 +1,119 @@
+// Argument checks of the trunk's ops.
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "checks.h"
+
+namespace fudlr {
+namespace {
+
+#define FUDLR_CHECK(condition, op, asked, found, remedy) \
+  TORCH_CHECK_VALUE(condition, op, ": ", asked, ": ", found, ". ", remedy)
+
+void check_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t rows) {
+  FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong &&
+                  offsets.is_contiguous() && offsets.is_cpu(),
+              op, c10::str(name, " must be int64 of shape [n + 1]"),
+              c10::str("they are ", offsets.scalar_type(), " of shape ", offsets.sizes()),
+              "Give the row at which each sample starts, and the end of the last one");
+  const int64_t* data = offsets.const_data_ptr<int64_t>();
+  const int64_t n = offsets.size(0) - 1;
+  FUDLR_CHECK(data[0] == 0 && data[n] == rows && std::is_sorted(data, data + n + 1), op,
+              c10::str(name, " must rise from 0 to ", rows, ", the number of rows"),
+              c10::str("they run from ", data[0], " to ", data[n]), "Leave no row out");
+}
+
+}  // namespace
+
+int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents) {
+  FUDLR_CHECK(primal.dim() == 2 && tangents.dim() == 2, op, "rows [T, width] were expected",
+              c10::str("the shapes are ", primal.sizes(), " and ", tangents.sizes()),
+              "Flatten samples and positions to one dimension");
+  const int64_t rows = primal.size(0);
+  const int64_t k = rows == 0 ? 1 : tangents.size(0) / rows;
+  FUDLR_CHECK(k * rows == tangents.size(0), op,
+              c10::str("as many tangents were expected for each of ", rows, " positions"),
+              c10::str("there are ", tangents.size(0), " rows of them"),
+              "Give k rows a position, one after the other");
+  return k;
+}
+
+void check_rows(const char* op, const at::Tensor& like,
+                std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
+                int64_t rows, int64_t width) {
+  FUDLR_CHECK(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble, op,
+              "float32 or float64 was expected", c10::str("it is ", like.scalar_type()),
+              "Convert it with .float()");
+  FUDLR_CHECK(like.dim() == 2 && (like.size(1) <= 1 || like.stride(1) == 1), op,
+              "rows [T, width] without gaps were expected",
+              c10::str("shape ", like.sizes(), ", strides ", like.strides()), "Use .contiguous()");
+  for (const auto& [name, tensor] : given) {
+    if (!tensor) continue;
+    FUDLR_CHECK(tensor->dim() == 2 && tensor->size(0) == rows && tensor->size(1) == width, op,
+                c10::str(name, " must be [", rows, ", ", width, "]"),
+                c10::str("its shape is ", tensor->sizes()), "Give k rows a position");
+    FUDLR_CHECK(tensor->scalar_type() == like.scalar_type() && tensor->device() == like.device() &&
+                    (tensor->size(1) <= 1 || tensor->stride(1) == 1),
+                op,
+                c10::str(name, " must be ", like.scalar_type(), " rows without gaps, on the CPU"),
+                c10::str("it is ", tensor->scalar_type(), " with strides ", tensor->strides(),
+                         " on ", tensor->device()),
+                "Convert it, or use .contiguous()");
+  }
+}
+
+void check_vector(const char* op, const char* name, const at::Tensor& like,
+                  const at::Tensor& vector, int64_t size) {
+  FUDLR_CHECK(vector.dim() == 1 && vector.size(0) == size &&
+                  vector.scalar_type() == like.scalar_type() && vector.device() == like.device(),
+              op, c10::str(name, " must be ", size, " numbers of ", like.scalar_type()),
+              c10::str("it is ", vector.scalar_type(), " of shape ", vector.sizes()),
+              "Reshape or convert it");
+}
+
+void check_together(const char* op, const char* first, bool has_first, const char* second,
+                    bool has_second) {
+  FUDLR_CHECK(has_first == has_second, op,
+              c10::str(first, " and ", second, " go together, for a derivative of the backward"),
+              c10::str("only ", has_first ? first : second, " is given"), "Give both or none");
+}
+
+void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& query_offsets, const at::Tensor& key_offsets,
+                     const at::Tensor& limits, int64_t heads, int64_t key_heads) {
+  check_rows(op, q, {}, q.size(0), q.size(1));
+  FUDLR_CHECK(heads > 0 && key_heads > 0 && heads % key_heads == 0 && q.size(1) % heads == 0, op,
+              "heads must divide the queries' width, and the key heads the heads",
+              c10::str(heads, " heads, ", key_heads, " key heads, width ", q.size(1)),
+              "Give the numbers of the model's configuration");
+  check_rows(op, q, {{"k", k}, {"v", v}}, k.size(0), q.size(1) / heads * key_heads);
+  check_offsets(op, "query_offsets", query_offsets, q.size(0));
+  check_offsets(op, "key_offsets", key_offsets, k.size(0));
+  FUDLR_CHECK(query_offsets.size(0) == key_offsets.size(0), op,
+              "queries and keys of the same samples were expected",
+              c10::str("there are ", query_offsets.size(0) - 1, " and ", key_offsets.size(0) - 1),
+              "Give every sample a place in both, if an empty one");
+  FUDLR_CHECK(limits.dim() == 1 && limits.size(0) == q.size(0) &&
+                  limits.scalar_type() == at::kLong && limits.is_contiguous() && limits.is_cpu(),
+              op, "limits must be int64, one for each query",
+              c10::str("they are ", limits.scalar_type(), " of shape ", limits.sizes()),
+              "Give the number of keys that each query sees");
+  const int64_t* seen = limits.const_data_ptr<int64_t>();
+  const int64_t* from = query_offsets.const_data_ptr<int64_t>();
+  const int64_t* keys = key_offsets.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i + 1 < query_offsets.size(0); ++i) {
+    const int64_t most = keys[i + 1] - keys[i];
+    int64_t least = 1;
+    for (int64_t t = from[i]; t < from[i + 1]; ++t) {
+      FUDLR_CHECK(seen[t] >= least && seen[t] <= most, op,
+                  "limits must lie in 1 to the sample's number of keys and never fall within it",
+                  c10::str("limits[", t, "] is ", seen[t], " after ", least, ", of ", most),
+                  "Sort each sample's queries by their position");
+      least = seen[t];
+    }
+  }
+}
+
+}  // namespace fudlr

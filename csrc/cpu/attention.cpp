@@ -1,0 +1,131 @@
+// Causal attention on the CPU: tensors, threads and registration.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "cpu/attention_kernel.h"
+#include "cpu/lines.h"
+
+namespace fudlr {
+namespace {
+
+// The arguments that all three ops begin with.
+struct Attention {
+  const at::Tensor &q, &k, &v, &query_offsets, &key_offsets, &limits;
+  int64_t heads, key_heads;
+  double scale;
+
+  void check(const char* op) const {
+    check_attention(op, q, k, v, query_offsets, key_offsets, limits, heads, key_heads);
+  }
+  AttentionShape shape() const {
+    return {heads,
+            key_heads,
+            q.size(1) / heads,
+            scale,
+            query_offsets.const_data_ptr<int64_t>(),
+            key_offsets.const_data_ptr<int64_t>(),
+            limits.const_data_ptr<int64_t>()};
+  }
+  template <typename Real>
+  AttentionInput<Real> input() const {
+    return {lines<Real>(q), lines<Real>(k), lines<Real>(v)};
+  }
+  // Calls run(kernels, Real{}, begin, end) for parts of the tasks.
+  template <typename Run>
+  void run(int64_t k_vectors, Run run) const {
+    const int64_t tasks = (query_offsets.size(0) - 1) * key_heads;
+    const int64_t work = q.numel() * (k.size(0) / std::max<int64_t>(tasks, 1) + 1) * k_vectors;
+    const int64_t grain = std::max<int64_t>(1, kThreadWork * tasks / std::max<int64_t>(work, 1));
+    dispatch_real(q, FUDLR_TABLE(attention), [&](const auto& kernels, auto real) {
+      at::parallel_for(0, tasks, grain,
+                       [&](int64_t begin, int64_t end) { run(kernels, real, begin, end); });
+    });
+  }
+};
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& query_offsets, const at::Tensor& key_offsets,
+                     const at::Tensor& limits, int64_t heads, int64_t key_heads, double scale) {
+  const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
+  all.check("attention");
+  at::Tensor out = at::empty({q.size(0), q.size(1)}, q.options());
+  all.run(1, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+    using Real = decltype(real);
+    kernels.forward(all.shape(), all.input<Real>(), begin, end, mutable_lines<Real>(out));
+  });
+  return out;
+}
+
+at::Tensor attention_tangent(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const at::Tensor& query_offsets, const at::Tensor& key_offsets,
+                             const at::Tensor& limits, int64_t heads, int64_t key_heads,
+                             double scale, const at::Tensor& dq, const at::Tensor& dk,
+                             const at::Tensor& dv) {
+  const char* op = "attention_tangent";
+  const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
+  all.check(op);
+  const int64_t count = tangents_per_row(op, q, dq);
+  check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1));
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
+  at::Tensor out = at::empty(dq.sizes(), q.options());
+  all.run(count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+    using Real = decltype(real);
+    kernels.tangent(all.shape(), all.input<Real>(),
+                    {lines<Real>(dq), lines<Real>(dk), lines<Real>(dv)}, count, begin, end,
+                    mutable_lines<Real>(out));
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& query_offsets,
+    const at::Tensor& key_offsets, const at::Tensor& limits, int64_t heads, int64_t key_heads,
+    double scale, const at::Tensor& grads, const std::optional<at::Tensor>& delta,
+    const std::optional<at::Tensor>& dq, const std::optional<at::Tensor>& dk,
+    const std::optional<at::Tensor>& dv) {
+  const char* op = "attention_backward";
+  const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
+  all.check(op);
+  const int64_t count = tangents_per_row(op, q, grads);
+  check_rows(op, q, {{"grads", grads}, {"dq", dq}}, q.size(0) * count, q.size(1));
+  check_rows(op, q, {{"delta", delta}}, q.size(0), q.size(1));
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
+  check_together(op, "delta", delta.has_value(), "dq", dq.has_value());
+  check_together(op, "dk", dk.has_value(), "dq", dq.has_value());
+  check_together(op, "dv", dv.has_value(), "dq", dq.has_value());
+  // Queries and, where they have as many rows, keys and values lie side by side, as the products
+  // that follow want them.
+  const int64_t columns = q.size(1), narrow = k.size(1);
+  at::Tensor to_q, to_k, to_v;
+  if (q.size(0) == k.size(0)) {
+    const at::Tensor side = at::empty({q.size(0) * count, columns + 2 * narrow}, q.options());
+    to_q = side.narrow(1, 0, columns);
+    to_k = side.narrow(1, columns, narrow);
+    to_v = side.narrow(1, columns + narrow, narrow);
+  } else {
+    const at::Tensor side = at::empty({k.size(0) * count, 2 * narrow}, q.options());
+    to_q = at::empty({q.size(0) * count, columns}, q.options());
+    to_k = side.narrow(1, 0, narrow);
+    to_v = side.narrow(1, narrow, narrow);
+  }
+  all.run(2 * count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+    using Real = decltype(real);
+    kernels.backward(
+        all.shape(), all.input<Real>(), lines<Real>(grads), lines<Real>(delta),
+        {lines<Real>(dq), lines<Real>(dk), lines<Real>(dv)}, count, begin, end,
+        {mutable_lines<Real>(to_q), mutable_lines<Real>(to_k), mutable_lines<Real>(to_v)});
+  });
+  return {to_q, to_k, to_v};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fudlr, CPU, m) {
+  m.impl("attention", &attention);
+  m.impl("attention_tangent", &attention_tangent);
+  m.impl("attention_backward", &attention_backward);
+}
+
+}  // namespace fudlr
