@@ -148,3 +148,42 @@ def ggn_vp(
             return _gradients(outputs, (theta,), curved)[0]
 
         return _each(vectors, product)
+
+
+def taylor_gradient(
+    model: nn.Module,
+    layout: Layout,
+    theta: Tensor,
+    *,
+    forward: Forward,
+    loss: Loss,
+    batch: Any,
+    path: Tensor,
+    removed: Tensor,
+    order: int,
+) -> Tensor:
+    """Return how the gradient changes along a path, by derivatives at θ alone, [d].
+
+    With L_t(u) = (1/n) Σ (1 − t removed_i) ℓ_i(u) and γ(t) = Σ_j path_j tʲ, it is the Taylor
+    polynomial of ∇L_t(θ + γ(t)) in t at 0, of the given order and without its constant, at t = 1:
+
+        Σ_{k=1}^{order} (1/k!) ∂_θ ∂_tᵏ L_t(θ + γ(t)) at t = 0
+
+    by one backward pass for each order and one more; each costs about twice the one before.
+    """
+    theta = theta.requires_grad_()
+    t = torch.zeros((), dtype=theta.dtype, device=theta.device, requires_grad=True)
+    shift: Tensor = torch.zeros_like(path[0]) if len(path) else torch.zeros_like(theta)
+    for coefficient in reversed(path.unbind()):
+        shift = t * (coefficient + shift)
+    with differentiable(model, layout, theta + shift):
+        losses = loss(forward(model, batch), batch)
+        check_losses(losses, layout)
+        value = ((1 - t * removed.to(losses)) * losses).mean()
+        total, factorial = torch.zeros_like(value), 1
+        for k in range(1, order + 1):
+            (value,) = torch.autograd.grad(value, t, create_graph=True)
+            factorial *= k
+            total = total + value / factorial
+        (gradient,) = torch.autograd.grad(total, theta)
+    return gradient

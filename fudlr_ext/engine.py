@@ -235,6 +235,47 @@ class Engine:
             vectors=self._vectors("hvp", "vectors", vectors, (None, self.d)),
         )
 
+    def taylor_gradient(
+        self,
+        forward: Forward,
+        loss: Loss,
+        batch: Any,
+        path: Tensor,
+        removed: Tensor,
+        order: int,
+    ) -> Tensor:
+        """Return how the mean loss's gradient changes as samples leave along a path, [d].
+
+        It is the Taylor polynomial, without its constant, of the gradient of
+        (1/n) Σ (1 − t removed_i) ℓ_i at θ + Σ_j path_j tʲ, in t at 0 and taken at t = 1. Only
+        derivatives at the present θ go into it: with k = `order`, up to the k + 1st.
+
+        Args:
+            forward: Returns a tensor, or a tuple of tensors.
+            loss: One number a sample, [n].
+            batch: What they take.
+            path: Coefficients of the path, [j, d], j ≥ 0.
+            removed: Share of each sample that leaves, [n].
+            order: Order of the polynomial, at least 1.
+        """
+        if order < 1:
+            raise EngineError(
+                "taylor_gradient: an order of at least 1 was expected",
+                f"it is {order}",
+                "1 needs Hessian products, 2 third derivatives, 3 fourth ones",
+            )
+        return curvature.taylor_gradient(
+            self.model,
+            self._layout,
+            self.theta(),
+            forward=forward,
+            loss=loss,
+            batch=batch,
+            path=self._vectors("taylor_gradient", "path", path, (None, self.d)),
+            removed=self._vectors("taylor_gradient", "removed", removed, (None,)),
+            order=order,
+        )
+
     def _vectors(self, op: str, name: str, given: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         fits = given.dim() == len(shape) and all(
             wanted is None or size == wanted

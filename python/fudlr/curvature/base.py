@@ -63,3 +63,25 @@ def mean_product(
     for batch, rows in batches:
         total.add_(batch_product(forward, loss, batch, vectors), alpha=rows.stop - rows.start)
     return total / batches.n
+
+
+def weighted(
+    forward: Forward, loss: Loss, batches: Batches, weights: Tensor | None
+) -> tuple[Forward, Loss, Batches]:
+    """The same three for the losses weights_i ℓ_i, `weights` [n]: a batch then carries its part."""
+    if weights is None:
+        return forward, loss, batches
+    given = weights
+
+    def source() -> Any:
+        for batch, rows in batches:
+            yield batch, given[rows]
+
+    def inner(model: Any, batch: Any) -> Any:
+        return forward(model, batch[0])
+
+    def scaled(outputs: Any, batch: Any) -> Tensor:
+        losses = loss(outputs, batch[0])
+        return losses * batch[1].to(losses)
+
+    return inner, scaled, Batches(source, batches.sizes)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fudlr.batches import Batches, Source
-from fudlr.curvature.base import Forward, Loss, mean_product
+from fudlr.curvature.base import Forward, Loss, mean_product, weighted
 
 
 class GGNEngine(Protocol):
@@ -33,6 +33,7 @@ class GGN:
         forward: `forward(model, batch) -> outputs`.
         loss: `loss(outputs, batch) -> [n]`.
         batches: The samples.
+        weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones by default.
     """
 
     name = "ggn"
@@ -40,11 +41,15 @@ class GGN:
     couples_layers = True
 
     def __init__(
-        self, engine: GGNEngine, forward: Forward, loss: Loss, batches: Batches | Source
+        self,
+        engine: GGNEngine,
+        forward: Forward,
+        loss: Loss,
+        batches: Batches | Source,
+        weights: Tensor | None = None,
     ) -> None:
         self._engine = engine
-        self._face = (forward, loss)
-        self._batches = Batches.of(batches)
+        *self._face, self._batches = weighted(forward, loss, Batches.of(batches), weights)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""

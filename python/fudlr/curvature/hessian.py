@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fudlr.batches import Batches, Source
-from fudlr.curvature.base import Forward, Loss, mean_product
+from fudlr.curvature.base import Forward, Loss, mean_product, weighted
 
 
 class HessianEngine(Protocol):
@@ -33,6 +33,7 @@ class Hessian:
         forward: `forward(model, batch) -> outputs`.
         loss: `loss(outputs, batch) -> [n]`.
         batches: The samples.
+        weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones by default.
     """
 
     name = "hessian"
@@ -40,11 +41,15 @@ class Hessian:
     couples_layers = True
 
     def __init__(
-        self, engine: HessianEngine, forward: Forward, loss: Loss, batches: Batches | Source
+        self,
+        engine: HessianEngine,
+        forward: Forward,
+        loss: Loss,
+        batches: Batches | Source,
+        weights: Tensor | None = None,
     ) -> None:
         self._engine = engine
-        self._face = (forward, loss)
-        self._batches = Batches.of(batches)
+        *self._face, self._batches = weighted(forward, loss, Batches.of(batches), weights)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""

@@ -5,6 +5,11 @@
 one Newton step from the optimum of L towards that of L with weights 1 − m and the same divisor n
 (Guo et al. 2020, "Certified data removal", arXiv 1911.03030, for linear models; FUDLR, arXiv
 2601.17492). The step is a whole one: a longer one would be steering, not removal.
+
+H may be the curvature of all samples, or of what is kept, (1/n) Σ (1 − m_i) ∇²ℓ_i, which is where
+the step ends rather than where it starts. Where the loss still has a slope r = ∇L(θ*) at θ*, since
+training stopped early, the step holds it: retraining stops as early. Given `slope`, it descends it
+as well, and goes towards the minimum without the samples: θ* + H⁻¹ ((1/n) Gᵀ m − r).
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ def removal_update(
     solve: Solve,
     *,
     n: int | None = None,
+    slope: Tensor | None = None,
     force: bool = False,
 ) -> Update:
     """Take the effect of the masked samples out of `theta`.
@@ -65,6 +71,7 @@ def removal_update(
         solve: H⁻¹ (see `solvers.make_solver`), from the curvature of all training samples.
         n: Training samples, the divisor of the loss; `rows.n` by default, which is wrong where
             `rows` are only a part of them.
+        slope: ∇L(θ*) `[d]` with its λ part, to be descended too; held where None.
         force: Go on where the shift is larger than `DESTRUCTIVE_SHIFT`.
 
     Raises:
@@ -73,9 +80,17 @@ def removal_update(
     """
     _check_inputs(theta, rows, mask)
     weights = mask.to(theta.dtype)[None]
-    divisor = rows.n if n is None else n
-    solution = solve(rows.sum(weights) / divisor)
-    delta = solution.x[0]
+    right = rows.sum(weights) / (rows.n if n is None else n)
+    solution = solve(right if slope is None else right - slope)
+    return finish(theta, solution.x[0], solution, force=force)
+
+
+def finish(theta: Tensor, delta: Tensor, solution: Solution, *, force: bool = False) -> Update:
+    """The update by `delta` [d], with what a person should know of it.
+
+    Raises:
+        NumericalError: The shift is not finite, or would destroy the adapter and is not forced.
+    """
     updated = theta + delta
     if not bool(updated.isfinite().all()):
         raise NumericalError(

@@ -1,0 +1,26 @@
+"""Updates that take masked samples out of an adapter: one step, the series, Newton's method."""
+
+from fudlr.update.kept import KeptLoss
+from fudlr.update.newton import NewtonStep, newton_update
+from fudlr.update.one_step import (
+    DESTRUCTIVE_SHIFT,
+    LARGE_RESIDUAL,
+    LARGE_SHIFT,
+    Update,
+    finish,
+    removal_update,
+)
+from fudlr.update.series import series_update
+
+__all__ = [
+    "DESTRUCTIVE_SHIFT",
+    "LARGE_RESIDUAL",
+    "LARGE_SHIFT",
+    "KeptLoss",
+    "NewtonStep",
+    "Update",
+    "finish",
+    "newton_update",
+    "removal_update",
+    "series_update",
+]
