@@ -182,7 +182,12 @@ def taylor_gradient(
         value = ((1 - t * removed.to(losses)) * losses).mean()
         total, factorial = torch.zeros_like(value), 1
         for k in range(1, order + 1):
-            (value,) = torch.autograd.grad(value, t, create_graph=True)
+            if not value.requires_grad:
+                break  # a straight line in t, as without a path: no higher orders
+            (found,) = torch.autograd.grad(
+                value, t, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            value = found
             factorial *= k
             total = total + value / factorial
         (gradient,) = torch.autograd.grad(total, theta)

@@ -241,6 +241,7 @@ class Engine:
         loss: Loss,
         batch: Any,
         path: Tensor,
+        *,
         removed: Tensor,
         order: int,
     ) -> Tensor:

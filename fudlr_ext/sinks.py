@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -183,3 +184,30 @@ class FisherProduct(Sink):
             sums.add(*factors)
         self._factors.clear()
         return sums.result()
+
+
+class Factors(Sink):
+    """Second moments of each block's two factors, summed over samples and positions.
+
+    left[name] is Σ l lᵀ [a, a] and right[name] Σ r rᵀ [b, b], over the positions whose output
+    gradient l is not zero (padding has none); the result is how many these are, one a block.
+    """
+
+    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+        new = partial(torch.zeros, dtype=layout.dtype, device=layout.device)
+        self._order = [block.name for block in layout.blocks]
+        self.left = {block.name: new(block.shape[0], block.shape[0]) for block in layout.blocks}
+        self.right = {block.name: new(block.shape[1], block.shape[1]) for block in layout.blocks}
+        self._counts = dict.fromkeys(self._order, 0)
+
+    def add(  # noqa: D102
+        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
+    ) -> None:
+        live = left.count_nonzero(dim=1) > 0
+        left, right = left[live], right[live]
+        self.left[block.name] += left.t() @ left
+        self.right[block.name] += right.t() @ right
+        self._counts[block.name] += len(left)
+
+    def result(self) -> Tensor:  # noqa: D102
+        return torch.tensor([self._counts[name] for name in self._order])

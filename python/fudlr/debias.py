@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fudlr.batches import Batches
 from fudlr.config import DebiasConfig, RunConfig, merge, to_plain
-from fudlr.curvature import CURVATURES, Curvature
+from fudlr.curvature import Parts
 from fudlr.data import DataWarning, holdout_users
-from fudlr.errors import UsageError
 from fudlr.evaluation import Measured, Prompts, make_prompts, measure
 from fudlr.influence import MetricGradient, metric_gradients
 from fudlr.mask import sample_candidates
@@ -34,9 +33,9 @@ from fudlr.metrics import (
 )
 from fudlr.metrics.pairwise import DIRECTIONS, pairwise
 from fudlr.progress import StageClock, track
+from fudlr.removal import Removal, Trained, check_options
 from fudlr.request import Answer, Scored, answer, choose_damping, score_samples
 from fudlr.run import Run, versions
-from fudlr.solvers import SOLVERS, Solve, make_solver
 from fudlr.store import GradientRows, StreamedRows, record_rows
 
 NEEDED = ("sample gradients", "metric gradients", "scores", "update")
@@ -119,22 +118,22 @@ def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Resu
             damping = config.damping or choose_damping(
                 run.config.train.l2, rows, run.theta, run.start
             )
-            solve = _solver(job, rows, damping)
+            removal = _removal(job, rows, damping)
             candidates = None
             if config.candidate_share < 1:
                 candidates = sample_candidates(rows.n, config.candidate_share, config.seed)
             scored = score_samples(
-                rows, gradients, job.objective, solve, config, candidates=candidates
+                rows, gradients, job.objective, removal.solve, config, candidates=candidates
             )
         with clock.stage("update"):
-            found = answer(rows, scored, run.theta, solve, config.budget)
+            found = _answer(job, rows, scored, removal, config.budget)
         run.engine.load(found.update.theta)
         with clock.stage("evaluate after"):
             after = measure(run.recommender, job.valid, job.test, config.batch)
-        curve = _curve(job, rows, scored, solve)
+        curve = _curve(job, rows, scored, removal)
         summary = _summary(job, found, before, after, damping)
         if config.heldout:
-            summary["heldout"] = _heldout(job, rows, solve, before)
+            summary["heldout"] = _heldout(job, rows, removal, before)
         run.engine.load(found.update.theta)
     summary["warnings"] = [*said, *found.warnings, *_judge(config, before, after)]
     summary["seconds"] = clock.seconds
@@ -161,16 +160,7 @@ def _with_options(config: DebiasConfig, options: dict[str, Any]) -> DebiasConfig
 def _prepare(run: Run, config: DebiasConfig, clock: StageClock) -> _Job:
     """Refuse before long work what cannot be done."""
     objective = Objective.parse(config.objective)
-    for kind, name, table in (
-        ("curvature", config.curvature, CURVATURES),
-        ("solver", config.solver, SOLVERS),
-    ):
-        if name not in table:
-            raise UsageError(
-                f"the {kind} {name!r} was asked for",
-                "there is none of that name",
-                f"Choose one of {', '.join(sorted(table))}",
-            )
+    check_options(config)
     also = [find_metric(name) for name in config.also if name not in objective.names]
     with clock.stage("prepare"):
         valid = make_prompts(run.split, run.split.valid, run.config.data)
@@ -187,9 +177,11 @@ def _sample_rows(job: _Job) -> GradientRows:
     return record_rows(*face, _batches(job, "gradients of the samples"))
 
 
-def _batches(job: _Job, description: str = "") -> Batches:
-    """The training samples in their order; with progress where there is a description."""
+def _batches(job: _Job, description: str = "", index: Tensor | None = None) -> Batches:
+    """The training samples, or those at `index`; with progress where there is a description."""
     samples, size = job.run.split.train, job.config.batch
+    if index is not None:
+        samples = samples.take(index.numpy())
     sizes = [min(size, len(samples) - start) for start in range(0, len(samples), size)]
 
     def source() -> Iterable[Any]:
@@ -210,28 +202,33 @@ def _metric_gradients(job: _Job, prompts: Prompts) -> dict[str, MetricGradient]:
     )
 
 
-def _curvature(job: _Job, rows: GradientRows) -> Curvature:
-    """The table's entry for the options; those without stored rows go through the model."""
-    name = job.config.curvature
-    if name == "empirical_fisher":
-        return CURVATURES[name](rows)
-    if name == "identity":
-        return CURVATURES[name]()
-    face = (job.run.recommender.forward, job.run.recommender.loss)
-    return CURVATURES[name](job.run.engine, *face, _batches(job))
+def _removal(job: _Job, rows: GradientRows, damping: float) -> Removal:
+    run = job.run
+    parts = Parts(
+        engine=run.engine,
+        forward=run.recommender.forward,
+        loss=run.recommender.loss,
+        batches=_batches(job),
+        rows=rows,
+        draw=getattr(run.recommender, "draw_labels", None),
+        seed=job.config.seed,
+    )
+    trained = Trained(run.theta, run.start, run.config.train.l2, damping)
+    return Removal(job.config, parts, rows, lambda index: _batches(job, index=index), trained)
 
 
-def _solver(job: _Job, rows: GradientRows, damping: float) -> Solve:
-    options = {"max_steps": job.config.max_steps} if job.config.solver == "cg" else {}
-    return make_solver(_curvature(job, rows), damping, job.config.solver, **options)
+def _answer(
+    job: _Job, rows: GradientRows, scored: Scored, removal: Removal, budget: float
+) -> Answer:
+    return answer(rows, scored, job.run.theta, removal.solve, budget, remove=removal.update)
 
 
-def _curve(job: _Job, rows: GradientRows, scored: Scored, solve: Solve) -> list[dict[str, Any]]:
+def _curve(job: _Job, rows: GradientRows, scored: Scored, removal: Removal) -> list[dict[str, Any]]:
     """Figures of the updated adapter at each budget; `measured` is for real retraining."""
     points: list[dict[str, Any]] = []
     with job.clock.stage("trade-off curve"):
         for budget in track(job.config.curve, description="trade-off curve"):
-            found = answer(rows, scored, job.run.theta, solve, budget)
+            found = _answer(job, rows, scored, removal, budget)
             job.run.engine.load(found.update.theta)
             figures = measure(job.run.recommender, job.valid, job.test, job.config.batch)
             points.append(
@@ -245,7 +242,7 @@ def _curve(job: _Job, rows: GradientRows, scored: Scored, solve: Solve) -> list[
     return points
 
 
-def _heldout(job: _Job, rows: GradientRows, solve: Solve, before: Measured) -> dict[str, Any]:
+def _heldout(job: _Job, rows: GradientRows, removal: Removal, before: Measured) -> dict[str, Any]:
     """Twofold cross-fitting: each user is judged by an update that its own gradient had no part in.
 
     The curvature is of the training samples and serves both halves; scores, mask and update are
@@ -260,8 +257,8 @@ def _heldout(job: _Job, rows: GradientRows, solve: Solve, before: Measured) -> d
         for own, other in (halves, halves[::-1]):
             run.engine.load(run.theta)
             gradients = _metric_gradients(job, job.valid.take(own))
-            scored = score_samples(rows, gradients, job.objective, solve, job.config)
-            found = answer(rows, scored, run.theta, solve, job.config.budget)
+            scored = score_samples(rows, gradients, job.objective, removal.solve, job.config)
+            found = _answer(job, rows, scored, removal, job.config.budget)
             run.engine.load(found.update.theta)
             part = torch.from_numpy(other)
             test, valid = job.test.take(other).samples, job.valid.take(other).samples
@@ -311,6 +308,7 @@ def _summary(
             "residual": float(found.update.solution.residuals.max()),
             "relative_shift": found.update.relative_shift,
         },
+        "update": {"rule": job.config.update, **found.update.details},
         "config": to_plain(config),
         "versions": versions(),
         "seed": job.run.config.seed,

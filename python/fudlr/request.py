@@ -9,7 +9,7 @@ The curvature is that of all training samples, and is asked for through `solve` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,10 +101,17 @@ def answer(
     budget: float,
     *,
     ids: Sequence[object] | None = None,
+    remove: Callable[[Tensor], Update] | None = None,
 ) -> Answer:
-    """Choose the mask under `budget` and take the masked samples out of `theta` [d]."""
+    """Choose the mask under `budget` and take the masked samples out of `theta` [d].
+
+    `remove` takes out what a mask [n] says; without it, one step with `solve` does.
+    """
     chosen = threshold_mask(scored.score, budget, ids=ids)
-    update = removal_update(theta, rows, chosen.remove, solve)
+    if remove is not None:
+        update = remove(chosen.remove)
+    else:
+        update = removal_update(theta, rows, chosen.remove, solve)
     found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]
     return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)))
 

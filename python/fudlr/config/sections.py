@@ -172,9 +172,21 @@ class DebiasConfig(Record):
     curvature: Name = "empirical_fisher"
     damping: Positive | None = None
     """Absolute, added once to the curvature; without it, chosen from the λ of training."""
-    solver: Name = "cg"
+    solver: Name = "auto"
+    """A solver's name; `auto` is the curvature's closed form where it has one, else `cg`."""
     max_steps: Count = 20
     """Iterations of the solver."""
+    update: Literal["one_step", "kept_curvature", "series", "newton"] = "one_step"
+    """How masked samples are taken out; see docs/method.md."""
+    series_order: Annotated[int, Field(ge=2, le=4)] = 3
+    """Order of the series, also of Newton's start with the exact Hessian."""
+    newton_steps: Count = 2
+    newton_share: Share = 1.0
+    """Share of the samples on which Newton steps compute gradients anew."""
+    slope: Literal["hold", "descend"] = "hold"
+    """What becomes of the slope that training left at θ*: retraining leaves it too, or descends."""
+    calibration: Annotated[int, Field(ge=0)] = 512
+    """Samples whose cross-layer products scale an update whose curvature has none; 0 refuses it."""
     candidate_share: Share = 1.0
     """Share of the training samples that may be removed, drawn at random."""
     also: tuple[Name, ...] = ()

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
-from fudlr.curvature.base import Curvature
+from fudlr.curvature.base import Curvature, Invertible, Parts
+from fudlr.curvature.block_fisher import BlockFisher
+from fudlr.curvature.datainf import DataInf
+from fudlr.curvature.ekfac import EKFAC
 from fudlr.curvature.empirical_fisher import EmpiricalFisher
 from fudlr.curvature.ggn import GGN
 from fudlr.curvature.hessian import Hessian
 from fudlr.curvature.identity import Identity
+from fudlr.curvature.kfac import KFAC
+from fudlr.curvature.true_fisher import TrueFisher
 
-CURVATURES: dict[str, Callable[..., Curvature]] = {
-    EmpiricalFisher.name: EmpiricalFisher,
-    GGN.name: GGN,
-    Hessian.name: Hessian,
-    Identity.name: Identity,
+
+class Kind(Protocol):
+    """A class of curvatures as the table knows it."""
+
+    name: str
+    semidefinite: bool
+    couples_layers: bool
+
+    def make(self, parts: Parts) -> Curvature:
+        """The curvature of these parts."""
+        ...
+
+
+CURVATURES: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        EmpiricalFisher,
+        TrueFisher,
+        GGN,
+        Hessian,
+        KFAC,
+        EKFAC,
+        BlockFisher,
+        DataInf,
+        Identity,
+    )
 }
 """Every curvature by the name that options and files use."""
 
-__all__ = ["CURVATURES", "GGN", "Curvature", "EmpiricalFisher", "Hessian", "Identity"]
+__all__ = [
+    "CURVATURES",
+    "EKFAC",
+    "GGN",
+    "KFAC",
+    "BlockFisher",
+    "Curvature",
+    "DataInf",
+    "EmpiricalFisher",
+    "Hessian",
+    "Identity",
+    "Invertible",
+    "Kind",
+    "Parts",
+    "TrueFisher",
+]

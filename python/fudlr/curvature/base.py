@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,45 @@ from fudlr.errors import DataError
 
 Forward = Callable[[Any, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
+Draw = Callable[[Any, Any, torch.Generator], Any]
+"""`(outputs, batch, generator) -> batch` with labels drawn from the model's own distribution."""
+
+
+class GramRows(Protocol):
+    """Rows of gradients that can multiply with their own Gram; the store's rows do."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        ...
+
+    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
+        """V Gᵀ diag(w) G / n, `[k, d]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a curvature can be made of; each takes what it needs (`CURVATURES[name].make`).
+
+    Attributes:
+        engine: `fudlr_ext.Engine`, at the adapter where the curvature is wanted.
+        forward, loss: The engine's callables.
+        batches: The samples.
+        rows: Their gradients at θ*.
+        weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones where None.
+        draw: Draws labels from the model; None where the recommender has no such distribution.
+        seed: Of the drawn labels.
+    """
+
+    engine: Any
+    forward: Forward
+    loss: Loss
+    batches: Batches
+    rows: GramRows
+    weights: Tensor | None = None
+    draw: Draw | None = None
+    seed: int = 0
 
 
 class Curvature(Protocol):
@@ -32,6 +72,15 @@ class Curvature(Protocol):
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Curvature, Protocol):
+    """A curvature with a closed form of the damped solve; the `direct` solver takes it."""
+
+    def inverse(self, rhs: Tensor, damping: float) -> Tensor:
+        """(H₀ + damping · I)⁻¹ b, or what stands for it, for each row b of `rhs` `[k, d]`."""
         ...
 
 

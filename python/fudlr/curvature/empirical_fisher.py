@@ -9,17 +9,9 @@ for natural gradient descent", arXiv 1905.12558). g_i is a sample's gradient, no
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
-
-class GramRows(Protocol):
-    """Rows of gradients that can multiply with their own Gram; the store's rows do."""
-
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`."""
-        ...
+from fudlr.curvature.base import GramRows, Parts
 
 
 class EmpiricalFisher:
@@ -37,6 +29,11 @@ class EmpiricalFisher:
     def __init__(self, rows: GramRows, weights: Tensor | None = None) -> None:
         self.rows = rows
         self.weights = weights
+
+    @classmethod
+    def make(cls, parts: Parts) -> EmpiricalFisher:
+        """From the rows."""
+        return cls(parts.rows, parts.weights)
 
     def product(self, vectors: Tensor) -> Tensor:
         """(1/n) Gᵀ diag(w) G v for each row v of `vectors` `[k, d]`, `[k, d]`."""

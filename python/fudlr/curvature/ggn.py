@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fudlr.batches import Batches, Source
-from fudlr.curvature.base import Forward, Loss, mean_product, weighted
+from fudlr.curvature.base import Forward, Loss, Parts, mean_product, weighted
 
 
 class GGNEngine(Protocol):
@@ -49,7 +49,13 @@ class GGN:
         weights: Tensor | None = None,
     ) -> None:
         self._engine = engine
-        *self._face, self._batches = weighted(forward, loss, Batches.of(batches), weights)
+        forward, loss, self._batches = weighted(forward, loss, Batches.of(batches), weights)
+        self._face = (forward, loss)
+
+    @classmethod
+    def make(cls, parts: Parts) -> GGN:
+        """At the adapter that the engine holds."""
+        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.weights)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""

@@ -13,6 +13,7 @@ import math
 
 from torch import Tensor
 
+from fudlr.curvature.base import Parts
 from fudlr.errors import UsageError
 
 
@@ -35,6 +36,11 @@ class Identity:
                 "Give 1.0, or a typical eigenvalue of the empirical Fisher",
             )
         self.scale = scale
+
+    @classmethod
+    def make(cls, parts: Parts) -> Identity:
+        """Of scale 1, whatever the parts."""
+        return cls()
 
     def product(self, vectors: Tensor) -> Tensor:
         """c · v for each row v of `vectors` `[k, d]`, `[k, d]`."""

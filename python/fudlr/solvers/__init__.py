@@ -11,6 +11,7 @@ from torch import Tensor
 from fudlr.errors import UsageError
 from fudlr.solvers.base import Product, Solution, Solve, Status
 from fudlr.solvers.cg import solve_cg
+from fudlr.solvers.direct import Invertible, solve_direct
 from fudlr.solvers.woodbury import solve_woodbury
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Status",
     "make_solver",
     "solve_cg",
+    "solve_direct",
     "solve_woodbury",
 ]
 
@@ -49,7 +51,18 @@ def _woodbury(curvature: HasProduct, damping: float, **options: Any) -> Solve:
     return partial(solve_woodbury, matrix, damping=damping, weights=weights, **options)
 
 
-SOLVERS: dict[str, Callable[..., Solve]] = {"cg": _cg, "woodbury": _woodbury}
+def _direct(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    if not isinstance(curvature, Invertible):
+        raise UsageError(
+            "the direct solver was to solve with a curvature",
+            f"{type(curvature).__name__} has no closed form of the damped inverse",
+            "Use kfac, ekfac or datainf, or the cg solver",
+        )
+
+    return partial(solve_direct, curvature, damping=damping, **options)
+
+
+SOLVERS: dict[str, Callable[..., Solve]] = {"cg": _cg, "direct": _direct, "woodbury": _woodbury}
 """Every solver by the name that options use: `(curvature, damping, **options) -> Solve`."""
 
 

@@ -3,8 +3,8 @@
     L_t(θ) = (1/n) Σ (1 − t m_i) ℓ_i(θ) + (λ/2)‖θ − θ₀‖² − s_t ⟨r, θ⟩,   r = ∇L_0(θ*) without s
 
 t = 0 is the training that ended at θ*, t = 1 the one without the masked samples; the divisor stays
-n. r is the slope that is left at θ* where training stopped early. *Held* (s_t = 1), θ* is stationary
-at t = 0, and L_1 is stationary where a training that stops as early would end; *descended*
+n. r is the slope left at θ* where training stopped early. *Held* (s_t = 1), θ* is stationary at
+t = 0, and L_1 is stationary where a training that stops as early would end; *descended*
 (s_t = 1 − t), L_1 is the plain loss, whose minimum is where a training to its end would arrive.
 """
 
@@ -102,7 +102,7 @@ class KeptLoss:
         removed = self.mask[self._index]
         for batch, rows in self._batches:
             part = self.engine.taylor_gradient(
-                *self._face, batch, path[:order], removed[rows], order
+                *self._face, batch, path[:order], removed=removed[rows], order=order
             )
             total.add_(part, alpha=(rows.stop - rows.start) / len(self._index))
         total = total + self.l2 * path[:order].sum(dim=0)

@@ -11,7 +11,7 @@ no say of the metric. A solve that meets negative curvature has stopped with a d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def newton_update(
     steps: int,
     *,
     force: bool = False,
-) -> tuple[Update, list[NewtonStep]]:
+) -> Update:
     """Go `steps` Newton steps on from the update `first`.
 
     Args:
@@ -85,10 +85,5 @@ def newton_update(
             break
         theta, value, gradient = trial, found, new
     update = finish(kept.theta, theta - kept.theta, solution, force=force)
-    return Update(
-        update.delta,
-        update.theta,
-        update.solution,
-        update.relative_shift,
-        [*update.warnings, *said],
-    ), taken
+    details = {"newton": [asdict(step) for step in taken]}
+    return replace(update, warnings=[*update.warnings, *said], details=details)

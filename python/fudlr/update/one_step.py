@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Update:
         solution: The solve behind it, with residual and status.
         relative_shift: ‖delta‖ / ‖θ‖; infinite where θ is 0 and delta is not.
         warnings: What a person should know before using it.
+        details: How it came about, for `summary.json`.
     """
 
     delta: Tensor
@@ -50,6 +52,7 @@ class Update:
     solution: Solution
     relative_shift: float
     warnings: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def removal_update(

@@ -45,17 +45,3 @@ def test_a_pretrained_model_goes_through_the_loop(base, tmp_path):
     summary = json.loads((tmp_path / "result" / "summary.json").read_text())
     for name, value in json.loads(out.read_text()).items():
         assert value == pytest.approx(summary["after"][name], rel=1e-5, abs=1e-7)
-
-
-@pytest.mark.parametrize("curvature", ["ggn", "hessian", "identity"])
-def test_other_curvatures_can_be_chosen(run_folder, tmp_path, curvature):
-    result = CliRunner().invoke(
-        app,
-        ["debias", str(run_folder), "--out", str(tmp_path / "r"), "--damping", "0.1",
-         "--set", f"debias.curvature={curvature}", "--set", "debias.max_steps=3",
-         "--set", "debias.curve=[]", "--set", "debias.heldout=false"],
-        catch_exceptions=False,
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-    assert summary["config"]["debias"]["curvature"] == curvature

@@ -1,13 +1,12 @@
-"""Rows of gradients and curvatures on them: stored equals recomputed equals dense."""
+"""Rows of gradients: stored equals recomputed equals dense."""
 
 import gc
 import weakref
 
 import pytest
 import torch
-from bed import L2, N
+from bed import N
 from fudlr.batches import Batches
-from fudlr.curvature import CURVATURES, GGN, EmpiricalFisher, Hessian
 from fudlr.errors import DataError, NumericalError, UsageError
 from fudlr.store import MemoryRows, StreamedRows, record_rows
 
@@ -99,34 +98,6 @@ def test_progress_is_told(bed, face):
     rows = StreamedRows(*face, lambda: uneven(bed), progress=lambda *done: said.append(done))
     rows.dots(normal(1, rows.d))
     assert said == [(500, N), (503, N), (600, N), (1200, N)]
-
-
-def test_curvatures_agree_with_dense(bed, face, recorded, streamed):
-    v, g = normal(3, bed.engine.d), bed.matrix
-    outputs = torch.func.vmap(
-        torch.func.jacrev(lambda t, x: bed.outputs(t, x[None])[0]), in_dims=(None, 0)
-    )
-    jacobian = outputs(bed.theta, bed.train.x)
-    p = bed.outputs(bed.theta, bed.train.x).detach().softmax(dim=1)
-    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    ggn = torch.einsum("nad,nab,nbe->de", jacobian, inner, jacobian) / N
-    batches = lambda: uneven(bed)  # noqa: E731
-    cases = {
-        "empirical_fisher": [(EmpiricalFisher(rows), g.T @ g / N) for rows in (recorded, streamed)],
-        "ggn": [(GGN(*face, batches), ggn)],
-        "hessian": [(Hessian(*face, batches), bed.hessian)],
-        "identity": [(CURVATURES["identity"](2.0), 2 * torch.eye(bed.engine.d).double())],
-    }
-    assert set(cases) == set(CURVATURES)
-    for name, pairs in cases.items():
-        for curvature, dense in pairs:
-            assert curvature.name == name
-            assert torch.allclose(curvature.product(v), v @ dense, atol=1e-9), name
-            lowest = float(torch.linalg.eigvalsh(dense)[0])
-            assert curvature.semidefinite == (lowest > -1e-12), name
-            across = dense[:16, 32:]  # the first layer's A against the second layer
-            assert curvature.couples_layers == bool(across.abs().max() > 0), name
-    assert L2 > 0  # none of the above has it
 
 
 def test_bad_rows():

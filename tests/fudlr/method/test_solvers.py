@@ -1,5 +1,7 @@
 """Solvers against dense solves: several right-hand sides, preconditioners, and what goes wrong."""
 
+import math
+
 import pytest
 import torch
 from fudlr.curvature import EmpiricalFisher, Identity
@@ -36,7 +38,7 @@ def test_cg_woodbury_and_dense_agree():
     dense = torch.linalg.solve(fisher + damping * torch.eye(50, dtype=g.dtype), rhs.T).T
     curvature = EmpiricalFisher(MemoryRows(g))
     options = {"cg": {"max_steps": 200, "tolerance": 1e-12}, "woodbury": {}}
-    assert set(options) == set(SOLVERS)
+    assert set(options) == set(SOLVERS) - {"direct"}  # which test_closed_forms has
     for name, given in options.items():
         solution = make_solver(curvature, damping, name, **given)(rhs)
         assert solution.status is Status.CONVERGED
@@ -165,6 +167,33 @@ def test_float32_reaches_its_tolerance():
     assert float(true.max()) < 2e-4
 
 
+def test_closed_forms_are_used_and_judged():
+    class Closed:
+        """A diagonal whose closed form is off by `error`."""
+
+        def __init__(self, error=0.0):
+            self.values, self.error = torch.linspace(0, 3, 40).double(), error
+
+        def product(self, vectors):
+            return vectors * self.values
+
+        def inverse(self, rhs, damping):
+            return rhs / (self.values + damping) * (1 + self.error)
+
+    rhs = normal(3, 40)
+    exact = make_solver(Closed(), 0.2, "direct")(rhs)
+    assert torch.allclose(exact.x, rhs / (torch.linspace(0, 3, 40).double() + 0.2))
+    assert exact.status is Status.CONVERGED
+    assert float(exact.residuals.max()) < 1e-14
+    near = make_solver(Closed(0.3), 0.2, "direct")(rhs)
+    assert torch.allclose(near.residuals, torch.full((3,), 0.3).double())
+    assert "0.3" in near.message
+    with pytest.raises(UsageError, match="closed form"):
+        make_solver(Identity(), 0.2, "direct")
+    with pytest.raises(NumericalError, match="not finite"):
+        make_solver(Closed(math.inf), 0.2, "direct")(rhs)
+
+
 def test_identity_is_divided_by():
     rhs = normal(2, 5)
     assert torch.allclose(make_solver(Identity(3.0), 0.5)(rhs).x, rhs / 3.5)
@@ -200,6 +229,6 @@ def test_bad_input():
         solve_woodbury(normal(4, 40), rhs, 0.0)
     with pytest.raises(UsageError, match="stored rows"):
         make_solver(Identity(), 0.1, "woodbury")
-    with pytest.raises(UsageError, match="cg, woodbury"):
+    with pytest.raises(UsageError, match="cg, direct, woodbury"):
         make_solver(Identity(), 0.1, "gauss")
     assert a.rows == []

@@ -1,0 +1,55 @@
+"""Every curvature and update rule through `fudlr debias`; none may destroy a model unsaid."""
+
+import json
+
+import pytest
+from fudlr.cli import app
+from fudlr.curvature import CURVATURES
+from typer.testing import CliRunner
+
+
+def debiased(run_folder, tmp_path, **options):
+    result = CliRunner().invoke(
+        app,
+        ["debias", str(run_folder), "--out", str(tmp_path / "r"), "--damping", "0.1",
+         *(word for name, value in options.items() for word in ("--set", f"debias.{name}={value}")),
+         "--set", "debias.max_steps=3", "--set", "debias.curve=[]",
+         "--set", "debias.heldout=false"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return json.loads((tmp_path / "r" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("curvature", sorted(set(CURVATURES) - {"empirical_fisher"}))
+def test_other_curvatures_can_be_chosen(run_folder, tmp_path, curvature):
+    summary = debiased(run_folder, tmp_path, curvature=curvature)
+    assert summary["config"]["debias"]["curvature"] == curvature
+    calibrated = "calibration" in summary["update"]
+    assert calibrated != CURVATURES[curvature].couples_layers
+    if calibrated:
+        assert any("entries between layers" in said for said in summary["warnings"])
+        assert summary["update"]["calibration"]["samples"] > 0
+    lost = 1 - summary["after"]["ndcg@5"] / summary["before"]["ndcg@5"]
+    assert lost < 0.2
+
+
+@pytest.mark.parametrize("update", ["kept_curvature", "series", "newton"])
+def test_other_updates_can_be_chosen(run_folder, tmp_path, update):
+    curvature = "hessian" if update == "series" else "empirical_fisher"
+    summary = debiased(run_folder, tmp_path, update=update, curvature=curvature, slope="descend")
+    assert summary["update"]["rule"] == update
+    if update == "newton":
+        first, second = summary["update"]["newton"]
+        assert second["value"] < first["value"]
+
+
+def test_an_update_without_layers_needs_its_calibration(run_folder, tmp_path):
+    for options in (["calibration=0"], ["update=newton"]):
+        settings = ["--set", "debias.curvature=kfac", "--set", f"debias.{options[0]}"]
+        result = CliRunner().invoke(
+            app, ["debias", str(run_folder), "--out", str(tmp_path / "r"), *settings]
+        )
+        assert result.exit_code == 2
+        assert "entries between layers" in result.output
+        assert not (tmp_path / "r").exists()
