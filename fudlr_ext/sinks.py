@@ -175,7 +175,8 @@ class FisherProduct(Sink):
         self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
     ) -> None:
         self._dots.add(block, left, right, offsets)
-        self._factors.append((block, left, right, offsets))
+        # Their sums are taken after the backward pass, where autograd records again.
+        self._factors.append((block, left.detach(), right.detach(), offsets))
 
     def result(self) -> Tensor:  # noqa: D102
         sums = Sums(self._dots.result().t() / self._n)
