@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.passes import capturing
 from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sides, Sink, Sketch, Sums
+from fudlr_ext.tap import Tap
 
 
 class Engine:
@@ -153,6 +154,14 @@ class Engine:
             check_losses(losses, self._layout)
             tape.backward(losses, None, Collector(self._layout, list(sinks), len(losses)))
         return losses.detach()
+
+    def tap(self, names: Collection[str] | None = None) -> Tap:
+        """Hook onto the model's own training, and take per-sample gradients from its backward pass.
+
+        Args:
+            names: The LoRA matrices whose factors are taken; all of them where None.
+        """
+        return Tap(self._layout, self.names if names is None else names)
 
     def sample_grads(self, forward: Forward, loss: Loss, batch: Any) -> Tensor:
         """Return the per-sample gradients g_i = ∇ℓ_i, [n, d]."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fudlr.errors import FudlrError
+from fudlr.errors import FudlrError, UsageError
 
 
 def _sync(path: Path) -> None:
@@ -86,3 +86,22 @@ def check_writable(folder: Path) -> None:
             f"it cannot be written ({error.strerror})",
             "Choose another folder with --out, or change its permissions",
         ) from error
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Refuse to replace a folder that holds something else than an earlier result.
+
+    Raises:
+        UsageError: `folder` is not empty and has no file named `marker`, or is a file.
+        FudlrError: The folder above it cannot be written.
+    """
+    asked = f"results were to be written to {folder}"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(asked, "it is a file", "Name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise UsageError(
+            asked,
+            f"it holds other files and no {marker}",
+            "Name a new or empty folder with --out, so that nothing is lost",
+        )
+    check_writable(folder.parent)

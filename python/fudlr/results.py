@@ -20,11 +20,10 @@ from fudlr import lora
 from fudlr.config import dump_config
 from fudlr.data import Interactions, Samples
 from fudlr.debias import Result
-from fudlr.files import atomic_folder
+from fudlr.files import atomic_folder, check_replaceable
 from fudlr.influence import VALIDATION_LOSS
 from fudlr.report import ReportData, save_report_data, write_report
 from fudlr.request import Answer
-from fudlr.run import check_replaceable
 
 SHOWN_HISTORY = 10
 

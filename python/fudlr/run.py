@@ -4,6 +4,7 @@ RUN/config.yaml        every option, as `--config` reads it
 RUN/base/              the base model and its tokenizer, Hugging Face's files
 RUN/start/             θ₀, the adapter before training, peft's files
 RUN/adapter/           θ*, the trained adapter, peft's files
+RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +38,7 @@ from fudlr.data import (
     synthetic,
 )
 from fudlr.errors import DataError, ModelError, UsageError
-from fudlr.files import atomic_folder, check_writable, write_json
+from fudlr.files import atomic_folder, check_replaceable, write_json
 from fudlr.pretrain import pretrain, small_llama
 from fudlr.progress import StageClock
 from fudlr.recommenders import (
@@ -46,7 +48,9 @@ from fudlr.recommenders import (
     add_item_tokens,
     load_template,
 )
+from fudlr.recording import STORE, Observer, bind, ride_along
 from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
+from fudlr.store import Binding, Store
 from fudlr.train import Training, train_adapter
 from fudlr_ext import Engine
 
@@ -74,6 +78,30 @@ class Run:
     def interactions(self) -> Interactions:
         """The data that the split is of."""
         return self.split.interactions
+
+    @property
+    def binding(self) -> Binding:
+        """What rows of the training samples' gradients at `theta` are bound to."""
+        return bind(self.recommender, self.theta, self.split.train, self.config.data.window)
+
+    def store(self, folder: Path | None = None) -> Store | None:
+        """The store of the training samples' gradients, row ids being `split.train.ids`.
+
+        Args:
+            folder: Another one than the run's own.
+
+        Returns:
+            The store, checked to be of this model, adapter, data and order; None where the run has
+            none of its own: `fudlr record` makes it.
+
+        Raises:
+            StoreError: It is damaged, or was made from something else, with the reason.
+        """
+        if folder is None:
+            if self.folder is None or not (self.folder / STORE).is_dir():
+                return None
+            folder = self.folder / STORE
+        return Store.open(folder, self.binding)
 
 
 def read_data(config: DataConfig) -> Interactions:
@@ -212,12 +240,19 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
         start = engine.theta()
-        with clock.stage("training"):
+        riding: AbstractContextManager[Observer | None] = nullcontext()
+        if foreign is None:
+            riding = ride_along(
+                recommender, engine, split.train, config=config, run=temporary, clock=clock
+            )
+        with riding as observer, clock.stage("training"):
             if foreign is not None:
                 engine.load(trained)
                 training = Training(trained, [])
             else:
-                training = train_adapter(recommender, engine, split.train, config.train, start)
+                training = train_adapter(
+                    recommender, engine, split.train, config.train, start, observer=observer
+                )
         lora.save(model, temporary / "adapter")
         _write_items(temporary, split.interactions, recommender)
         seconds = 0.0 if foreign is not None else clock.seconds["training"]
@@ -294,25 +329,6 @@ def load_run(folder: Path, adapter: Path | None = None) -> Run:
         losses=trained["losses"],
         folder=folder,
     )
-
-
-def check_replaceable(folder: Path, marker: str) -> None:
-    """Refuse to replace a folder that holds something else than an earlier result.
-
-    Raises:
-        UsageError: `folder` is not empty and has no file named `marker`, or is a file.
-        FudlrError: The folder above it cannot be written.
-    """
-    asked = f"results were to be written to {folder}"
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(asked, "it is a file", "Name a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        raise UsageError(
-            asked,
-            f"it holds other files and no {marker}",
-            "Name a new or empty folder with --out, so that nothing is lost",
-        )
-    check_writable(folder.parent)
 
 
 def _write_items(folder: Path, interactions: Interactions, recommender: Recommender) -> None:

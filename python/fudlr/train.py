@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,15 @@ from fudlr.progress import track
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
 
-Observer = Callable[[int, np.ndarray], AbstractContextManager[object]]
+
+class Ride(Protocol):
+    """What an observer wants to know of a batch beside its backward pass."""
+
+    losses: Tensor | None
+    """ℓ_i [b], detached; set before the backward pass."""
+
+
+Observer = Callable[[int, np.ndarray], AbstractContextManager[Ride | None]]
 """Called with the epoch and the sample indices of each batch; entered around its backward pass."""
 
 
@@ -93,8 +102,10 @@ def train_adapter(
             for epoch, index in track(batch_order(n, config), steps, description):
                 batch = recommender.collate(samples.take(index.numpy()))
                 optimiser.zero_grad(set_to_none=True)
-                with observer(epoch, index.numpy()) if observer else nullcontext():
+                with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
                     losses = recommender.loss(recommender.forward(model, batch), batch)
+                    if ride is not None:
+                        ride.losses = losses.detach()
                     if weights is not None:
                         losses = losses * weights[index].to(losses)
                     (losses.sum() / len(index)).backward()

@@ -159,7 +159,7 @@ def test_records_are_frozen() -> None:
 
 
 def test_field_names_are_those_that_merge_takes() -> None:
-    plain = to_plain(merge(RunConfig(), {"train.seed": 1, "debias.seed": 1}))
+    plain = to_plain(merge(RunConfig(), {"train.seed": 1, "record.seed": 1, "debias.seed": 1}))
     flat = {
         f"{key}.{inner}" if isinstance(value, dict) else key
         for key, value in plain.items()

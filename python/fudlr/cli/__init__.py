@@ -10,19 +10,20 @@ import sys
 import typer
 from rich.console import Console
 
-from fudlr.cli import data
+from fudlr.cli import data, store
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
 from fudlr.cli.evaluate import evaluate
 from fudlr.cli.options import escape
+from fudlr.cli.record import record
 from fudlr.cli.train import train
 from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
 from fudlr_ext.errors import EngineError
 
-COMMANDS = (demo, train, debias, evaluate, verify)
+COMMANDS = (demo, train, record, debias, evaluate, verify)
 """One file each; `fudlr --help` lists them in this order."""
-GROUPS = {"data": data.app}
+GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""
 EXPECTED: tuple[type[Exception], ...] = (FudlrError, EngineError)
 """Errors that are raised on purpose: shown in words, without a traceback."""

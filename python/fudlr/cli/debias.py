@@ -14,7 +14,7 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     given,
-    of_debias,
+    of_section,
     say,
     set_threads,
 )
@@ -45,7 +45,7 @@ def debias(
     loaded = load_run(run, adapter)
     options = load_config(config).debias if config else loaded.config.debias
     overrides = {"objective": objective, "budget": budget, "damping": damping}
-    result = debias_samples(loaded, options, **of_debias(settings), **given(overrides))
+    result = debias_samples(loaded, options, **of_section("debias", settings), **given(overrides))
     write_result(out, result)
     print_summary(result.summary)
     say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")

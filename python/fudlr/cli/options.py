@@ -62,17 +62,17 @@ def parse(settings: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def of_debias(settings: list[str] | None) -> dict[str, Any]:
-    """`--set debias.x=…` of a command that only debiases, by its name without the section."""
+def of_section(section: str, settings: list[str] | None) -> dict[str, Any]:
+    """`--set section.x=…` of a command that needs one section, by its name without the section."""
     parsed = parse(settings)
-    foreign = [name for name in parsed if not name.startswith("debias.")]
+    foreign = [name for name in parsed if not name.startswith(f"{section}.")]
     if foreign:
         raise UsageError(
-            f"--set {foreign[0]} was given to `fudlr debias`",
-            "the run is trained already, so that only debias.* can be set",
+            f"--set {foreign[0]} was given to `fudlr {section}`",
+            f"the run is trained already, so that only {section}.* can be set",
             "Train another run with it, or leave it out",
         )
-    return {name.removeprefix("debias."): value for name, value in parsed.items()}
+    return {name.removeprefix(f"{section}."): value for name, value in parsed.items()}
 
 
 def set_threads(threads: int | None) -> None:

@@ -21,12 +21,18 @@ def train(
         str | None, typer.Option(help="small-llama, or a Hugging Face model folder.")
     ] = None,
     seed: Seed = None,
+    record: Annotated[
+        bool | None,
+        typer.Option(help="Record the last epoch's gradients into the run's store (the default)."),
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     threads: Threads = None,
 ) -> None:
     """Train a LoRA recommender over item tokens and write a run folder."""
     set_threads(threads)
-    options = configure(config, settings, seed, {"data.source": data, "model.base": base})
+    options = configure(
+        config, settings, seed, {"data.source": data, "model.base": base, "record.ride": record}
+    )
     train_run(options, out)
     say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")

@@ -8,6 +8,7 @@ from fudlr.config.sections import (
     LoraSettings,
     ModelConfig,
     RecommenderConfig,
+    RecordConfig,
     TrainConfig,
 )
 
@@ -18,6 +19,7 @@ __all__ = [
     "LoraSettings",
     "ModelConfig",
     "RecommenderConfig",
+    "RecordConfig",
     "RunConfig",
     "TrainConfig",
     "dump_config",

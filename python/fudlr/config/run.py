@@ -18,21 +18,26 @@ from fudlr.config.sections import (
     ModelConfig,
     RecommenderConfig,
     Record,
+    RecordConfig,
     Seed,
     TrainConfig,
 )
 from fudlr.errors import UsageError
 from fudlr.files import atomic_file
 
+SEEDED = ("train", "record", "debias")
+"""Sections with a seed of their own, which is the run's where they set none."""
+
 
 class RunConfig(Record):
-    """A whole run. `seed` is also training's and debiasing's where they set none of their own."""
+    """A whole run. `seed` is also that of the sections that set none of their own."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     lora: LoraSettings = LoraSettings()
     train: TrainConfig = TrainConfig()
+    record: RecordConfig = RecordConfig()
     debias: DebiasConfig = DebiasConfig()
     seed: Seed = 0
     out: Path = Path("out/run")
@@ -43,7 +48,7 @@ class RunConfig(Record):
         if not isinstance(values, Mapping) or "seed" not in values:
             return values
         handed = dict(values)
-        for part in ("train", "debias"):
+        for part in SEEDED:
             section = handed.get(part, {})
             if isinstance(section, Mapping):
                 handed[part] = {"seed": values["seed"], **section}
@@ -56,7 +61,7 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     Seeds of the parts that equal the run's are left out, so that a changed `seed` reaches them.
     """
     plain = config.model_dump(mode="json")
-    for part in ("train", "debias"):
+    for part in SEEDED:
         if plain[part]["seed"] == plain["seed"]:
             del plain[part]["seed"]
     return plain

@@ -159,6 +159,41 @@ class TrainConfig(Record):
     seed: Seed = 0
 
 
+class RecordConfig(Record):
+    """The store of sketched per-sample gradients: when it is recorded, and how much is kept."""
+
+    ride: bool = True
+    """Record while an epoch trains; without it, `fudlr record` makes the store in a pass after."""
+    epoch: Count | None = None
+    """The epoch that is recorded, from 1; the last one where absent."""
+    projection: Literal["principal", "orthonormal", "gaussian", "countsketch"] = "principal"
+    """How a LoRA matrix's wide side is shortened; see docs/store.md."""
+    dims: Count | None = 16
+    """Directions kept of the wide side; null for as many as `energy` asks."""
+    energy: Share | None = None
+    """Share of each matrix's gradient energy to keep, by the fewest principal directions."""
+    cap: Count | None = None
+    """Largest number of values a row; with `energy`, the share falls until it is met."""
+    matrices: Literal["B", "both"] = "B"
+    """Which LoRA matrices are kept."""
+    fit_samples: Count = 256
+    """Samples from whose gradients the principal directions are chosen, at least."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    audit: Annotated[int, Field(ge=0)] = 64
+    """Samples recorded again at the end, in full, to measure what the rows lost; 0 for none."""
+    batch: Count = 256
+    """Samples a batch of a scoring pass."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.dims is None) == (self.energy is None):
+            raise ValueError("one of dims and energy should be set, and the other null")
+        if self.energy is not None and self.projection != "principal":
+            raise ValueError("energy should go with principal directions; give dims")
+        return self
+
+
 class DebiasConfig(Record):
     """What should become fairer, and what may be removed for it."""
 

@@ -1,23 +1,27 @@
 """Per-sample gradients as rows: in memory, computed again batch by batch, or sketched on disk."""
 
 from fudlr.store.errors import StoreError
+from fudlr.store.facts import Facts
 from fudlr.store.merging import merge
 from fudlr.store.principal import PrincipalAccumulator
 from fudlr.store.projection import Factors, Projection
 from fudlr.store.random_projection import random_projection
 from fudlr.store.reader import Store
+from fudlr.store.recorder import Recorder
 from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
-from fudlr.store.spec import Binding, fingerprint
+from fudlr.store.spec import Binding, fingerprint, model_fingerprint
 from fudlr.store.writer import StoreWriter
 
 __all__ = [
     "Binding",
     "Factors",
+    "Facts",
     "GradientRows",
     "MemoryRows",
     "PrincipalAccumulator",
     "Projection",
+    "Recorder",
     "Store",
     "StoreError",
     "StoreWriter",
@@ -25,6 +29,7 @@ __all__ = [
     "StreamedRows",
     "fingerprint",
     "merge",
+    "model_fingerprint",
     "random_projection",
     "record_rows",
 ]

@@ -26,6 +26,8 @@ def store_info(folder: Path, console: Console | None = None) -> None:
         table.add_row(f"projection: {name}", _short(value))
     for name, value in info["kept"].items():
         table.add_row(f"kept: {name}", f"{value:.1%}")
+    for name, value in (info["audit"] or {}).items():
+        table.add_row(*_audited(name, value))
     for name, value in info["binding"].items():
         table.add_row(f"made from: {name}", _short(value))
     (console or Console()).print(table)
@@ -62,6 +64,19 @@ def _table(title: str) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+_AUDIT = {
+    "energy": ("energy kept", "{:.1%} of all gradients' squares"),
+    "influences": ("influences kept", "{:.1%} of the squares of probe influences"),
+    "cosine": ("rows' cosine", "{:.4f} with rows at the adapter itself"),
+    "error": ("rows' error", "{:.1%} of rows at the adapter itself"),
+}
+
+
+def _audited(name: str, value: float) -> tuple[str, str]:
+    label, text = _AUDIT.get(name, (name, "{:g}"))
+    return f"audit: {label}", text.format(value)
 
 
 def _short(value: object) -> str:

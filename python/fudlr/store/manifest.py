@@ -6,11 +6,8 @@ was finished after the manifest was last written, and counts.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +21,6 @@ from fudlr.store.shards import NAME, Shard, read_header, read_ids, refuse, shard
 from fudlr.store.spec import StoreSpec
 
 MANIFEST = "manifest.json"
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of it when the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def read_manifest(folder: Path) -> tuple[StoreSpec, list[dict[str, Any]]] | None:

@@ -10,8 +10,10 @@ from fudlr.errors import UsageError
 from fudlr.files import atomic_folder
 from fudlr.store import manifest
 from fudlr.store.errors import StoreError
+from fudlr.store.facts import Facts
 from fudlr.store.reader import Store
-from fudlr.store.shards import Part, Shard, read_ids, read_part, write_shard
+from fudlr.store.sealing import copy_shard
+from fudlr.store.shards import read_ids
 from fudlr.store.spec import Binding, StoreSpec, fingerprint
 from fudlr.store.writer import PROJECTION
 
@@ -47,15 +49,20 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
         for store in stores:
             store.verify()
         for sequence, shard in enumerate(shards):
-            _copy(shard, temporary, spec, sequence)
+            copy_shard(shard, temporary, spec, "0", sequence)
+        facts = [store.facts() for store in stores if store.n]
+        if facts and all(facts):
+            _sum(facts).save(temporary, spec, "0", len(shards) - 1)
         manifest.write_manifest(temporary)
     return Store.open(out)
 
 
-def _copy(shard: Shard, out: Path, spec: StoreSpec, sequence: int) -> None:
-    rows, scales = read_part(shard, 0, shard.rows)
-    part = Part(read_ids(shard), rows, scales)
-    write_shard(out, spec, part, writer="0", sequence=sequence, kept=shard.kept)
+def _sum(facts: Sequence[Facts | None]) -> Facts:
+    found = [each for each in facts if each is not None]
+    total = found[0]
+    for each in found[1:]:
+        total = total.plus(each)
+    return total
 
 
 def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:

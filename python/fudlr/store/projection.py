@@ -132,6 +132,11 @@ class Projection:
             right if pair_right is None else right @ pair_right.T,
         )
 
+    @property
+    def sides(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """P_l and P_r of every kept matrix, as `Engine.sample_sketch` takes them."""
+        return {name: (pair.left, pair.right) for name, pair in self.factors.items()}
+
     def energy_kept(self, flat: Tensor) -> float:
         """Share of Σ‖g‖² that the sketches of `flat` `[k, d]` hold, of all matrices."""
         total = float(flat.double().square().sum())

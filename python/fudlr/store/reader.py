@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fudlr.store import manifest
+from fudlr.store.audit import load_audit
 from fudlr.store.encoding import decode, row_bytes
 from fudlr.store.errors import StoreError
+from fudlr.store.facts import Facts, load_facts
 from fudlr.store.projection import Projection
 from fudlr.store.shards import Shard, check_content, prefetch, read_part, refuse
 from fudlr.store.spec import Binding, StoreSpec, tensor_bytes
@@ -65,6 +67,7 @@ class Store:
         self.folder = folder
         self.spec = spec
         self.shards = list(shards)
+        self._ids = {shard.name: own for shard, own in zip(shards, ids, strict=True)}
         self.ids = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
         self._trusted: set[str] = set()
 
@@ -133,6 +136,33 @@ class Store:
             )
         return projection
 
+    def facts(self) -> Facts | None:
+        """Σ g_i in full space and the losses of all rows; None where they were not recorded.
+
+        Raises:
+            StoreError: A file of them is gone, damaged, or of other rows.
+        """
+        parts = []
+        for writer in sorted({shard.writer for shard in self.shards}):
+            own = [shard for shard in self.shards if shard.writer == writer]
+            ids = torch.cat([self._ids[shard.name] for shard in own])
+            parts.append(load_facts(self.folder, self.spec, own, ids))
+        found = [part for part in parts if part is not None]
+        if not found or len(found) < len(parts):
+            return None
+        total = found[0]
+        for part in found[1:]:
+            total = total.plus(part)
+        return total
+
+    def audit(self) -> dict[str, float] | None:
+        """What was measured of the rows' losses; see `audit`. None where it was not.
+
+        Raises:
+            StoreError: The file is damaged, or of another store.
+        """
+        return load_audit(self.folder, self.spec.binding)
+
     def verify(self) -> None:
         """Compare all rows with their checksums.
 
@@ -152,6 +182,8 @@ class Store:
             found = "; ".join(error.found for error in errors)
             raise StoreError(errors[0].asked, found, errors[0].remedy)
         self.projection()
+        self.facts()
+        self.audit()
 
     def info(self) -> dict[str, Any]:
         """What the store is, for a person or a file: sizes, types, binding, projection, kept."""
@@ -162,6 +194,7 @@ class Store:
             "shards": len(self.shards),
             "writers": sorted({shard.writer for shard in self.shards}),
             "kept": self.kept,
+            "audit": self.audit(),
             **self.spec.to_json(),
         }
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fudlr.errors import UsageError
 from fudlr.store.encoding import DTYPES
 
 FORMAT_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LORA = re.compile(r"\.lora_[A-Za-z]+\.")
 
 
 def canonical_json(value: Any) -> str:
@@ -144,3 +145,17 @@ class StoreSpec:
         if self.projection != other.projection:
             found.append("another projection")
         return found
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """sha256 of a model's weights without its LoRA adapters: the same with or without one loaded.
+
+    Args:
+        model: A peft model; names of weights count as they are in it.
+    """
+    frozen = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor) and not _LORA.search(name)
+    }
+    return fingerprint(frozen)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fudlr.errors import UsageError
@@ -20,6 +21,8 @@ from fudlr.files import check_writable
 from fudlr.store import manifest
 from fudlr.store.encoding import encode, room, row_bytes
 from fudlr.store.errors import StoreError
+from fudlr.store.facts import Facts, load_facts, remove_stale
+from fudlr.store.locks import folder_lock, lock_writer, writer_lock_path
 from fudlr.store.projection import Projection
 from fudlr.store.shards import NAME, Part, Shard, shard_name, write_shard
 from fudlr.store.spec import Binding, StoreSpec
@@ -27,6 +30,15 @@ from fudlr.store.spec import Binding, StoreSpec
 SHARD_BYTES = 64 * 2**20
 PROJECTION = "projection.safetensors"
 _WRITER = re.compile(r"[A-Za-z0-9_.]{1,64}")
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Rows that are in no shard yet, and the facts up to them; what is left to write."""
+
+    part: Part | None
+    facts: Facts | None
+    sequence: int
 
 
 class StoreWriter:
@@ -45,6 +57,8 @@ class StoreWriter:
         writer: Name of this process among those that write, letters, digits, `_` and `.`.
         shard_rows: Rows in a shard; by default as many as make 64 MiB.
         projection: What made the rows of the gradients; kept in the store, for lifting.
+        facts: d, where Σ g_i `[d]` and losses are recorded beside the rows; see `facts`. A batch
+            then never spans two shards.
         kept: Measured shares of what the projection keeps, such as `{"energy": 0.97}`; may be
             changed while writing, and the store reports the mean over rows.
 
@@ -63,6 +77,7 @@ class StoreWriter:
         writer: str = "0",
         shard_rows: int | None = None,
         projection: Projection | None = None,
+        facts: int | None = None,
         kept: Mapping[str, float] | None = None,
     ) -> None:
         self.folder = Path(folder)
@@ -73,7 +88,8 @@ class StoreWriter:
         self.kept = dict(kept or {})
         _check_options(writer, self.shard_rows, dim, projection)
         check_writable(self.folder)
-        self._lock: int | None = _lock_writer(self.folder, writer)
+        self._facts = None if facts is None else Facts.none(facts)
+        self._lock: int | None = lock_writer(self.folder, writer)
         try:
             self._enter_store(projection)
         except BaseException:
@@ -82,16 +98,31 @@ class StoreWriter:
         self._buffer: Part | None = None
         self._filled = 0
         self._spare: list[Part] = []
-        self._waiting: set[int] = set()
+        self._waiting: set[int] = set()  # buffered
+        self._fresh: set[int] = set()  # appended since opening
+        self._since: list[tuple[Tensor, Tensor]] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fudlr-store")
         self._written: Future[Shard] | None = None
         self._failure: StoreError | None = None
 
-    def append(self, ids: Tensor, rows: Tensor) -> None:
+    def append(
+        self,
+        ids: Tensor,
+        rows: Tensor,
+        *,
+        gradient_sum: Tensor | None = None,
+        losses: Tensor | None = None,
+    ) -> None:
         """Add `rows` `[b, p]` of the samples `ids` `[b]`.
 
+        Args:
+            ids: The samples.
+            rows: Their sketches.
+            gradient_sum: Σ g_i `[d]` over these samples; needed by a writer that records facts.
+            losses: ℓ_i `[b]`, where they are known.
+
         Raises:
-            UsageError: Shapes that do not fit.
+            UsageError: Shapes that do not fit, or no facts where they are recorded.
             StoreError: A sample is stored already, or its row is not finite.
         """
         ids = ids.detach().to("cpu", torch.int64).contiguous()
@@ -107,7 +138,14 @@ class StoreWriter:
         names = ids.tolist()
         self._refuse_stored(ids, names)
         _check_finite(ids, rows)
+        if self._facts is not None:
+            found = _batch_facts(self._facts, self.shard_rows, ids, gradient_sum, losses)
+            if self._filled + len(ids) > self.shard_rows:
+                self._write()
+            self._facts.gradient_sum.add_(found.gradient_sum)
+            self._since.append((found.ids, found.losses))
         self._waiting.update(names)
+        self._fresh.update(names)
         while len(ids):
             count = self._fill(ids, rows)
             ids, rows = ids[count:], rows[count:]
@@ -119,6 +157,10 @@ class StoreWriter:
         ids = ids.detach().to("cpu", torch.int64).contiguous()
         waiting = torch.tensor([name in self._waiting for name in ids.tolist()], dtype=torch.bool)
         return ids[~(_contains(self._stored, ids) | waiting)]
+
+    def recorded(self, ids: Tensor) -> bool:
+        """Whether some of `ids` were appended by this writer since it was opened."""
+        return not self._fresh.isdisjoint(ids.tolist())
 
     def flush(self) -> None:
         """Write what is buffered as a shard, and wait until it is safe on disk."""
@@ -134,11 +176,23 @@ class StoreWriter:
             # After a failed shard nothing may follow: the gap would look like a lost one.
             if self._failure is None:
                 self.flush()
-            with manifest.folder_lock(self.folder):
+            with folder_lock(self.folder):
                 manifest.write_manifest(self.folder)
         finally:
-            self._pool.shutdown()
-            self._unlock()
+            self.abandon()
+
+    def rest(self) -> Rest:
+        """Take out what is in no shard yet, once all shards before it are on disk."""
+        self._wait()
+        part = None if self._buffer is None else self._buffer.take(slice(0, self._filled))
+        facts = self._facts_now()
+        self._buffer, self._filled = None, 0
+        return Rest(part if part is not None and len(part.ids) else None, facts, self._sequence)
+
+    def abandon(self) -> None:
+        """Let go of the store without writing what is buffered."""
+        self._pool.shutdown()
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self
@@ -152,9 +206,13 @@ class StoreWriter:
         self.close()
 
     def _enter_store(self, projection: Projection | None) -> None:
-        with manifest.folder_lock(self.folder):
+        with folder_lock(self.folder):
             for left in self.folder.glob(f".rows-{self.writer}-*"):
                 left.unlink()  # this writer's own, cut off: its rows count as missing
+            # The projection comes first: without it on disk, a writer that goes on after a kill
+            # could not make rows of the kind that the manifest promises.
+            if projection is not None and not (self.folder / PROJECTION).exists():
+                projection.save(self.folder / PROJECTION)
             paths = list(self.folder.glob("rows-*"))
             if not paths and manifest.read_manifest(self.folder) is None:
                 manifest.start_manifest(self.folder, self.spec)
@@ -166,11 +224,36 @@ class StoreWriter:
                     "it is of another kind: " + ", ".join(differences),
                     "Choose another folder, or delete this one where it is no longer needed",
                 )
-            if projection is not None and not (self.folder / PROJECTION).exists():
-                projection.save(self.folder / PROJECTION)
+        self._enter_facts(shards, ids)
         own = [NAME.fullmatch(shard.name) for shard in shards if shard.writer == self.writer]
         self._sequence = 1 + max((int(name["sequence"]) for name in own if name), default=-1)
         self._stored = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).sort().values
+
+    def _enter_facts(self, shards: list[Shard], ids: list[Tensor]) -> None:
+        """Go on with the facts of this writer's shards."""
+        if self._facts is None:
+            return
+        own = [k for k, shard in enumerate(shards) if shard.writer == self.writer]
+        if own:
+            names = torch.cat([ids[k] for k in own])
+            found = load_facts(self.folder, self.spec, [shards[k] for k in own], names)
+            if found is None or found.gradient_sum.shape != self._facts.gradient_sum.shape:
+                raise StoreError(
+                    f"rows and facts were to be added to the store {self.folder}",
+                    f"its shards of writer {self.writer} have no facts of these parameters",
+                    "Record the store again from the start, or under another writer name",
+                )
+            self._facts = found
+        remove_stale(self.folder, self.writer, shards[own[-1]].sequence if own else None)
+
+    def _facts_now(self) -> Facts | None:
+        if self._facts is None:
+            return None
+        ids = torch.cat([self._facts.ids, *(ids for ids, _ in self._since)])
+        losses = torch.cat([self._facts.losses, *(losses for _, losses in self._since)])
+        self._since.clear()
+        self._facts = Facts(ids, losses, self._facts.gradient_sum)
+        return Facts(ids, losses, self._facts.gradient_sum.clone())
 
     def _refuse_stored(self, ids: Tensor, names: list[int]) -> None:
         doubled = [name for name in names if name in self._waiting]
@@ -209,12 +292,11 @@ class StoreWriter:
         self._waiting.difference_update(part.ids.tolist())
         self._writing, self._buffer, self._filled = self._buffer, None, 0
         self._written = self._pool.submit(
-            write_shard,
+            put_shard,
             self.folder,
             self.spec,
-            part,
+            Rest(part, self._facts_now(), self._sequence),
             writer=self.writer,
-            sequence=self._sequence,
             kept=dict(self.kept),
         )
         self._sequence += 1
@@ -225,20 +307,56 @@ class StoreWriter:
             try:
                 written.result()
                 self._spare.append(self._writing)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 self._failure = StoreError(
                     f"a shard was to be written to {self.folder}",
                     f"{shard_name(self.writer, self._sequence - 1)} could not be "
-                    f"({error.strerror})",
+                    f"({getattr(error, 'strerror', None) or error})",
                     "Make room or repair permissions, and record again: what is stored is kept",
                 )
                 raise self._failure from error
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            _lock_path(self.folder, self.writer).unlink(missing_ok=True)
+            writer_lock_path(self.folder, self.writer).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+
+def put_shard(
+    folder: Path, spec: StoreSpec, rest: Rest, *, writer: str, kept: dict[str, float]
+) -> Shard:
+    """Write rows as a shard, the facts up to it before, and remove those that it replaces."""
+    assert rest.part is not None
+    if rest.facts is not None:
+        rest.facts.save(folder, spec, writer, rest.sequence)
+    shard = write_shard(folder, spec, rest.part, writer=writer, sequence=rest.sequence, kept=kept)
+    if rest.facts is not None:
+        remove_stale(folder, writer, rest.sequence)
+    return shard
+
+
+def _batch_facts(
+    before: Facts, shard_rows: int, ids: Tensor, gradient_sum: Tensor | None, losses: Tensor | None
+) -> Facts:
+    shape = before.gradient_sum.shape
+    wrong = gradient_sum is None or gradient_sum.shape != shape
+    if wrong or (losses is not None and losses.shape != ids.shape) or len(ids) > shard_rows:
+        raise UsageError(
+            f"{len(ids)} rows were to be stored with their facts",
+            f"gradient_sum is {None if gradient_sum is None else list(gradient_sum.shape)}, "
+            f"losses {None if losses is None else list(losses.shape)}",
+            f"Give the sum {list(shape)} and a loss a row, for at most {shard_rows} rows at once",
+        )
+    assert gradient_sum is not None
+    if not bool(gradient_sum.isfinite().all()):
+        raise StoreError(
+            "the sum of per-sample gradients was to be stored",
+            "it is not finite",
+            "Look for NaN or overflow in the batch's loss",
+        )
+    known = torch.full((len(ids),), torch.nan) if losses is None else losses.detach().float().cpu()
+    return Facts(ids, known, gradient_sum.detach().cpu())
 
 
 def _check_options(writer: str, shard_rows: int, dim: int, projection: Projection | None) -> None:
@@ -256,30 +374,6 @@ def _check_options(writer: str, shard_rows: int, dim: int, projection: Projectio
             f"it makes {projection.dim}",
             "Use projection.dim",
         )
-
-
-def _lock_path(folder: Path, writer: str) -> Path:
-    return folder / f".writer-{writer}.lock"
-
-
-def _lock_writer(folder: Path, writer: str) -> int:
-    """Hold the writer's name; the system lets go of it when the process dies."""
-    path = _lock_path(folder, writer)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise StoreError(
-                f"rows were to be added to the store {folder} as writer {writer}",
-                "another process is doing so under this name",
-                "Give each process its own writer name",
-            ) from error
-        # The one before may have removed the file between our opening and locking it.
-        if path.exists() and os.stat(path).st_ino == os.fstat(handle).st_ino:
-            return handle
-        os.close(handle)
 
 
 def _contains(ascending: Tensor, ids: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""Factors of per-sample LoRA gradients from a backward pass that somebody else makes.
+
+For y = base(x) + scaling·B A x, with s = ∂L/∂(B A x) = scaling·∂L/∂y and v = ∂L/∂(A x) = Bᵀ s:
+∇B = Σ_t s_t (A x_t)ᵀ and ∇A = Σ_t v_t x_tᵀ. Hooks on peft's own `lora_A` and `lora_B` modules
+see all four; they change neither outputs nor gradients. L is whatever the caller differentiates: a
+factor of the loss (1/batch, a sample's weight) is in s and v, and the caller's to take out.
+
+A use of a module counts where its gradient arrives, never where it ran, so that gradient
+checkpointing, which runs a module twice and differentiates it once, counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fudlr_ext.errors import EngineError, NoGradientError
+from fudlr_ext.layers import Block, Layout
+
+
+class Taker(Protocol):
+    """What is done with one batch's gradients."""
+
+    def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
+        """Take the factors of a block's per-sample gradients, detached; as `Sink.add` has them."""
+        ...
+
+    def total(self, block: Block, gradient: Tensor) -> None:
+        """Take the gradient [a, b] of the whole loss in a block, as this backward pass adds it."""
+        ...
+
+
+class Tap:
+    """Hooks on an adapter's LoRA modules; idle until `open`, gone after `remove`.
+
+    Args:
+        layout: The adapter's layers.
+        names: The blocks whose factors are taken; the gradients of the whole loss are taken of all.
+
+    Raises:
+        EngineError: A name that is no block's.
+    """
+
+    def __init__(self, layout: Layout, names: Collection[str]) -> None:
+        wanted = set(names)
+        unknown = sorted(wanted - set(layout.names))
+        if unknown or not wanted:
+            raise EngineError(
+                f"factors of {len(wanted)} LoRA matrices were to be taken from a backward pass",
+                f"no matrix is named {unknown[:3]}" if unknown else "there are none to take",
+                "Use Engine.names",
+            )
+        self.layout = layout
+        self._wanted = [block for block in layout.blocks if block.name in wanted]
+        self._taker: Taker | None = None
+        self._count = 0
+        self._offsets: Tensor | None = None
+        self._seen: set[str] = set()
+        self._handles: list[RemovableHandle] = []
+        for layer in layout.layers:
+            layer.check_state()
+            parts = zip(
+                ("lora_A", "lora_B"), (layer.block_a, layer.block_b), layer.weights, strict=True
+            )
+            for part, block, weight in parts:
+                if block.name in wanted:
+                    module: nn.Module = getattr(layer.module, part)[layout.adapter]
+                    self._handles.append(module.register_forward_hook(partial(self._ran, block)))
+                self._handles.append(weight.register_hook(partial(self._summed, block)))
+
+    def open(self, n: int, taker: Taker) -> None:
+        """Hand what arrives from now on to `taker`, for `n` samples in the first dimension."""
+        self._count, self._taker, self._offsets = n, taker, None
+        self._seen.clear()
+
+    def close(self, *, check: bool = True) -> None:
+        """Stop taking.
+
+        Raises:
+            NoGradientError: Some matrix's gradients never arrived, so that rows would have holes;
+                not where `check` is off.
+        """
+        self._taker = None
+        missing = [block.name for block in self._wanted if block.name not in self._seen]
+        if missing and check:
+            raise NoGradientError(
+                f"the gradients of {len(self._wanted)} LoRA matrices were to be taken from a "
+                "backward pass",
+                f"{len(missing)} never arrived: {', '.join(missing[:3])}",
+                "Run forward and backward() within the batch, and let every matrix train",
+            )
+
+    def remove(self) -> None:
+        """Take the hooks away; the model is as it was."""
+        self._taker = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _ran(self, block: Block, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self._taker is not None and output.requires_grad:
+            output.register_hook(_Use(self, block, args[0].detach(), self._taker).arrived)
+
+    def _summed(self, block: Block, gradient: Tensor) -> None:
+        if self._taker is not None:
+            self._taker.total(block, gradient.detach())
+
+    def arrived(self, use: _Use, left: Tensor) -> None:
+        """Take one use of a module from the backward pass."""
+        if use.taken or self._taker is not use.taker:
+            raise EngineError(
+                f"a gradient of {use.block.name} was to be taken from a backward pass",
+                "it arrived twice" if use.taken else "its batch was closed already",
+                "Call backward() once for each forward pass, before the batch is closed",
+            )
+        if left.shape[0] != self._count:
+            raise EngineError(
+                f"the gradients of {self._count} samples were to be taken",
+                f"the input of {use.block.name} is {list(use.right.shape)}, whose rows are not "
+                "the samples",
+                "Keep one sample a row in every adapted layer's input: no packing",
+            )
+        use.taken = True
+        self._seen.add(use.block.name)
+        dtype = torch.promote_types(left.dtype, use.right.dtype)
+        if self.layout.dtype == torch.float64:
+            dtype = torch.float64
+        left, right = (
+            factor.detach().to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, use.right)
+        )
+        use.taker.factors(use.block, left, right, self._even(left))
+
+    def _even(self, left: Tensor) -> Tensor:
+        """Return the offsets of samples that all have the same number of positions."""
+        if self._offsets is None or int(self._offsets[-1]) != len(left):
+            steps = torch.arange(self._count + 1, device=left.device)
+            self._offsets = steps * (len(left) // max(self._count, 1))
+        return self._offsets
+
+
+class _Use:
+    """One use of a LoRA module in a forward pass, waiting for its gradient."""
+
+    __slots__ = ("block", "right", "taken", "taker", "tap")
+
+    def __init__(self, tap: Tap, block: Block, right: Tensor, taker: Taker) -> None:
+        self.tap, self.block, self.right, self.taker = tap, block, right, taker
+        self.taken = False
+
+    def arrived(self, left: Tensor) -> None:
+        self.tap.arrived(self, left)

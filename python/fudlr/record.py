@@ -1,0 +1,112 @@
+"""The store of an adapter that is trained already: one scoring pass of the engine.
+
+Rows are taken at θ* itself, so none is stale. The batches are the same whatever was stored before,
+and each is stored whole or not at all: a recording that was killed and resumed is equal, byte for
+byte in content, to one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fudlr.config import RecordConfig
+from fudlr.errors import UsageError
+from fudlr.progress import track
+from fudlr.recording import STORE, audit_store
+from fudlr.run import Run
+from fudlr.store import Store, StoreWriter
+from fudlr.store.encoding import row_bytes
+from fudlr.store.fitting import fit_rows, load_projection
+from fudlr.store.projection import Projection
+from fudlr_ext.sinks import Sketch, Sums
+
+SHARD_BYTES = 8 * 2**20
+"""Of rows; small, since a killed recording loses what is in no shard yet."""
+
+
+def record_run(
+    run: Run,
+    out: Path | None = None,
+    config: RecordConfig | None = None,
+    *,
+    shard_rows: int | None = None,
+) -> Store:
+    """Record every training sample's gradient at `run.theta`; goes on where it was stopped.
+
+    Args:
+        run: From `fudlr.load_run`, with its own adapter or another.
+        out: The store's folder; the run's own by default.
+        config: Options; the run's own by default. A store that is there keeps its projection.
+        shard_rows: Samples in a shard.
+
+    Raises:
+        UsageError: The run is in no folder, and none was named.
+        StoreError: The folder holds a store of something else, or a damaged one.
+    """
+    config = config or run.config.record
+    folder = out or (run.folder and run.folder / STORE)
+    if not folder:
+        raise UsageError("a store was to be recorded", "the run is in no folder", "Name one (out)")
+    run.engine.load(run.theta)
+    projection = load_projection(folder, run.engine.shapes) or _fit(run, config)
+    with StoreWriter(
+        folder,
+        run.binding,
+        projection.dim,
+        config.dtype,
+        shard_rows=shard_rows or _shard_rows(projection, config, run.engine.d),
+        projection=projection,
+        facts=run.engine.d,
+    ) as writer:
+        _pass(run, writer, projection, config)
+    store = Store.open(folder, run.binding)
+    if store.audit() is None:
+        audit_store(store, run.recommender, run.engine, run.split.train, run.config)
+    return store
+
+
+def _pass(run: Run, writer: StoreWriter, projection: Projection, config: RecordConfig) -> None:
+    """Store what is missing, batch by batch."""
+    samples = run.split.train
+    left = [index for index in _batches(run, config) if len(writer.missing(_ids(run, index)))]
+    sketches, ones = Sketch(projection.sides), torch.ones(1, config.batch)
+    for index in track(left, description="record gradients"):
+        batch = run.recommender.collate(samples.take(index.numpy()))
+        total = Sums(ones[:, : len(index)])
+        losses = run.engine.reduce(
+            run.recommender.forward, run.recommender.loss, batch, [sketches, total]
+        )
+        writer.append(
+            _ids(run, index),
+            sketches.result(),
+            gradient_sum=total.result()[0],
+            losses=losses,
+        )
+
+
+def _batches(run: Run, config: RecordConfig) -> Iterator[Tensor]:
+    """The samples' indices in their order, the same on every call."""
+    yield from torch.arange(len(run.split.train)).split(config.batch)
+
+
+def _ids(run: Run, index: Tensor) -> Tensor:
+    return torch.from_numpy(run.split.train.ids)[index]
+
+
+def _fit(run: Run, config: RecordConfig) -> Projection:
+    """Directions from samples spread over the data, in full."""
+    n = len(run.split.train)
+    index = torch.linspace(0, n - 1, min(config.fit_samples, n)).long()
+    batch = run.recommender.collate(run.split.train.take(index.numpy()))
+    rows = run.engine.sample_grads(run.recommender.forward, run.recommender.loss, batch)
+    return fit_rows(run.engine.shapes, rows, config)
+
+
+def _shard_rows(projection: Projection, config: RecordConfig, d: int) -> int:
+    """As many as fill a shard, and more where the facts beside it would be the larger part."""
+    size = max(SHARD_BYTES, 4 * 8 * d)
+    return max(config.batch, size // row_bytes(projection.dim, config.dtype))

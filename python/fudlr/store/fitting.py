@@ -1,0 +1,100 @@
+"""How a recording comes to its projection: given, found on disk, drawn, or fitted to a start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from fudlr.config import RecordConfig
+from fudlr.errors import UsageError
+from fudlr.store.batch_gradients import BatchGradients
+from fudlr.store.principal import PrincipalAccumulator
+from fudlr.store.projection import Projection, Shapes
+from fudlr.store.random_projection import random_projection
+from fudlr.store.writer import PROJECTION
+from fudlr_ext.ops import sample_grads
+
+HELD_BYTES = 2 * 2**30
+"""Most memory for the first batches' factors; larger models fit their projection before."""
+
+
+class Fitting:
+    """Holds the first batches until they are enough to choose principal directions from."""
+
+    def __init__(self, shapes: Shapes, config: RecordConfig) -> None:
+        self._shapes = shapes
+        self._config = config
+        self.held: list[BatchGradients] = []
+        self.ready = ready_projection(shapes, config)
+        """The projection itself where its kind needs no gradients."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many samples are held as the options ask for."""
+        return sum(len(batch.ids) for batch in self.held) >= self._config.fit_samples
+
+    def hold(self, batch: BatchGradients) -> None:
+        """Keep a batch's factors.
+
+        Raises:
+            UsageError: They do not fit into the memory that is meant for them.
+        """
+        self.held.append(batch)
+        size = sum(each.held_bytes for each in self.held)
+        if size > HELD_BYTES:
+            raise UsageError(
+                f"principal directions were to be fitted to {self._config.fit_samples} samples",
+                f"the factors of the first {sum(len(each.ids) for each in self.held)} take "
+                f"{size / 2**30:.1f} GiB",
+                "Fit the projection before (PrincipalAccumulator) and hand it over, lower "
+                "record.fit_samples, or use a random projection",
+            )
+
+    def fit(self) -> Projection:
+        """The projection that the held batches give."""
+        accumulator = PrincipalAccumulator(self._shapes, self._config.matrices)
+        names = set(accumulator.names)
+        for batch in self.held:
+            for block, *factors in batch.held:
+                if block.name in names:
+                    accumulator.add_gradients(block.name, sample_grads(*factors))
+        return fit(accumulator, self._config)
+
+
+def ready_projection(shapes: Shapes, config: RecordConfig) -> Projection | None:
+    """A projection whose kind needs no gradients; None for principal directions."""
+    if config.projection == "principal":
+        return None
+    dims = config.dims
+    assert dims is not None
+    return random_projection(
+        shapes, dims, kind=config.projection, seed=config.seed, matrices=config.matrices
+    )
+
+
+def fit(accumulator: PrincipalAccumulator, config: RecordConfig) -> Projection:
+    """Principal directions, as many as the options ask for."""
+    return accumulator.fit(dims=config.dims, energy=config.energy, cap=config.cap)
+
+
+def fit_rows(shapes: Shapes, rows: Tensor, config: RecordConfig) -> Projection:
+    """The projection for the options, fitted to flat gradients `rows` `[n, d]` where it must be."""
+    ready = ready_projection(shapes, config)
+    if ready is not None:
+        return ready
+    accumulator = PrincipalAccumulator(shapes, config.matrices)
+    accumulator.add_rows(rows)
+    return fit(accumulator, config)
+
+
+def load_projection(folder: Path, shapes: Shapes) -> Projection | None:
+    """The projection that an earlier process left in `folder`; None where there is none.
+
+    It may be there without a manifest: it is written first.
+    """
+    path = folder / PROJECTION
+    if not path.exists():
+        return None
+    found = Projection.load(path)
+    return found if found.shapes == dict(shapes) else None

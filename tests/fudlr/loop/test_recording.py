@@ -1,0 +1,85 @@
+"""A run's store: made while it trains or in a pass after, and refused for another adapter."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from fudlr import load_run, train_run
+from fudlr.config import merge
+from fudlr.errors import UsageError
+from fudlr.record import record_run
+from fudlr.store import StoreError, record_rows
+
+
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return load_run(run_folder)
+
+
+@pytest.fixture(scope="module")
+def gradients(run):
+    """∇ℓ_i at θ*, in full, [n, d]."""
+    run.engine.load(run.theta)
+    batches = list(run.recommender.batches(run.split.train, 256))
+    return record_rows(run.engine, run.recommender.forward, run.recommender.loss, batches).matrix
+
+
+def test_training_leaves_a_store_of_almost_the_rows_at_the_end(run, gradients):
+    store = run.store()
+    ids = torch.from_numpy(run.split.train.ids)
+    exact = store.projection().project(gradients)
+    stored = store.read(ids)
+    # Stale by the last of twenty epochs at a falling rate, and rounded to bfloat16: .998 measured.
+    assert torch.cosine_similarity(stored, exact, dim=1).mean() > 0.99
+    assert float(stored.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
+    facts = store.facts()
+    assert torch.equal(facts.ids.sort().values, ids.sort().values)
+    assert float(facts.losses.mean()) == pytest.approx(run.losses[-1], rel=1e-5)
+    audit = store.audit()
+    assert audit["cosine"] > 0.99
+    assert 0.5 < audit["energy"] < 1
+    assert audit["energy"] == pytest.approx(store.projection().energy_kept(gradients), abs=0.1)
+
+
+def test_recording_does_not_change_what_is_trained(run, tmp_path, tiny_config):
+    config = merge(tiny_config, {"record.ride": False})
+    alone = train_run(config, tmp_path / "run")
+    assert torch.equal(alone.theta, run.theta)
+    assert alone.losses == run.losses
+    assert alone.store() is None
+
+
+def test_a_scoring_pass_gives_the_rows_at_the_adapter_itself(run, gradients, tmp_path):
+    config = run.config.record.model_copy(update={"dtype": "float32"})
+    store = record_run(run, tmp_path / "store", config)
+    exact = store.projection().project(gradients)
+    ids = torch.from_numpy(run.split.train.ids)
+    torch.testing.assert_close(store.read(ids), exact, rtol=1e-4, atol=1e-6)
+    facts = store.facts()
+    torch.testing.assert_close(facts.mean_gradient, gradients.mean(0), rtol=1e-4, atol=1e-6)
+    assert store.audit()["error"] < 1e-5
+    shutil.rmtree(tmp_path / "store")
+
+
+def test_another_adapter_is_refused_with_the_reason(run_folder, run):
+    other = load_run(run_folder, run_folder / "start")
+    with pytest.raises(StoreError, match="made from another adapter"):
+        other.store()
+    with pytest.raises(StoreError, match="another adapter"):
+        record_run(other)
+
+
+def test_an_epoch_that_is_not_there_is_refused_before_training(tmp_path, tiny_config):
+    config = merge(tiny_config, {"record.epoch": 99, "model.pretrain_epochs": 0})
+    with pytest.raises(UsageError, match=r"epoch 99 .*the training has 20"):
+        train_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"record.dims": None}, {"record.energy": 0.9}, {"record.dtype": "float16"}]
+)
+def test_options_that_do_not_fit(tiny_config, wrong):
+    with pytest.raises(UsageError, match="record"):
+        merge(tiny_config, wrong)
