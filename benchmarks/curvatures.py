@@ -44,18 +44,19 @@ def of_curvature(folder: Path, name: str) -> dict:
     )
     again = measure(run.recommender, found.valid, found.test).metrics
     before, after = found.before.metrics, found.after.metrics
+    moved, real = (figures["arp"] - before["arp"] for figures in (after, again))
     return {
         "removed": found.summary["samples"]["removed"],
         "change": {m: after[m] / before[m] - 1 for m in ("arp", "ndcg@10", "val_loss")},
         "retrained": {m: again[m] / before[m] - 1 for m in ("arp", "ndcg@10", "val_loss")},
-        "closed_form_over_retraining": (after["arp"] - before["arp"]) / (again["arp"] - before["arp"]),
+        "closed_form_over_retraining": moved / real,
         "calibration": found.summary["update"].get("calibration"),
         "relative_shift": found.summary["solver"]["relative_shift"],
         "damping": found.summary["solver"]["damping"],
         "warnings": found.summary["warnings"],
         "seconds": seconds,
         "stages": found.summary["seconds"],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
