@@ -127,7 +127,8 @@ class Removal:
         curvature, name = self._curvature(weights), self._config.solver
         if name == "auto":
             name = "direct" if hasattr(curvature, "inverse") else "cg"
-        options = {"max_steps": self._config.max_steps} if name == "cg" else {}
+        iterates = name in ("cg", "lanczos", "lissa")
+        options = {"max_steps": self._config.max_steps} if iterates else {}
         return make_solver(curvature, self._trained.damping, name, **options)
 
     def update(self, mask: Tensor, *, force: bool = False) -> Update:

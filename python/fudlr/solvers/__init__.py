@@ -12,6 +12,8 @@ from fudlr.errors import UsageError
 from fudlr.solvers.base import Product, Solution, Solve, Status
 from fudlr.solvers.cg import solve_cg
 from fudlr.solvers.direct import Invertible, solve_direct
+from fudlr.solvers.lanczos import solve_dampings, solve_lanczos
+from fudlr.solvers.lissa import solve_lissa
 from fudlr.solvers.woodbury import solve_woodbury
 
 __all__ = [
@@ -22,7 +24,10 @@ __all__ = [
     "Status",
     "make_solver",
     "solve_cg",
+    "solve_dampings",
     "solve_direct",
+    "solve_lanczos",
+    "solve_lissa",
     "solve_woodbury",
 ]
 
@@ -62,7 +67,21 @@ def _direct(curvature: HasProduct, damping: float, **options: Any) -> Solve:
     return partial(solve_direct, curvature, damping=damping, **options)
 
 
-SOLVERS: dict[str, Callable[..., Solve]] = {"cg": _cg, "direct": _direct, "woodbury": _woodbury}
+def _lanczos(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    return partial(solve_lanczos, curvature.product, damping=damping, **options)
+
+
+def _lissa(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    return partial(solve_lissa, curvature.product, damping=damping, **options)
+
+
+SOLVERS: dict[str, Callable[..., Solve]] = {
+    "cg": _cg,
+    "direct": _direct,
+    "lanczos": _lanczos,
+    "lissa": _lissa,
+    "woodbury": _woodbury,
+}
 """Every solver by the name that options use: `(curvature, damping, **options) -> Solve`."""
 
 

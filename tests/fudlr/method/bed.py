@@ -59,6 +59,10 @@ class BedRecommender(Recommender):
 
     name = "bed"
 
+    @classmethod
+    def create(cls, model, tokenizer, interactions, config, record=None):
+        return cls(model, M)
+
     def collate(self, samples):
         return {"x": samples.x, "target": samples.target}
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from fudlr.curvature import EmpiricalFisher, Identity
 from fudlr.errors import DataError, NumericalError, UsageError
-from fudlr.solvers import SOLVERS, Status, make_solver, solve_cg, solve_woodbury
+from fudlr.solvers import (
+    SOLVERS,
+    Status,
+    make_solver,
+    solve_cg,
+    solve_dampings,
+    solve_lissa,
+    solve_woodbury,
+)
 from fudlr.store import MemoryRows
 
 
@@ -37,7 +45,12 @@ def test_cg_woodbury_and_dense_agree():
     fisher = g.T @ g / 30
     dense = torch.linalg.solve(fisher + damping * torch.eye(50, dtype=g.dtype), rhs.T).T
     curvature = EmpiricalFisher(MemoryRows(g))
-    options = {"cg": {"max_steps": 200, "tolerance": 1e-12}, "woodbury": {}}
+    options = {
+        "cg": {"max_steps": 200, "tolerance": 1e-12},
+        "lanczos": {"max_steps": 50},
+        "lissa": {"max_steps": 20_000, "tolerance": 1e-11},
+        "woodbury": {},
+    }
     assert set(options) == set(SOLVERS) - {"direct"}  # which test_closed_forms has
     for name, given in options.items():
         solution = make_solver(curvature, damping, name, **given)(rhs)
@@ -167,6 +180,49 @@ def test_float32_reaches_its_tolerance():
     assert float(true.max()) < 2e-4
 
 
+def test_one_krylov_space_serves_all_dampings():
+    a, rhs = spd(), normal(3, 40)
+    rhs[1] = 0
+    product, dampings = Counting(a), [1e-3, 0.05, 2.0]
+    together = solve_dampings(product, rhs, dampings, max_steps=25)
+    assert len(product.rows) == 2 * 25  # whatever the number of dampings
+    for solution, damping in zip(together, dampings, strict=True):
+        true = (rhs - solution.x @ a - damping * solution.x).norm(dim=1)
+        assert torch.allclose(
+            solution.residuals[[0, 2]], (true / rhs.norm(dim=1))[[0, 2]], rtol=1e-5
+        )
+        assert float(solution.residuals[1]) == float(solution.x[1].norm()) == 0
+        alone = make_solver(Identity(), damping, "lanczos")(rhs)
+        assert torch.allclose(alone.x, rhs / (1 + damping))
+    assert together[2].residuals.max() < together[0].residuals.max()
+    assert together[0].status is Status.MAX_STEPS
+    exact = torch.linalg.solve(a + 0.05 * torch.eye(40).double(), rhs.T).T
+    assert torch.allclose(solve_dampings(product, rhs, [0.05], max_steps=40)[0].x, exact, atol=1e-9)
+    with pytest.raises(UsageError, match="one damping"):
+        solve_dampings(product, rhs, [])
+
+
+@pytest.mark.parametrize("name", ["lanczos", "lissa"])
+def test_other_iterations_say_what_went_wrong(name):
+    class Given:
+        def __init__(self, matrix):
+            self.product = Counting(matrix)
+
+    bent = Given(torch.diag(torch.tensor([2.0, 1.0, -0.5]).double()))
+    rhs = torch.ones(1, 3, dtype=torch.float64)
+    solution = make_solver(bent, 0.1, name)(rhs)
+    assert solution.status is Status.NEGATIVE_CURVATURE
+    assert solution.x.isfinite().all()
+    assert solution.warnings
+    few = make_solver(Given(spd(spread=1e6)), 1e-6, name, max_steps=3)(normal(2, 40))
+    assert few.status is Status.MAX_STEPS
+
+
+def test_lissa_needs_more_products_than_cg():
+    a, rhs = Counting(spd()), normal(1, 40)
+    assert solve_lissa(a, rhs, 0.01, max_steps=5000).steps > 3 * solve_cg(a, rhs, 0.01).steps
+
+
 def test_closed_forms_are_used_and_judged():
     class Closed:
         """A diagonal whose closed form is off by `error`."""
@@ -229,6 +285,6 @@ def test_bad_input():
         solve_woodbury(normal(4, 40), rhs, 0.0)
     with pytest.raises(UsageError, match="stored rows"):
         make_solver(Identity(), 0.1, "woodbury")
-    with pytest.raises(UsageError, match="cg, direct, woodbury"):
+    with pytest.raises(UsageError, match="cg, direct, lanczos"):
         make_solver(Identity(), 0.1, "gauss")
     assert a.rows == []
