@@ -63,7 +63,7 @@ class BedRecommender(Recommender):
     def create(cls, model, tokenizer, interactions, config, record=None):
         return cls(model, M)
 
-    def collate(self, samples):
+    def collate(self, samples, scoring=False):
         return {"x": samples.x, "target": samples.target}
 
     def forward(self, model, batch):
