@@ -12,7 +12,7 @@ A table whose files are not there is left out of the page, and said so on the te
 
 from types import ModuleType
 
-from tables import loop
+from tables import bed, curvatures, loop
 
-TABLES: tuple[ModuleType, ...] = (loop,)
+TABLES: tuple[ModuleType, ...] = (loop, bed, curvatures)
 """In the order of the pages."""
