@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fudlr_ext.collect import Collector, check_losses, no_gradient
+from fudlr_ext.collect import check_losses, no_gradient
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
-from fudlr_ext.passes import capturing, differentiable
-from fudlr_ext.sinks import Sums
+from fudlr_ext.passes import differentiable
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -57,39 +56,6 @@ def _gradients(
 def _each(vectors: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
     rows = [product(vector) for vector in vectors]
     return torch.stack(rows) if rows else torch.zeros_like(vectors)
-
-
-def vjp(model: nn.Module, layout: Layout, forward: Forward, batch: Any, cotangents: Any) -> Tensor:
-    """Return Σ cotangent · ∂outputs/∂θ for k cotangents [k, ...outputs], as [k, d]."""
-    cotangents = as_tuple(cotangents)
-    with capturing(model, layout) as tape:
-        outputs = as_tuple(forward(model, batch))
-        shapes = [list(tensor.shape) for tensor in outputs]
-        found = [list(tensor.shape) for tensor in cotangents]
-        counts = {shape[0] if shape else -1 for shape in found}
-        if [shape[1:] for shape in found] != shapes or len(counts) != 1:
-            raise EngineError(
-                f"vjp: cotangents [k, ...] were expected for outputs of the shapes {shapes}",
-                f"their shapes are {found}",
-                "Give one tensor for each output, with the same k in front of all",
-            )
-        wanted = [i for i, tensor in enumerate(outputs) if tensor.requires_grad]
-        if not wanted:
-            raise no_gradient([layer.name for layer in layout.layers], layout)
-        k = counts.pop()
-        result = torch.empty(k, layout.d, dtype=layout.dtype, device=layout.device)
-        one = torch.ones(1, 1, dtype=layout.dtype, device=layout.device)
-        for j in range(k):
-            total = Sums(one)
-            collector = Collector(layout, [total], None)
-            tape.backward(
-                [outputs[i] for i in wanted],
-                [cotangents[i][j].to(outputs[i]) for i in wanted],
-                collector,
-                keep=j + 1 < k,
-            )
-            result[j] = total.result()[0]
-    return result
 
 
 def hvp(

@@ -15,6 +15,7 @@ from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.passes import capturing
+from fudlr_ext.pullback import Pullback
 from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sides, Sink, Sketch, Sums
 from fudlr_ext.tap import Tap
 
@@ -208,7 +209,14 @@ class Engine:
             batch: What it takes.
             cotangents: [k, ...outputs], one such tensor for every output tensor.
         """
-        return curvature.vjp(self.model, self._layout, forward, batch, cotangents)
+        return self.pullback(forward, batch).vjp(cotangents)
+
+    def pullback(self, forward: Forward, batch: Any) -> Pullback:
+        """Run `forward` and keep its graph: `outputs` now, `vjp(cotangents)` later.
+
+        For what hangs on several batches' outputs together, such as a metric over many users.
+        """
+        return Pullback(self.model, self._layout, forward, batch)
 
     def fisher_vp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
         """Return the empirical Fisher's (1/n) Σ_i g_i ⟨g_i, v⟩ for vectors [k, d], as [k, d]."""

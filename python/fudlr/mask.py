@@ -204,23 +204,6 @@ def _within_budget(z: Tensor, room: int) -> Tensor:
     return z - high
 
 
-def sample_candidates(n: int, share: float, seed: int) -> Tensor:
-    """A random share of n samples, at least one: sorted indices `[⌈share · n⌉]`, by `seed` alone.
-
-    Raises:
-        UsageError: The share is outside (0, 1], or n < 1.
-    """
-    if not 0 < share <= 1 or n < 1:
-        raise UsageError(
-            "a random share of the samples was to be scored",
-            f"share {share} of {n} samples",
-            "Give a share above 0 and at most 1, and at least one sample",
-        )
-    generator = torch.Generator().manual_seed(seed)
-    count = min(n, math.ceil(share * n - 1e-9))
-    return torch.randperm(n, generator=generator)[:count].sort().values
-
-
 def _room(budget: float, n: int) -> int:
     # 0.29 · 100 is 28.999999999999996, and means 29.
     return math.floor(budget * n + 1e-9)

@@ -39,6 +39,8 @@ from fudlr.update import (
     series_update,
 )
 
+MAX_STEPS = 20
+"""Of conjugate gradients with whole gradients, where the options name none."""
 UNSURE_SCALE = 0.2
 """Relative standard error of α beyond which the calibration warns."""
 
@@ -128,7 +130,7 @@ class Removal:
         if name == "auto":
             name = "direct" if hasattr(curvature, "inverse") else "cg"
         iterates = name in ("cg", "lanczos", "lissa")
-        options = {"max_steps": self._config.max_steps} if iterates else {}
+        options = {"max_steps": self._config.max_steps or MAX_STEPS} if iterates else {}
         return make_solver(curvature, self._trained.damping, name, **options)
 
     def update(self, mask: Tensor, *, force: bool = False) -> Update:

@@ -10,19 +10,20 @@ The curvature is that of all training samples, and is asked for through `solve` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fudlr.config import DebiasConfig
 from fudlr.errors import NumericalError
-from fudlr.influence import VALIDATION_LOSS, Influence, MetricGradient, influence
+from fudlr.gradients import VALIDATION_LOSS, MetricGradient
+from fudlr.influence import Influence, influence
 from fudlr.mask import scores, threshold_mask
 from fudlr.metrics import Objective
 from fudlr.solvers import Solve
-from fudlr.store import GradientRows
-from fudlr.update import Update, removal_update
+from fudlr.store import Space
+from fudlr.update import Update
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,22 @@ class Scored:
     """How much each of n training samples matters.
 
     Attributes:
-        influence: On every metric asked for, the validation loss last, [n, k].
+        influence: On every metric asked for, the validation loss last where it was, [n, k]; NaN
+            for samples that have no row.
         fairness: On the objective, normalised and turned so that lower is better, [n].
-        accuracy: On the validation loss, [n].
-        score: What the mask is thresholded on, [n]; above 0 for what is no candidate.
+        accuracy: On the validation loss, [n]; None where it has no weight and was not asked for.
+        score: What the mask is thresholded on, [n]; above 0 for samples that have no row.
     """
 
     influence: Influence
     fairness: Tensor
-    accuracy: Tensor
+    accuracy: Tensor | None
     score: Tensor
 
     def predicted(self, mask: Tensor) -> dict[str, float]:
         """First-order change of every metric's surrogate when the masked samples are removed."""
-        change = mask.to(self.influence.values) @ self.influence.values
-        return dict(zip(self.influence.names, change.tolist(), strict=True))
+        values = self.influence.values.nan_to_num()
+        return dict(zip(self.influence.names, (mask.to(values) @ values).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -58,65 +60,75 @@ class Answer:
 
 
 def score_samples(
-    rows: GradientRows,
+    space: Space,
     gradients: Mapping[str, MetricGradient],
     objective: Objective,
     solve: Solve,
     config: DebiasConfig,
     *,
-    candidates: Tensor | None = None,
     ids: Sequence[object] | None = None,
 ) -> Scored:
     """Influence of every sample, and the score that weighs fairness against accuracy.
 
     Args:
-        rows: The training samples' gradients.
-        gradients: Of every metric of the objective and of the validation loss; others are scored
-            too, for the reader.
+        space: The training samples' gradients, whole or as sketches.
+        gradients: Of every metric of the objective, and of the validation loss where it has a
+            weight; others are scored too, for the reader.
         objective: What should fall.
-        solve: H⁻¹.
+        solve: H⁻¹ in that space.
         config: The λ's.
-        candidates: Indices of the samples that may be removed; all where None.
         ids: What errors call the samples.
     """
-    found = influence(rows, {name: g.gradient for name, g in gradients.items()}, solve)
+    names = list(gradients)
+    projected = space.project(torch.stack([gradients[name].gradient for name in names]))
+    found = influence(space.rows, dict(zip(names, projected, strict=True)), solve, n=space.total)
+    scored = weigh(found, gradients, objective, config, ids=ids)
+    if space.index is None:
+        return scored
+    whole = replace(found, values=space.spread(found.values, torch.nan))
+    accuracy = None if scored.accuracy is None else space.spread(scored.accuracy, torch.nan)
+    return Scored(
+        whole,
+        space.spread(scored.fairness, torch.nan),
+        accuracy,
+        space.spread(scored.score, float(scored.score.abs().max()) + 1),
+    )
+
+
+def weigh(
+    found: Influence,
+    gradients: Mapping[str, MetricGradient],
+    objective: Objective,
+    config: DebiasConfig,
+    *,
+    ids: Sequence[object] | None = None,
+) -> Scored:
+    """The score of every sample for the λ's of `config`, from influences that are known."""
     start = torch.tensor([gradients[name].value for name in objective.names])
     columns = torch.stack([found.of(name) for name in objective.names], 1)
     fairness = columns @ objective.coefficients(start).to(columns)
-    accuracy = found.of(VALIDATION_LOSS)
+    accuracy = found.of(VALIDATION_LOSS) if VALIDATION_LOSS in found.names else None
     lambdas = (config.lambda_fair, config.lambda_acc, config.lambda_spa)
-    score = scores(fairness, accuracy, *lambdas, ids=ids)
-    if candidates is not None:
-        allowed = torch.zeros(len(score), dtype=torch.bool)
-        allowed[candidates] = True
-        score = torch.where(allowed, score, score.abs() + 1)
-    return Scored(found, fairness, accuracy, score)
+    # Without a weight it takes no part, whatever stands in its place.
+    other = torch.zeros_like(fairness) if accuracy is None else accuracy
+    return Scored(found, fairness, accuracy, scores(fairness, other, *lambdas, ids=ids))
 
 
 def answer(
-    rows: GradientRows,
     scored: Scored,
-    theta: Tensor,
-    solve: Solve,
     budget: float,
+    remove: Callable[[Tensor], Update],
     *,
     ids: Sequence[object] | None = None,
-    remove: Callable[[Tensor], Update] | None = None,
 ) -> Answer:
-    """Choose the mask under `budget` and take the masked samples out of `theta` [d].
-
-    `remove` takes out what a mask [n] says; without it, one step with `solve` does.
-    """
+    """Choose the mask under `budget`, and let `remove` take what it says out of the adapter."""
     chosen = threshold_mask(scored.score, budget, ids=ids)
-    if remove is not None:
-        update = remove(chosen.remove)
-    else:
-        update = removal_update(theta, rows, chosen.remove, solve)
+    update = remove(chosen.remove)
     found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]
     return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)))
 
 
-def choose_damping(l2: float, rows: GradientRows, theta: Tensor, start: Tensor) -> float:
+def choose_damping(l2: float, slope: Tensor, theta: Tensor, start: Tensor) -> float:
     """A damping that a user need not think about: λ at a stationary point, 3 λ short of one.
 
     Where training stopped early the loss still has a slope, and its curvature changes along the
@@ -125,7 +137,7 @@ def choose_damping(l2: float, rows: GradientRows, theta: Tensor, start: Tensor) 
 
     Args:
         l2: λ of the training.
-        rows: The training samples' gradients.
+        slope: ḡ, the training samples' mean gradient [d].
         theta: θ* [d].
         start: θ₀ [d].
 
@@ -138,7 +150,6 @@ def choose_damping(l2: float, rows: GradientRows, theta: Tensor, start: Tensor) 
             "the training had no λ (train.l2 is 0), so that nothing sets its scale",
             "Give one with --damping; 0.01 to 0.1 suit a mean loss in nats",
         )
-    slope = rows.sum(torch.full((1, rows.n), 1 / rows.n).to(theta))[0]
     pull = l2 * (theta - start)
     stationary = float((slope + pull).norm()) <= 0.05 * float(slope.norm() + pull.norm())
     return l2 if stationary else 3 * l2

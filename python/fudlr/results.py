@@ -21,7 +21,7 @@ from fudlr.config import dump_config
 from fudlr.data import Interactions, Samples
 from fudlr.debias import Result
 from fudlr.files import atomic_folder, check_replaceable
-from fudlr.influence import VALIDATION_LOSS
+from fudlr.gradients import VALIDATION_LOSS
 from fudlr.report import ReportData, save_report_data, write_report
 from fudlr.request import Answer
 

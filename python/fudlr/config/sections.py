@@ -209,8 +209,8 @@ class DebiasConfig(Record):
     """Absolute, added once to the curvature; without it, chosen from the λ of training."""
     solver: Name = "auto"
     """A solver's name; `auto` is the curvature's closed form where it has one, else `cg`."""
-    max_steps: Count = 20
-    """Iterations of the solver."""
+    max_steps: Count | None = None
+    """Iterations of the solver; without it, those that were measured to be enough."""
     update: Literal["one_step", "kept_curvature", "series", "newton"] = "one_step"
     """How masked samples are taken out; see docs/method.md."""
     series_order: Annotated[int, Field(ge=2, le=4)] = 3
@@ -222,12 +222,21 @@ class DebiasConfig(Record):
     """What becomes of the slope that training left at θ*: retraining leaves it too, or descends."""
     calibration: Annotated[int, Field(ge=0)] = 512
     """Samples whose cross-layer products scale an update whose curvature has none; 0 refuses it."""
+    candidates: Literal["all", "random", "stratified", "popularity", "loss", "group"] = "all"
+    """Which samples are scored and may be removed, where there is no store."""
     candidate_share: Share = 1.0
-    """Share of the training samples that may be removed, drawn at random."""
+    """Their share of the training samples; below 1 for all strategies but `all`."""
     also: tuple[Name, ...] = ()
-    """Further metrics whose influences are written beside the objective's."""
-    rows: Literal["memory", "stream"] = "memory"
-    """Per-sample gradients kept (n · d numbers), or computed again for each product."""
+    """Further metrics whose influences are written beside the objective's, or `val_loss`."""
+    rows: Literal["auto", "store", "memory", "stream"] = "auto"
+    """Per-sample gradients as the run's store has them, kept whole (n · d numbers), or computed
+    again for each product. `auto`: the store where it can answer, else in memory."""
+    polish: bool = False
+    """For the chosen mask, go on from the sketches' update with whole gradients."""
+    polish_steps: Count = 3
+    """Steps of that; each multiplies with the gradients of all samples, an epoch's work."""
+    polish_share: Share = 1.0
+    """Share of the samples, at random, that stand for the curvature there."""
     curve: tuple[Share, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
     """Budgets of the trade-off curve; empty for none."""
     heldout: bool = True
@@ -241,4 +250,15 @@ class DebiasConfig(Record):
     def _something_to_steer(self) -> Self:
         if self.lambda_fair == 0 and self.lambda_acc == 0:
             raise ValueError("lambda_fair and lambda_acc should not both be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _share_of_candidates(self) -> Self:
+        if self.candidates == "all" and self.candidate_share < 1:
+            raise ValueError(
+                "candidates should say which samples candidate_share is a share of: random, "
+                "stratified, popularity, loss or group"
+            )
+        if self.candidates != "all" and self.candidate_share == 1:
+            raise ValueError(f"candidate_share should be below 1 with candidates {self.candidates}")
         return self

@@ -107,6 +107,12 @@ class Recommender(ABC):
             part = samples.take(np.arange(start, min(start + size, len(samples))))
             yield self.collate(part, scoring)
 
+    def losses(self, samples: Samples, size: int = 256) -> Tensor:
+        """ℓ_i [n] of `samples`, as `evaluate`; scores are not kept."""
+        cuts = [np.arange(s, min(s + size, len(samples))) for s in range(0, len(samples), size)]
+        parts = [self.evaluate(samples.take(index), size)[1] for index in cuts]
+        return torch.cat(parts) if parts else torch.empty(0, device=self.device)
+
     def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
         """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients."""
         was_training = self.model.training

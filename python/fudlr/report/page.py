@@ -71,6 +71,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "groups": [table for table in (by_target(data), by_user(data)) if table],
         "stages": list(stage_rows(summary)),
         "seconds": plots.seconds(cost(summary)),
+        "solver": list(_flat(section(summary, "solver"))),
         "config": list(_flat(section(summary, "config"))),
         "versions": list(_flat(section(summary, "versions"))),
         "seed": summary.get("seed"),

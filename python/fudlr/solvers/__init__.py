@@ -14,6 +14,7 @@ from fudlr.solvers.cg import solve_cg
 from fudlr.solvers.direct import Invertible, solve_direct
 from fudlr.solvers.lanczos import solve_dampings, solve_lanczos
 from fudlr.solvers.lissa import solve_lissa
+from fudlr.solvers.sampled import sampled_preconditioner
 from fudlr.solvers.woodbury import solve_woodbury
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Solve",
     "Status",
     "make_solver",
+    "sampled_preconditioner",
     "solve_cg",
     "solve_dampings",
     "solve_direct",

@@ -10,6 +10,7 @@ from fudlr.store.reader import Store
 from fudlr.store.recorder import Recorder
 from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
+from fudlr.store.space import Space, sketch_space
 from fudlr.store.spec import Binding, fingerprint, model_fingerprint
 from fudlr.store.writer import StoreWriter
 
@@ -22,6 +23,7 @@ __all__ = [
     "PrincipalAccumulator",
     "Projection",
     "Recorder",
+    "Space",
     "Store",
     "StoreError",
     "StoreWriter",
@@ -32,4 +34,5 @@ __all__ = [
     "model_fingerprint",
     "random_projection",
     "record_rows",
+    "sketch_space",
 ]

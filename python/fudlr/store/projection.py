@@ -105,7 +105,7 @@ class Projection:
             left, right = self._pair(block.name, flat)
             gradient = gradient if left is None else left @ gradient
             gradient = gradient if right is None else gradient @ right.T
-            self._part(out, block).copy_(gradient)
+            self.part(out, block).copy_(gradient)
         return out
 
     def lift(self, sketch: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Projection:
         out = sketch.new_zeros(sketch.shape[0], self.d)
         for block in self.blocks:
             a, b = block.shape
-            part = self._part(sketch, block)
+            part = self.part(sketch, block)
             left, right = self._pair(block.name, sketch)
             part = part if left is None else left.T @ part
             part = part if right is None else part @ right
@@ -226,7 +226,8 @@ class Projection:
         )
 
     @staticmethod
-    def _part(sketch: Tensor, block: Block) -> Tensor:
+    def part(sketch: Tensor, block: Block) -> Tensor:
+        """A matrix's part of sketches `[k, p]`, a view `[k, q_l, q_r]`."""
         size = block.sketch_shape[0] * block.sketch_shape[1]
         part = sketch[:, block.sketch_start : block.sketch_start + size]
         return part.unflatten(1, block.sketch_shape)

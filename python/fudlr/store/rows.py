@@ -51,6 +51,14 @@ class GradientRows(Protocol):
         ...
 
 
+class KeptRows(GradientRows, Protocol):
+    """Rows that are kept, and can be looked at."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """The rows at `index` `[m]`, `[m, d]`."""
+        ...
+
+
 class RowEngine(Protocol):
     """What recomputed rows ask of an engine; `fudlr_ext.Engine` has it."""
 
@@ -128,6 +136,10 @@ class MemoryRows:
             check_columns(weights[None], self.n, "weights", "n")
             dots = dots * weights
         return self.sum(dots) / self.n
+
+    def take(self, index: Tensor) -> Tensor:
+        """The rows at `index` `[m]`, `[m, d]`."""
+        return self.matrix[index]
 
 
 class StreamedRows:

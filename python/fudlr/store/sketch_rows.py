@@ -87,6 +87,10 @@ class StoredRows:
         sums = self._pass(vectors.float().contiguous(), weights[None].float(), None)
         return (sums / self.n).to(vectors.dtype)
 
+    def take(self, index: Tensor) -> Tensor:
+        """The rows at `index` `[m]` as float32, `[m, p]`."""
+        return self.store.read(self.order[index])
+
     def load(self) -> MemoryRows:
         """All rows as one float32 matrix in memory, for a store that is small."""
         matrix = torch.empty(self.n, self.d)

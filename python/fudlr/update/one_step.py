@@ -15,6 +15,7 @@ as well, and goes towards the minimum without the samples: θ* + H⁻¹ ((1/n) G
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ def removal_update(
     *,
     n: int | None = None,
     slope: Tensor | None = None,
+    lift: Callable[[Tensor], Tensor] | None = None,
     force: bool = False,
 ) -> Update:
     """Take the effect of the masked samples out of `theta`.
@@ -75,17 +77,20 @@ def removal_update(
         n: Training samples, the divisor of the loss; `rows.n` by default, which is wrong where
             `rows` are only a part of them.
         slope: ∇L(θ*) `[d]` with its λ part, to be descended too; held where None.
+        lift: From the rows' space `[k, p]` to the adapter's `[k, d]`, where rows are sketches; its
+            transpose must have made them, with orthonormal rows (see `store.Space`).
         force: Go on where the shift is larger than `DESTRUCTIVE_SHIFT`.
 
     Raises:
         DataError: Shapes that do not fit, or a mask outside of [0, 1].
         NumericalError: Something is not finite, or the shift would destroy the adapter.
     """
-    _check_inputs(theta, rows, mask)
+    _check_inputs(theta, theta.numel() if lift else rows.d, mask, rows.n)
     weights = mask.to(theta.dtype)[None]
     right = rows.sum(weights) / (rows.n if n is None else n)
     solution = solve(right if slope is None else right - slope)
-    return finish(theta, solution.x[0], solution, force=force)
+    shift = lift(solution.x) if lift else solution.x
+    return finish(theta, shift[0], solution, force=force)
 
 
 def finish(theta: Tensor, delta: Tensor, solution: Solution, *, force: bool = False) -> Update:
@@ -122,10 +127,10 @@ def _check_shift(relative: float, force: bool) -> str:
     return f"The update is doubtful: {found}. {remedy}."
 
 
-def _check_inputs(theta: Tensor, rows: GradientRows, mask: Tensor) -> None:
-    if theta.shape != (rows.d,) or mask.shape != (rows.n,):
+def _check_inputs(theta: Tensor, d: int, mask: Tensor, n: int) -> None:
+    if theta.shape != (d,) or mask.shape != (n,):
         raise DataError(
-            f"an update needs theta [{rows.d}] and a mask [{rows.n}] to fit the gradients",
+            f"an update needs theta [{d}] and a mask [{n}] to fit the gradients",
             f"theta {tuple(theta.shape)}, mask {tuple(mask.shape)}",
             "Give both for the same samples and adapter as the rows",
         )

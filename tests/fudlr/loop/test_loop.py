@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from fudlr import load_run, verify_result, write_result
+from fudlr.candidates import sample_candidates
 from fudlr.train import train_adapter
 
 
@@ -132,10 +133,12 @@ def test_objectives_steer_different_samples(run_folder):
 
 
 def test_candidates_alone_are_removed(run_folder):
-    result = fudlr.debias(load_run(run_folder), candidate_share=0.2, curve=(), heldout=False)
+    result = fudlr.debias(
+        load_run(run_folder), candidates="random", candidate_share=0.2, curve=(), heldout=False
+    )
     n = len(result.mask)
     assert 0 < int(result.mask.sum()) <= int(0.1 * n)
-    allowed = fudlr.mask.sample_candidates(n, 0.2, result.config.seed)
+    allowed = sample_candidates(n, 0.2, result.config.seed)
     assert set(result.mask.nonzero().flatten().tolist()) <= set(allowed.tolist())
 
 

@@ -7,7 +7,8 @@ import torch
 from bed import L2, N, Popularity, Side
 from fudlr.curvature import EmpiricalFisher
 from fudlr.errors import DataError, NumericalError, UsageError
-from fudlr.influence import VALIDATION_LOSS, influence, metric_gradients
+from fudlr.gradients import VALIDATION_LOSS, metric_gradients
+from fudlr.influence import influence
 from fudlr.solvers import Status, make_solver
 from fudlr.store import MemoryRows
 from fudlr.update import LARGE_SHIFT, removal_update

@@ -1,0 +1,93 @@
+"""A forward pass whose graph is kept: its outputs now, Jᵀ c for any cotangents c later.
+
+What hangs on the outputs of many batches together (a metric over all users) needs all of them
+before any cotangent is known. Keeping the graphs saves the second forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext.collect import Collector, no_gradient
+from fudlr_ext.curvature import Forward, as_tuple
+from fudlr_ext.errors import EngineError
+from fudlr_ext.layers import Layout
+from fudlr_ext.passes import capturing
+from fudlr_ext.sinks import Sums
+
+
+class Pullback:
+    """One batch's outputs and the way back from them; see `Engine.pullback`.
+
+    Attributes:
+        outputs: What `forward` returned, detached, as a tuple.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, forward: Forward, batch: Any) -> None:
+        self._layout = layout
+        with capturing(model, layout) as self._tape:
+            self._graph: tuple[Tensor, ...] | None = as_tuple(forward(model, batch))
+        self.outputs = tuple(tensor.detach() for tensor in self._graph)
+        self._versions = self._weight_versions()
+
+    def vjp(self, cotangents: Tensor | tuple[Tensor, ...], *, keep: bool = False) -> Tensor:
+        """Return Σ cotangent · ∂outputs/∂θ for k cotangents, [k, d].
+
+        Args:
+            cotangents: [k, ...outputs], one such tensor for every output tensor.
+            keep: Whether the graph is needed again; freed otherwise.
+
+        Raises:
+            EngineError: Cotangents that do not fit, a graph that was freed, or an adapter that
+                changed since the forward pass.
+            NoGradientError: The outputs do not hang on the adapter.
+        """
+        graph = self._checked_graph()
+        cotangents = as_tuple(cotangents)
+        shapes = [list(tensor.shape) for tensor in graph]
+        found = [list(tensor.shape) for tensor in cotangents]
+        counts = {shape[0] if shape else -1 for shape in found}
+        if [shape[1:] for shape in found] != shapes or len(counts) != 1:
+            raise EngineError(
+                f"vjp: cotangents [k, ...] were expected for outputs of the shapes {shapes}",
+                f"their shapes are {found}",
+                "Give one tensor for each output, with the same k in front of all",
+            )
+        wanted = [i for i, tensor in enumerate(graph) if tensor.requires_grad]
+        if not wanted:
+            raise no_gradient([layer.name for layer in self._layout.layers], self._layout)
+        k = counts.pop()
+        layout = self._layout
+        result = torch.empty(k, layout.d, dtype=layout.dtype, device=layout.device)
+        one = torch.ones(1, 1, dtype=layout.dtype, device=layout.device)
+        with torch.inference_mode(False):
+            for j in range(k):
+                total = Sums(one)
+                self._tape.backward(
+                    [graph[i] for i in wanted],
+                    [cotangents[i][j].to(graph[i]) for i in wanted],
+                    Collector(layout, [total], None),
+                    keep=keep or j + 1 < k,
+                )
+                result[j] = total.result()[0]
+        if not keep:
+            self._graph = None
+        return result
+
+    def _checked_graph(self) -> tuple[Tensor, ...]:
+        asked = "cotangents were to be taken back through a forward pass"
+        if self._graph is None:
+            raise EngineError(asked, "its graph was freed", "Give keep=True until the last time")
+        if self._weight_versions() != self._versions:
+            raise EngineError(
+                asked,
+                "the adapter's weights changed since, and the way back would use the new ones",
+                "Make the pullback anew after load() or a training step",
+            )
+        return self._graph
+
+    def _weight_versions(self) -> list[int]:
+        return [parameter._version for parameter in self._layout.parameters()]

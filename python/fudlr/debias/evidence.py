@@ -1,0 +1,267 @@
+"""The training samples' gradients for a request: from a store, or taken anew.
+
+A store answers without the training data: rows and curvature are its sketches. Without one, whole
+gradients are computed, of all samples or of candidates, and kept, or computed again for each
+product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fudlr.batches import Batches
+from fudlr.candidates import Candidacy, choose_candidates
+from fudlr.curvature import EmpiricalFisher, Parts
+from fudlr.debias.job import Job
+from fudlr.errors import UsageError
+from fudlr.removal import Removal, Trained
+from fudlr.request import choose_damping
+from fudlr.solvers import Solve, make_solver, sampled_preconditioner
+from fudlr.store import (
+    GradientRows,
+    Space,
+    Store,
+    StoredRows,
+    StoreError,
+    StreamedRows,
+    record_rows,
+    sketch_space,
+)
+from fudlr.update import Update, removal_update
+
+SKETCH_STEPS = 20
+"""Largest number of steps in sketch space; 5 or 6 meet the tolerance on MovieLens-100k."""
+SKETCH_TOLERANCE = 0.01
+"""Relative residual: influences then agree with the exact solve's to a correlation of .9999."""
+LOADED_BYTES = 2**30
+"""Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
+PRECONDITIONER_ROWS = 512
+"""Rows that the preconditioner is made from: 256 take a step more, 1,024 cost three steps."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Rows of gradients, and H⁻¹ in their space.
+
+    Attributes:
+        source: `store`, `memory` or `stream`.
+        space: The rows and the way to the adapter's parameters.
+        damping: Of H.
+        solve: H⁻¹ in that space, for scores and update alike.
+        remove: Takes the samples of a mask `[n]` out of θ*.
+        warnings: Why it is not what was asked for, if so.
+        about: Facts for the summary.
+    """
+
+    source: str
+    space: Space
+    damping: float
+    solve: Solve
+    remove: Callable[[Tensor], Update]
+    warnings: list[str] = field(default_factory=list)
+    about: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows, and the mean gradient that the damping is chosen by, before any solver."""
+
+    source: str
+    space: Space
+    slope: Callable[[], Tensor]
+    warnings: list[str]
+    about: dict[str, object]
+
+
+def gather(job: Job) -> _Found:
+    """The rows that the options ask for; a store's are opened, others computed.
+
+    Raises:
+        UsageError: A store was asked for and there is none, or cannot answer these options.
+        StoreError: The store is damaged, or belongs to another adapter.
+    """
+    warnings: list[str] = []
+    store = _open_store(job, warnings)
+    if store is not None:
+        return _from_store(job, store, warnings)
+    return _from_model(job, warnings)
+
+
+def solvers(job: Job, found: _Found) -> Evidence:
+    """The damping and H⁻¹ for rows that were gathered."""
+    run, config = job.run, job.config
+    damping = config.damping or choose_damping(
+        run.config.train.l2, found.slope(), run.theta, run.start
+    )
+    about = {"rows": found.source, **found.about}
+    space = found.space
+    if found.source == "store":
+        solve = _sketch_solver(job, space, damping)
+        remove = _one_step(job, space, solve)
+    else:
+        removal = _removal(job, space, damping)
+        solve = removal.solve
+        remove = removal.update if space.index is None else _one_step(job, space, solve)
+    return Evidence(found.source, space, damping, solve, remove, found.warnings, about)
+
+
+def _one_step(job: Job, space: Space, solve: Solve) -> Callable[[Tensor], Update]:
+    """θ* + (1/n) H⁻¹ Gᵀ m where rows are sketches, or of candidates alone."""
+
+    def remove(mask: Tensor) -> Update:
+        lift = None if space.projection is None else space.lift
+        rows, theta = space.rows, job.run.theta
+        return removal_update(theta, rows, space.of_rows(mask), solve, n=space.total, lift=lift)
+
+    return remove
+
+
+def _open_store(job: Job, warnings: list[str]) -> Store | None:
+    """The store to answer from; None where none is wanted or, in `auto`, none can."""
+    wanted = job.config.rows
+    if wanted not in ("auto", "store"):
+        return None
+    unfit = _unfit(job)
+    if unfit and wanted == "auto":
+        return None
+    asked = "a request was to be answered from a store (debias.rows: store)"
+    if unfit:
+        raise UsageError(asked, unfit, "Leave that option out, or set debias.rows to memory")
+    try:
+        store = job.run.store()
+        if store is not None:
+            store.places(torch.from_numpy(job.run.split.train.ids))
+    except StoreError as error:
+        if wanted == "store":
+            raise
+        warnings.append(
+            f"The run's store was not used: {error.found}. All gradients were computed anew. "
+            "Record again with `fudlr record`, or set debias.rows to memory."
+        )
+        return None
+    if store is None and wanted == "store":
+        raise UsageError(asked, "the run has none", "Make one with `fudlr record`")
+    return store
+
+
+def _unfit(job: Job) -> str:
+    """Why sketches cannot answer what is asked; empty where they can."""
+    config = job.config
+    if config.curvature != "empirical_fisher":
+        return f"the curvature {config.curvature} is a product through the model, not with rows"
+    if config.update != "one_step" or config.slope != "hold":
+        return f"the update {config.update} (slope {config.slope}) needs whole gradients"
+    if config.solver not in ("auto", "cg"):
+        return f"the solver {config.solver} is not for sketches"
+    if config.candidates != "all":
+        return f"candidates are {config.candidates}, and are for requests without a store"
+    return ""
+
+
+def _from_store(job: Job, store: Store, warnings: list[str]) -> _Found:
+    projection = store.projection()
+    if projection is None:
+        raise StoreError(
+            f"the store {store.folder} was to answer a request",
+            "it does not say how its rows were projected",
+            "Record it with `fudlr record`",
+        )
+    rows = StoredRows(store, torch.from_numpy(job.run.split.train.ids))
+    small = 4 * rows.n * rows.d <= LOADED_BYTES
+    space = sketch_space(rows.load() if small else rows, projection)
+    facts = store.facts()
+    about = {"kept": store.kept, "dimension": store.dim, "dtype": store.spec.dtype}
+    return _Found(
+        "store",
+        space,
+        lambda: _mean_sketch(space) if facts is None else facts.mean_gradient.to(job.run.theta),
+        warnings,
+        about,
+    )
+
+
+def _mean_sketch(space: Space) -> Tensor:
+    """What is left of the mean gradient in the sketches, where the whole was not kept."""
+    weights = torch.full((1, space.rows.n), 1 / space.rows.n)
+    return space.lift(space.rows.sum(weights))[0]
+
+
+def _from_model(job: Job, warnings: list[str]) -> _Found:
+    run = job.run
+    samples = run.split.train
+    config = job.config
+    index = choose_candidates(
+        config.candidates, config.candidate_share, config.seed, _candidacy(job)
+    )
+    if index is not None and config.update != "one_step":
+        raise UsageError(
+            f"the update {config.update} was asked for with candidates {config.candidates}",
+            "only candidates' gradients are taken, and it needs those of all samples",
+            "Set debias.update to one_step, or debias.candidates to all",
+        )
+    scored = samples if index is None else samples.take(index.numpy())
+    rows: GradientRows
+    source = "stream" if config.rows == "stream" else "memory"
+    if source == "stream":
+        rows = StreamedRows(*job.face, job.batches(samples=scored))
+    else:
+        rows = record_rows(*job.face, job.batches("gradients of the samples", scored))
+    about: dict[str, object] = {}
+    if index is not None:
+        about["candidates"] = {"strategy": config.candidates, "samples": len(index)}
+
+    def slope() -> Tensor:
+        return rows.sum(torch.full((1, rows.n), 1 / rows.n).to(run.theta))[0]
+
+    return _Found(source, Space(rows, len(samples), None, index), slope, warnings, about)
+
+
+def _candidacy(job: Job) -> Candidacy:
+    run, samples = job.run, job.run.split.train
+    of_user = torch.full((run.interactions.n_users,), -1, dtype=torch.int64)
+    of_user[torch.from_numpy(job.valid.samples.user)] = job.valid.side.user_group
+    return Candidacy(
+        popularity=torch.from_numpy(run.split.popularity[samples.target]),
+        groups=of_user[torch.from_numpy(samples.user)],
+        losses=lambda: run.recommender.losses(samples, job.config.batch),
+    )
+
+
+def _removal(job: Job, space: Space, damping: float) -> Removal:
+    """Curvature, solver and update rule of the options, with whole gradients."""
+    run, samples = job.run, job.run.split.train
+    scored = samples if space.index is None else samples.take(space.index.numpy())
+    engine, forward, loss = job.face
+    parts = Parts(
+        engine=engine,
+        forward=forward,
+        loss=loss,
+        batches=job.batches(samples=scored),
+        rows=space.rows,
+        draw=getattr(run.recommender, "draw_labels", None),
+        seed=job.config.seed,
+    )
+    trained = Trained(run.theta, run.start, run.config.train.l2, damping)
+
+    def batches_of(index: Tensor) -> Batches:
+        return job.batches(samples=scored.take(index.numpy()))
+
+    return Removal(job.config, parts, space.rows, batches_of, trained)
+
+
+def _sketch_solver(job: Job, space: Space, damping: float) -> Solve:
+    """H⁻¹ in sketch space: conjugate gradients, preconditioned with a sample of the rows."""
+    every = max(1, space.rows.n // PRECONDITIONER_ROWS)
+    part = space.rows.take(torch.arange(0, space.rows.n, every))  # type: ignore[attr-defined]
+    return make_solver(
+        EmpiricalFisher(space.rows),
+        damping,
+        "cg",
+        max_steps=job.config.max_steps or SKETCH_STEPS,
+        tolerance=SKETCH_TOLERANCE,
+        preconditioner=sampled_preconditioner(part, damping),
+    )

@@ -1,0 +1,50 @@
+"""Held-out users: an update judged by users that its own gradient had no part in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fudlr.data import holdout_users
+from fudlr.debias.evidence import Evidence
+from fudlr.debias.job import Job
+from fudlr.debias.summary import intervals
+from fudlr.evaluation import Measured
+from fudlr.metrics import bootstrap, evaluate
+from fudlr.metrics.pairwise import pairwise
+from fudlr.request import answer, score_samples
+
+
+def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
+    """Twofold cross-fitting: each user is judged by an update that its own gradient had no part in.
+
+    The curvature is of the training samples and serves both halves; scores, mask and update are
+    made anew for each. The halves' scores are joined before anything is measured, so that group
+    metrics are over as many users as everywhere else.
+    """
+    run, config = job.run, job.config
+    scores, losses = torch.empty_like(before.scores), torch.empty_like(before.losses)
+    valid_losses = torch.empty(len(job.valid.samples))
+    halves = holdout_users(job.valid.samples, 0.5, config.seed)
+    with job.clock.stage("held-out users"):
+        for own, other in (halves, halves[::-1]):
+            run.engine.load(run.theta)
+            gradients = job.gradients(job.valid.take(own))
+            scored = score_samples(evidence.space, gradients, job.objective, evidence.solve, config)
+            found = answer(scored, config.budget, evidence.remove)
+            run.engine.load(found.update.theta)
+            part = torch.from_numpy(other)
+            test, valid = job.test.take(other).samples, job.valid.take(other).samples
+            scores[part], losses[part] = run.recommender.evaluate(test, config.batch)
+            valid_losses[part] = run.recommender.evaluate(valid, config.batch)[1]
+        figures = evaluate(scores, job.test.side) | pairwise(scores, job.test.side)
+        figures |= {"val_loss": float(valid_losses.mean()), "test_loss": float(losses.mean())}
+        drawn = bootstrap(
+            {"before": before.scores, "after": scores}, job.test.side, seed=config.seed
+        )
+    return {
+        "before": before.metrics,
+        "after": figures,
+        "intervals": intervals(drawn, {"after": "change"}),
+    }

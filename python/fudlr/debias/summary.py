@@ -1,0 +1,107 @@
+"""The figures of a request as one dictionary, and what a person should know of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fudlr.config import DebiasConfig, to_plain
+from fudlr.debias.evidence import Evidence
+from fudlr.debias.job import Job
+from fudlr.evaluation import Measured
+from fudlr.metrics import METRICS, bootstrap, permutation_null
+from fudlr.metrics.pairwise import DIRECTIONS
+from fudlr.request import Answer
+from fudlr.run import versions
+
+NEEDED = ("sample gradients", "metric gradients", "scores", "update")
+"""Stages without which there is no updated adapter; what the method costs."""
+ASKED = ("polish",)
+"""Stages that change the adapter where they were asked for."""
+
+
+def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
+    """Seconds of the needed stages, and their share of the training's."""
+    stages = [*NEEDED, *(stage for stage in ASKED if stage in seconds)]
+    needed = sum(seconds[stage] for stage in stages)
+    return {
+        "seconds": needed,
+        "stages": stages,
+        "training_seconds": training or None,
+        "share_of_training": needed / training if training else None,
+    }
+
+
+def summarise(
+    job: Job, evidence: Evidence, found: Answer, before: Measured, after: Measured
+) -> dict[str, Any]:
+    """The figures of `summary.json` that need no further step."""
+    side, seed = job.test.side, job.config.seed
+    with job.clock.stage("intervals"):
+        drawn = bootstrap({"before": before.scores, "after": after.scores}, side, seed=seed)
+        null = permutation_null(before.scores, side, seed=seed)
+    soft = {metric.name: metric.soft_key for metric in job.metrics}
+    predicted = {
+        soft.get(name, name): before.metrics[soft.get(name, name)] + change
+        for name, change in found.scored.predicted(found.mask).items()
+    }
+    config = job.run.config.model_copy(update={"debias": job.config})
+    return {
+        "objective": str(job.objective),
+        "before": before.metrics,
+        "after": after.metrics,
+        "predicted": predicted,
+        "intervals": intervals(drawn, {"after": "change"}),
+        "null": {
+            name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
+            for name, n in null.items()
+        },
+        "directions": directions(before.metrics, side.k),
+        "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
+        "update": {"rule": job.config.update, **found.update.details},
+        "solver": {
+            "damping": evidence.damping,
+            "steps": found.update.solution.steps,
+            "residual": float(found.update.solution.residuals.max()),
+            "score_steps": found.scored.influence.solution.steps,
+            "score_residual": float(found.scored.influence.solution.residuals.max()),
+            "relative_shift": found.update.relative_shift,
+            **evidence.about,
+        },
+        "config": to_plain(config),
+        "versions": versions(),
+        "seed": job.run.config.seed,
+    }
+
+
+def intervals(
+    drawn: dict[str, dict[str, Any]], changes: dict[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Bootstrap intervals in the summary's form; `changes` renames the paired differences."""
+    named: dict[str, dict[str, list[float]]] = {}
+    for name, values in drawn.items():
+        later, _, first = name.partition(" - ")
+        key = changes.get(later) if first else name
+        if key:
+            named[key] = {metric: [v.low, v.high] for metric, v in values.items()}
+    return named
+
+
+def directions(figures: dict[str, float], k: int) -> dict[str, str]:
+    """`lower` or `higher`, which is better, for every figure."""
+    better = {"val_loss": "lower", "test_loss": "lower", **DIRECTIONS}
+    for metric in METRICS.values():
+        word = "lower" if metric.lower_is_better else "higher"
+        better[metric.soft_key] = better[metric.hard_key(k)] = word
+    return {name: better[name] for name in figures if name in better}
+
+
+def judge(config: DebiasConfig, before: Measured, after: Measured) -> list[str]:
+    """What a person should know of the update's effect before using it."""
+    rise = after.metrics["val_loss"] / before.metrics["val_loss"] - 1
+    if rise <= config.max_loss_rise:
+        return []
+    return [
+        f"The update raises the validation loss by {rise:.1%}, more than the "
+        f"{config.max_loss_rise:.1%} that was allowed: it costs accuracy. Remove fewer samples, "
+        "raise lambda_acc, or raise the damping."
+    ]

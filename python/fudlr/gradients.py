@@ -1,0 +1,248 @@
+"""Gradients of metrics over many users, and of their mean loss, in one pass over the users.
+
+    ∇F_j(θ) = Σ_users (∂scores_u/∂θ)ᵀ ∂F_j/∂scores_u
+
+∂F_j/∂scores_u hangs on all users together (group means, entropies), so that nothing can go back
+before every user is scored. The forward passes' graphs are kept until then where they fit into
+memory; where they do not, each batch is run again. Both are exact, and never a sample of the users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fudlr.data import Samples
+from fudlr.errors import DataError, NumericalError, UsageError
+from fudlr.recommenders import Recommender
+
+VALIDATION_LOSS = "val_loss"
+"""Name of the mean loss of the prompts among the gradients."""
+GRAPH_BYTES = 2 * 2**30
+"""Memory that kept graphs may take; beyond it each batch is run a second time."""
+
+Progress = Callable[[int, int], None]
+
+
+class Surrogate(Protocol):
+    """A metric as far as its gradient goes."""
+
+    @property
+    def name(self) -> str:
+        """Key of the metric in results."""
+        ...
+
+    def surrogate(self, scores: Tensor, side: Any) -> Tensor:
+        """Differentiable value, a scalar, from scores `[n, M]`."""
+        ...
+
+
+class Pullback(Protocol):
+    """A forward pass that can be gone back."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it gave, detached."""
+        ...
+
+    def vjp(self, cotangents: Any) -> Tensor:
+        """Gradients `[k, d]` of whatever hangs on the outputs with k `cotangents` each."""
+        ...
+
+
+class PullbackEngine(Protocol):
+    """What metric gradients ask of an engine; `fudlr_ext.Engine` has it."""
+
+    def pullback(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> Pullback:
+        """Run `forward` and keep its graph."""
+        ...
+
+
+class MetricGradient(NamedTuple):
+    """A metric's surrogate value, and its gradient over the adapter, `[d]`."""
+
+    value: float
+    gradient: Tensor
+
+
+def metric_gradients(
+    recommender: Recommender,
+    engine: PullbackEngine,
+    samples: Samples,
+    side: Any,
+    metrics: Sequence[Surrogate],
+    *,
+    validation_loss: bool = True,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+    graph_bytes: int = GRAPH_BYTES,
+) -> dict[str, MetricGradient]:
+    """Values and gradients of metrics over many prompts, and of the prompts' mean loss.
+
+    Args:
+        recommender: Gives batches, outputs, scores and losses.
+        engine: Takes cotangents through the model.
+        samples: The n prompts.
+        side: What the metrics know of these prompts, row by row.
+        metrics: Each with a `name` and a `surrogate`.
+        validation_loss: Whether the mean loss joins them, as `VALIDATION_LOSS`; it costs a
+            backward pass of its own.
+        batch_size: Prompts a batch.
+        progress: Told the prompts done and the prompts in all, on the way back.
+        graph_bytes: Memory for kept graphs, by the first batch's; see `GRAPH_BYTES`.
+
+    Raises:
+        UsageError: Nothing to differentiate, or a name that occurs twice.
+        DataError: No prompts.
+        NumericalError: Scores, a metric's value or its gradient are not finite.
+    """
+    names = [metric.name for metric in metrics] + [VALIDATION_LOSS] * validation_loss
+    _check_request(names, len(samples))
+
+    def scores_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = recommender.forward(model, batch)
+        scores = recommender.item_scores(outputs, batch).float()
+        return scores, recommender.loss(outputs, batch).float()
+
+    batches = _Batches(recommender, samples, batch_size)
+    # The model is in memory anyway, however many graphs refer to it.
+    weights = {p.untyped_storage().data_ptr() for p in recommender.model.parameters()}
+    kept, scores, losses = _score(engine, scores_and_loss, batches, graph_bytes, weights)
+    values, through_scores = _surrogates(metrics, scores, side)
+    n, k = len(samples), len(names)
+    through_loss = losses.new_zeros(k, n)
+    if validation_loss:
+        values.append(float(losses.mean()))
+        through_loss[-1] = 1 / n
+        through_scores.append(torch.zeros_like(scores))
+    cotangents = torch.stack(through_scores)
+    total: Tensor | None = None
+    for number, (part, batch) in enumerate(batches):
+        way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
+        pulled = way.vjp((cotangents[:, part], through_loss[:, part]))
+        total = pulled if total is None else total + pulled
+        if progress is not None:
+            progress(part.stop, n)
+    assert total is not None  # there is at least one prompt
+    for name, gradient in zip(names, total, strict=True):
+        _check_finite(name, gradient)
+    return {
+        name: MetricGradient(value, gradient)
+        for name, value, gradient in zip(names, values, total, strict=True)
+    }
+
+
+class _Batches:
+    """The prompts batch by batch, collated once where the graphs are kept."""
+
+    def __init__(self, recommender: Recommender, samples: Samples, size: int) -> None:
+        self._source: Callable[[], Iterator[Any]] = lambda: recommender.batches(
+            samples, size, scoring=True
+        )
+        self._cuts = [
+            slice(start, min(start + size, len(samples))) for start in range(0, len(samples), size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __iter__(self) -> Iterator[tuple[slice, Any]]:
+        return zip(self._cuts, self._source(), strict=True)
+
+
+def _score(
+    engine: PullbackEngine,
+    forward: Callable[..., Any],
+    batches: _Batches,
+    graph_bytes: int,
+    weights: Container[int],
+) -> tuple[list[Pullback], Tensor, Tensor]:
+    """Scores and losses of all prompts; the way back from each batch, or none where too large."""
+    kept: list[Pullback] = []
+    scores, losses = [], []
+    fits = True
+    for number, (_, batch) in enumerate(batches):
+        if number == 0:
+            with _saved_bytes(weights) as sizes:
+                way = engine.pullback(forward, batch)
+            fits = sum(sizes.values()) * len(batches) <= graph_bytes
+        else:
+            way = engine.pullback(forward, batch)
+        found_scores, found_losses = way.outputs
+        scores.append(found_scores)
+        losses.append(found_losses)
+        if fits:
+            kept.append(way)
+    return kept, torch.cat(scores), torch.cat(losses)
+
+
+@contextmanager
+def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
+    """Bytes of what the graph made within keeps beside the weights, by storage."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    with hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+def _surrogates(
+    metrics: Sequence[Surrogate], scores: Tensor, side: Any
+) -> tuple[list[float], list[Tensor]]:
+    """Value and ∂value/∂scores `[n, M]` of every metric."""
+    if not bool(scores.isfinite().all()):
+        row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
+        raise NumericalError(
+            "prompts were to be scored",
+            f"the scores of prompt {row} are not finite",
+            "Look for NaN in the model's weights, or use float32",
+        )
+    values, cotangents = [], []
+    for metric in metrics:
+        leaf = scores.detach().requires_grad_()
+        value = metric.surrogate(leaf, side)
+        if value.dim() or not value.requires_grad or not bool(value.isfinite()):
+            raise NumericalError(
+                f"the gradient of {metric.name} was to be computed",
+                f"its surrogate is not a finite, differentiable scalar (it gave {value})",
+                "Write the surrogate in differentiable torch operations on the scores",
+            )
+        (cotangent,) = torch.autograd.grad(value, leaf)
+        values.append(float(value.detach()))
+        cotangents.append(cotangent)
+    return values, cotangents
+
+
+def _check_request(names: Sequence[str], n: int) -> None:
+    if not names or len(set(names)) < len(names):
+        raise UsageError(
+            "metrics were to be differentiated",
+            f"{list(names)}: none, or one of them twice",
+            "Name at least one metric, and each once",
+        )
+    if n == 0:
+        raise DataError(
+            f"the gradients of {', '.join(names)} were to be computed",
+            "there are no prompts",
+            "Give at least one validation prompt",
+        )
+
+
+def _check_finite(name: str, gradient: Tensor) -> None:
+    broken = int((~gradient.isfinite()).sum())
+    if broken:
+        raise NumericalError(
+            f"the gradient of {name} was to be used",
+            f"{broken} of its {gradient.numel()} entries are not finite",
+            "Look for a division by zero or a logarithm of zero in the metric's surrogate",
+        )

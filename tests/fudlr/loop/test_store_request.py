@@ -1,0 +1,143 @@
+"""Requests from a store: exact where nothing is projected away, refused where it is not theirs."""
+
+import fudlr
+import pytest
+import torch
+from fudlr import load_run
+from fudlr.debias import evidence
+from fudlr.errors import UsageError
+from fudlr.store import (
+    Binding,
+    Factors,
+    Projection,
+    Store,
+    StoreError,
+    StoreWriter,
+    fingerprint,
+    record_rows,
+)
+
+SHORT = {"curve": (), "heldout": False}
+
+
+def binding(run, theta):
+    same = fingerprint("same")
+    return Binding(
+        same, fingerprint(theta), same, fingerprint(torch.from_numpy(run.split.train.ids))
+    )
+
+
+def whole(shapes, mix=None):
+    """Every LoRA matrix, its left side turned by `mix(rows)` or left as it is."""
+    sides = {
+        name: Factors(left=None if mix is None else mix(shape[0])) for name, shape in shapes.items()
+    }
+    return Projection(shapes, sides, kind="gaussian")
+
+
+def with_store(folder, run, projection, theta=None):
+    """The run with a store in float32 that belongs to `theta`, its own by default."""
+    recommender, samples = run.recommender, run.split.train
+    batches = list(recommender.batches(samples, 256))
+    gradients = record_rows(run.engine, recommender.forward, recommender.loss, batches).matrix
+    made_from = binding(run, run.theta if theta is None else theta)
+    order = torch.randperm(len(gradients), generator=torch.Generator().manual_seed(0))
+    with StoreWriter(
+        folder, made_from, projection.dim, "float32", projection=projection, shard_rows=100
+    ) as writer:
+        writer.append(torch.from_numpy(samples.ids)[order], projection.project(gradients[order]))
+    run.store = lambda: Store.open(folder, binding(run, run.theta))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exact(run_folder):
+    options = {**SHORT, "rows": "memory", "max_steps": 300}
+    return fudlr.debias(load_run(run_folder), objective="arp + 0.5*hellinger", **options)
+
+
+def skewed(width):
+    generator = torch.Generator().manual_seed(width)
+    return torch.eye(width) + 0.3 * torch.randn(width, width, generator=generator) / width**0.5
+
+
+@pytest.mark.parametrize("mix", [None, skewed], ids=["as they are", "in a skewed basis"])
+def test_a_store_that_kept_everything_answers_as_the_full_method(
+    tmp_path, run_folder, exact, mix, monkeypatch
+):
+    monkeypatch.setattr(evidence, "SKETCH_TOLERANCE", 1e-5)
+    run = load_run(run_folder)
+    run = with_store(tmp_path / "store", run, whole(run.engine.shapes, mix))
+    found = fudlr.debias(run, objective="arp + 0.5*hellinger", rows="store", max_steps=300, **SHORT)
+    assert found.summary["solver"]["rows"] == "store"
+    mine, other = found.answer.scored.influence.values, exact.answer.scored.influence.values
+    assert (mine - other).norm() < 2e-3 * other.norm()
+    assert int((found.mask != exact.mask).sum()) <= 2
+    shift, true = found.answer.update.delta, exact.answer.update.delta
+    assert (shift - true).norm() < 0.02 * true.norm()
+
+
+def test_what_is_projected_away_is_not_moved(tmp_path, run_folder):
+    run = load_run(run_folder)
+    b = {name: Factors() for name in run.engine.shapes if "lora_B" in name}
+    run = with_store(tmp_path / "store", run, Projection(run.engine.shapes, b, kind="principal"))
+    found = fudlr.debias(run, **SHORT)
+    assert found.summary["solver"]["rows"] == "store"
+    for name, part in run.engine.unflatten(found.answer.update.delta).items():
+        assert bool(part.any()) == ("lora_B" in name), name
+    assert found.after.metrics["arp"] < found.before.metrics["arp"]
+
+
+def test_a_store_of_another_adapter_is_refused_or_passed_over(tmp_path, run_folder):
+    run = load_run(run_folder)
+    run = with_store(tmp_path / "store", run, whole(run.engine.shapes), theta=run.theta + 1)
+    with pytest.raises(StoreError, match="adapter"):
+        fudlr.debias(run, rows="store", **SHORT)
+    found = fudlr.debias(run, **SHORT)
+    assert found.summary["solver"]["rows"] == "memory"
+    assert any("another adapter" in said or "adapter" in said for said in found.summary["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"curvature": "ggn"}, "curvature ggn"),
+        ({"solver": "woodbury"}, "solver woodbury"),
+        ({"update": "newton"}, "update newton"),
+        ({"candidates": "random", "candidate_share": 0.5}, "candidates are random"),
+    ],
+)
+def test_what_sketches_cannot_answer_is_refused(run_folder, options, why):
+    with pytest.raises(UsageError, match=why):
+        fudlr.debias(load_run(run_folder), rows="store", **SHORT, **options)
+
+
+def test_no_store_is_said(run_folder):
+    run = load_run(run_folder)
+    run.store = lambda: None
+    with pytest.raises(UsageError, match="fudlr record"):
+        fudlr.debias(run, rows="store", **SHORT)
+
+
+def test_polish_goes_on_from_the_sketches_to_the_exact_update(tmp_path, run_folder):
+    run = load_run(run_folder)
+    b = {name: Factors() for name in run.engine.shapes if "lora_B" in name}
+    run = with_store(tmp_path / "store", run, Projection(run.engine.shapes, b, kind="principal"))
+    options = {"objective": "arp", "rows": "store", **SHORT}
+    rough = fudlr.debias(run, **options)
+    fine = fudlr.debias(run, polish=True, polish_steps=8, **options)
+    assert torch.equal(rough.mask, fine.mask)
+    run.engine.load(run.theta)
+    batches = list(run.recommender.batches(run.split.train, 256))
+    face = (run.recommender.forward, run.recommender.loss)
+    g = record_rows(run.engine, *face, batches).matrix.double()
+    h = g.T @ g / len(g) + rough.summary["solver"]["damping"] * torch.eye(g.shape[1], dtype=g.dtype)
+    true = torch.linalg.solve(h, g.T @ rough.mask.double() / len(g)).float()
+    errors = [
+        float((each.answer.update.delta - true).norm() / true.norm()) for each in (rough, fine)
+    ]
+    assert errors[1] < 0.1 * errors[0]
+    about = fine.summary["solver"]["polish"]
+    assert about["residual_after"] < 0.1 * about["residual_before"]
+    assert about["relative_difference"] == pytest.approx(errors[0], rel=0.1)
+    assert "polish" in fine.summary["cost"]["stages"]
