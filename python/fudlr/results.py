@@ -1,6 +1,6 @@
 """A result as files: written whole, read back, and made into a report.
 
-DIR/adapter/       the updated adapter, peft's files
+DIR/adapter/       the updated adapter, peft's files, and a model card
 DIR/mask.parquet   one row a training sample
 DIR/summary.json   every figure
 DIR/curve.json     the trade-off curve
@@ -22,7 +22,7 @@ from fudlr.data import Interactions, Samples
 from fudlr.debias import Result
 from fudlr.files import atomic_folder, check_replaceable
 from fudlr.gradients import VALIDATION_LOSS
-from fudlr.report import ReportData, save_report_data, write_report
+from fudlr.report import ReportData, model_card, save_report_data, write_report
 from fudlr.request import Answer
 
 SHOWN_HISTORY = 10
@@ -54,6 +54,8 @@ def write_result(folder: Path, result: Result, extra: dict[str, Any] | None = No
             temporary / "config.yaml", run.config.model_copy(update={"debias": result.config})
         )
         write_report(temporary, data)
+        card = model_card(data, run.config.model.base)
+        (temporary / "adapter" / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 

@@ -14,9 +14,17 @@ from fudlr import lora
 from fudlr.debias import cost, intervals
 from fudlr.errors import DataError, UsageError
 from fudlr.evaluation import make_prompts, measure
+from fudlr.files import atomic_file
 from fudlr.metrics import bootstrap
 from fudlr.progress import StageClock
-from fudlr.report import ReportData, load_report_data, print_summary, save_report_data, write_report
+from fudlr.report import (
+    ReportData,
+    load_report_data,
+    model_card,
+    print_summary,
+    save_report_data,
+    write_report,
+)
 from fudlr.run import Run, load_run
 from fudlr.train import train_adapter
 
@@ -126,6 +134,8 @@ def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
     data = replace(data, summary=summary, curve=tuple(curve))
     save_report_data(folder, data)
     write_report(folder, data)
+    with atomic_file(folder / "adapter" / "README.md") as temporary:
+        temporary.write_text(model_card(data, run.config.model.base), encoding="utf-8")
     print_summary(summary)
     return data
 

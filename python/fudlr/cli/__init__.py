@@ -14,6 +14,7 @@ from fudlr.cli import data, store
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
 from fudlr.cli.evaluate import evaluate
+from fudlr.cli.export import export
 from fudlr.cli.options import escape
 from fudlr.cli.record import record
 from fudlr.cli.train import train
@@ -21,7 +22,7 @@ from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
 from fudlr_ext.errors import EngineError
 
-COMMANDS = (demo, train, record, debias, evaluate, verify)
+COMMANDS = (demo, train, record, debias, evaluate, verify, export)
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""

@@ -4,6 +4,7 @@ It knows summaries and tables, never tensors of the model, so that it can be mad
 files of a finished run: `write_report(folder, load_report_data(folder))`.
 """
 
+from fudlr.report.card import model_card
 from fudlr.report.data import ReportData, load_report_data, save_report_data
 from fudlr.report.page import render_report, write_report
 from fudlr.report.terminal import print_summary
@@ -11,6 +12,7 @@ from fudlr.report.terminal import print_summary
 __all__ = [
     "ReportData",
     "load_report_data",
+    "model_card",
     "print_summary",
     "render_report",
     "save_report_data",

@@ -1,0 +1,108 @@
+"""From a result to other people's training: weights, data sets, an example, a model card."""
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from fudlr.cli import EXPECTED, app
+from peft import PeftModel
+from test_recommenders_cli import OWN, TINY, fudlr
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
+    chosen = ["recommender.kind=titles", f"recommender.template={folder / 'own.yaml'}"]
+    settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
+    fudlr("train", "--data", "synthetic", "--out", folder / "run", *settings)
+    fudlr("debias", folder / "run", "--out", folder / "result", "--objective", "arp")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("FUDLR_QUIET", "1")
+
+
+def test_weights_are_those_of_the_mask(folders, tmp_path):
+    fudlr("export", folders / "result", "--out", tmp_path / "s.jsonl")
+    fudlr("export", folders / "result", "--out", tmp_path / "s.parquet")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert rows == pl.read_parquet(tmp_path / "s.parquet").to_dicts()
+    mask = pl.read_parquet(folders / "result" / "mask.parquet")
+    assert [row["weight"] for row in rows] == [1.0 - m for m in mask["mask"].to_list()]
+    assert 0 < sum(row["weight"] for row in rows) < len(rows)
+    for row, target, title in zip(rows, mask["target"], mask["target_title"], strict=True):
+        assert row["target_id"] == target
+        assert row["answer"] == f'"{title}"'
+        assert row["prompt"].startswith("Seen: ")
+        assert target not in row["history_ids"]
+
+
+def test_datasets_out(folders, tmp_path):
+    if importlib.util.find_spec("datasets") is None:
+        pytest.skip("Hugging Face's `datasets` is not installed (pip install fudlr-ext[datasets])")
+    import datasets
+
+    fudlr("export", folders / "result", "--out", tmp_path / "set")
+    fudlr("export", folders / "result", "--out", tmp_path / "s.parquet")
+    loaded = datasets.load_from_disk(str(tmp_path / "set"))
+    assert loaded.to_list() == pl.read_parquet(tmp_path / "s.parquet").to_dicts()
+
+
+def test_the_example_trains_with_the_weights(folders, tmp_path):
+    fudlr("export", folders / "result", "--out", tmp_path / "s.jsonl")
+    lines = (tmp_path / "s.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[:48]]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main = runpy.run_path(str(EXAMPLES / "train_with_weights.py"))["main"]
+    losses = main(str(tmp_path / "s.jsonl"), str(folders / "run" / "base"), str(tmp_path / "a"))
+    assert losses[1] < losses[0]
+    base = AutoModelForCausalLM.from_pretrained(folders / "run" / "base")
+    PeftModel.from_pretrained(base, str(tmp_path / "a"))
+    for row in rows:
+        row["weight"] = 0.0
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    none = main(str(tmp_path / "s.jsonl"), str(folders / "run" / "base"), str(tmp_path / "b"))
+    assert none == [0.0, 0.0]
+
+
+def test_another_ending_is_refused(folders, tmp_path):
+    out = str(tmp_path / "s.xlsx")
+    result = CliRunner().invoke(app, ["export", str(folders / "result"), "--out", out])
+    assert isinstance(result.exception, EXPECTED), result.exception
+    assert ".xlsx" in str(result.exception)
+
+
+def test_model_card_says_what_was_removed_and_what_changed(folders):
+    adapter = folders / "result" / "adapter"
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft"
+    assert front["base_model"] == "small-llama"
+    summary = json.loads((folders / "result" / "summary.json").read_text())
+    assert f"{summary['samples']['removed']} of {summary['samples']['training']:,}" in card
+    assert "`arp`" in card
+    rows = [line for line in card.splitlines() if line.startswith("| arp |")]
+    assert len(rows) == 1
+    assert "not measured" in rows[0], "nothing was retrained"
+    for metric in summary["before"]:
+        assert f"| {metric} |" in card
+
+
+@pytest.mark.parametrize("kind", ["item_tokens", "yes_no", "titles", "grounded"])
+def test_example_of_each_recommender(kind, capsys):
+    main = runpy.run_path(str(EXAMPLES / "recommender.py"))["main"]
+    main(kind)
+    said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines()[1:])
+    before, after = map(float, said["arp_soft"].split(" -> "))
+    assert after < before, "steered at popularity alone"
