@@ -17,7 +17,10 @@ TORCH_LIBRARY(fudlr, m) {
   m.def(
       "sample_sketch(Tensor left, Tensor right, Tensor offsets, Tensor? project_left, "
       "Tensor? project_right) -> Tensor");
+}
 
+// Ops without an autograd rule, for the engine's own passes.
+TORCH_LIBRARY(fudlr_trunk, m) {
   // A transformer's trunk, position by position; tangents and cotangents have k rows a position.
   // Given a primal cotangent `delta` and tangents, a backward returns its derivative along them.
   // y, (mean (x + added)² + eps)^(-1/2), x + added

@@ -122,7 +122,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr, CPU, m) {
+TORCH_LIBRARY_IMPL(fudlr_trunk, CPU, m) {
   m.impl("attention", &attention);
   m.impl("attention_tangent", &attention_tangent);
   m.impl("attention_backward", &attention_backward);

@@ -147,7 +147,7 @@ void rotate_heads(at::Tensor x, const at::Tensor& cos, const at::Tensor& sin, bo
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr, CPU, m) {
+TORCH_LIBRARY_IMPL(fudlr_trunk, CPU, m) {
   m.impl("rms_norm", &rms_norm);
   m.impl("rms_norm_tangent", &rms_norm_tangent);
   m.impl("rms_norm_backward", &rms_norm_backward);

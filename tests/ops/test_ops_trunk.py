@@ -6,7 +6,7 @@ from torch.func import jvp, vjp, vmap
 
 from fudlr_ext import _C
 
-OPS = torch.ops.fudlr
+OPS = torch.ops.fudlr_trunk
 K = 3
 LENGTHS = (5, 0, 1, 13, 9)
 
