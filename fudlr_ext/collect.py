@@ -90,6 +90,14 @@ class Collector:
                     "Keep the samples in the first dimension of every adapted layer's input",
                 )
             offsets = self._even(x)
+        elif self._n is None:  # the whole batch counts as one
+            offsets = offsets[[0, -1]]
+        elif len(offsets) != self._n + 1:
+            raise EngineError(
+                f"the gradients of {self._n} samples were asked for",
+                f"the input of {layer.name} has {len(offsets) - 1}, whose rows are not the samples",
+                "Return one loss for each row of the batch",
+            )
         self._seen.add(layer.name)
         self._add(layer.block_a, v, x, offsets)
         self._add(layer.block_b, delta, u, offsets)

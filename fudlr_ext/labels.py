@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fudlr_ext.errors import EngineError
+from fudlr_ext.trunk import only
 
 IGNORED = -100  # the label that transformers and torch.nn.functional.cross_entropy leave out
 
@@ -74,12 +75,15 @@ def label_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
     def at_labels(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (hidden,) = inputs
+        if request.served:  # the trunk computed these positions alone
+            return (hidden,)
         return (hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])),)
 
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     handle = head.register_forward_pre_hook(at_labels)
     try:
-        return model(**inputs, use_cache=False).logits
+        with only(positions, batch.get("attention_mask")) as request:
+            return model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
 

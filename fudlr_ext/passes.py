@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fudlr_ext import trunk
 from fudlr_ext.collect import Collector
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout, LoraLayer
@@ -111,7 +112,16 @@ class Tape:
             self._collector = None
         collector.finish()
 
-    def receive(self, layer: LoraLayer, x: Tensor, u: Tensor, delta: Tensor, v: Tensor) -> None:
+    def receive(
+        self,
+        layer: LoraLayer,
+        x: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        v: Tensor,
+        *,
+        offsets: Tensor | None = None,
+    ) -> None:
         """Take one use of a layer, from its node of the graph."""
         if self._collector is None:
             raise EngineError(
@@ -119,7 +129,7 @@ class Tape:
                 f"{layer.name} was reached with nothing to collect its gradients",
                 "Do not call backward() in forward() or loss(): the engine does",
             )
-        self._collector.receive(layer, x, u, delta, v)
+        self._collector.receive(layer, x, u, delta, v, offsets=offsets)
 
 
 @contextmanager
@@ -132,7 +142,7 @@ def capturing(model: nn.Module, layout: Layout) -> Iterator[Tape]:
             x, tape.anchor, layer, tape
         )
 
-    with _replaced(model, layout, forward):
+    with trunk.replaced(model, layout, tape), _replaced(model, layout, forward):
         yield tape
 
 

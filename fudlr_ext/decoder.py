@@ -1,0 +1,261 @@
+"""One decoder layer of the Llama family, forward and backward, in as few passes as there can be.
+
+    h₂ = h + O(attention(rotate(Q n), rotate(K n), V n)),  n = norm(h)
+    out = h₂ + D(silu(G m) · U m),                          m = norm(h₂)
+
+Linears that share their input are one product. Their LoRA matrices ride in it: the product is with
+M = [[W + s B A, s B], [s A, 0]], whose upper rows give y, whose lower rows give u = s A x, and
+whose upper rows from the left give both ∂x = δ (W + s B A) and v = s Bᵀ δ in the backward. Merging
+takes rank · d_in · d_out steps a pass, and saves the products of every position with B and A.
+
+Positions of all samples lie one after the other, without padding. The last layer may be asked for
+some positions only: then its queries, and all that follows them, are computed for these alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext.layers import LoraLayer
+
+ops: Any = torch.ops.fudlr_trunk
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear layer, and its adapter's part where it has one."""
+
+    base: nn.Linear
+    lora: LoraLayer | None
+
+    @property
+    def rank(self) -> int:
+        """The adapter's rank, 0 without one."""
+        return 0 if self.lora is None else self.lora.a.shape[0]
+
+
+class Joint:
+    """Linears that share their input, merged with their adapters for one pass.
+
+    Attributes:
+        upper: [Σ d_out, d_in + Σ rank], W + s B A beside s B.
+        down: [Σ d_out + Σ rank, d_in], W + s B A above s A.
+        bias: [Σ d_out], or None.
+        outs: Where each linear's outputs begin, and their end.
+        ranks: Where each adapter's columns begin, and their end.
+    """
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        first = parts[0].base.weight
+        self.d_in = first.shape[1]
+        self.outs, self.ranks = [0], [0]
+        for part in parts:
+            self.outs.append(self.outs[-1] + part.base.weight.shape[0])
+            self.ranks.append(self.ranks[-1] + part.rank)
+        self.d_out, rank = self.outs[-1], self.ranks[-1]
+        whole = first.new_empty(self.d_out + rank, self.d_in + rank)
+        whole[: self.d_out, self.d_in :].zero_()
+        for i, part in enumerate(parts):
+            rows, columns = slice(*self.outs[i : i + 2]), slice(*self.ranks[i : i + 2])
+            weight, target = part.base.weight.detach(), whole[rows, : self.d_in]
+            if part.lora is None:
+                target.copy_(weight)
+                continue
+            b = part.lora.b * part.lora.scaling
+            torch.addmm(weight, b, part.lora.a, out=target)
+            whole[rows, self.d_in + columns.start : self.d_in + columns.stop] = b
+            own = slice(self.d_out + columns.start, self.d_out + columns.stop)
+            whole[own, : self.d_in] = part.lora.a * part.lora.scaling
+        self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
+        self.bias = None
+        if any(part.base.bias is not None for part in parts):
+            self.bias = torch.cat(
+                [
+                    part.base.bias.detach()
+                    if part.base.bias is not None
+                    else first.new_zeros(part.base.weight.shape[0])
+                    for part in parts
+                ]
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [y | u] for x [T, d_in]."""
+        product = x @ self.down.t()
+        if self.bias is not None:
+            product[:, : self.d_out] += self.bias
+        return product
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """Return [∂x | v] for δ [T, Σ d_out]."""
+        return delta @ self.upper
+
+    def emit(self, tape: Any, uses: tuple[Tensor, Tensor, Tensor, Tensor], offsets: Tensor) -> None:
+        """Hand every adapter's factors over: x, u [T, Σ rank], δ [T, Σ d_out], v [T, Σ rank]."""
+        x, u, delta, v = uses
+        for i, part in enumerate(self.parts):
+            if part.lora is None:
+                continue
+            rows, columns = slice(*self.outs[i : i + 2]), slice(*self.ranks[i : i + 2])
+            tape.receive(
+                part.lora, x, u[:, columns], delta[:, rows], v[:, columns], offsets=offsets
+            )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """weight · x · (mean x² + eps)^(-1/2)."""
+
+    module: nn.Module
+    eps: float
+
+    @property
+    def weight(self) -> Tensor:
+        """[d]."""
+        return self.module.weight.detach()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a decoder layer is made of."""
+
+    module: nn.Module
+    parts: dict[str, Part]  # q, k, v, o, gate, up, down
+    norms: tuple[Norm, Norm]
+    heads: int
+    key_heads: int
+    scale: float
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter has a part in it."""
+        return any(part.lora is not None for part in self.parts.values())
+
+    def joint(self, *names: str) -> Joint:
+        """Merge these linears for one pass."""
+        return Joint([self.parts[name] for name in names])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where positions lie, and which of them are wanted after the last layer.
+
+    Attributes:
+        offsets: [n + 1], the positions of each sample.
+        limits: [T], how many positions of its sample each one sees.
+        cos: [T, head_dim].
+        sin: [T, head_dim].
+        wanted: The positions wanted, [W], each sample's in order; None: all.
+        wanted_offsets: [n + 1], those of each sample.
+    """
+
+    offsets: Tensor
+    limits: Tensor
+    cos: Tensor
+    sin: Tensor
+    wanted: Tensor | None = None
+    wanted_offsets: Tensor | None = None
+
+
+class Pass:
+    """One layer's forward pass over x [T, d], with what its backward needs."""
+
+    def __init__(self, layer: Decoder, places: Places, x: Tensor) -> None:
+        self.layer, self.places, self.x = layer, places, x
+        first, second = layer.norms
+        self.normed, self.scale, _ = ops.rms_norm(x, None, first.weight, first.eps)
+        self._project()
+        self.attended = ops.attention(*self._attention())
+        self.o = layer.joint("o")
+        self.uo = self.o.forward(self.attended)
+        residual = x if places.wanted is None else x[places.wanted]
+        self.normed2, self.scale2, self.x2 = ops.rms_norm(
+            self.uo[:, : x.shape[1]], residual, second.weight, second.eps
+        )
+        self.gate_up = layer.joint("gate", "up")
+        self.gu = self.gate_up.forward(self.normed2)
+        self.hidden = ops.swiglu(self.gu[:, : self.gate_up.d_out])
+        self.down = layer.joint("down")
+        self.ud = self.down.forward(self.hidden)
+        self.out = self.x2 + self.ud[:, : x.shape[1]]
+
+    @property
+    def offsets(self) -> Tensor:
+        """Of the positions that go on after the queries."""
+        places = self.places
+        return places.offsets if places.wanted_offsets is None else places.wanted_offsets
+
+    def _project(self) -> None:
+        places, layer = self.places, self.layer
+        if places.wanted is None:
+            self.qkv = layer.joint("q", "k", "v")
+            z = self.qkv.forward(self.normed)
+            ends = self.qkv.outs
+            ops.rotate_heads(z[:, : ends[2]], places.cos, places.sin, False)
+            self.q, self.k, self.v = (z[:, i:j] for i, j in pairwise(ends))
+            self.u = z[:, ends[-1] :]
+            return
+        self.qkv, self.only_q = layer.joint("k", "v"), layer.joint("q")
+        z = self.qkv.forward(self.normed)
+        middle, end = self.qkv.outs[1:]
+        self.k, self.v, self.u = z[:, :middle], z[:, middle:end], z[:, end:]
+        ops.rotate_heads(self.k, places.cos, places.sin, False)
+        self.some = self.normed[places.wanted]
+        self.at = (places.cos[places.wanted], places.sin[places.wanted])
+        zq = self.only_q.forward(self.some)
+        self.q, self.uq = zq[:, : self.only_q.d_out], zq[:, self.only_q.d_out :]
+        ops.rotate_heads(self.q, *self.at, False)
+
+    def _attention(self) -> tuple[Any, ...]:
+        places, layer = self.places, self.layer
+        limits = places.limits if places.wanted is None else places.limits[places.wanted]
+        sizes = (layer.heads, layer.key_heads, layer.scale)
+        return (self.q, self.k, self.v, self.offsets, places.offsets, limits, *sizes)
+
+    def backward(self, tape: Any, delta: Tensor, below: bool) -> Tensor | None:
+        """Hand all factors to the tape; return the gradient of x [T, d] where it is wanted."""
+        d, places, (first, second) = self.x.shape[1], self.places, self.layer.norms
+        e = self.down.backward(delta)
+        width = self.down.d_in
+        self.down.emit(tape, (self.hidden, self.ud[:, d:], delta, e[:, width:]), self.offsets)
+        inner = self.gate_up.d_out
+        to_gu = ops.swiglu_backward(self.gu[:, :inner], e[:, :width])
+        e = self.gate_up.backward(to_gu)
+        uses = (self.normed2, self.gu[:, inner:], to_gu, e[:, d:])
+        self.gate_up.emit(tape, uses, self.offsets)
+        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e[:, :d], delta)
+        e = self.o.backward(at_x2)
+        width = self.o.d_in
+        self.o.emit(tape, (self.attended, self.uo[:, d:], at_x2, e[:, width:]), self.offsets)
+        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e[:, :width])
+        columns = to_q.shape[1] + 2 * to_k.shape[1]
+        if places.wanted is None:
+            side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
+            turned = side[:, : columns - to_v.shape[1]]
+            ops.rotate_heads(turned, places.cos, places.sin, True)
+            e = self._back(tape, self.qkv, (self.normed, self.u, side), places.offsets)
+        else:
+            side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
+            ops.rotate_heads(to_k, places.cos, places.sin, True)
+            ops.rotate_heads(to_q, *self.at, True)
+            e = self._back(tape, self.qkv, (self.normed, self.u, side), places.offsets)
+            eq = self._back(tape, self.only_q, (self.some, self.uq, to_q), self.offsets)
+            e = e[:, :d].index_add(0, places.wanted, eq[:, :d])
+            at_x2 = torch.zeros_like(self.x).index_add_(0, places.wanted, at_x2)
+        if not below:
+            return None
+        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e[:, :d], at_x2)
+        return grad
+
+    def _back(
+        self, tape: Any, joint: Joint, uses: tuple[Tensor, Tensor, Tensor], offsets: Tensor
+    ) -> Tensor:
+        x, u, delta = uses
+        e = joint.backward(delta)
+        joint.emit(tape, (x, u, delta, e[:, joint.d_in :]), offsets)
+        return e

@@ -1,0 +1,98 @@
+"""Fused decoder layers against the model's own code, and when they are used."""
+
+import pytest
+import torch
+from engine_models import adapted, batch_of, clean, llama, plain_grads, qwen2, relative
+from torch import nn
+
+from fudlr_ext import Engine, decoder, label_logits, label_loss
+
+FACE = (label_logits, label_loss)
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The shapes of the inputs of all fused layers."""
+    shapes = []
+    start = decoder.Pass.__init__
+
+    def noted(self, layer, places, x):
+        shapes.append((x.shape[0], places.wanted))
+        start(self, layer, places, x)
+
+    monkeypatch.setattr(decoder.Pass, "__init__", noted)
+    return shapes
+
+
+# The model's own eager attention is NaN in float64 where padding comes first.
+@pytest.mark.parametrize(
+    ("attention", "side"), [("sdpa", "right"), ("sdpa", "left"), ("eager", "right")]
+)
+@pytest.mark.parametrize("base", [llama, qwen2])
+def test_equals_the_model_in_float64(used, base, attention, side):
+    torch.manual_seed(0)
+    if attention == "eager":  # whose softmax is float32: not the same, and so not used
+        model = adapted(clean(base(attn_implementation="eager")), torch.float64)
+    else:
+        model = adapted(clean(base(attn_implementation="sdpa")), torch.float64)
+    engine, batch = Engine(model), batch_of()
+    if side == "left":
+        batch = {key: value.flip(1) for key, value in batch.items()}
+        batch["labels"].fill_(-100)
+        batch["labels"][:, -2:] = batch["input_ids"][:, -2:]
+    got = engine.sample_grads(*FACE, batch)
+    assert relative(got, plain_grads(model, batch)) <= (1e-10 if attention == "sdpa" else 1e-5)
+    assert bool([s for s in used if s[0] > 5]) == (attention == "sdpa")
+
+
+def test_padding_is_left_out_and_the_last_layer_cut(used):
+    torch.manual_seed(0)
+    engine, batch = Engine(adapted(llama())), batch_of()
+    engine.sample_grads(*FACE, batch)
+    first, last = used[-2:]
+    assert first == (int(batch["attention_mask"].sum()), None)
+    assert len(last[1]) == int((batch["labels"] != -100).sum())
+
+
+def test_an_unknown_activation_is_left_to_the_model(used):
+    torch.manual_seed(0)
+    model = adapted(llama(hidden_act="gelu"))
+    batch = batch_of()
+    assert relative(Engine(model).sample_grads(*FACE, batch), plain_grads(model, batch)) <= 1e-5
+    assert all(positions == 5 for positions, _ in used)  # the probe's alone
+
+
+def test_another_mask_is_left_to_the_model(used):
+    torch.manual_seed(0)
+    model = adapted(llama(attn_implementation="sdpa"))
+    engine, batch = Engine(model), batch_of()
+    t = batch["input_ids"].shape[1]
+    window = torch.ones(t, t, dtype=torch.bool).tril().triu(-2).expand(1, 1, t, t)
+
+    def forward(model, batch):
+        n = len(batch["input_ids"])
+        given = {**batch, "attention_mask": window.expand(n, 1, t, t)}
+        return label_logits(model, given)
+
+    got = engine.sample_grads(forward, label_loss, batch)
+    assert relative(got, plain_grads(model, batch, forward=forward)) <= 1e-5
+    assert all(positions == 5 for positions, _ in used)
+
+
+def test_hooks_within_a_layer_are_called(used):
+    torch.manual_seed(0)
+    model = adapted(llama())
+    seen = []
+    attention = next(m for m in model.modules() if type(m).__name__ == "LlamaAttention")
+    handle = attention.register_forward_hook(lambda *_: seen.append(1))
+    Engine(model).sample_grads(*FACE, batch_of())
+    handle.remove()
+    assert seen
+    assert all(positions == 5 for positions, _ in used)
+
+
+def test_modules_are_left_as_they_were():
+    torch.manual_seed(0)
+    model = adapted(llama())
+    Engine(model).sample_grads(*FACE, batch_of())
+    assert not any("forward" in vars(m) for m in model.modules() if isinstance(m, nn.Module))
