@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,10 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = _tool("cmake") or "cmake"
+        # Kernels for GPUs take a minute to compile: a wheel has them where nvcc is found, a build
+        # in place only on demand.
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        cuda = os.environ.get("FUDLR_CUDA", "OFF" if in_place else "AUTO")
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -47,6 +52,7 @@ class CMakeBuild(build_ext):
             f"-DFUDLR_TORCH_VERSION={torch.__version__}",
             f"-DFUDLR_TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
             f"-DFUDLR_OUTPUT={target}",
+            f"-DFUDLR_CUDA={cuda}",
         ]  # fmt: skip
         ninja = _tool("ninja")
         if ninja:

@@ -1,0 +1,135 @@
+// sample_grads, sample_dots and grad_sum on a GPU: tensors, scratch memory and registration.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "checks.h"
+#include "cuda/device.h"
+#include "cuda/sample_outer.h"
+
+namespace fudlr {
+namespace {
+
+// Rows one after the other with any stride, the elements of a row without a gap.
+at::Tensor with_dense_rows(const at::Tensor& factor) {
+  return factor.size(1) <= 1 || factor.stride(1) == 1 ? factor : factor.contiguous();
+}
+
+gpu::Number number_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return gpu::Number::f64;
+    case at::kBFloat16:
+      return gpu::Number::bf16;
+    case at::kHalf:
+      return gpu::Number::f16;
+    default:
+      return gpu::Number::f32;
+  }
+}
+
+gpu::Rows rows_of(const at::Tensor& factor) {
+  return {factor.const_data_ptr(), factor.size(0) <= 1 ? factor.size(1) : factor.stride(0),
+          factor.size(1)};
+}
+
+// Left and right as narrow and wide, with the verdict on the offsets under way.
+class Oriented {
+ public:
+  Oriented(const char* op, const SampleShape& shape, const at::Tensor& left,
+           const at::Tensor& right, const at::Tensor& offsets, void* stream)
+      : left_(with_dense_rows(left)),
+        right_(with_dense_rows(right)),
+        offsets_(offsets.contiguous()),
+        bad_(at::empty({1}, offsets.options().dtype(at::kInt))),
+        left_is_narrow_(shape.left <= shape.right) {
+    samples_ = {number_of(left),
+                rows_of(left_is_narrow_ ? left_ : right_),
+                rows_of(left_is_narrow_ ? right_ : left_),
+                offsets_.const_data_ptr<int64_t>(),
+                shape.samples,
+                shape.positions,
+                bad_.const_data_ptr<int>()};
+    check_launch(op, gpu::check_offsets(samples_.offsets, shape.samples, shape.positions,
+                                        bad_.mutable_data_ptr<int>(), stream));
+  }
+
+  const gpu::Samples& samples() const { return samples_; }
+
+  gpu::Stack stack(const at::Tensor& matrices) const {
+    const int64_t left = matrices.stride(1);
+    const int64_t right = matrices.stride(2);
+    return {matrices.mutable_data_ptr(), matrices.stride(0), left_is_narrow_ ? left : right,
+            left_is_narrow_ ? right : left};
+  }
+
+  // [k, a, b] as [k, narrow, wide] without gaps.
+  at::Tensor turned(const at::Tensor& matrices) const {
+    return (left_is_narrow_ ? matrices : matrices.transpose(1, 2)).contiguous();
+  }
+
+ private:
+  at::Tensor left_, right_, offsets_, bad_;
+  bool left_is_narrow_;
+  gpu::Samples samples_;
+};
+
+at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
+                        const at::Tensor& offsets) {
+  const SampleShape shape = check_samples("sample_grads", left, right, offsets);
+  const OnDevice device(left);
+  at::Tensor grads =
+      at::empty({shape.samples, shape.left, shape.right}, left.options().dtype(result_type(left)));
+  if (grads.numel() == 0) return grads;
+  const Oriented oriented("sample_grads", shape, left, right, offsets, device.stream());
+  check_launch("sample_grads",
+               gpu::sample_grads(oriented.samples(), oriented.stack(grads), device.stream()));
+  return grads;
+}
+
+at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
+                       const at::Tensor& vectors) {
+  const SampleShape shape = check_samples("sample_dots", left, right, offsets);
+  check_vectors("sample_dots", shape, left, vectors);
+  const OnDevice device(left);
+  const int64_t k = vectors.size(0);
+  if (shape.samples * k == 0 || vectors.numel() == 0) {
+    return at::zeros({shape.samples, k}, vectors.options());
+  }
+  at::Tensor dots = at::empty({shape.samples, k}, vectors.options());
+  const Oriented oriented("sample_dots", shape, left, right, offsets, device.stream());
+  const at::Tensor turned = oriented.turned(vectors);
+  const at::Tensor work = at::empty({gpu::dots_work(oriented.samples(), k)}, vectors.options());
+  check_launch("sample_dots",
+               gpu::sample_dots(oriented.samples(), turned.const_data_ptr(), k,
+                                work.mutable_data_ptr(), dots.mutable_data_ptr(), device.stream()));
+  return dots;
+}
+
+at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
+                    const at::Tensor& weights) {
+  const SampleShape shape = check_samples("grad_sum", left, right, offsets);
+  check_weights("grad_sum", shape, left, weights);
+  const OnDevice device(left);
+  const int64_t count = weights.size(0);
+  if (count * shape.left * shape.right == 0 || shape.samples == 0) {
+    return at::zeros({count, shape.left, shape.right}, weights.options());
+  }
+  at::Tensor sums = at::empty({count, shape.left, shape.right}, weights.options());
+  const Oriented oriented("grad_sum", shape, left, right, offsets, device.stream());
+  const at::Tensor dense = weights.contiguous();
+  const at::Tensor work = at::empty({gpu::sum_work(oriented.samples(), count)}, weights.options());
+  check_launch("grad_sum",
+               gpu::grad_sum(oriented.samples(), dense.const_data_ptr(), count,
+                             work.mutable_data_ptr(), oriented.stack(sums), device.stream()));
+  return sums;
+}
+
+}  // namespace
+
+FUDLR_GPU_LIBRARY(m) {
+  m.impl("sample_grads", &sample_grads);
+  m.impl("sample_dots", &sample_dots);
+  m.impl("grad_sum", &grad_sum);
+}
+
+}  // namespace fudlr
