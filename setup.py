@@ -31,7 +31,16 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
-    """Configure and build with CMake and Ninja, straight into setuptools' output folder."""
+    """Configure and build with CMake and Ninja, straight into setuptools' output folder.
+
+    Kernels for GPUs take a minute to compile: a wheel has them where nvcc is found, a build in
+    place and an editable one only where FUDLR_CUDA=ON asks for them.
+    """
+
+    def run(self) -> None:
+        """Note how it was asked for, before setuptools forgets, and build."""
+        self.for_development = bool(self.inplace or getattr(self, "editable_mode", False))
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension where setuptools expects it."""
@@ -39,10 +48,7 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = _tool("cmake") or "cmake"
-        # Kernels for GPUs take a minute to compile: a wheel has them where nvcc is found, a build
-        # in place only on demand.
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        cuda = os.environ.get("FUDLR_CUDA", "OFF" if in_place else "AUTO")
+        cuda = os.environ.get("FUDLR_CUDA", "OFF" if self.for_development else "AUTO")
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",

@@ -15,6 +15,15 @@ std::string text(const Parts&... parts) {
   return c10::str(parts...);
 }
 
+// The emulation of the GPU's kernels (tests/emu/) has its tensors on the CPU.
+bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(FUDLR_EMULATED)
+  return true;
+#else
+  return tensor.is_cuda();
+#endif
+}
+
 void check_offsets(const char* op, const at::Tensor& left, const at::Tensor& offsets) {
   FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong, op,
               "offsets must be int64 of shape [n + 1]",
@@ -59,9 +68,10 @@ SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tens
               text("left has ", left.size(0), ", right has ", right.size(0)),
               "Pass the factors of the same forward and backward pass");
   const at::ScalarType dtype = left.scalar_type();
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
-              "left must be float32, float64 or bfloat16", text("it is ", dtype),
-              "Convert it with .float()");
+  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+                  (dtype == at::kHalf && on_gpu(left)),
+              op, "left must be float32, float64 or bfloat16, or float16 on a GPU",
+              text("it is ", dtype, " on ", left.device()), "Convert it with .float()");
   FUDLR_CHECK(right.scalar_type() == dtype, op, "left and right must have one dtype",
               text("left is ", dtype, ", right is ", right.scalar_type()),
               "Convert one to the other's");

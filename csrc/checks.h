@@ -20,8 +20,8 @@ struct SampleShape {
   int64_t right;      // b
 };
 
-// The dtype of every result, and of vectors and weights: that of left, and float32 for bfloat16,
-// in which the products are accumulated.
+// The dtype of every result, and of vectors and weights: that of left, and float32 for 16-bit
+// inputs, in which the products are accumulated.
 at::ScalarType result_type(const at::Tensor& left);
 
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.

@@ -58,8 +58,8 @@ def check_device(op: str, left: Tensor, **others: Tensor | None) -> None:
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of results: that of the input, and float32 for bfloat16."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
+    """Return the dtype of results: that of the input, and float32 for 16-bit ones."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def sample_of(offsets: Tensor, positions: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fudlr_ext.testing import samples
+from fudlr_ext.testing.agreement import check_agreement
 from fudlr_ext.testing.case import (
     DTYPES,
     Arguments,
@@ -23,6 +24,7 @@ __all__ = [
     "OpCase",
     "Shape",
     "as_tuple",
+    "check_agreement",
     "is_float",
     "on_floats",
     "result_dtype",

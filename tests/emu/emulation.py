@@ -116,19 +116,19 @@ def source_lines(name: str, codes: list[int]) -> list[str]:
     return [os.path.relpath(line, ROOT) for line in lines]
 
 
-def under_sanitizer(variant: str, script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a Python script of this folder in a process with the variant's sanitizer in place."""
+def separately(script: str, *arguments: str, variant: str) -> subprocess.CompletedProcess:
+    """Run a script of this folder in a process of its own, with what the variant needs."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
-    if variant == "address":
+    if variant == "sanitize":
         compiler = os.environ.get("CXX", "g++")
         environment["LD_PRELOAD"] = subprocess.run(
             [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
         ).stdout.strip()
         # Python frees nothing at exit, and torch's own allocations are not what is looked at.
-        environment["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:exitcode=99"
-    environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
+        environment["ASAN_OPTIONS"] = "detect_leaks=0:exitcode=99"
+        environment["UBSAN_OPTIONS"] = "print_stacktrace=1:exitcode=99"
     return subprocess.run(
-        [sys.executable, str(HERE / script), variant, *arguments],
+        [sys.executable, str(HERE / script), *arguments],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip

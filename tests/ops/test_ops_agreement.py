@@ -4,42 +4,13 @@ import pytest
 import torch
 
 from fudlr_ext import _C, ops
-from fudlr_ext.testing import OP_CASES, Shape, as_tuple, is_float, on_floats, result_dtype
+from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
 
 MIXED = Shape((3, 0, 1, 20, 7, 5, 9), 8, 50)
 PACKED = [case for case in OP_CASES if case.packed]
 EVERY = [
     (case, shape, dtype) for case in OP_CASES for shape in case.shapes for dtype in case.dtypes
 ]
-
-
-def check(got, case, arguments):
-    """Hold an error to twice that of plain PyTorch in the accumulator's dtype, plus rounding.
-
-    A rounding is eps times the sum of the terms' sizes. Measured on the sample ops over five seeds:
-    at most 0.94 beyond twice plain PyTorch's error in the narrower dtypes, and 2.0 in float64,
-    where the reference rounds as much as the kernel does.
-    """
-    exact = as_tuple(case.reference(*on_floats(arguments, torch.Tensor.double)))
-    dtype = result_dtype(arguments[0].dtype)
-    plain = as_tuple(case.reference(*on_floats(arguments, lambda x: x.to(dtype))))
-    wanted = case.results(arguments[0].dtype)
-    sizes = case.sizes(arguments)
-    assert len(as_tuple(got)) == len(exact) == len(wanted)
-    for result, truth, rough, size, kind in zip(
-        as_tuple(got), exact, plain, sizes, wanted, strict=True
-    ):
-        assert result.dtype == kind
-        assert result.shape == truth.shape
-        if not truth.numel():
-            continue
-        if not truth.is_floating_point():
-            assert torch.equal(result, truth)
-            continue
-        error = (result.double() - truth).abs().max()
-        rounding = torch.finfo(dtype).eps * size.max()
-        roundings = case.rounding[dtype == torch.float64]
-        assert error <= 2 * (rough.double() - truth).abs().max() + roundings * rounding
 
 
 def isas():
@@ -66,7 +37,7 @@ def isa(request):
 @pytest.mark.parametrize(("case", "shape", "dtype"), EVERY, ids=str)
 def test_agrees_with_reference(case, shape, dtype, isa):
     arguments = case.make(shape, dtype)
-    check(case.op(*arguments), case, arguments)
+    check_agreement(case.op(*arguments), case, arguments)
 
 
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
@@ -87,7 +58,7 @@ def test_any_strides(case):
                 torch.testing.assert_close(got, wanted, rtol=0, atol=0)
         first, *rest = arguments
         one_row = [first[:1].expand_as(first), *rest]
-        check(case.op(*one_row), case, one_row)
+        check_agreement(case.op(*one_row), case, one_row)
 
 
 @pytest.mark.parametrize("case", PACKED, ids=str)

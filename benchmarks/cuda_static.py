@@ -1,0 +1,214 @@
+"""What the compiled GPU kernels are made of, read from the library: no GPU needed.
+
+    python benchmarks/cuda_static.py          # writes results/cuda_static.json and a table of docs
+    python benchmarks/cuda_static.py --check  # only fails where a kernel lost what it claims
+
+Per kernel and architecture: registers, shared memory, spills (none are allowed), 128-bit accesses
+and tensor-core instructions, and the share of a multiprocessor's warps that fit (CUDA C++
+Programming Guide, "Compute Capabilities": limits per multiprocessor).
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from fudlr.files import atomic_file, write_json
+from machine import describe
+
+from fudlr_ext import _C
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "cuda_static.json"
+DOCS = HERE.parent / "docs" / "cuda.md"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+# Kernel: threads a block, and what its instructions must show. "wide": 128-bit global loads;
+# "tensor": tensor-core instructions, with their operands from ldmatrix.
+CLAIMS = {
+    "sample_grads_kernel": (128, {"wide"}),
+    "sample_dots_kernel": (128, {"wide"}),
+    "grad_sum_kernel": (128, {"wide"}),
+    "sample_grads_mma_kernel": (128, {"wide", "tensor"}),
+    "sample_dots_mma_kernel": (128, {"wide", "tensor"}),
+    "grad_sum_mma_kernel": (128, {"wide", "tensor"}),
+    "sample_dots_finish_kernel": (256, set()),
+    "grad_sum_finish_kernel": (256, set()),
+    "check_offsets_kernel": (1024, set()),
+    "row_dots_kernel": (128, {"wide"}),
+    "row_sums_kernel": (128, {"wide"}),
+    "row_sums_finish_kernel": (256, set()),
+}
+
+# Registers, shared bytes and warps of a multiprocessor.
+LIMITS = {
+    "sm_80": (65536, 164 * 1024, 64),
+    "sm_90": (65536, 228 * 1024, 64),
+    "sm_100": (65536, 228 * 1024, 64),
+}
+SPILLS = ("LDL", "STL")
+
+
+def find_tool():
+    """The path of cuobjdump: of the toolkit, or of the wheel nvidia-cuda-cuobjdump; or None."""
+    wheels = Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin/cuobjdump")
+    return shutil.which("cuobjdump") or next(map(str, wheels), None)
+
+
+def dump(tool, library, option):
+    path = Path(tool).parent  # nvdisasm lies beside it
+    done = subprocess.run(
+        [tool, option, str(library)],
+        capture_output=True, text=True, check=True, env={"PATH": f"{path}:/usr/bin:/bin"},
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def plain_names(mangled):
+    """Kernel names as `kernel<arguments>`."""
+    done = subprocess.run(
+        ["c++filt", "-p"], input="\n".join(mangled), capture_output=True, text=True, check=True
+    )
+    short = {"fudlr::cuda_device::": "", "__nv_bfloat16": "bf16", "__half": "f16"}
+    names = done.stdout.splitlines()
+    for long, name in short.items():
+        names = [line.replace(long, name) for line in names]
+    return names
+
+
+def usage(tool, library):
+    """(architecture, mangled name) -> registers, stack and shared bytes."""
+    found, architecture, name = {}, None, None
+    for line in dump(tool, library, "-res-usage"):
+        if match := re.match(r"\s*arch = (sm_\d+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            name = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
+            if name is not None:
+                found[architecture, name] = dict(
+                    zip(("registers", "stack", "shared"), map(int, match.groups()), strict=True)
+                )
+            name = None
+    return found
+
+
+def instructions(tool, library):
+    """(architecture, mangled name) -> how often each instruction occurs."""
+    found, architecture, name = {}, None, None
+    for line in dump(tool, library, "-sass"):
+        if match := re.match(r"\s*arch = (sm_\d+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            name = found.setdefault((architecture, match[1]), Counter())
+        elif name is not None and (
+            match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)
+        ):
+            name[match[1]] += 1
+    return found
+
+
+def occupancy(architecture, threads, registers, shared):
+    """The share of a multiprocessor's warps that are resident; registers come in lots of 256."""
+    all_registers, all_shared, warps = LIMITS[architecture]
+    each = -(-threads // 32)
+    per_warp = -(-registers * 32 // 256) * 256
+    blocks = min(all_registers // per_warp // each, warps // each, 32)
+    blocks = min(blocks, all_shared // (shared + 1024))
+    return blocks * each / warps
+
+
+def rows(tool, library):
+    counted = instructions(tool, library)
+    table = []
+    used = usage(tool, library)
+    names = plain_names([name for _, name in used])
+    for ((architecture, mangled), numbers), name in zip(used.items(), names, strict=True):
+        base = name.partition("<")[0]
+        threads, claims = CLAIMS.get(base, (None, None))
+        seen = counted[architecture, mangled]
+        table.append(
+            {
+                "kernel": name,
+                "architecture": architecture,
+                "claims": None if claims is None else sorted(claims),
+                **numbers,
+                "spills": sum(n for op, n in seen.items() if op.startswith(SPILLS)),
+                "wide_loads": sum(n for op, n in seen.items() if re.match(r"LDG.*\.128", op)),
+                "wide_stores": sum(n for op, n in seen.items() if re.match(r"STG.*\.128", op)),
+                "tensor": sum(n for op, n in seen.items() if op.startswith("HMMA")),
+                "matrix_loads": sum(n for op, n in seen.items() if op.startswith("LDSM")),
+                "threads": threads,
+                "occupancy": threads
+                and occupancy(architecture, threads, numbers["registers"], numbers["shared"]),
+            }
+        )
+    return sorted(table, key=lambda row: (row["kernel"], ARCHITECTURES.index(row["architecture"])))
+
+
+def complaints(table):
+    """What was lost, one line each."""
+    lost = []
+    for row in table:
+        where = f"{row['kernel']} on {row['architecture']}"
+        if row["claims"] is None:
+            lost.append(f"{where} has no line in CLAIMS")
+            continue
+        if row["spills"] or row["stack"]:
+            lost.append(f"{where} spills: {row['spills']} instructions, {row['stack']} bytes")
+        if "wide" in row["claims"] and not row["wide_loads"]:
+            lost.append(f"{where} has no 128-bit loads")
+        if "tensor" in row["claims"] and not (row["tensor"] and row["matrix_loads"]):
+            lost.append(f"{where} does not use tensor cores")
+    for base in CLAIMS:
+        missing = set(ARCHITECTURES) - {
+            row["architecture"] for row in table if row["kernel"].partition("<")[0] == base
+        }
+        lost += [f"{base} was not compiled for {name}" for name in sorted(missing)]
+    return lost
+
+
+def markdown(table):
+    lines = [
+        "| kernel | registers | shared, bytes | occupancy | 128-bit loads | tensor-core products |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["kernel"] for row in table):
+        of = [row for row in table if row["kernel"] == name]
+        cells = [
+            " / ".join(str(row[key]) for row in of)
+            for key in ("registers", "shared", "wide_loads", "tensor")
+        ]
+        share = " / ".join(f"{row['occupancy']:.0%}" for row in of)
+        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} | {share} | {cells[2]} | {cells[3]} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    if "cuda" not in _C.devices():
+        sys.exit("cuda_static: the library has no GPU kernels. Build it with FUDLR_CUDA=ON")
+    tool = find_tool()
+    if tool is None:
+        sys.exit("cuda_static: cuobjdump is missing. pip install .[cuda]")
+    table = rows(tool, _C.__file__)
+    lost = complaints(table)
+    print("\n".join(lost) or f"{len(table)} kernels: no spills, all claims hold")
+    if lost:
+        sys.exit(1)
+    if options.check:
+        return
+    write_json(RESULT, {"machine": describe(), "kernels": table})
+    begin, end = "<!-- static evidence -->\n", "<!-- end -->"
+    before, _, rest = DOCS.read_text().partition(begin)
+    with atomic_file(DOCS) as path:
+        path.write_text(before + begin + markdown(table) + "\n" + end + rest.partition(end)[2])
+
+
+if __name__ == "__main__":
+    main()
