@@ -132,7 +132,8 @@ uint64_t block_number() {
 
 void access(const void* address, int width, bool store, const void* code) {
   Checker& c = checker();
-  if (!c.active) return;
+  // Templates of the standard library may be shared with the scheduler, and watched there as well.
+  if (!c.active || !in_fiber()) return;
   const char* byte = static_cast<const char*>(address);
   Fiber& self = fiber();
   if (in_stack(self, address) || (byte >= c.stack_begin && byte < c.stack_end) ||
@@ -280,6 +281,8 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+// The guard of a host function's static object; kernels have none.
+signed char __tsan_atomic8_load(const volatile signed char* address, int) { return *address; }
 void __tsan_read_range(void* address, unsigned long size) {
   FUDLR_SEEN(address, static_cast<int>(size), false);
 }

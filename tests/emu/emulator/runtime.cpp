@@ -236,6 +236,7 @@ void set_schedule(Order order, uint64_t seed) {
 }
 
 Fiber& fiber() { return *machine().running; }
+bool in_fiber() { return machine().running != nullptr; }
 const Launch& launch_now() { return machine().launch; }
 const Counts& counts() { return machine().counts; }
 

@@ -72,6 +72,7 @@ void set_schedule(Order order, uint64_t seed);
 
 // The fiber that runs now, and its launch.
 Fiber& fiber();
+bool in_fiber();
 const Launch& launch_now();
 
 // Waits for all threads of the block that have not ended.
