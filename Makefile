@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test lint format bench bench-gpu emu-full wheel clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -37,6 +37,15 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# Layers of Llama's sizes on a GPU, library included; without one it says so.
+bench-gpu:
+	FUDLR_CUDA=AUTO $(MAKE) $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py
+
+# All cases of the emulated GPU kernels, all schedules, twenty seeds.
+emu-full: $(VENV)/.installed
+	$(BIN)/python benchmarks/emu.py
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

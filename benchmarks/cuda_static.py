@@ -38,9 +38,6 @@ CLAIMS = {
     "sample_dots_finish_kernel": (256, set()),
     "grad_sum_finish_kernel": (256, set()),
     "check_offsets_kernel": (1024, set()),
-    "row_dots_kernel": (128, {"wide"}),
-    "row_sums_kernel": (128, {"wide"}),
-    "row_sums_finish_kernel": (256, set()),
 }
 
 # Registers, shared bytes and warps of a multiprocessor.
@@ -204,10 +201,11 @@ def main():
     if options.check:
         return
     write_json(RESULT, {"machine": describe(), "kernels": table})
-    begin, end = "<!-- static evidence -->\n", "<!-- end -->"
+    begin, end = "<!-- static evidence -->\n", "<!-- end -->\n"
     before, _, rest = DOCS.read_text().partition(begin)
+    after = rest.partition(end)[2]
     with atomic_file(DOCS) as path:
-        path.write_text(before + begin + markdown(table) + "\n" + end + rest.partition(end)[2])
+        path.write_text(f"{before}{begin}{markdown(table)}\n{end}{after}")
 
 
 if __name__ == "__main__":

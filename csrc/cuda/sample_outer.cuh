@@ -217,7 +217,7 @@ FUDLR_DEVICE void fill(Number (&sums)[N][V], Number value) {
 }
 
 template <typename In, int N>
-FUDLR_KERNEL(kThreads, 4)
+FUDLR_KERNEL(kThreads, 3)
 sample_grads_kernel(gpu::Samples s, int64_t tiles, gpu::Stack grads) {
   for (int64_t unit = blockIdx.x; unit < s.n * tiles; unit += gridDim.x) {
     const int64_t i = unit / tiles;
@@ -237,7 +237,7 @@ sample_grads_kernel(gpu::Samples s, int64_t tiles, gpu::Stack grads) {
 
 // work[slot, tile, j] = the products of one chunk of a sample in one tile.
 template <typename In, int N>
-FUDLR_KERNEL(kThreads, 4)
+FUDLR_KERNEL(kThreads, 3)
 sample_dots_kernel(gpu::Samples s, int64_t tiles, int64_t slots, const Sum<In>* vectors, int64_t k,
                    Sum<In>* work) {
   constexpr int V = kVector<In>;
@@ -290,7 +290,7 @@ sample_dots_finish_kernel(gpu::Samples s, int64_t tiles, const Number* work, int
 
 // Part p of all positions, one tile of (weighting, row) × columns, into matrix stack p of `to`.
 template <typename In, int N>
-FUDLR_KERNEL(kThreads, N > 8 ? 3 : 4)
+FUDLR_KERNEL(kThreads, 3)
 grad_sum_kernel(gpu::Samples s, int64_t tiles, int64_t parts, const Sum<In>* weights, int64_t count,
                 gpu::Stack to, int64_t part_stride) {
   FUDLR_SHARED(int64_t, sample_of, [kStage]);
