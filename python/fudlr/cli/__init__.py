@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fudlr.cli import data, store
+from fudlr.cli.compare import compare
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
 from fudlr.cli.evaluate import evaluate
@@ -22,7 +23,7 @@ from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
 from fudlr_ext.errors import EngineError
 
-COMMANDS = (demo, train, record, debias, evaluate, verify, export)
+COMMANDS = (demo, train, record, debias, evaluate, verify, export, compare)
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.config import load_config
 from fudlr.debias import cost, intervals
 from fudlr.errors import DataError, UsageError
-from fudlr.evaluation import make_prompts, measure
 from fudlr.files import atomic_file
 from fudlr.metrics import bootstrap
 from fudlr.progress import StageClock
@@ -26,7 +26,11 @@ from fudlr.report import (
     write_report,
 )
 from fudlr.run import Run, load_run
-from fudlr.train import train_adapter
+from fudlr.verify.case import Case, Checks
+from fudlr.verify.checks import CHECKS
+from fudlr.verify.heldout import null
+from fudlr.verify.retraining import removal
+from fudlr.verify.terminal import print_checks
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Verification:
         figures: Its metrics.
         intervals: Bootstrap intervals, in the summary's form; paired with before and after.
         agreement: (after − before) / (retrained − before) of every metric.
+        null: For `after` and `retrained`, the permutation null of every group metric.
         seconds: By stage; `retraining` is the training's wall time.
     """
 
@@ -45,6 +50,7 @@ class Verification:
     figures: dict[str, float]
     intervals: dict[str, dict[str, list[float]]]
     agreement: dict[str, float]
+    null: dict[str, dict[str, Any]]
     seconds: dict[str, float]
 
 
@@ -56,36 +62,26 @@ def verify(run: Run, mask: Tensor, theta: Tensor) -> Verification:
         mask: m [n], 1 removed.
         theta: The updated parameters [d], to compare with.
     """
+    return verify_case(Case(run, run.config.debias, pl.DataFrame(), mask, theta))
+
+
+def verify_case(case: Case) -> Verification:
+    """The same for a `Case`, which keeps the retraining where it has a folder."""
     clock = StageClock()
-    valid = make_prompts(run.split, run.split.valid, run.config.data)
-    test = make_prompts(run.split, run.split.test, run.config.data)
-    with clock.stage("retraining"):
-        training = train_adapter(
-            run.recommender,
-            run.engine,
-            run.split.train,
-            run.config.train,
-            run.start,
-            weights=1 - mask.float(),
-            description="retrain without the removed samples",
-        )
+    (done,) = case.retrain([removal("retrain without the removed samples", case.mask)], "retrain")
     with clock.stage("evaluate retrained"):
-        measured = {}
-        for name, vector in (
-            ("before", run.theta),
-            ("after", theta),
-            ("retrained", training.theta),
-        ):
-            run.engine.load(vector)
-            measured[name] = measure(run.recommender, valid, test, run.config.debias.batch)
+        vectors = {"before": case.run.theta, "after": case.theta, "retrained": done.theta}
+        measured = {name: case.measure(vector) for name, vector in vectors.items()}
         scores = {name: each.scores for name, each in measured.items()}
-        drawn = bootstrap(scores, test.side, seed=run.config.debias.seed)
+        drawn = bootstrap(scores, case.test.side, seed=case.config.seed)
+        nulls = {state: null(scores[state], case) for state in ("after", "retrained")}
     return Verification(
-        theta=training.theta,
+        theta=done.theta,
         figures=measured["retrained"].metrics,
         intervals=intervals(drawn, {"after": "change", "retrained": "retrained_change"}),
         agreement=agreement(*(each.metrics for each in measured.values())),
-        seconds=clock.seconds,
+        null=nulls,
+        seconds={"retraining": done.seconds, **clock.seconds},
     )
 
 
@@ -100,12 +96,17 @@ def agreement(
     }
 
 
-def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
+def verify_result(
+    folder: Path, run: Run | Path | None = None, checks: Checks | None = None
+) -> ReportData:
     """Verify the result in `folder`, add the figures to its summary, and remake its report.
+
+    Every retraining is kept in `folder`/retrainings: what was interrupted goes on from there.
 
     Args:
         folder: What `fudlr debias` wrote.
         run: The run it was made from; by default the folder named in the summary.
+        checks: What else to do; see `Checks`.
 
     Raises:
         UsageError: The folder holds no result, or its run is not where it was.
@@ -115,7 +116,10 @@ def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
     run = run if isinstance(run, Run) else load_run(_run_folder(folder, data.summary, run))
     mask = _mask(data.mask, run)
     theta = run.engine.flatten(_adapter_state(folder / "adapter"))
-    found = verify(run, mask, theta)
+    config = load_config(folder / "config.yaml").debias
+    kept = folder / "retrainings"
+    case = Case(run, config, data.mask, mask, theta, checks or Checks(), kept)
+    found = verify_case(case)
     lora.save(run.recommender.model, folder / "retrained")
     seconds = {**data.summary["seconds"], **found.seconds}
     summary: dict[str, Any] = {
@@ -125,6 +129,7 @@ def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
         "agreement": found.agreement,
         "seconds": seconds,
         "cost": cost(seconds, found.seconds["retraining"]),
+        "verification": {**data.summary.get("verification", {}), "null": found.null},
     }
     removed = int(mask.sum())
     curve = [
@@ -133,10 +138,16 @@ def verify_result(folder: Path, run: Run | Path | None = None) -> ReportData:
     ]
     data = replace(data, summary=summary, curve=tuple(curve))
     save_report_data(folder, data)
+    for name, check in CHECKS.items():
+        outcome = check(case)
+        if outcome is not None:
+            summary["verification"][name] = outcome
+            save_report_data(folder, data)
     write_report(folder, data)
     with atomic_file(folder / "adapter" / "README.md") as temporary:
         temporary.write_text(model_card(data, run.config.model.base), encoding="utf-8")
     print_summary(summary)
+    print_checks(summary["verification"])
     return data
 
 

@@ -1,0 +1,115 @@
+"""A comparison as files and on the terminal: JSON, Parquet, a table, a Pareto plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fudlr.files import atomic_file, write_json
+
+matplotlib.use("agg")
+
+
+def write_comparison(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write comparison.json, comparison.parquet (a row a point) and comparison.svg."""
+    write_json(folder / "comparison.json", record)
+    with atomic_file(folder / "comparison.parquet") as temporary:
+        comparison_table(record).write_parquet(temporary)
+    figure = pareto(record)
+    with atomic_file(folder / "comparison.svg") as temporary:
+        figure.savefig(temporary, format="svg", bbox_inches="tight")
+
+
+def comparison_table(record: Mapping[str, Any]) -> pl.DataFrame:
+    """One row a point of every rival; `in_table` marks the one that the table shows."""
+    rows = [
+        {
+            "rival": name,
+            "strength": point["strength"],
+            "in_table": i == rival["chosen"],
+            "seconds": point["seconds"],
+            "cpu_seconds": point["cpu_seconds"],
+            "kl_to_retrained": point["kl_to_retrained"],
+            **point["figures"],
+        }
+        for name, rival in record["rivals"].items()
+        for i, point in enumerate(rival["points"])
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def print_comparison(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a row a rival: figures on held-out users, changes with intervals, cost."""
+    steered, ndcg = record["steered"], ndcg_key(record)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("rival", "strength", steered, "change 95%", ndcg, "change 95%", "CPU s", "KL"):
+        table.add_column(head)
+    before = record["trained"]
+    start = f"{record['trained_kl_to_retrained']:.4f}"
+    table.add_row("trained", "", f"{before[steered]:.4g}", "", f"{before[ndcg]:.4g}", "", "", start)
+    for name, rival in record["rivals"].items():
+        point = rival["points"][rival["chosen"]]
+        change, kl = rival["intervals"]["change"], point["kl_to_retrained"]
+        table.add_row(
+            name,
+            point["strength"],
+            f"{point['figures'][steered]:.4g}",
+            _span(change[steered]),
+            f"{point['figures'][ndcg]:.4g}",
+            _span(change[ndcg]),
+            f"{point['cpu_seconds']:.1f}",
+            "–" if kl is None else f"{kl:.4f}",
+        )
+    (console or Console()).print(table)
+
+
+def ndcg_key(record: Mapping[str, Any]) -> str:
+    """NDCG's name, with its K."""
+    return next(name for name in record["trained"] if name.startswith("ndcg@"))
+
+
+def pareto(record: Mapping[str, Any]) -> Any:
+    """NDCG against the steered metric: a line a rival, intervals at the table's points."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    steered, ndcg = record["steered"], ndcg_key(record)
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
+    before = record["trained"]
+    axes.plot(before[steered], before[ndcg], "k*", markersize=12, label="trained")
+    markers = "oosDv^<>PXdp"
+    for i, (name, rival) in enumerate(record["rivals"].items()):
+        points = [point["figures"] for point in rival["points"]]
+        style: dict[str, Any] = {"color": f"C{i % 10}", "marker": markers[i % len(markers)]}
+        axes.plot([p[steered] for p in points], [p[ndcg] for p in points], ":", ms=4, **style)
+        chosen, change = points[rival["chosen"]], rival["intervals"]["change"]
+        axes.errorbar(
+            chosen[steered],
+            chosen[ndcg],
+            xerr=_around(change[steered], chosen[steered] - before[steered]),
+            yerr=_around(change[ndcg], chosen[ndcg] - before[ndcg]),
+            ms=8,
+            lw=0.7,
+            label=name,
+            **style,
+        )
+    axes.set_xlabel(f"{steered} ({'lower' if record['lower_is_better'] else 'higher'} is fairer)")
+    axes.set_ylabel(f"{ndcg}, users that did not steer")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _around(span: list[float], middle: float) -> list[list[float]]:
+    """Distances of an interval's ends from its value, as matplotlib wants them."""
+    return [[max(middle - span[0], 0.0)], [max(span[1] - middle, 0.0)]]
+
+
+def _span(pair: list[float]) -> str:
+    return f"{pair[0]:+.3g} … {pair[1]:+.3g}"

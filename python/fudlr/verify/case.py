@@ -1,0 +1,133 @@
+"""What the checks share: a result with its run, its mask and its adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from fudlr.config import DebiasConfig
+from fudlr.errors import UsageError
+from fudlr.evaluation import Measured, Prompts, make_prompts, measure
+from fudlr.gradients import VALIDATION_LOSS
+from fudlr.run import Run
+from fudlr.verify.retraining import Job, Retrained, retrain
+
+FEWEST = 3
+"""Removals below which no rank correlation is formed."""
+INFLUENCE = "influence_"
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Which checks, and how large.
+
+    Attributes:
+        seeds: Seeds of training for `seeds`: retraining with and without, in the same order each.
+        lds: Random removals of the linear datamodeling score; 0 for none.
+        targeted: Targeted ones.
+        share: Share of the samples that each of them removes.
+        loo: Samples left out one at a time.
+        heldout: Whether held-out users are judged by retraining too.
+        forgetting: Whether what returns in one and two epochs of training is measured.
+        planted: A table of the samples that are known to cause the bias.
+        processes: Workers.
+    """
+
+    seeds: tuple[int, ...] = ()
+    lds: int = 0
+    targeted: int = 0
+    share: float = 0.1
+    loo: int = 0
+    heldout: bool = False
+    forgetting: bool = False
+    planted: Path | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse before long work what cannot be done."""
+        few = {"lds": self.lds, "targeted": self.targeted, "loo": self.loo}
+        for name, count in few.items():
+            if count and count < FEWEST:
+                raise UsageError(
+                    f"{name} over {count} retrainings was asked for",
+                    "a rank correlation of so few says nothing",
+                    f"Ask for at least {FEWEST}; 30 give an interval worth reading",
+                )
+        if not 0 < self.share < 1:
+            raise UsageError(
+                f"removals of a share of {self.share} were asked for",
+                "it is not between 0 and 1",
+                "Give a share such as 0.1",
+            )
+        if self.planted is not None and not self.planted.is_file():
+            raise UsageError(
+                f"planted samples were to be read from {self.planted}",
+                "there is no such file",
+                "Name a CSV or Parquet table with sample_id, or with user_id and target",
+            )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One result to verify.
+
+    Attributes:
+        run: What was debiased.
+        config: With which options.
+        table: The mask table, one row a training sample, in their order.
+        mask: m [n], 1 removed.
+        theta: The updated parameters [d].
+        checks: What to do.
+        folder: Where retrainings are kept; None keeps none.
+    """
+
+    run: Run
+    config: DebiasConfig
+    table: pl.DataFrame
+    mask: Tensor
+    theta: Tensor
+    checks: Checks = field(default_factory=Checks)
+    folder: Path | None = None
+
+    @cached_property
+    def valid(self) -> Prompts:
+        """The prompts that gradients come from."""
+        return make_prompts(self.run.split, self.run.split.valid, self.run.config.data)
+
+    @cached_property
+    def test(self) -> Prompts:
+        """The prompts that figures are of."""
+        return make_prompts(self.run.split, self.run.split.test, self.run.config.data)
+
+    @property
+    def influence(self) -> dict[str, Tensor]:
+        """The influence of each sample on every metric that was scored, `val_loss` among them."""
+        columns = [name for name in self.table.columns if name.startswith(INFLUENCE)]
+        return {
+            _metric(name): torch.from_numpy(self.table[name].to_numpy().copy()) for name in columns
+        }
+
+    def measure(self, theta: Tensor) -> Measured:
+        """All figures of the adapter `theta` [d], which the model then holds."""
+        self.run.engine.load(theta)
+        return measure(self.run.recommender, self.valid, self.test, self.config.batch)
+
+    def retrain(self, jobs: list[Job], description: str) -> list[Retrained]:
+        """Do the jobs, or read what they gave."""
+        return retrain(self.run, jobs, self.folder, self.checks.processes, description)
+
+    def steered_by(self, users: Prompts) -> Run:
+        """The same run with `users` as its validation prompts, so that they alone steer."""
+        split = replace(self.run.split, valid=users.samples)
+        return replace(self.run, split=split)
+
+
+def _metric(column: str) -> str:
+    name = column.removeprefix(INFLUENCE)
+    return VALIDATION_LOSS if name == ACCURACY else name

@@ -1,0 +1,41 @@
+"""Retraining with and without over several seeds: how much of the change is the seed's.
+
+For each seed, the order of the samples is the same with and without. The mask stays that of the
+result, which was found at the run's own seed.
+"""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+from fudlr.verify.case import Case
+from fudlr.verify.retraining import Job, removal
+
+
+def seeds(case: Case) -> dict[str, Any] | None:
+    """By metric: the change that each seed's retraining gave, their mean and spread."""
+    if not case.checks.seeds:
+        return None
+    configs = [case.run.config.train.model_copy(update={"seed": s}) for s in case.checks.seeds]
+    jobs = []
+    for config in configs:
+        jobs.append(Job(f"with all, seed {config.seed}", config=config))
+        jobs.append(removal(f"without, seed {config.seed}", case.mask, config))
+    done = case.retrain(jobs, "retrain with and without")
+    figures = [case.measure(each.theta).metrics for each in done]
+    pairs = list(zip(figures[::2], figures[1::2], strict=True))
+    closed = case.measure(case.theta).metrics
+    trained = case.measure(case.run.theta).metrics
+    record = {}
+    for name in trained:
+        changes = [without[name] - whole[name] for whole, without in pairs]
+        record[name] = {
+            "with": [whole[name] for whole, _ in pairs],
+            "without": [without[name] for _, without in pairs],
+            "change": changes,
+            "mean": mean(changes),
+            "deviation": stdev(changes) if len(changes) > 1 else None,
+            "closed_form": closed[name] - trained[name],
+        }
+    return {"seeds": list(case.checks.seeds), "metrics": record}

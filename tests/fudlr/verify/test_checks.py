@@ -1,0 +1,100 @@
+"""All checks of `fudlr verify` on one small result: what they find, and that they go on."""
+
+import json
+
+import fudlr
+import polars as pl
+import pytest
+from fudlr import load_run, verify_result, write_result
+from fudlr.verify import Checks, retraining
+
+
+@pytest.fixture(scope="module")
+def folder(run_folder, tmp_path_factory):
+    result = fudlr.debias(load_run(run_folder), lambda_acc=0.0, curve=(), heldout=False)
+    return write_result(tmp_path_factory.mktemp("results") / "arp", result)
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    table = pl.read_parquet(folder / "mask.parquet").sort("score")
+    truth = folder.parent / "planted.csv"
+    table.head(40).select("user_id", "target").write_csv(truth)
+    checks = Checks(
+        seeds=(0, 1), lds=6, targeted=4, loo=4, heldout=True, forgetting=True, planted=truth
+    )
+    verify_result(folder, checks=checks)
+    return json.loads((folder / "summary.json").read_text())["verification"]
+
+
+def test_every_check_is_in_the_summary(found):
+    assert set(found) == {"null", "seeds", "lds", "loo", "heldout", "forgetting", "planted"}
+    for state in ("after", "retrained"):
+        assert {"hellinger", "dp", "hit_gap", "hellinger@5", "dp@5"} <= set(found["null"][state])
+
+
+def test_targeted_removals_move_the_metric_as_predicted(found, folder):
+    """Strong removals in both directions: far above the noise of small random ones."""
+    targeted = found["lds"]["targeted"]
+    samples = len(pl.read_parquet(folder / "mask.parquet"))
+    assert targeted["removed"] == [int(0.1 * samples)] * 4
+    assert [value > 0 for value in targeted["predicted"]["arp"]] == [False, True, False, True]
+    assert [value > 0 for value in targeted["actual"]["arp"]] == [False, True, False, True]
+    assert 0.4 < targeted["agreement"]["arp"]["slope"] < 2
+    assert targeted["agreement"]["arp"]["spearman"] > 0.7
+    assert len(found["lds"]["random"]["actual"]["val_loss"]) == 6
+
+
+def test_the_runs_own_seed_gives_the_retrained_figures(found, folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    arp = found["seeds"]["metrics"]["arp_soft"]
+    assert arp["without"][0] == pytest.approx(summary["retrained"]["arp_soft"], rel=1e-6)
+    assert arp["with"][0] == pytest.approx(summary["before"]["arp_soft"], rel=1e-4)
+    assert arp["mean"] == pytest.approx(sum(arp["change"]) / 2)
+    assert arp["deviation"] > 0
+    assert arp["mean"] < 0
+
+
+def test_held_out_users_have_figures_intervals_and_a_null(found):
+    held = found["heldout"]
+    assert held["before"]["arp"] > held["after"]["arp"]
+    for part in ("change", "retrained_change"):
+        low, high = held["intervals"][part]["arp"]
+        assert low < high < 0
+    assert set(held["null"]) == {"before", "after", "retrained"}
+    assert held["null"]["before"]["hellinger"]["observed"] == pytest.approx(
+        held["before"]["hellinger"], rel=1e-4
+    )
+
+
+def test_training_on_what_was_unlearned_brings_it_back(found):
+    forgetting = found["forgetting"]
+    assert len(forgetting["trained_on"]) == 8
+    start = forgetting["start"]
+    assert start["updated"]["loss_of_forgotten"] > start["trained"]["loss_of_forgotten"]
+    losses = {
+        (each["start"], each["samples"], each["epochs"]): each["figures"]["loss_of_forgotten"]
+        for each in forgetting["trained_on"]
+    }
+    for adapter in ("updated", "retrained"):
+        assert losses[adapter, "forgotten", 2] < losses[adapter, "kept", 2]
+        assert losses[adapter, "forgotten", 2] < start[adapter]["loss_of_forgotten"]
+
+
+def test_the_samples_that_score_lowest_are_found_as_planted(found):
+    planted = found["planted"]
+    assert planted["planted"] == 40
+    assert planted["first"] == 1
+    assert planted["first_by_popularity"] < 1
+    assert planted["planted_among_removed"] == 40
+
+
+def test_a_second_call_retrains_nothing(folder, found, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise AssertionError("retrained again")
+
+    monkeypatch.setattr(retraining, "train_adapter", refuse)
+    data = verify_result(folder, checks=Checks(lds=6))
+    again = json.loads(json.dumps(data.summary["verification"]))
+    assert again["lds"]["random"] == found["lds"]["random"]
+    assert data.summary["verification"]["seeds"] == found["seeds"]
