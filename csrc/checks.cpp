@@ -111,4 +111,40 @@ void check_weights(const char* op, const SampleShape& shape, const at::Tensor& l
   check_like(op, "weights", "[w, n]", left, weights, {shape.samples});
 }
 
+void check_stored_rows(const char* op, const at::Tensor& rows,
+                       const std::optional<at::Tensor>& scales) {
+  const at::ScalarType dtype = rows.scalar_type();
+  FUDLR_CHECK(rows.dim() == 2, op, "rows must be [n, p]", text("their shape is ", rows.sizes()),
+              "Flatten each row");
+  FUDLR_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kChar,
+      op, "rows must be float32, float64, bfloat16, or int8 with scales", text("they are ", dtype),
+      "Convert them with .float()");
+  FUDLR_CHECK(scales.has_value() == (dtype == at::kChar), op,
+              "int8 rows have scales, and no others do",
+              text("rows are ", dtype, ", scales are ", scales ? "given" : "missing"),
+              "Give both as they were stored");
+  if (scales) {
+    check_tensor(op, "scales", *scales, {rows.size(0), (rows.size(1) + 127) / 128}, at::kFloat,
+                 "rows", rows);
+  }
+}
+
+void check_tensor(const char* op, const char* name, const at::Tensor& given,
+                  at::IntArrayRef expected, at::ScalarType wanted, const char* like_name,
+                  const at::Tensor& like) {
+  bool fits = given.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; fits && i < expected.size(); ++i) {
+    fits = expected[i] < 0 || given.size(static_cast<int64_t>(i)) == expected[i];
+  }
+  FUDLR_CHECK(fits, op, text(name, " must have the shape ", expected, ", -1 being any size"),
+              text("their shape is ", given.sizes()), "Reshape them, one to a row");
+  FUDLR_CHECK(given.scalar_type() == wanted, op,
+              text(name, " must be ", wanted, " where ", like_name, " are ", like.scalar_type()),
+              text("they are ", given.scalar_type()), text("Convert them with .to(", wanted, ")"));
+  FUDLR_CHECK(given.device() == like.device(), op, "all arguments must be on one device",
+              text(like_name, " is on ", like.device(), ", ", name, " on ", given.device()),
+              "Move them to the same device");
+}
+
 }  // namespace fudlr

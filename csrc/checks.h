@@ -20,8 +20,8 @@ struct SampleShape {
   int64_t right;      // b
 };
 
-// The dtype of every result, and of vectors and weights: that of left, and float32 for 16-bit
-// inputs, in which the products are accumulated.
+// The dtype of every result, and of vectors and weights: float64 for float64, and float32 for all
+// others, in which their products are accumulated.
 at::ScalarType result_type(const at::Tensor& left);
 
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.
@@ -67,5 +67,15 @@ void check_together(const char* op, const char* first, bool has_first, const cha
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                      const at::Tensor& limits, int64_t heads, int64_t key_heads);
+
+// Checks stored rows [n, p] and their scales, which int8 rows have and no others.
+void check_stored_rows(const char* op, const at::Tensor& rows,
+                       const std::optional<at::Tensor>& scales);
+
+// Checks that `given`, called `name`, has the expected sizes (-1: any), the dtype `wanted`, and the
+// device of `like`, which is called `like_name`.
+void check_tensor(const char* op, const char* name, const at::Tensor& given,
+                  at::IntArrayRef expected, at::ScalarType wanted, const char* like_name,
+                  const at::Tensor& like);
 
 }  // namespace fudlr

@@ -1,6 +1,6 @@
 // The signature of every op, on one screen. Public functions and their docstrings: fudlr_ext/ops/.
 //
-// All of them work on the gradient of a matrix W [a, b] used as y = x Wᵀ by samples of unequal
+// The sample ops work on the gradient of a matrix W [a, b] used as y = x Wᵀ by samples of unequal
 // length: sample i's gradient is G_i = Σ_t left_t right_tᵀ over its positions t, offsets[i] to
 // offsets[i+1]. For LoRA's A, left is scaling·Bᵀδ and right is x; for B, left is δ and right is
 // scaling·A x.
@@ -17,6 +17,17 @@ TORCH_LIBRARY(fudlr, m) {
   m.def(
       "sample_sketch(Tensor left, Tensor right, Tensor offsets, Tensor? project_left, "
       "Tensor? project_right) -> Tensor");
+
+  // Products with stored rows G [n, p]: float32, float64, bfloat16, or int8 with scales
+  // [n, ceil(p / 128)], one for each row and run of 128 columns.
+  // G Vᵀ [n, k] for vectors [k, p]
+  m.def("row_dots(Tensor rows, Tensor? scales, Tensor vectors) -> Tensor");
+  // W G [w, p] in float64 for weights [w, n]
+  m.def("row_sums(Tensor rows, Tensor? scales, Tensor weights) -> Tensor");
+  // G Vᵀ [n, k], and V Gᵀ diag(w) G [k, p] in float64 for weights [n] or ones; rows read once
+  m.def(
+      "row_gram(Tensor rows, Tensor? scales, Tensor vectors, Tensor? weights) -> (Tensor dots, "
+      "Tensor sums)");
 }
 
 // Ops without an autograd rule, for the engine's own passes.

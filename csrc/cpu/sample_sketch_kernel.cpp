@@ -45,68 +45,14 @@ void pack(const Real* projection, int64_t stride, int64_t q, int64_t width, Real
   });
 }
 
-// to[R][C vectors] (+)= Σ_j rows[.][j] packed_j over `depth` numbers j.
-template <typename In, typename Real, int R, int C>
-void product(const In* rows, int64_t stride, int64_t depth, const Real* packed, bool more, Real* to,
-             int64_t to_stride) {
-  Vector<Real> sum[R][C];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) sum[i][c] = Vector<Real>{};
-  }
-  for (int64_t j = 0; j < depth; ++j) {
-    Vector<Real> columns[C];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) columns[c] = load(packed + c * kWidth<Real>);
-    packed += C * kWidth<Real>;
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const Vector<Real> row = widen(rows[i * stride + j]) - Vector<Real>{};
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) sum[i][c] += row * columns[c];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      Real* place = to + i * to_stride + c * kWidth<Real>;
-      store(place, more ? load(place) + sum[i][c] : sum[i][c]);
-    }
-  }
-}
-
-template <typename In, typename Real>
-using ProductFunction = void (*)(const In*, int64_t, int64_t, const Real*, bool, Real*, int64_t);
-
-// product<rows, vectors> for the sizes at hand; where there is only one vector a tile has twice the
-// rows, since otherwise the adders would wait for each other.
-template <typename In, typename Real, int C = kVectors, int R = 2 * kRows>
-ProductFunction<In, Real> choose_product(int64_t rows, int64_t vectors) {
-  if constexpr (C > 1) {
-    if (vectors < C) return choose_product<In, Real, C - 1, R>(rows, vectors);
-    if constexpr (R > kRows) return choose_product<In, Real, C, kRows>(rows, vectors);
-  }
-  if constexpr (R > 1) {
-    if (rows < R) return choose_product<In, Real, C, R - 1>(rows, vectors);
-  }
-  return product<In, Real, R, C>;
-}
-
 template <typename In, typename Real>
 void project(Factor<In> rows, int64_t first, int64_t count, const Real* packed, int64_t q,
              Real* to) {
   const int64_t to_stride = row_size<Real>(q);
   const In* data = rows.data + first * rows.stride;
   for_panels<Real>(q, rows.size, [&](int64_t start, int64_t depth, int64_t column, int64_t padded) {
-    const int64_t vectors = padded / kWidth<Real>;
-    const int64_t most = vectors > 1 ? kRows : 2 * kRows;
-    for (int64_t t = 0; t < count; t += most) {
-      choose_product<In, Real>(least(most, count - t), vectors)(
-          data + t * rows.stride + start, rows.stride, depth, packed, start > 0,
-          to + t * to_stride + column, to_stride);
-    }
+    multiply<In, Real>(data + start, rows.stride, count, depth, packed, padded, padded, start > 0,
+                       to + column, to_stride);
     packed += depth * padded;
   });
 }

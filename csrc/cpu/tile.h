@@ -3,6 +3,10 @@
 // everything here belongs to the file that includes it.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -68,6 +72,35 @@ inline float widen(Bfloat16 value) {
 }
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
+
+// The sum of a register's numbers, halves added to halves.
+template <typename Real>
+inline Real lanes_sum(const Real* lanes) {
+  Real parts[kWidth<Real>];
+  store(parts, load(lanes));
+  for (int64_t half = kWidth<Real> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+  }
+  return parts[0];
+}
+#if defined(__AVX2__)
+inline float quarter_sum(__m128 x) {
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+#if defined(__AVX512F__)
+template <>
+inline float lanes_sum(const float* lanes) {
+  const __m256 x = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+  return quarter_sum(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+#else
+template <>
+inline float lanes_sum(const float* lanes) {
+  return quarter_sum(_mm_add_ps(_mm_loadu_ps(lanes), _mm_loadu_ps(lanes + 4)));
+}
+#endif
+#endif
 
 // Memory for one call, aligned to vectors; grows, never shrinks.
 template <typename Real>
@@ -147,6 +180,78 @@ OuterFunction<Real> choose_outer(int64_t rows, int64_t vectors) {
     if constexpr (C > 1) return choose_outer<Real, Pack, R, C - 1>(rows, vectors);
   }
   return outer<Real, R, C, Pack>;
+}
+
+// to[R][C vectors] (+)= Σ_j rows[.][j] wide_j over `depth` numbers j.
+template <typename In, typename Real, int R, int C>
+void multiply_tile(const In* rows, int64_t stride, int64_t depth, const Real* wide,
+                   int64_t wide_stride, bool more, Real* to, int64_t to_stride) {
+  Vector<Real> sum[R][C];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) sum[i][c] = Vector<Real>{};
+  }
+  for (int64_t j = 0; j < depth; ++j) {
+    Vector<Real> columns[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) columns[c] = load(wide + c * kWidth<Real>);
+    wide += wide_stride;
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const Vector<Real> row = widen(rows[i * stride + j]) - Vector<Real>{};
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) sum[i][c] += row * columns[c];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      Real* place = to + i * to_stride + c * kWidth<Real>;
+      store(place, more ? load(place) + sum[i][c] : sum[i][c]);
+    }
+  }
+}
+
+// Rows of a tile with C vectors of columns: with fewer vectors more rows, since otherwise the
+// adders would wait for each other.
+constexpr int multiply_rows(int C) { return kRows * (C == 3 ? 2 : C == 2 ? 3 : 4) / 2; }
+
+template <typename In, typename Real>
+using MultiplyFunction = void (*)(const In*, int64_t, int64_t, const Real*, int64_t, bool, Real*,
+                                  int64_t);
+
+// multiply_tile<rows, C> for the rows at hand.
+template <typename In, typename Real, int C, int R = multiply_rows(C)>
+MultiplyFunction<In, Real> choose_multiply(int64_t rows) {
+  if constexpr (R > 1) {
+    if (rows < R) return choose_multiply<In, Real, C, R - 1>(rows);
+  }
+  return multiply_tile<In, Real, R, C>;
+}
+
+template <typename In, typename Real, int C>
+void multiply_panel(const In* rows, int64_t stride, int64_t count, int64_t depth, const Real* wide,
+                    int64_t wide_stride, bool more, Real* to, int64_t to_stride) {
+  constexpr int R = multiply_rows(C);
+  for (int64_t i = 0; i < count; i += R) {
+    choose_multiply<In, Real, C>(least(R, count - i))(
+        rows + i * stride, stride, depth, wide, wide_stride, more, to + i * to_stride, to_stride);
+  }
+}
+
+// to[i][c] (+)= Σ_j rows[i][j] wide[j][c]: `count` rows of `depth` numbers, and `columns` columns,
+// whole vectors of them. Every number is one sum in the order of j, whatever else is computed.
+template <typename In, typename Real>
+void multiply(const In* rows, int64_t stride, int64_t count, int64_t depth, const Real* wide,
+              int64_t wide_stride, int64_t columns, bool more, Real* to, int64_t to_stride) {
+  for (int64_t c = 0; c < columns; c += kColumns<Real>) {
+    const auto panel = columns - c >= kColumns<Real> ? multiply_panel<In, Real, kVectors>
+                       : columns - c > kWidth<Real>  ? multiply_panel<In, Real, 2>
+                                                     : multiply_panel<In, Real, 1>;
+    panel(rows, stride, count, depth, wide + c, wide_stride, more, to + c, to_stride);
+  }
 }
 
 // Some columns of a factor as Real, the last vector padded with zeros: at first the rows where

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from torch import Tensor
+from typing import Any
 
 from fudlr_ext.ops.grad_sum import grad_sum
+from fudlr_ext.ops.row_dots import row_dots
+from fudlr_ext.ops.row_gram import row_gram
+from fudlr_ext.ops.row_sums import row_sums
 from fudlr_ext.ops.sample_dots import sample_dots
 from fudlr_ext.ops.sample_grads import sample_grads
 from fudlr_ext.ops.sample_sketch import sample_sketch
 
-OPS: dict[str, Callable[..., Tensor]] = {
-    function.__name__: function for function in (sample_grads, sample_dots, grad_sum, sample_sketch)
+OPS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        sample_grads,
+        sample_dots,
+        grad_sum,
+        sample_sketch,
+        row_dots,
+        row_sums,
+        row_gram,
+    )
 }
 
-__all__ = ["OPS", "grad_sum", "sample_dots", "sample_grads", "sample_sketch"]
+__all__ = [
+    "OPS",
+    "grad_sum",
+    "row_dots",
+    "row_gram",
+    "row_sums",
+    "sample_dots",
+    "sample_grads",
+    "sample_sketch",
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fudlr_ext.errors import EngineError
+from fudlr_ext.ops._devices import same_device
 
 
 def pack(
@@ -16,7 +17,7 @@ def pack(
     Padded samples [n, t, ...] without offsets are used whole; with offsets, sample i has
     `offsets[i + 1] - offsets[i]` positions, its first ones, and the others are left out.
     """
-    check_device(op, left, right=right, offsets=offsets)
+    same_device(op, left=left, right=right, offsets=offsets)
     if left.dim() == 2 and offsets is not None:
         return left, right, offsets
     if left.dim() != 3 or right.dim() != 3 or left.shape[:2] != right.shape[:2]:
@@ -42,23 +43,8 @@ def pack(
     return left[keep], right[keep], offsets - offsets[:1]
 
 
-def check_device(op: str, left: Tensor, **others: Tensor | None) -> None:
-    """Raise where an argument is not on the device of left.
-
-    The dispatcher picks a kernel by device before any kernel can look at its arguments, so this
-    check cannot be the kernels'.
-    """
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != left.device:
-            raise EngineError(
-                f"{op}: all arguments must be on one device",
-                f"left is on {left.device}, {name} on {tensor.device}",
-                "Move them to the same device",
-            )
-
-
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of results: that of the input, and float32 for 16-bit ones."""
+    """Return the dtype of results: float64 for float64, and float32 for all others."""
     return dtype if dtype == torch.float64 else torch.float32
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr_ext.ops._samples import check_device, pack, spread
+from fudlr_ext.ops._devices import same_device
+from fudlr_ext.ops._samples import pack, spread
 
 
 def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor | None = None) -> Tensor:
@@ -29,7 +30,7 @@ def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor | Non
     Raises:
         ValueError: Shapes, dtypes, devices or offsets that do not fit.
     """
-    check_device("grad_sum", left, weights=weights)
+    same_device("grad_sum", left=left, weights=weights)
     left, right, offsets = pack("grad_sum", left, right, offsets)
     return torch.ops.fudlr.grad_sum(left, right, offsets, weights)
 

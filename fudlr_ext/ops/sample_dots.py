@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr_ext.ops._samples import check_device, pack, spread
+from fudlr_ext.ops._devices import same_device
+from fudlr_ext.ops._samples import pack, spread
 
 
 def sample_dots(
@@ -32,7 +33,7 @@ def sample_dots(
     Raises:
         ValueError: Shapes, dtypes, devices or offsets that do not fit.
     """
-    check_device("sample_dots", left, vectors=vectors)
+    same_device("sample_dots", left=left, vectors=vectors)
     left, right, offsets = pack("sample_dots", left, right, offsets)
     return torch.ops.fudlr.sample_dots(left, right, offsets, vectors)
 

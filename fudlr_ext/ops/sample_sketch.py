@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr_ext.ops._samples import check_device, pack, result_dtype, spread
+from fudlr_ext.ops._devices import same_device
+from fudlr_ext.ops._samples import pack, result_dtype, spread
 
 
 def sample_sketch(
@@ -37,7 +38,7 @@ def sample_sketch(
     Raises:
         ValueError: Shapes, dtypes, devices or offsets that do not fit.
     """
-    check_device("sample_sketch", left, project_left=project_left, project_right=project_right)
+    same_device("sample_sketch", left=left, project_left=project_left, project_right=project_right)
     left, right, offsets = pack("sample_sketch", left, right, offsets)
     return torch.ops.fudlr.sample_sketch(left, right, offsets, project_left, project_right)
 

@@ -5,6 +5,15 @@ One module a family; arguments are those of the op's schema.
 
 from __future__ import annotations
 
+from fudlr_ext.reference.rows import row_dots, row_gram, row_sums
 from fudlr_ext.reference.samples import grad_sum, sample_dots, sample_grads, sample_sketch
 
-__all__ = ["grad_sum", "sample_dots", "sample_grads", "sample_sketch"]
+__all__ = [
+    "grad_sum",
+    "row_dots",
+    "row_gram",
+    "row_sums",
+    "sample_dots",
+    "sample_grads",
+    "sample_sketch",
+]

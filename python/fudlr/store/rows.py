@@ -15,11 +15,14 @@ from torch import Tensor
 
 from fudlr.batches import Batches, Source
 from fudlr.errors import DataError, NumericalError
+from fudlr_ext.ops import row_dots, row_gram, row_sums
 
 Forward = Callable[[Any, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 Progress = Callable[[int, int], None]
 """Called after each batch with the samples done and the samples in all."""
+
+ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class GradientRows(Protocol):
@@ -118,24 +121,38 @@ class MemoryRows:
     def dots(self, vectors: Tensor) -> Tensor:
         """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
         check_columns(vectors, self.d, "vectors", "d")
-        # The orientation matters, not the number of calls: with both operands contiguous along d
-        # one GEMM took as long as k matrix-vector products at k ≤ 3 and 2 to 4 times less at
-        # k ≥ 4; G @ (V.T made contiguous) took 3 times as long.
-        return self.matrix @ vectors.contiguous().T
+        if not self._native:
+            return self.matrix @ vectors.contiguous().T
+        return row_dots(self.matrix, vectors.to(self._real)).to(vectors.dtype)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`."""
         check_columns(weights, self.n, "weights", "n")
-        # W @ G, never (Gᵀ Wᵀ)ᵀ, which took 10 to 50 times as long.
-        return weights.contiguous() @ self.matrix
+        if not self._native:
+            return weights.contiguous() @ self.matrix
+        return row_sums(self.matrix, weights.to(self._real)).to(weights.dtype)
 
     def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
         """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
-        dots = self.dots(vectors).T
+        check_columns(vectors, self.d, "vectors", "d")
         if weights is not None:
             check_columns(weights[None], self.n, "weights", "n")
-            dots = dots * weights
-        return self.sum(dots) / self.n
+            weights = weights.to(self._real) if self._native else weights
+        if not self._native:
+            dots = self.dots(vectors).T
+            return self.sum(dots if weights is None else dots * weights) / self.n
+        _, sums = row_gram(self.matrix, vectors.to(self._real), weights)
+        return (sums / self.n).to(vectors.dtype)
+
+    @property
+    def _native(self) -> bool:
+        """Whether the engine's row ops, which read each row once, take this matrix."""
+        return self.matrix.device.type == "cpu" and self.matrix.dtype in ROW_DTYPES
+
+    @property
+    def _real(self) -> torch.dtype:
+        """The dtype of what a row is multiplied with."""
+        return torch.float64 if self.matrix.dtype == torch.float64 else torch.float32
 
     def take(self, index: Tensor) -> Tensor:
         """The rows at `index` `[m]`, `[m, d]`."""

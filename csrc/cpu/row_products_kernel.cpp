@@ -1,0 +1,378 @@
+// d_i = V g_i for the rows of a tile, then S += Σ_i c_i g_iᵀ with c_i = w_i d_i while the tile is
+// in L2. Numbers are turned to Real on the way into a register, both times: that costs less than a
+// buffer of them would. The first product takes a few rows × a few vectors at once, so that a
+// loaded vector serves several rows; the second keeps a few lines × a few vectors of sums in
+// registers over all rows of the tile, and meanwhile asks for the next tile, which would else be
+// waited for.
+//
+// The scale of an int8 block multiplies the block's part of d_i, and c_i for the block: once every
+// 128 columns.
+//
+// Every number is the sum of the same terms in the same order whatever the threads, the lines and
+// the other rows: lanes over 1,024 columns in Real and from there in float64 for d, rows of a chunk
+// one after the other for S.
+#include "cpu/row_products_kernel.h"
+
+#include "cpu/tile.h"
+
+namespace fudlr::FUDLR_ISA {
+namespace {
+
+constexpr int64_t kDepth = 1024;         // columns of d_i that are summed in lanes
+constexpr int64_t kTileBytes = 3 << 16;  // of stored rows; two tiles and the vectors fit L2
+constexpr int64_t kManyRows = 24, kFewRows = 12;  // of a tile; multiples of the rows of a step
+constexpr int64_t kBand = 6;                      // rows that add to the sums one after the other
+constexpr int kLines = 4;                         // vectors or sums that are taken at once
+
+inline float number(float value) { return value; }
+inline double number(double value) { return value; }
+inline float number(Bfloat16 value) { return widen(value); }
+inline float number(Int8 value) { return static_cast<float>(value.value); }
+
+// Numbers of a vector register, read from where they are stored.
+inline Vector<float> fetch(const float* from) { return load(from); }
+inline Vector<double> fetch(const double* from) { return load(from); }
+#if defined(__AVX512F__)
+inline Vector<float> fetch(const Bfloat16* from) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+inline Vector<float> fetch(const Int8* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+#elif defined(__AVX2__)
+inline Vector<float> fetch(const Bfloat16* from) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+inline Vector<float> fetch(const Int8* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+#else
+template <typename In>
+inline Vector<float> fetch(const In* from) {
+  float numbers[kWidth<float>];
+  for (int64_t i = 0; i < kWidth<float>; ++i) numbers[i] = number(from[i]);
+  return load(numbers);
+}
+#endif
+
+template <typename In>
+constexpr bool kScaled = false;
+template <>
+constexpr bool kScaled<Int8> = true;
+
+// Memory to ask for while there is something else to do, line by line.
+struct Ahead {
+  const char* next = nullptr;
+  const char* end = nullptr;
+};
+
+// dots[r][k] += <rows[r], vectors[k]> over `columns` columns, whole vectors of them, of R rows and
+// K vectors; where the rows are scaled, with the scale of each block.
+template <typename In, typename Real, int R, int K>
+void dot_step(const In* rows, int64_t stride, int64_t columns, const float* scales,
+              int64_t scale_stride, const Real* vectors, int64_t vector_stride, Ahead& ahead,
+              Real* lanes, int64_t lane_stride) {
+  const char* line = ahead.next;
+  const int64_t line_step = line < ahead.end ? 64 : 0;
+  const int64_t run = kScaled<In> ? kScaleBlock : columns;
+  for (int64_t start = 0; start < columns; start += run) {
+    const int64_t stop = least(start + run, columns);
+    Vector<Real> sum[R][K];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) sum[r][k] = Vector<Real>{};
+    }
+    for (int64_t c = start; c < stop; c += kWidth<Real>) {
+      Vector<Real> row[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) row[r] = fetch(rows + r * stride + c);
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+        const Vector<Real> vector = load(vectors + k * vector_stride + c);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][k] += row[r] * vector;
+      }
+      __builtin_prefetch(line, 0, 2);
+      line += line_step;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Real scale = 1;
+      if constexpr (kScaled<In>) scale = scales[r * scale_stride + start / kScaleBlock];
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+        Real* total = lanes + r * lane_stride + k * kWidth<Real>;
+        if constexpr (kScaled<In>) {
+          store(total, load(total) + scale * sum[r][k]);
+        } else {
+          store(total, load(total) + sum[r][k]);
+        }
+      }
+    }
+  }
+  ahead.next = line;
+}
+
+// Rows that a step takes with K vectors: as many as leave every sum a register.
+constexpr int step_rows(int K) {
+  constexpr int rows[] = {6, 4, 4, 3};
+  return rows[K - 1];
+}
+
+template <typename In, typename Real, int K>
+void dot_rows(const In* rows, int64_t stride, int64_t count, int64_t columns, const float* scales,
+              int64_t scale_stride, const Real* vectors, int64_t vector_stride, Ahead& ahead,
+              Real* lanes, int64_t lane_stride) {
+  constexpr int R = step_rows(K);
+  int64_t t = 0;
+  for (; t + R <= count; t += R) {
+    dot_step<In, Real, R, K>(rows + t * stride, stride, columns, scales + t * scale_stride,
+                             scale_stride, vectors, vector_stride, ahead, lanes + t * lane_stride,
+                             lane_stride);
+  }
+  for (; t < count; ++t) {
+    dot_step<In, Real, 1, K>(rows + t * stride, stride, columns, scales + t * scale_stride,
+                             scale_stride, vectors, vector_stride, ahead, lanes + t * lane_stride,
+                             lane_stride);
+  }
+}
+
+// sums[k][C vectors] += Σ_t coefs[t][k] rows_t over `count` rows.
+template <typename In, typename Real, int K, int C>
+void sum_step(const In* rows, int64_t stride, int64_t count, const Real* coefs, int64_t coef_stride,
+              Ahead& ahead, Real* sums, int64_t sum_stride) {
+  const char* line = ahead.next;
+  const int64_t line_step = line < ahead.end ? 64 : 0;
+  Vector<Real> sum[K][C];
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sum[k][c] = load(sums + k * sum_stride + c * kWidth<Real>);
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    Vector<Real> row[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) row[c] = fetch(rows + c * kWidth<Real>);
+    __builtin_prefetch(line, 0, 2);
+    line += line_step;
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const Vector<Real> coef = coefs[k] - Vector<Real>{};
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sum[k][c] += coef * row[c];
+    }
+    rows += stride;
+    coefs += coef_stride;
+  }
+  ahead.next = line;
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) store(sums + k * sum_stride + c * kWidth<Real>, sum[k][c]);
+  }
+}
+
+// Vectors of sums a line that a step holds with K lines: the fewer lines, the more, since a sum can
+// be added to once in four cycles.
+constexpr int step_vectors(int K) {
+  constexpr int vectors[] = {8, 4, 2, 2};
+  return vectors[K - 1];
+}
+
+// The same over `columns` columns, in bands of rows that are few enough to stay in L1 from one step
+// to the next, which reads on in the same lines of memory.
+template <typename In, typename Real, int K>
+void sum_columns(const In* rows, int64_t stride, int64_t count, int64_t columns, const Real* coefs,
+                 int64_t coef_stride, Ahead& ahead, Real* sums, int64_t sum_stride) {
+  constexpr int C = step_vectors(K);
+  for (int64_t t = 0; t < count; t += kBand) {
+    const int64_t band = least(kBand, count - t);
+    const In* from = rows + t * stride;
+    const Real* with = coefs + t * coef_stride;
+    int64_t c = 0;
+    for (; c + C * kWidth<Real> <= columns; c += C * kWidth<Real>) {
+      sum_step<In, Real, K, C>(from + c, stride, band, with, coef_stride, ahead, sums + c,
+                               sum_stride);
+    }
+    for (; c < columns; c += kWidth<Real>) {
+      sum_step<In, Real, K, 1>(from + c, stride, band, with, coef_stride, ahead, sums + c,
+                               sum_stride);
+    }
+  }
+}
+
+template <int K>
+struct Lines {};
+
+// Calls use(Lines<K>, first line) for blocks of at most kLines lines.
+template <typename Use>
+inline void for_lines(int64_t lines, Use use) {
+  int64_t first = 0;
+  for (; first + kLines <= lines; first += kLines) use(Lines<kLines>{}, first);
+  switch (lines - first) {
+    case 3:
+      return use(Lines<3>{}, first);
+    case 2:
+      return use(Lines<2>{}, first);
+    case 1:
+      return use(Lines<1>{}, first);
+  }
+}
+
+template <typename Real>
+int64_t line_size(int64_t p) {
+  // Lines a power of two apart would throw each other out of L1.
+  return blocks(p, kWidth<Real>) * kWidth<Real> + 64 / static_cast<int64_t>(sizeof(Real));
+}
+
+template <typename Real>
+void pack(const Real* vectors, int64_t stride, int64_t lines, int64_t p, Real* packed) {
+  const int64_t size = line_size<Real>(p);
+  for (int64_t k = 0; k < lines; ++k) {
+    for (int64_t c = 0; c < p; ++c) packed[k * size + c] = vectors[k * stride + c];
+    for (int64_t c = p; c < size; ++c) packed[k * size + c] = Real(0);
+  }
+}
+
+// The rows of one tile, and their last columns, fewer than a vector, padded with zeros.
+template <typename In, typename Real>
+class Tile {
+ public:
+  explicit Tile(const StoredRows<In>& rows)
+      : rows_(rows),
+        whole_(rows.size / kWidth<Real> * kWidth<Real>),
+        size_(line_size<Real>(rows.size)) {}
+
+  static int64_t rows(int64_t p) {
+    return p * static_cast<int64_t>(sizeof(In)) * kManyRows <= kTileBytes ? kManyRows : kFewRows;
+  }
+
+  void set(int64_t first, int64_t count, bool more) {
+    data_ = rows_.data + first * rows_.stride;
+    scales_ = kScaled<In> ? rows_.scales + first * rows_.scale_stride : nullptr;
+    count_ = count;
+    const char* next = reinterpret_cast<const char*>(data_ + count * rows_.stride);
+    const int64_t bytes = count * rows_.stride * static_cast<int64_t>(sizeof(In));
+    ahead_ = more ? Ahead{next, next + bytes} : Ahead{};
+    const int64_t rest = rows_.size - whole_;
+    if (rest == 0) return;
+    for (int64_t t = 0; t < count; ++t) {
+      const In* from = data_ + t * rows_.stride + whole_;
+      for (int64_t c = 0; c < kWidth<Real>; ++c) {
+        ends_[t * kWidth<Real> + c] = c < rest ? number(from[c]) : Real(0);
+      }
+      if constexpr (kScaled<In>) {
+        const float scale = scales_[t * rows_.scale_stride + whole_ / kScaleBlock];
+        for (int64_t c = 0; c < rest; ++c) ends_[t * kWidth<Real> + c] *= scale;
+      }
+    }
+  }
+
+  // dots[t][k] with all vectors; `lanes` has room for a register for each.
+  void dots(const RowTask<Real>& task, Real* lanes, Real* dots) {
+    const int64_t k = task.lines;
+    const int64_t lane_stride = k * kWidth<Real>;
+    for (int64_t i = 0; i < count_ * lane_stride; ++i) lanes[i] = 0;
+    for (int64_t start = 0; start < whole_; start += kDepth) {
+      const int64_t columns = least(kDepth, whole_ - start);
+      for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
+        dot_rows<In, Real, K>(data_ + start, rows_.stride, count_, columns,
+                              kScaled<In> ? scales_ + start / kScaleBlock : scales_,
+                              rows_.scale_stride, task.vectors + first * size_ + start, size_,
+                              ahead_, lanes + first * kWidth<Real>, lane_stride);
+      });
+    }
+    if (whole_ < rows_.size) {
+      for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
+        dot_rows<Real, Real, K>(ends_, kWidth<Real>, count_, kWidth<Real>, nullptr, 0,
+                                task.vectors + first * size_ + whole_, size_, ahead_,
+                                lanes + first * kWidth<Real>, lane_stride);
+      });
+    }
+    for (int64_t i = 0; i < count_ * k; ++i) dots[i] = lanes_sum(lanes + i * kWidth<Real>);
+  }
+
+  // sums[k] += Σ_t coefs[t][k] rows_t; `scaled` has room for as many numbers as there are coefs.
+  void sums(int64_t k, const Real* coefs, Real* scaled, Real* sums) {
+    const int64_t run = kScaled<In> ? kScaleBlock : whole_;
+    for (int64_t start = 0; start < whole_; start += run) {
+      const Real* used = coefs;
+      if constexpr (kScaled<In>) {
+        for (int64_t t = 0; t < count_; ++t) {
+          const Real scale = scales_[t * rows_.scale_stride + start / kScaleBlock];
+          for (int64_t j = 0; j < k; ++j) scaled[t * k + j] = scale * coefs[t * k + j];
+        }
+        used = scaled;
+      }
+      const int64_t columns = least(run, whole_ - start);
+      for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
+        sum_columns<In, Real, K>(data_ + start, rows_.stride, count_, columns, used + first, k,
+                                 ahead_, sums + first * size_ + start, size_);
+      });
+    }
+    if (whole_ == rows_.size) return;
+    for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
+      sum_step<Real, Real, K, 1>(ends_, kWidth<Real>, count_, coefs + first, k, ahead_,
+                                 sums + first * size_ + whole_, size_);
+    });
+  }
+
+ private:
+  const StoredRows<In>& rows_;
+  const int64_t whole_;  // columns that make up whole vectors
+  const int64_t size_;   // of a line of vectors or sums
+  const In* data_ = nullptr;
+  const float* scales_ = nullptr;
+  int64_t count_ = 0;
+  Ahead ahead_;  // the next tile
+  alignas(64) Real ends_[kManyRows * kWidth<Real>];
+};
+
+template <typename In, typename Real>
+void chunk(const StoredRows<In>& rows, const RowTask<Real>& task, int64_t begin, int64_t end,
+           Real* partial) {
+  const int64_t k = task.lines;
+  const int64_t tile_rows = Tile<In, Real>::rows(rows.size);
+  Tile<In, Real> tile(rows);
+  Scratch<Real> lane_scratch, coef_scratch;
+  Real* lanes = lane_scratch.get(tile_rows * k * kWidth<Real>);
+  Real* coefs = coef_scratch.get(2 * tile_rows * k);
+  if (task.sums) {
+    for (int64_t i = 0; i < k * line_size<Real>(rows.size); ++i) partial[i] = Real(0);
+  }
+  for (int64_t first = begin; first < end; first += tile_rows) {
+    const int64_t count = least(tile_rows, end - first);
+    tile.set(first, count, first + count + tile_rows <= rows.count);
+    if (task.vectors != nullptr) {
+      tile.dots(task, lanes, task.dots + first * k);
+      for (int64_t i = 0; i < count * k; ++i) {
+        const Real dot = task.dots[first * k + i];
+        coefs[i] = task.weights != nullptr ? dot * task.weights[first + i / k] : dot;
+      }
+    } else {
+      for (int64_t t = 0; t < count; ++t) {
+        for (int64_t j = 0; j < k; ++j) {
+          coefs[t * k + j] = task.weights[j * task.weight_stride + first + t];
+        }
+      }
+    }
+    if (task.sums) tile.sums(k, coefs, coefs + tile_rows * k, partial);
+  }
+}
+
+template <typename In, typename Real>
+constexpr RowKernels<In, Real> kernels() {
+  return {line_size<Real>, pack<Real>, chunk<In, Real>};
+}
+
+}  // namespace
+
+const RowProductsTable row_products = {kernels<float, float>(), kernels<double, double>(),
+                                       kernels<Bfloat16, float>(), kernels<Int8, float>()};
+
+}  // namespace fudlr::FUDLR_ISA
