@@ -42,7 +42,7 @@ def test_targeted_removals_move_the_metric_as_predicted(found, folder):
     assert [value > 0 for value in targeted["actual"]["arp"]] == [False, True, False, True]
     assert 0.4 < targeted["agreement"]["arp"]["slope"] < 2
     assert targeted["agreement"]["arp"]["spearman"] > 0.7
-    assert len(found["lds"]["random"]["actual"]["val_loss"]) == 6
+    assert len(found["lds"]["random"]["actual"]["arp"]) == 6
 
 
 def test_the_runs_own_seed_gives_the_retrained_figures(found, folder):
