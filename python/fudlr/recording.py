@@ -91,14 +91,20 @@ def ride_along(
 
 
 def audit_store(
-    store: Store, recommender: Recommender, engine: Engine, samples: Samples, config: RunConfig
+    store: Store,
+    recommender: Recommender,
+    engine: Engine,
+    samples: Samples,
+    config: RunConfig,
+    *,
+    count: int | None = None,
 ) -> None:
     """Take some samples' gradients again, in full, and write what the store's rows lost.
 
     The model holds the store's adapter. Samples are spread over the data, so over the recorded
-    epoch too; each stored row is as old as its batch.
+    epoch too; each stored row is as old as its batch. `count` of them, or `record.audit`.
     """
-    count = min(config.record.audit, len(samples))
+    count = min(config.record.audit if count is None else count, len(samples))
     projection = store.projection()
     if count < 4 or projection is None:
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +36,9 @@ def debias(
     budget: Annotated[float | None, typer.Option(help="Largest share to remove.")] = None,
     damping: Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")] = None,
     adapter: AdapterFolder = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     threads: Threads = None,
@@ -44,7 +48,8 @@ def debias(
     check_result_folder(out)
     loaded = load_run(run, adapter)
     options = load_config(config).debias if config else loaded.config.debias
-    overrides = {"objective": objective, "budget": budget, "damping": damping}
+    overrides: dict[str, Any] = {"objective": objective, "budget": budget, "damping": damping}
+    overrides["store"] = str(store) if store else None
     result = debias_samples(loaded, options, **of_section("debias", settings), **given(overrides))
     write_result(out, result)
     print_summary(result.summary)

@@ -231,6 +231,8 @@ class DebiasConfig(Record):
     rows: Literal["auto", "store", "memory", "stream"] = "auto"
     """Per-sample gradients as the run's store has them, kept whole (n · d numbers), or computed
     again for each product. `auto`: the store where it can answer, else in memory."""
+    store: Name | None = None
+    """Folder of the store to answer from, where it is not the run's own."""
     polish: bool = False
     """For the chosen mask, go on from the sketches' update with whole gradients."""
     polish_steps: Count = 3
@@ -250,6 +252,12 @@ class DebiasConfig(Record):
     def _something_to_steer(self) -> Self:
         if self.lambda_fair == 0 and self.lambda_acc == 0:
             raise ValueError("lambda_fair and lambda_acc should not both be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _store_is_asked(self) -> Self:
+        if self.store is not None and self.rows in ("memory", "stream"):
+            raise ValueError(f"store should be null with rows {self.rows}, which uses none")
         return self
 
     @model_validator(mode="after")

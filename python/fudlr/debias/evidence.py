@@ -8,7 +8,8 @@ product.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from fudlr.store import (
     record_rows,
     sketch_space,
 )
+from fudlr.store.commands import stale_text
 from fudlr.update import Update, removal_update
 
 SKETCH_STEPS = 20
@@ -122,7 +124,8 @@ def _one_step(job: Job, space: Space, solve: Solve) -> Callable[[Tensor], Update
 
 def _open_store(job: Job, warnings: list[str]) -> Store | None:
     """The store to answer from; None where none is wanted or, in `auto`, none can."""
-    wanted = job.config.rows
+    named = job.config.store
+    wanted = "store" if named else job.config.rows
     if wanted not in ("auto", "store"):
         return None
     unfit = _unfit(job)
@@ -132,7 +135,7 @@ def _open_store(job: Job, warnings: list[str]) -> Store | None:
     if unfit:
         raise UsageError(asked, unfit, "Leave that option out, or set debias.rows to memory")
     try:
-        store = job.run.store()
+        store = job.run.store(Path(named)) if named else job.run.store()
         if store is not None:
             store.places(torch.from_numpy(job.run.split.train.ids))
     except StoreError as error:
@@ -174,7 +177,17 @@ def _from_store(job: Job, store: Store, warnings: list[str]) -> _Found:
     small = 4 * rows.n * rows.d <= LOADED_BYTES
     space = sketch_space(rows.load() if small else rows, projection)
     facts = store.facts()
-    about = {"kept": store.kept, "dimension": store.dim, "dtype": store.spec.dtype}
+    about: dict[str, object] = {
+        "kept": store.kept,
+        "dimension": store.dim,
+        "dtype": store.spec.dtype,
+    }
+    if store.spec.stale is not None:
+        about["stale"] = asdict(store.spec.stale)
+        warnings.append(
+            f"The store's rows are stale in part: {stale_text(store)}. Influences and update are "
+            "off to that extent; `fudlr record --refresh 1` records all again."
+        )
     return _Found(
         "store",
         space,

@@ -8,10 +8,11 @@ from fudlr.store.projection import Factors, Projection
 from fudlr.store.random_projection import random_projection
 from fudlr.store.reader import Store
 from fudlr.store.recorder import Recorder
+from fudlr.store.refreshing import refresh
 from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
 from fudlr.store.space import Space, sketch_space
-from fudlr.store.spec import Binding, fingerprint, model_fingerprint
+from fudlr.store.spec import Binding, Stale, fingerprint, model_fingerprint
 from fudlr.store.writer import StoreWriter
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Projection",
     "Recorder",
     "Space",
+    "Stale",
     "Store",
     "StoreError",
     "StoreWriter",
@@ -34,5 +36,6 @@ __all__ = [
     "model_fingerprint",
     "random_projection",
     "record_rows",
+    "refresh",
     "sketch_space",
 ]

@@ -51,13 +51,19 @@ def audit_rows(
         _influences(rows[:half], signs.to(rows) @ rows[half:], damping)
         for rows in (gradients, sketches)
     )
-    cosine = torch.cosine_similarity(stored, sketches, dim=1)
     return {
         "samples": float(len(gradients)),
         "energy": projection.energy_kept(gradients),
         "influences": 1 - _square(sketched - exact) / _square(exact),
-        "cosine": float(cosine.mean()),
-        "error": (_square(stored - sketches) / _square(sketches)) ** 0.5,
+        **row_errors(stored, sketches),
+    }
+
+
+def row_errors(stored: Tensor, true: Tensor) -> dict[str, float]:
+    """`cosine`, the mean over rows, and `error` ‖stored − true‖ / ‖true‖, of rows `[m, p]`."""
+    return {
+        "cosine": float(torch.cosine_similarity(stored, true, dim=1).mean()),
+        "error": (_square(stored - true) / _square(true)) ** 0.5,
     }
 
 

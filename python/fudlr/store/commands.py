@@ -28,6 +28,8 @@ def store_info(folder: Path, console: Console | None = None) -> None:
         table.add_row(f"kept: {name}", f"{value:.1%}")
     for name, value in (info["audit"] or {}).items():
         table.add_row(*_audited(name, value))
+    if store.spec.stale is not None:
+        table.add_row("stale rows", stale_text(store))
     for name, value in info["binding"].items():
         table.add_row(f"made from: {name}", _short(value))
     (console or Console()).print(table)
@@ -72,6 +74,18 @@ _AUDIT = {
     "cosine": ("rows' cosine", "{:.4f} with rows at the adapter itself"),
     "error": ("rows' error", "{:.1%} of rows at the adapter itself"),
 }
+
+
+def stale_text(store: Store) -> str:
+    """How many of a store's rows are stale, and how far off; empty where none is."""
+    stale = store.spec.stale
+    if stale is None:
+        return ""
+    return (
+        f"{stale.rows:,} of {store.n:,} ({stale.rows / store.n:.0%}), of an earlier adapter: "
+        f"relative error {stale.error:.1%}, cosine {stale.cosine:.4f}, measured on "
+        f"{stale.measured:,} samples recorded again"
+    )
 
 
 def _audited(name: str, value: float) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from fudlr.store.facts import Facts
 from fudlr.store.reader import Store
 from fudlr.store.sealing import copy_shard
 from fudlr.store.shards import read_ids
-from fudlr.store.spec import Binding, StoreSpec, fingerprint
+from fudlr.store.spec import STALE, Binding, Stale, StoreSpec, fingerprint
 from fudlr.store.writer import PROJECTION
 
 
@@ -68,7 +68,7 @@ def _sum(facts: Sequence[Facts | None]) -> Facts:
 def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
     first = stores[0].spec
     bindings = [store.spec.binding for store in stores]
-    common = first
+    common = replace(first, stale=_common_stale(stores))
     if combine_data and any(binding != first.binding for binding in bindings):
         joint = Binding(
             model=first.binding.model,
@@ -76,11 +76,10 @@ def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
             data=fingerprint(sorted(binding.data for binding in bindings)),
             order=fingerprint(sorted(binding.order for binding in bindings)),
         )
-        common = replace(first, binding=joint)
+        common = replace(common, binding=joint)
     for store in stores[1:]:
-        differences = first.differences(store.spec)
-        if combine_data:
-            differences = [word for word in differences if word not in _LATER]
+        allowed = (STALE, *_LATER) if combine_data else (STALE,)
+        differences = [word for word in first.differences(store.spec) if word not in allowed]
         if differences:
             raise StoreError(
                 f"the stores {stores[0].folder} and {store.folder} were to be merged",
@@ -89,6 +88,20 @@ def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
                 "later are allowed with combine_data",
             )
     return common
+
+
+def _common_stale(stores: Sequence[Store]) -> Stale | None:
+    """The stale rows of all, their figures weighted by rows; squares for the error."""
+    found = [store.spec.stale for store in stores if store.spec.stale is not None]
+    if not found:
+        return None
+    rows = sum(each.rows for each in found)
+    return Stale(
+        rows=rows,
+        measured=sum(each.measured for each in found),
+        cosine=sum(each.rows * each.cosine for each in found) / rows,
+        error=(sum(each.rows * each.error**2 for each in found) / rows) ** 0.5,
+    )
 
 
 _LATER = ("another data", "another order")

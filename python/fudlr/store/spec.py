@@ -17,6 +17,7 @@ from fudlr.errors import UsageError
 from fudlr.store.encoding import DTYPES
 
 FORMAT_VERSION = 1
+STALE = "other stale rows"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LORA = re.compile(r"\.lora_[A-Za-z]+\.")
 
@@ -93,6 +94,23 @@ class Binding:
 
 
 @dataclass(frozen=True)
+class Stale:
+    """Rows that were taken at an earlier adapter than the store's, and how far off such rows are.
+
+    Attributes:
+        rows: How many.
+        measured: Samples recorded again, that the figures are of.
+        cosine: Mean cosine of a stale row with the same sample's at the store's adapter.
+        error: ‖stale rows − rows at the store's adapter‖ / ‖rows at the store's adapter‖.
+    """
+
+    rows: int
+    measured: int
+    cosine: float
+    error: float
+
+
+@dataclass(frozen=True)
 class StoreSpec:
     """What every shard of a store has in common.
 
@@ -101,12 +119,14 @@ class StoreSpec:
         dtype: `float32`, `bfloat16` or `int8` (with scales).
         binding: What the rows were made from.
         projection: Description of the projection that made the rows, `{}` where there is none.
+        stale: Of a store that was refreshed in part; None where all rows are the adapter's.
     """
 
     dim: int
     dtype: str
     binding: Binding
     projection: dict[str, Any] = field(default_factory=dict)
+    stale: Stale | None = None
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.dtype not in DTYPES:
@@ -118,7 +138,10 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, with the format's version."""
-        return {"version": FORMAT_VERSION, **asdict(self)}
+        value = {"version": FORMAT_VERSION, **asdict(self)}
+        if self.stale is None:
+            del value["stale"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StoreSpec:
@@ -132,6 +155,7 @@ class StoreSpec:
             dtype=str(value["dtype"]),
             binding=Binding(**value["binding"]),
             projection=dict(value["projection"]),
+            stale=Stale(**value["stale"]) if "stale" in value else None,
         )
 
     def differences(self, other: StoreSpec) -> list[str]:
@@ -144,6 +168,8 @@ class StoreSpec:
         found += [f"another {name}" for name in self.binding.differences(other.binding)]
         if self.projection != other.projection:
             found.append("another projection")
+        if self.stale != other.stale:
+            found.append(STALE)
         return found
 
 

@@ -33,6 +33,7 @@ def record_run(
     out: Path | None = None,
     config: RecordConfig | None = None,
     *,
+    projection: Projection | None = None,
     shard_rows: int | None = None,
 ) -> Store:
     """Record every training sample's gradient at `run.theta`; goes on where it was stopped.
@@ -41,6 +42,8 @@ def record_run(
         run: From `fudlr.load_run`, with its own adapter or another.
         out: The store's folder; the run's own by default.
         config: Options; the run's own by default. A store that is there keeps its projection.
+        projection: Of another store that this one should go with; else a store that is there
+            keeps its own, and a new one is fitted.
         shard_rows: Samples in a shard.
 
     Raises:
@@ -52,7 +55,8 @@ def record_run(
     if not folder:
         raise UsageError("a store was to be recorded", "the run is in no folder", "Name one (out)")
     run.engine.load(run.theta)
-    projection = load_projection(folder, run.engine.shapes) or _fit(run, config)
+    if projection is None:
+        projection = load_projection(folder, run.engine.shapes) or _fit(run, config)
     with StoreWriter(
         folder,
         run.binding,
@@ -65,7 +69,9 @@ def record_run(
         _pass(run, writer, projection, config)
     store = Store.open(folder, run.binding)
     if store.audit() is None:
-        audit_store(store, run.recommender, run.engine, run.split.train, run.config)
+        audit_store(
+            store, run.recommender, run.engine, run.split.train, run.config, count=config.audit
+        )
     return store
 
 
