@@ -58,6 +58,7 @@ class Tap:
         self.layout = layout
         self._wanted = [block for block in layout.blocks if block.name in wanted]
         self._taker: Taker | None = None
+        self._failed: EngineError | None = None
         self._count = 0
         self._offsets: Tensor | None = None
         self._seen: set[str] = set()
@@ -76,16 +77,21 @@ class Tap:
     def open(self, n: int, taker: Taker) -> None:
         """Hand what arrives from now on to `taker`, for `n` samples in the first dimension."""
         self._count, self._taker, self._offsets = n, taker, None
+        self._failed = None
         self._seen.clear()
 
     def close(self, *, check: bool = True) -> None:
         """Stop taking.
 
         Raises:
-            NoGradientError: Some matrix's gradients never arrived, so that rows would have holes;
-                not where `check` is off.
+            EngineError: A gradient arrived twice, or rows are not samples. It is raised here and
+                not in the backward pass, which is the caller's and goes through all the same.
+            NoGradientError: Some matrix's gradients never arrived, so that rows would have holes.
+            None of them where `check` is off.
         """
         self._taker = None
+        if self._failed is not None and check:
+            raise self._failed
         missing = [block.name for block in self._wanted if block.name not in self._seen]
         if missing and check:
             raise NoGradientError(
@@ -112,19 +118,25 @@ class Tap:
 
     def arrived(self, use: _Use, left: Tensor) -> None:
         """Take one use of a module from the backward pass."""
-        if use.taken or self._taker is not use.taker:
-            raise EngineError(
+        is_open = self._taker is use.taker
+        if use.taken or not is_open:
+            failed = EngineError(
                 f"a gradient of {use.block.name} was to be taken from a backward pass",
                 "it arrived twice" if use.taken else "its batch was closed already",
                 "Call backward() once for each forward pass, before the batch is closed",
             )
+            if not is_open:
+                raise failed
+            self._failed = self._failed or failed
+            return
         if left.shape[0] != self._count:
-            raise EngineError(
+            self._failed = self._failed or EngineError(
                 f"the gradients of {self._count} samples were to be taken",
                 f"the input of {use.block.name} is {list(use.right.shape)}, whose rows are not "
                 "the samples",
                 "Keep one sample a row in every adapted layer's input: no packing",
             )
+            return
         use.taken = True
         self._seen.add(use.block.name)
         dtype = torch.promote_types(left.dtype, use.right.dtype)

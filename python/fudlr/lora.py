@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -92,3 +95,30 @@ def without_b(engine: Engine, vector: Tensor) -> Tensor:
         if ".lora_B." in name:
             matrix.zero_()
     return vector
+
+
+@contextmanager
+def training(engine: Engine, *, checkpointing: bool) -> Iterator[None]:
+    """Within it the model is as it trains: its mode, gradients for the adapter, checkpointing.
+
+    Gradients of the adapter are gone after it.
+    """
+    model: Any = engine.model
+    parameters = engine.parameters()
+    was_training = model.training
+    required = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    model.train()
+    if checkpointing:
+        # The reentrant kind loses the gradient of an adapter on frozen embeddings without a word.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+        for p, flag in zip(parameters, required, strict=True):
+            p.requires_grad_(flag)
+            p.grad = None

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fudlr import lora
 from fudlr.config import RunConfig
 from fudlr.data import Samples
-from fudlr.errors import UsageError
+from fudlr.errors import FudlrError, UsageError
 from fudlr.progress import StageClock
 from fudlr.recommenders import Recommender
-from fudlr.store import Binding, Recorder, Store, fingerprint, model_fingerprint
+from fudlr.store import (
+    Binding,
+    Recorder,
+    RecordingWarning,
+    Store,
+    fingerprint,
+    model_fingerprint,
+)
 from fudlr.store.audit import audit_rows, save_audit
+from fudlr.store.rehearsal import rehearse
 from fudlr_ext import Engine
+from fudlr_ext.errors import EngineError
 
+CANNOT = (FudlrError, EngineError, OSError)
+"""What a recording fails with; a training's own errors are no business of it."""
 STORE = "store"
 """Name of the store's folder in a run's."""
 Observer = Callable[[int, np.ndarray], AbstractContextManager[Any]]
@@ -56,12 +71,16 @@ def ride_along(
     """Yield an observer that records the epoch of `config.record`, and leave its store in the run
     folder.
 
-    None where nothing is to be recorded. An error within leaves no store.
+    None where nothing is to be recorded, or nothing can be and nobody insists. An error within
+    leaves no store. Once training has begun the recording never ends it: where that fails, a
+    `RecordingWarning` says so and the training goes on without it.
 
     Raises:
-        UsageError: There is no such epoch; before anything is trained.
+        UsageError: There is no such epoch, or, with `record.ride` true, this training cannot be
+            recorded; before anything is trained.
+        EngineError: So for a reason that the engine names.
     """
-    if not config.record.ride:
+    if config.record.ride is False:
         yield None
         return
     epoch = config.record.epoch or config.train.epochs
@@ -71,23 +90,113 @@ def ride_along(
             f"the training has {config.train.epochs}",
             "Name one of them, or leave it out for the last",
         )
+    try:
+        _rehearse(recommender, engine, samples, config)
+    except CANNOT as error:
+        if config.record.ride:
+            raise
+        _warn(error)
+        yield None
+        return
     data = data_fingerprints(recommender, samples, config.data.window)
     ids = torch.from_numpy(samples.ids)
     recorder = Recorder(engine, run / STORE, data=data, config=config.record)
 
+    riding = _Riding(recorder)
+
     def observer(at: int, index: np.ndarray) -> AbstractContextManager[Any]:
-        if at != epoch - 1:
+        if at != epoch - 1 or riding.ended:
             return nullcontext()
-        return recorder.batch(ids[index])
+        return riding.batch(ids[index])
 
     try:
         yield observer
     except BaseException:
         recorder.close()
         raise
+    if riding.ended:
+        return
     with clock.stage("store"):
-        store = recorder.finish()
+        try:
+            store = recorder.finish()
+        except CANNOT as error:
+            riding.end(error)
+            return
         audit_store(store, recommender, engine, samples, config)
+
+
+class _Riding:
+    """A recorder whose errors end the recording, and never the training it rides on."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.ended = False
+
+    def batch(self, ids: Tensor) -> _Batch:
+        return _Batch(self, ids)
+
+    def end(self, error: Exception) -> None:
+        """Say why there is no recording from here on, and remove what there is of it."""
+        self.ended = True
+        with suppress(*CANNOT):  # a disk that failed a moment ago fails again, and is said once
+            self.recorder.close()
+        shutil.rmtree(self.recorder.folder, ignore_errors=True)
+        _warn(error)
+
+
+class _Batch:
+    """`recorder.batch`, entered and left without an error of its own; those within go through."""
+
+    def __init__(self, riding: _Riding, ids: Tensor) -> None:
+        self._riding = riding
+        self._context = riding.recorder.batch(ids)
+
+    def __enter__(self) -> Any:
+        try:
+            return self._context.__enter__()
+        except CANNOT as error:
+            self._riding.end(error)
+            return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._riding.ended:
+            return
+        if kind is not None:
+            self._context.__exit__(kind, error, trace)
+            return
+        try:
+            self._context.__exit__(None, None, None)
+        except CANNOT as found:
+            self._riding.end(found)
+
+
+def _rehearse(
+    recommender: Recommender, engine: Engine, samples: Samples, config: RunConfig
+) -> None:
+    """Raise where this training cannot be recorded, by one batch spread over the data."""
+    n = min(config.train.batch, len(samples))
+    index = np.linspace(0, len(samples) - 1, n).astype(np.int64)
+
+    def backward() -> None:
+        batch = recommender.collate(samples.take(index))
+        losses = recommender.loss(recommender.forward(engine.model, batch), batch)
+        (losses.sum() / n).backward()
+
+    with lora.training(engine, checkpointing=config.train.checkpointing):
+        rehearse(engine, config.record, n, backward)
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"Training goes on without a store: {error}. `fudlr record` makes one after it",
+        RecordingWarning,
+        stacklevel=3,
+    )
 
 
 def audit_store(

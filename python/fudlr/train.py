@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fudlr import lora
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
 from fudlr.errors import ModelError, NumericalError
@@ -88,45 +89,32 @@ def train_adapter(
     steps = config.epochs * math.ceil(n / config.batch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, steps))
     totals = torch.zeros(config.epochs, dtype=torch.float64)
-    was_training = model.training
-    required = [p.requires_grad for p in parameters]
-    for p in parameters:
-        p.requires_grad_(True)
-    model.train()
-    if config.checkpointing:
-        # The reentrant kind loses the gradient of an adapter on frozen embeddings without a word.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)  # of an adapter's dropout
-            for epoch, index in track(batch_order(n, config), steps, description):
-                batch = recommender.collate(samples.take(index.numpy()))
-                optimiser.zero_grad(set_to_none=True)
-                with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
-                    losses = recommender.loss(recommender.forward(model, batch), batch)
-                    if ride is not None:
-                        ride.losses = losses.detach()
-                    if weights is not None:
-                        losses = losses * weights[index].to(losses)
-                    (losses.sum() / len(index)).backward()
-                _check_reached(engine, parameters, description)
-                _add_l2(parameters, centre, config.l2)
-                optimiser.step()
-                scheduler.step()
-                totals[epoch] += float(losses.detach().sum()) / n
-                if not math.isfinite(float(totals[epoch])):
-                    raise NumericalError(
-                        f"{description} at epoch {epoch + 1} of {config.epochs}",
-                        "the loss is not finite",
-                        "Lower train.learning_rate, or look for NaN in the base model",
-                    )
-    finally:
-        model.train(was_training)
-        if config.checkpointing:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
-        for p, flag in zip(parameters, required, strict=True):
-            p.requires_grad_(flag)
-            p.grad = None
+    with (
+        lora.training(engine, checkpointing=config.checkpointing),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(config.seed)  # of an adapter's dropout
+        for epoch, index in track(batch_order(n, config), steps, description):
+            batch = recommender.collate(samples.take(index.numpy()))
+            optimiser.zero_grad(set_to_none=True)
+            with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
+                losses = recommender.loss(recommender.forward(model, batch), batch)
+                if ride is not None:
+                    ride.losses = losses.detach()
+                if weights is not None:
+                    losses = losses * weights[index].to(losses)
+                (losses.sum() / len(index)).backward()
+            _check_reached(engine, parameters, description)
+            _add_l2(parameters, centre, config.l2)
+            optimiser.step()
+            scheduler.step()
+            totals[epoch] += float(losses.detach().sum()) / n
+            if not math.isfinite(float(totals[epoch])):
+                raise NumericalError(
+                    f"{description} at epoch {epoch + 1} of {config.epochs}",
+                    "the loss is not finite",
+                    "Lower train.learning_rate, or look for NaN in the base model",
+                )
     return Training(engine.theta(), [float(t) for t in totals])
 
 

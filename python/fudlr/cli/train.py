@@ -23,7 +23,10 @@ def train(
     seed: Seed = None,
     record: Annotated[
         bool | None,
-        typer.Option(help="Record the last epoch's gradients into the run's store (the default)."),
+        typer.Option(
+            help="Record the last epoch's gradients into the run's store, or refuse to train; "
+            "without either option, record where the training allows it."
+        ),
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,

@@ -40,7 +40,7 @@ class Record(BaseModel):
     def _no_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML reads `yes` and `on` as true, and Python takes true for 1.
         field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
+        if isinstance(value, bool) and field.annotation not in (bool, bool | None):
             raise ValueError("Input should not be true or false here")
         return value
 
@@ -162,8 +162,9 @@ class TrainConfig(Record):
 class RecordConfig(Record):
     """The store of sketched per-sample gradients: when it is recorded, and how much is kept."""
 
-    ride: bool = True
-    """Record while an epoch trains; without it, `fudlr record` makes the store in a pass after."""
+    ride: bool | None = None
+    """Record while an epoch trains: null where it can be, with a warning where it cannot; true to
+    refuse the training then; false for never: `fudlr record` makes the store in a pass after."""
     epoch: Count | None = None
     """The epoch that is recorded, from 1; the last one where absent."""
     projection: Literal["principal", "orthonormal", "gaussian", "countsketch"] = "principal"

@@ -1,6 +1,6 @@
 """Per-sample gradients as rows: in memory, computed again batch by batch, or sketched on disk."""
 
-from fudlr.store.errors import StoreError
+from fudlr.store.errors import RecordingWarning, StoreError
 from fudlr.store.facts import Facts
 from fudlr.store.merging import merge
 from fudlr.store.principal import PrincipalAccumulator
@@ -13,6 +13,7 @@ from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
 from fudlr.store.space import Space, sketch_space
 from fudlr.store.spec import Binding, Stale, fingerprint, model_fingerprint
+from fudlr.store.trainer import Numbered, RecorderCallback
 from fudlr.store.writer import StoreWriter
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "Facts",
     "GradientRows",
     "MemoryRows",
+    "Numbered",
     "PrincipalAccumulator",
     "Projection",
     "Recorder",
+    "RecorderCallback",
+    "RecordingWarning",
     "Space",
     "Stale",
     "Store",

@@ -42,6 +42,14 @@ class BatchGradients:
         """Memory of the factors that are held."""
         return sum(x.numel() * x.element_size() for _, *each in self.held for x in each)
 
+    def multiplied(self, factor: float) -> None:
+        """Say that the loss was multiplied by `factor` on its way to `backward`.
+
+        To be said before a gradient arrives: where the factor shows only in the backward pass, from
+        a hook on the loss.
+        """
+        self._scale = self._scale / factor
+
     def use(self, projection: Projection) -> None:
         """Sketch what is held, and what arrives from now on."""
         self._sketch = Sketch(projection.sides)

@@ -7,3 +7,7 @@ from fudlr.errors import FudlrError
 
 class StoreError(FudlrError):
     """A store that cannot be used as asked: damaged, mixed, foreign or incomplete."""
+
+
+class RecordingWarning(UserWarning):
+    """A training goes on, or ended well, but leaves no store."""

@@ -41,15 +41,8 @@ class Fitting:
             UsageError: They do not fit into the memory that is meant for them.
         """
         self.held.append(batch)
-        size = sum(each.held_bytes for each in self.held)
-        if size > HELD_BYTES:
-            raise UsageError(
-                f"principal directions were to be fitted to {self._config.fit_samples} samples",
-                f"the factors of the first {sum(len(each.ids) for each in self.held)} take "
-                f"{size / 2**30:.1f} GiB",
-                "Fit the projection before (PrincipalAccumulator) and hand it over, lower "
-                "record.fit_samples, or use a random projection",
-            )
+        count = sum(len(each.ids) for each in self.held)
+        check_held(sum(each.held_bytes for each in self.held), count, self._config)
 
     def fit(self) -> Projection:
         """The projection that the held batches give."""
@@ -60,6 +53,18 @@ class Fitting:
                 if block.name in names:
                     accumulator.add_gradients(block.name, sample_grads(*factors))
         return fit(accumulator, self._config)
+
+
+def check_held(size: int, count: int, config: RecordConfig) -> None:
+    """Raise where the factors of `count` samples, `size` bytes, are more than may be held."""
+    if size > HELD_BYTES:
+        raise UsageError(
+            f"principal directions were to be fitted to {config.fit_samples} samples",
+            f"the factors of the first {count} take {size / 2**30:.1f} GiB, and "
+            f"{HELD_BYTES / 2**30:.1f} are meant for them",
+            "Fit the projection before (PrincipalAccumulator) and hand it over, lower "
+            "record.fit_samples, or use a random projection",
+        )
 
 
 def ready_projection(shapes: Shapes, config: RecordConfig) -> Projection | None:

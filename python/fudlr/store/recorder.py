@@ -32,6 +32,7 @@ from fudlr.store.errors import StoreError
 from fudlr.store.fitting import Fitting, load_projection
 from fudlr.store.projection import Projection, chosen
 from fudlr.store.reader import Store
+from fudlr.store.rehearsal import refuse_dropout
 from fudlr.store.sealing import seal
 from fudlr.store.spec import Binding, fingerprint, model_fingerprint
 from fudlr.store.writer import StoreWriter
@@ -90,7 +91,7 @@ class Recorder:
         self._name = writer
         self._per_sample = per_sample_divisors
         self._allow_dropout = allow_dropout
-        self._checked = False
+        self._recorded = False
         self._provisional: Binding | None = None
         self._tap: Tap | None = None
         self._fitting: Fitting | None = None
@@ -130,7 +131,9 @@ class Recorder:
         if self._stored(ids):
             yield found
             return
-        self._check_dropout()
+        if not (self._allow_dropout or self._recorded):
+            refuse_dropout(self.engine.model)
+        self._recorded = True
         self._tap.open(len(ids), found)
         try:
             yield found
@@ -139,6 +142,22 @@ class Recorder:
             raise
         self._tap.close()
         self._take(found)
+
+    @property
+    def n(self) -> int:
+        """Number of samples recorded so far, by an earlier process too."""
+        held = sum(len(batch.ids) for batch in self._fitting.held) if self._fitting else 0
+        return held + (self._writer.n if self._writer is not None else 0)
+
+    def flush(self) -> None:
+        """Bring all rows so far to disk, for a checkpoint of the training to go on from.
+
+        Directions that are still to be chosen are chosen now, from what there is.
+        """
+        if self._fitting is not None and self._fitting.held:
+            self._fit()
+        if self._writer is not None:
+            self._writer.flush()
 
     def finish(self) -> Store:
         """Put the store in place, bound to the adapter as the model has it now.
@@ -238,20 +257,6 @@ class Recorder:
             )
         return not missing
 
-    def _check_dropout(self) -> None:
-        if self._allow_dropout or self._checked:
-            return
-        self._checked = True
-        name = _random_layer(self.engine.model)
-        if name is not None:
-            raise UsageError(
-                "gradients were to be recorded from a training",
-                f"the dropout of {name} is at work, so that each row would be the gradient under "
-                "one random mask",
-                "Train without dropout, record after training with `fudlr record`, or accept it "
-                "with allow_dropout=True",
-            )
-
     def _take(self, found: BatchGradients) -> None:
         if self._fitting is not None:
             self._fitting.hold(found)
@@ -301,18 +306,6 @@ def _scale(
             "Make it with per_sample_divisors=True",
         )
     return scale
-
-
-def _random_layer(model: nn.Module) -> str | None:
-    """The name of a module that drops something out now; None where nothing is random."""
-    for name, module in model.named_modules():
-        if not module.training:
-            continue
-        share = module.p if isinstance(module, nn.Dropout) else 0.0
-        share = share or getattr(module, "attention_dropout", 0.0)
-        if isinstance(share, float) and share > 0:
-            return name
-    return None
 
 
 def _is_pair(data: Any) -> bool:

@@ -152,6 +152,11 @@ class StoreWriter:
             if self._filled == self.shard_rows:
                 self._write()
 
+    @property
+    def n(self) -> int:
+        """Number of samples that are stored or appended."""
+        return len(self._stored) + len(self._waiting)
+
     def missing(self, ids: Tensor) -> Tensor:
         """Those of `ids` that are neither stored nor appended, in their order, `[m]`."""
         ids = ids.detach().to("cpu", torch.int64).contiguous()

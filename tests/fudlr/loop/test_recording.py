@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
-from fudlr import load_run, train_run
+from fudlr import load_run, lora, train_run
 from fudlr.config import merge
 from fudlr.errors import UsageError
 from fudlr.record import record_run
-from fudlr.store import StoreError, record_rows
+from fudlr.store import Recorder, RecordingWarning, StoreError, fitting, record_rows
+
+from fudlr_ext.errors import EngineError
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,86 @@ def test_an_epoch_that_is_not_there_is_refused_before_training(tmp_path, tiny_co
     config = merge(tiny_config, {"record.epoch": 99, "model.pretrain_epochs": 0})
     with pytest.raises(UsageError, match=r"epoch 99 .*the training has 20"):
         train_run(config, tmp_path / "run")
+
+
+def too_large(monkeypatch):
+    monkeypatch.setattr(fitting, "HELD_BYTES", 10_000)
+    return "GiB"
+
+
+def dropout(monkeypatch):
+    attach = lora.attach
+
+    def attach_and_drop(*args):
+        model = attach(*args)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.1
+        return model
+
+    monkeypatch.setattr(lora, "attach", attach_and_drop)
+    return "dropout of"
+
+
+def two_uses(monkeypatch):
+    attach = lora.attach
+
+    def attach_and_pack(*args):
+        model = attach(*args)
+        projection = model.base_model.model.model.layers[0].mlp.down_proj
+        forward = projection.forward
+        projection.forward = lambda x: forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return model
+
+    monkeypatch.setattr(lora, "attach", attach_and_pack)
+    return "rows are not the samples"
+
+
+BRIEF = {"model.pretrain_epochs": 0, "train.epochs": 2}
+
+
+@pytest.mark.parametrize("hindrance", [too_large, dropout, two_uses], ids=lambda f: f.__name__)
+def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, hindrance):
+    said = hindrance(monkeypatch)
+    brief = merge(tiny_config, BRIEF)
+    alone = train_run(merge(brief, {"record.ride": False}), tmp_path / "alone")
+    with pytest.warns(RecordingWarning, match=f"goes on without a store: .*{said}"):
+        found = train_run(brief, tmp_path / "run")
+    assert torch.equal(found.theta, alone.theta)
+    assert found.store() is None
+    assert not list((tmp_path / "run").glob("store*"))
+    monkeypatch.setattr("fudlr.run.train_adapter", None)  # not reached
+    with pytest.raises((UsageError, EngineError), match=said):
+        train_run(merge(brief, {"record.ride": True}), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("ride", [None, True], ids=["by default", "asked for"])
+@pytest.mark.parametrize("fails", ["_begin", "_take", "_fit", "finish", "an arrival"])
+def test_what_fails_later_ends_the_recording_alone(tmp_path, tiny_config, monkeypatch, fails, ride):
+    brief = merge(tiny_config, BRIEF)
+    alone = train_run(merge(brief, {"record.ride": False}), tmp_path / "alone")
+
+    def fail(*args):
+        raise StoreError("a shard was to be written", "the disk is full", "Make room")
+
+    def begin_and_count_wrong(self, begin=Recorder._begin):
+        begin(self)
+        opened = self._tap.open
+        self._tap.open = lambda n, taker: opened(n + 1, taker)
+
+    if fails == "an arrival":
+        said, fails, fail = "rows are not the samples", "_begin", begin_and_count_wrong
+    else:
+        said = "the disk is full"
+    monkeypatch.setattr(Recorder, fails, fail)
+    with pytest.warns(RecordingWarning, match=f"{said}.*`fudlr record`"):
+        found = train_run(merge(brief, {"record.ride": ride}), tmp_path / "run")
+    assert torch.equal(found.theta, alone.theta)
+    assert found.losses == alone.losses
+    assert not list((tmp_path / "run").glob("store*"))
+    monkeypatch.undo()
+    assert len(record_run(load_run(tmp_path / "run")).ids) == len(found.split.train)
 
 
 @pytest.mark.parametrize(

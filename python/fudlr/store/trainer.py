@@ -1,0 +1,360 @@
+"""Records an epoch of a `transformers.Trainer`'s training, from its own backward passes.
+
+The Trainer differentiates factor · Σ_i Σ_t ℓ_it / items, ℓ_it the cross-entropy of a label token:
+items are the label tokens of a whole step or of the batch, factor what the loss was multiplied by
+after the model (1 / batches accumulated, a gradient scaler's scale). Row i is the gradient of
+ℓ_i = Σ_t ℓ_it / c_i over sample i's c_i label tokens, so its divisor is items / (factor · c_i).
+The factor is not guessed: it is the gradient that arrives at the model's loss.
+
+    callback = RecorderCallback("store", data="ratings of May")
+    arguments = TrainingArguments("out", remove_unused_columns=False)
+    Trainer(model, arguments, train_dataset=Numbered(samples), callbacks=[callback]).train()
+    Store.open("store")  # bound to the adapter that the epoch left
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+from torch.utils.hooks import RemovableHandle
+from transformers.trainer_callback import TrainerCallback
+
+from fudlr.config import RecordConfig
+from fudlr.errors import UsageError
+from fudlr.store.batch_gradients import BatchGradients
+from fudlr.store.errors import RecordingWarning
+from fudlr.store.projection import Projection
+from fudlr.store.recorder import Recorder
+from fudlr.store.rehearsal import refuse_dropout
+from fudlr.store.resuming import find_course, mark
+from fudlr.store.spec import fingerprint
+from fudlr.store.trainer_options import check_arguments
+from fudlr_ext import Engine
+from fudlr_ext.labels import IGNORED
+
+COLUMN = "sample_id"
+ASKED = "a Trainer's gradients were to be recorded"
+
+
+class Numbered(Dataset[dict[str, Any]]):
+    """A map-style data set whose samples also carry their position, in the column `column`.
+
+    Args:
+        samples: Anything with a length whose items are mappings, such as a `datasets.Dataset`.
+        column: The column's name, as `RecorderCallback` is given it.
+    """
+
+    def __init__(self, samples: Any, column: str = COLUMN) -> None:
+        self.samples = samples
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.samples[index], self.column: int(index)}
+
+
+@dataclass
+class _Batch:
+    """A batch between its forward pass and the end of its backward pass."""
+
+    ids: Tensor
+    labels: Tensor
+    counts: Tensor
+    items: Tensor
+    """Label tokens that the loss is divided by."""
+    context: AbstractContextManager[BatchGradients] | None = None
+    here: BatchGradients | None = None
+    arrived: bool = False
+
+
+class RecorderCallback(TrainerCallback):
+    """Records one epoch of a Trainer's training of a causal language model's LoRA adapter.
+
+    Every batch holds the samples' ids, one integer each and no two the same, in the column `ids`;
+    they are taken out before the model sees them. `Numbered` puts them there by position, and
+    `collator` carries them past a collator that knows nothing of them. The loss is the model's own.
+    Training is the same bit for bit. After an error within `train`, `close` takes the hooks away.
+
+    A training that resumes from a checkpoint before the recorded epoch, or from one that this
+    callback saw saved within it, goes on with the recording.
+
+    Args:
+        out: The store's folder, put in place at the end of the recorded epoch.
+        data: What identifies the training data and its order, as `Recorder` has it.
+        ids: The column of ids.
+        epoch: Which epoch, from 1; the last where None.
+        config: Projection, dimensions, dtype.
+        projection: A fitted projection; otherwise the epoch's first batches decide.
+        allow_dropout: Record although dropout is at work; see `Recorder`.
+    """
+
+    def __init__(
+        self,
+        out: Path | str,
+        *,
+        data: Any,
+        ids: str = COLUMN,
+        epoch: int | None = None,
+        config: RecordConfig | None = None,
+        projection: Projection | None = None,
+        allow_dropout: bool = False,
+    ) -> None:
+        self.out = Path(out)
+        self.ids = ids
+        self.epoch = epoch
+        self._data = data
+        self._options: dict[str, Any] = {
+            "config": config,
+            "projection": projection,
+            "allow_dropout": allow_dropout,
+        }
+        self._engine: Engine | None = None
+        self._recorder: Recorder | None = None
+        self._batch: _Batch | None = None
+        self._handles: list[RemovableHandle] = []
+        self._resumed: str | None = None
+        self._course = ""
+        self._known = False
+        self._first_step = self._steps = self._samples = 0
+
+    def collator(
+        self, inner: Callable[[Sequence[Any]], Mapping[str, Any]]
+    ) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """A collator like `inner`, which does not see the ids; they are put into its batch."""
+        return _Carrying(inner, self.ids)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Refuse what cannot be recorded, before the training; then watch the model.
+
+        Raises:
+            UsageError: An option of the Trainer's, or the point it resumes from, does not allow it.
+            EngineError: The model's LoRA layers are of a kind that is not known.
+        """
+        self.close()
+        model, loader = now["model"], now["train_dataloader"]
+        epochs = check_arguments(args, loader, epochs=state.num_train_epochs, epoch=self.epoch)
+        self._steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        self._first_step = (epochs - 1) * self._steps
+        if state.max_steps < self._first_step + self._steps:
+            raise UsageError(
+                f"{ASKED} in epoch {epochs}",
+                f"the training ends in the middle of it, at step {state.max_steps} (max_steps)",
+                "Name an epoch that is run to its end, or train by num_train_epochs",
+            )
+        self._samples = len(loader.dataset)
+        self._engine = Engine(model)
+        self._resumed = None
+        if state.global_step > self._first_step:
+            self._resumed = self._find(args, state.global_step)
+        self._known = False
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after),
+        ]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Start the recorder where this is the epoch."""
+        step = state.global_step
+        if self._engine is None or not 0 <= step - self._first_step < self._steps:
+            return
+        batch = [args.per_device_train_batch_size, args.gradient_accumulation_steps]
+        self._course = self._resumed or fingerprint(self._engine.theta(), step, args.seed, batch)
+        self._recorder = Recorder(
+            self._engine,
+            self.out,
+            data=self._data,
+            course=self._course,
+            per_sample_divisors=True,
+            **self._options,
+        )
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Take a batch whose gradient is only added to a step's."""
+        self._leave()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Take the last batch of a step."""
+        self._leave()
+
+    def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Within the epoch, let the recording go on from this checkpoint."""
+        if self._recorder is not None:
+            self._recorder.flush()
+            theta = self._recorder.engine.theta()
+            mark(self._recorder.folder, state.global_step, theta, self._course)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Put the store in place, bound to the adapter as it is now."""
+        if self._recorder is None:
+            return
+        recorder, self._recorder = self._recorder, None
+        if recorder.n < self._samples:
+            recorder.close()
+            warnings.warn(
+                f"The store {self.out} was not made: the epoch showed {recorder.n} of "
+                f"{self._samples} samples before it ended. Resume the training, or take all "
+                "samples' gradients in a pass after it",
+                RecordingWarning,
+                stacklevel=2,
+            )
+            return
+        recorder.finish()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Take the hooks away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take all hooks away, and keep what was recorded of an unfinished epoch."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._batch = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+    def _find(self, args: Any, step: int) -> str:
+        """The course of the recording that the checkpoint at `step` lies on."""
+        assert self._engine is not None
+        folder = self.out.with_name(f"{self.out.name}.recording")
+        found = None
+        if step < self._first_step + self._steps and not args.ignore_data_skip:
+            found = find_course(folder, step, self._engine.theta())
+        if found is None:
+            raise UsageError(
+                f"{ASKED} in the epoch of steps {self._first_step + 1} to "
+                f"{self._first_step + self._steps}",
+                f"the training resumes at step {step}, and {folder} does not go on from there",
+                "Resume from a checkpoint before that epoch, or from one saved while it was "
+                "recorded and without ignore_data_skip, or record another epoch",
+            )
+        return found
+
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take the ids out of the model's inputs, and open the batch that they name."""
+        inputs = dict(inputs)
+        ids = inputs.pop(self.ids, None)
+        if not model.training:
+            return args, inputs
+        if self._batch is not None:
+            raise UsageError(
+                ASKED,
+                "a second forward pass came before the first one's backward",
+                "Leave what a batch is to the Trainer's own training_step",
+            )
+        batch = self._batch = self._count(ids, inputs)
+        if not (self._known or self._options["allow_dropout"]):
+            refuse_dropout(model)
+        if self._recorder is not None:
+            divisor = batch.items / batch.counts
+            batch.context = self._recorder.batch(batch.ids, divisor=divisor)
+            batch.here = batch.context.__enter__()
+        return args, inputs
+
+    def _count(self, ids: Any, inputs: Mapping[str, Any]) -> _Batch:
+        labels = inputs.get("labels")
+        found = ""
+        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point():
+            found = f"the batch has no ids, one integer a sample, as {self.ids!r}"
+        elif not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids):
+            found = "the model was not given labels [n, t], a row for each id"
+        elif "shift_labels" in inputs:
+            found = "the batch brings its own shift_labels"
+        else:
+            counts = (labels[:, 1:] != IGNORED).sum(1)
+            empty = ids[counts == 0].tolist()
+            if not empty:
+                items = inputs.get("num_items_in_batch")
+                items = counts.sum() if items is None else torch.as_tensor(items)
+                return _Batch(ids, labels, counts.float(), items.to(counts.device).float())
+            found = f"samples {empty[:5]} have no label"
+        raise UsageError(
+            ASKED,
+            found,
+            "Wrap the data set (Numbered) and a collator that drops columns (callback.collator), "
+            "let the model compute its loss from labels, and leave out samples without any",
+        )
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        """Once the model has its loss, check that it is the one that rows stand for."""
+        batch = self._batch
+        if batch is None or not model.training:
+            return
+        loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
+        if loss is None or logits is None or logits.dim() != 3:
+            raise UsageError(
+                ASKED,
+                f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]",
+                "Train a causal language model with its own loss and without fused losses, or use "
+                "fudlr.store.Recorder in a loop of your own",
+            )
+        if self._known and batch.here is None:
+            return
+        losses = _sample_losses(logits.detach(), batch)
+        expected = float((losses * batch.counts).sum() / batch.items)
+        if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
+            raise UsageError(
+                ASKED,
+                f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
+                f"cross-entropy {expected:.6g}",
+                "Switch off what else the loss has in it (a router's part, for one), or use "
+                "fudlr.store.Recorder in a loop of your own",
+            )
+        if batch.here is not None:
+            batch.here.losses = losses
+        loss.register_hook(lambda gradient: self._arrived(batch, gradient))
+
+    def _arrived(self, batch: _Batch, gradient: Tensor) -> None:
+        batch.arrived = True
+        if batch.here is not None:
+            batch.here.multiplied(float(gradient))
+
+    def _leave(self) -> None:
+        """After a batch's backward pass, take its rows."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        if not batch.arrived and not (self._known and batch.here is None):
+            raise UsageError(
+                ASKED,
+                "what was differentiated was not the loss that the model returned",
+                "Train without a loss of your own, or use fudlr.store.Recorder in your own loop",
+            )
+        self._known = True
+        if batch.context is not None:
+            batch.context.__exit__(None, None, None)
+
+
+class _Carrying:
+    """Takes a column away before a collator, and puts it into the batch after it."""
+
+    def __init__(self, inner: Callable[[Sequence[Any]], Mapping[str, Any]], column: str) -> None:
+        self.inner, self.column = inner, column
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        ids = torch.tensor([int(sample[self.column]) for sample in samples])
+        rest = [{k: v for k, v in sample.items() if k != self.column} for sample in samples]
+        return {**self.inner(rest), self.column: ids}
+
+
+def _sample_losses(logits: Tensor, batch: _Batch) -> Tensor:
+    """ℓ_i `[n]`, float32: the mean cross-entropy over a sample's label tokens."""
+    targets = batch.labels[:, 1:]
+    row, place = (targets != IGNORED).nonzero(as_tuple=True)
+    each = cross_entropy(logits[row, place].float(), targets[row, place], reduction="none")
+    return each.new_zeros(len(targets)).index_add_(0, row, each) / batch.counts

@@ -1,0 +1,264 @@
+"""A real Trainer's epoch as a store: rows at the samples' own scale, training as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fudlr.errors import UsageError
+from fudlr.store import Numbered, RecorderCallback, RecordingWarning, Store, fingerprint
+from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+from fudlr_ext import Engine
+from fudlr_ext.errors import UnsupportedLayerError
+
+IDS = torch.arange(N)
+# Other order of the same sums, as for the recorder, and a factor that the loss's gradient rounds.
+CLOSE = {"rtol": 1e-5, "atol": 3e-6}
+
+
+def rows():
+    batch = samples()
+    return [{name: tensor[i].tolist() for name, tensor in batch.items()} for i in range(N)]
+
+
+def trainer(folder, callback=None, model=None, *, more=(), **options):
+    """Batches of five: the last is short, and so is the last step where batches are accumulated."""
+    options = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 5,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "remove_unused_columns": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+        **options,
+    }
+    callbacks = [*([callback] if callback else []), *more]
+    data = Numbered(rows()) if callback else rows()
+    arguments = TrainingArguments(str(folder / "out"), **options)
+    return Trainer(model or adapted_llama(), arguments, train_dataset=data, callbacks=callbacks)
+
+
+def callback(folder, **options):
+    return RecorderCallback(folder / "s", data="samples", **{"config": EXACT, **options})
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+@pytest.mark.parametrize("per_step", [True, False], ids=["tokens of a step", "tokens of a batch"])
+def test_rows_are_the_samples_own_gradients(tmp_path, accumulated, per_step):
+    made = trainer(
+        tmp_path,
+        callback(tmp_path),
+        learning_rate=0.0,
+        gradient_accumulation_steps=accumulated,
+        max_grad_norm=1e-3,
+    )
+    made.model_accepts_loss_kwargs = per_step
+    made.train()
+    store, model = Store.open(tmp_path / "s"), made.model
+    exact = exact_rows(model, samples())
+    torch.testing.assert_close(store.read(IDS), store.projection().project(exact), **CLOSE)
+    facts = store.facts()
+    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **CLOSE)
+    torch.testing.assert_close(facts.loss_of(IDS), losses(model.eval(), samples()).detach())
+
+
+def test_training_is_the_same_bit_for_bit_and_bound_to_what_it_left(tmp_path):
+    options = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    alone = trainer(tmp_path, **options)
+    alone.train()
+    recorded = trainer(tmp_path, callback(tmp_path), **options)
+    recorded.train()
+    pairs = zip(recorded.model.named_parameters(), alone.model.parameters(), strict=True)
+    for (name, left), right in pairs:
+        assert torch.equal(left, right), name
+    assert Store.open(tmp_path / "s").spec.binding.adapter == fingerprint(
+        Engine(recorded.model).theta()
+    )
+    # Not none: for gradient checkpointing transformers leaves one itself.
+    assert hooks(recorded.model) == hooks(alone.model)
+    assert not (tmp_path / "s.recording").exists()
+
+
+def hooks(model):
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+
+class Watch(TrainerCallback):
+    """Notes the adapter at each epoch's end, and can stop like a kill at a step."""
+
+    def __init__(self, stop=None):
+        self.thetas, self.stop = [], stop
+
+    def on_step_end(self, args, state, control, **now):
+        if state.global_step == self.stop:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, args, state, control, **now):
+        self.thetas.append(Engine(now["model"]).theta())
+
+
+def test_a_chosen_epoch_is_recorded_and_not_the_last(tmp_path):
+    watch = Watch()
+    trainer(tmp_path, callback(tmp_path, epoch=1), more=[watch]).train()
+    first, last = map(fingerprint, watch.thetas)
+    assert Store.open(tmp_path / "s").spec.binding.adapter == first != last
+
+
+def test_ids_of_ones_own_pass_a_collator_that_drops_columns(tmp_path):
+    class Data(Numbered):
+        def __getitem__(self, index):
+            return {**self.samples[index], "mine": 10 * index + 3}
+
+    def drops(batch):
+        assert "mine" not in batch[0]
+        return default_data_collator(batch)
+
+    hook = callback(tmp_path, ids="mine")
+    made = trainer(tmp_path, hook, learning_rate=0.0)
+    made.train_dataset, made.data_collator = Data(rows()), hook.collator(drops)
+    made.train()
+    store = Store.open(tmp_path / "s")
+    exact = store.projection().project(exact_rows(made.model, samples()))
+    torch.testing.assert_close(store.read(10 * IDS + 3), exact, **CLOSE)
+
+
+def test_evaluation_within_the_epoch_is_not_recorded(tmp_path):
+    made = trainer(tmp_path, callback(tmp_path))
+    made.eval_dataset = Numbered(rows()[:7])
+    made.args.eval_strategy, made.args.eval_steps = "steps", 2
+    made.train()
+    assert Store.open(tmp_path / "s").n == N
+
+
+def killed(folder, at, **options):
+    """Train until a kill after a step, saving every second one; five steps an epoch."""
+    hook = callback(folder)
+    options = {"save_strategy": "steps", "save_steps": 2, **options}
+    made = trainer(folder, hook, more=[Watch(at)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    hook.close()
+
+
+@pytest.mark.parametrize("saved", [4, 8], ids=["before the epoch", "within it"])
+def test_a_training_that_resumes_goes_on_with_the_recording(tmp_path, saved):
+    trainer(tmp_path / "whole", callback(tmp_path / "whole")).train()
+    whole = Store.open(tmp_path / "whole" / "s")
+    killed(tmp_path, 9)
+    again = trainer(tmp_path, callback(tmp_path))
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{saved}"))
+    store = Store.open(tmp_path / "s")
+    assert store.spec.binding == whole.spec.binding
+    turned, straight = store.projection(), whole.projection()
+    # Checkpoints fix the directions at another moment: compare what both spans lift to.
+    left, right = (p.lift(s.read(IDS)) for p, s in ((turned, store), (straight, whole)))
+    torch.testing.assert_close(left, right, **CLOSE)
+
+
+def test_a_resumption_that_the_recording_does_not_know_is_refused(tmp_path):
+    killed(tmp_path, 9)
+    for file in (tmp_path / "s.recording").glob("points.json"):
+        file.unlink()
+    again = trainer(tmp_path, callback(tmp_path))
+    with pytest.raises(UsageError, match=r"resumes at step 8, .*does not go on from there"):
+        again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-8"))
+
+
+def test_an_epoch_that_stops_early_leaves_no_store_and_says_so(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **now):
+            control.should_training_stop = state.global_step == 8
+
+    with pytest.warns(RecordingWarning, match="showed 15 of 24 samples"):
+        trainer(tmp_path, callback(tmp_path), more=[Stop()]).train()
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"remove_unused_columns": True}, "takes the ids away"),
+        ({"dataloader_drop_last": True}, "leaves samples out"),
+        ({"label_smoothing_factor": 0.1}, "label smoothing"),
+        ({"max_steps": 8}, r"middle of it, at step 8"),
+    ],
+)
+def test_options_that_do_not_go_with_it_are_refused_before_training(tmp_path, options, said):
+    made = trainer(tmp_path, callback(tmp_path), **options)
+    with pytest.raises(UsageError, match=said):
+        made.train()
+    assert made.state.global_step == 0
+
+
+def test_an_epoch_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"epoch 3 .*the training has 2"):
+        trainer(tmp_path, callback(tmp_path, epoch=3)).train()
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return outputs.logits.sum()
+
+
+class Halved(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).logits.square().mean()
+
+
+class Router(torch.nn.Module):
+    def forward(self, module, args, outputs):
+        outputs.loss = outputs.loss * 1.5
+        return outputs
+
+
+def wrong(case, folder):
+    hook = callback(folder)
+    if case == "dropout":
+        return trainer(folder, hook, adapted_llama(dropout=0.2)), "dropout of"
+    if case == "a loss function":
+        made = trainer(folder, hook)
+        made.compute_loss_func = own_loss
+        return made, "was not given labels"
+    if case == "another loss":
+        made = trainer(folder, hook)
+        made.__class__ = Halved
+        return made, "was not the loss that the model returned"
+    if case == "a loss with more in it":
+        model = adapted_llama()
+        model.register_forward_hook(Router())
+        return trainer(folder, hook, model), "its label tokens' mean cross-entropy"
+    made = trainer(folder, hook)
+    if case == "no ids":
+        made.train_dataset = rows()
+        return made, "no ids, one integer a sample, as 'sample_id'"
+    assert case == "no label"
+    unlabelled = rows()
+    unlabelled[5]["labels"] = [-100] * len(unlabelled[5]["labels"])
+    made.train_dataset = Numbered(unlabelled)
+    return made, r"samples \[5\] have no label"
+
+
+CASES = ["dropout", "a loss function", "another loss", "a loss with more in it", "no ids"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "no label"])
+def test_a_training_that_rows_would_not_fit_is_refused_in_its_first_epoch(tmp_path, case):
+    made, said = wrong(case, tmp_path)
+    with pytest.raises(UsageError, match=said):
+        made.train()
+    assert made.state.global_step < 5
+
+
+def test_an_adapter_that_the_engine_does_not_know_is_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = adapted_llama().unload()
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    made = trainer(tmp_path, callback(tmp_path), model)
+    with pytest.raises(UnsupportedLayerError, match="Dora"):
+        made.train()
+    assert made.state.global_step == 0
