@@ -200,10 +200,11 @@ class RecorderCallback(TrainerCallback):
         if self._recorder is None:
             return
         recorder, self._recorder = self._recorder, None
-        if recorder.n < self._samples:
+        shown = recorder.n
+        if shown < self._samples:
             recorder.close()
             warnings.warn(
-                f"The store {self.out} was not made: the epoch showed {recorder.n} of "
+                f"The store {self.out} was not made: the epoch showed {shown} of "
                 f"{self._samples} samples before it ended. Resume the training, or take all "
                 "samples' gradients in a pass after it",
                 RecordingWarning,
