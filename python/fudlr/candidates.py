@@ -1,7 +1,7 @@
 """Candidates: which samples are scored at all, where there is no store to score every one from.
 
 Each strategy picks a share of the n samples before any gradient is taken; what is not picked cannot
-be removed. What that costs in effect is measured in docs/requests.md.
+be removed. What that costs in effect is measured in docs/results.md.
 """
 
 from __future__ import annotations

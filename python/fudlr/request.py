@@ -79,9 +79,27 @@ def score_samples(
         config: The λ's.
         ids: What errors call the samples.
     """
+    found = influences(space, gradients, solve)
+    return weigh_rows(space, found, gradients, objective, config, ids=ids)
+
+
+def influences(space: Space, gradients: Mapping[str, MetricGradient], solve: Solve) -> Influence:
+    """Influence of the rows' samples on every metric, by one solve: what no λ takes part in."""
     names = list(gradients)
     projected = space.project(torch.stack([gradients[name].gradient for name in names]))
-    found = influence(space.rows, dict(zip(names, projected, strict=True)), solve, n=space.total)
+    return influence(space.rows, dict(zip(names, projected, strict=True)), solve, n=space.total)
+
+
+def weigh_rows(
+    space: Space,
+    found: Influence,
+    gradients: Mapping[str, MetricGradient],
+    objective: Objective,
+    config: DebiasConfig,
+    *,
+    ids: Sequence[object] | None = None,
+) -> Scored:
+    """The score of all n samples from the influences of those that have a row."""
     scored = weigh(found, gradients, objective, config, ids=ids)
     if space.index is None:
         return scored

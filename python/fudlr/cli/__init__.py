@@ -18,12 +18,13 @@ from fudlr.cli.evaluate import evaluate
 from fudlr.cli.export import export
 from fudlr.cli.options import escape
 from fudlr.cli.record import record
+from fudlr.cli.sweep import sweep
 from fudlr.cli.train import train
 from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
 from fudlr_ext.errors import EngineError
 
-COMMANDS = (demo, train, record, debias, evaluate, verify, export, compare)
+COMMANDS = (demo, train, record, debias, sweep, evaluate, verify, export, compare)
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""

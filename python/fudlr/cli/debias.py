@@ -11,6 +11,7 @@ from fudlr.cli.options import (
     AdapterFolder,
     ConfigFile,
     Out,
+    Rows,
     RunFolder,
     Settings,
     Threads,
@@ -35,6 +36,11 @@ def debias(
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Largest share to remove.")] = None,
     damping: Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")] = None,
+    rows: Rows = None,
+    polish: Annotated[
+        bool | None,
+        typer.Option("--polish/--no-polish", help="Go on with whole gradients for this mask."),
+    ] = None,
     adapter: AdapterFolder = None,
     store: Annotated[
         Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
@@ -48,8 +54,14 @@ def debias(
     check_result_folder(out)
     loaded = load_run(run, adapter)
     options = load_config(config).debias if config else loaded.config.debias
-    overrides: dict[str, Any] = {"objective": objective, "budget": budget, "damping": damping}
-    overrides["store"] = str(store) if store else None
+    overrides: dict[str, Any] = {
+        "objective": objective,
+        "budget": budget,
+        "damping": damping,
+        "rows": rows,
+        "polish": polish,
+        "store": str(store) if store else None,
+    }
     result = debias_samples(loaded, options, **of_section("debias", settings), **given(overrides))
     write_result(out, result)
     print_summary(result.summary)

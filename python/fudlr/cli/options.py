@@ -24,6 +24,10 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (torch's d
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 RunFolder = Annotated[Path, typer.Argument(help="A folder that `fudlr train` wrote.")]
+Rows = Annotated[
+    str | None,
+    typer.Option(help="Sample gradients: auto, store, memory or stream (docs/requests.md)."),
+]
 AdapterFolder = Annotated[
     Path | None, typer.Option(help="Another adapter for the same base, instead of the run's own.")
 ]

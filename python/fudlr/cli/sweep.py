@@ -1,0 +1,79 @@
+"""`fudlr sweep`: λ's and budgets over one solve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fudlr.cli.options import (
+    AdapterFolder,
+    ConfigFile,
+    Out,
+    Rows,
+    RunFolder,
+    Settings,
+    Threads,
+    given,
+    of_section,
+    say,
+    set_threads,
+)
+from fudlr.config import load_config, merge
+from fudlr.files import check_writable
+from fudlr.run import load_run
+from fudlr.sweep import Grid, print_sweep, sweep_run, write_sweep
+from fudlr.sweep.grid import parse_list
+from fudlr.verify import default_processes
+
+
+def sweep(
+    run: RunFolder,
+    *,
+    out: Out,
+    objective: Annotated[
+        str | None, typer.Option(help="A metric or a weighted sum: 'arp + 0.5*hellinger'.")
+    ] = None,
+    lambda_fair: Annotated[str, typer.Option(help="Weights of the objective.")] = "1",
+    lambda_acc: Annotated[str, typer.Option(help="Weights of the loss.")] = "0,0.5,1,2",
+    lambda_spa: Annotated[str, typer.Option(help="Prices of a removal.")] = "0",
+    budget: Annotated[str, typer.Option(help="Largest shares to remove.")] = "0.02,0.05,0.1",
+    measure: Annotated[bool, typer.Option("--measure", help="Update and measure each.")] = False,
+    retrain: Annotated[int, typer.Option(min=0, help="Retrain the N best.")] = 0,
+    rows: Rows = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Retrainings at a time; one a core by default.")
+    ] = None,
+    adapter: AdapterFolder = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Sweep λ's and budgets over one solve: predicted, measured and retrained, with a plot."""
+    lists = {
+        "lambda_fair": lambda_fair,
+        "lambda_acc": lambda_acc,
+        "lambda_spa": lambda_spa,
+        "budget": budget,
+    }
+    grid = Grid(**{name: parse_list(name, text) for name, text in lists.items()})
+    set_threads(threads)
+    check_writable(out)
+    loaded = load_run(run, adapter)
+    whole = loaded.config
+    if config:
+        whole = whole.model_copy(update={"debias": load_config(config).debias})
+    overrides = {**of_section("debias", settings), **given({"objective": objective, "rows": rows})}
+    whole = merge(whole, {f"debias.{name}": value for name, value in overrides.items()})
+    record = sweep_run(
+        loaded,
+        grid,
+        whole.debias,
+        out,
+        measure=measure,
+        retrained=retrain,
+        processes=processes or default_processes(),
+    )
+    write_sweep(out, record)
+    print_sweep(record)
+    say(f"The table is in {out / 'sweep.json'} and .parquet, the plot in {out / 'sweep.svg'}")

@@ -1,0 +1,113 @@
+"""A sweep as files and on the terminal: JSON, Parquet, a table, a trade-off plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fudlr.files import atomic_file, write_json
+from fudlr.report.svg import INK, canvas, legend_above
+
+KINDS = ("predicted", "measured", "retrained")
+SWEPT = ("lambda_fair", "lambda_acc", "lambda_spa", "budget")
+_STYLES = {"predicted": "o--", "measured": "s-", "retrained": "D"}
+
+
+def write_sweep(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write sweep.json, sweep.parquet (a row a point) and sweep.svg."""
+    write_json(folder / "sweep.json", record)
+    with atomic_file(folder / "sweep.parquet") as temporary:
+        sweep_table(record).write_parquet(temporary)
+    with atomic_file(folder / "sweep.svg") as temporary:
+        _plot(record, temporary)
+
+
+def sweep_table(record: Mapping[str, Any]) -> pl.DataFrame:
+    """One row a point: λ's, budget, removals, and every figure as `kind.prompts.metric`.
+
+    A predicted change has no prompts in its name: it is of the validation prompts' surrogates.
+    """
+    rows = []
+    for place, point in enumerate(record["points"]):
+        row = {name: point[name] for name in (*SWEPT, "removed")}
+        row["sweet_spot"] = place == record["sweet_spot"]
+        for kind in KINDS:
+            row |= _flat(kind, point[kind] or {})
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def print_sweep(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a row a point: relative changes of the objective and of the validation loss."""
+    console = console or Console()
+    shown = [kind for kind in KINDS if any(point[kind] for point in record["points"])]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("", "λ fair", "λ acc", "λ spa", "budget", "removed"):
+        table.add_column(head, justify="right")
+    for kind in shown:
+        table.add_column(kind, justify="right")
+        table.add_column("loss", justify="right")
+    for place, point in enumerate(record["points"]):
+        cells = ["★" if place == record["sweet_spot"] else ""]
+        cells += [f"{point[name]:g}" for name in SWEPT] + [str(point["removed"])]
+        for kind in shown:
+            found = point[kind]
+            cells += [
+                f"{found[name]:+.2%}" if found else "–" for name in ("objective", "loss_rise")
+            ]
+        table.add_row(*cells)
+    console.print(table)
+    console.print(Text(f"★ {record['rule']}. Changes of {record['objective']}, relative."))
+    for warning in record["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        key = f"{prefix}.{name}"
+        flat |= _flat(key, value) if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def _plot(record: Mapping[str, Any], path: Path) -> None:
+    """Objective against validation loss: a line for each choice of λ's, a point a budget."""
+    lines: dict[tuple[float, ...], list[Mapping[str, Any]]] = {}
+    for point in record["points"]:
+        lines.setdefault(tuple(point[name] for name in SWEPT[:3]), []).append(point)
+    with canvas(4.2) as (figure, axes):
+        axes.plot(0, 0, "*", color=INK, markersize=10, label="trained")
+        for place, (lambdas, points) in enumerate(lines.items()):
+            said = "λ " + "/".join(f"{value:g}" for value in lambdas)
+            for kind in KINDS:
+                xs, ys = _xy(points, kind)
+                if xs:
+                    name = said if kind == record["basis"] else None
+                    style = _STYLES[kind]
+                    axes.plot(xs, ys, style, color=f"C{place % 10}", markersize=4, label=name)
+        spot = record["points"][record["sweet_spot"]]
+        ring: dict[str, Any] = {
+            "markersize": 13,
+            "fillstyle": "none",
+            "color": INK,
+            "label": "sweet spot",
+        }
+        xs, ys = _xy([spot], record["basis"])
+        axes.plot(xs, ys, "o", **ring)
+        axes.set_xlabel("validation loss, change in %")
+        axes.set_ylabel(f"{record['objective']}, change in %")
+        axes.set_title("○ predicted   □ measured   ◇ retrained", fontsize=8, loc="right", y=-0.28)
+        legend_above(axes, columns=3)
+        figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
+
+
+def _xy(points: list[Mapping[str, Any]], kind: str) -> tuple[list[float], list[float]]:
+    found = [point[kind] for point in points if point[kind]]
+    return [100 * each["loss_rise"] for each in found], [100 * each["objective"] for each in found]

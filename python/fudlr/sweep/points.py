@@ -1,0 +1,278 @@
+"""A sweep: one solve of the metric gradients, then a mask and an update for each point.
+
+    s_i = (1/n) g_iᵀ H⁻¹ ∇F          once for all points
+    Δ(m) = Σ m_i s_i                  predicted, for each point's mask
+
+Whatever is finished of a point is a file of its own, named by a digest of all that it hangs on: a
+sweep that was interrupted goes on, and one that asks for more (measured figures, retrainings) adds
+to what there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fudlr.config import DebiasConfig, to_plain
+from fudlr.debias.evidence import Evidence, gather, solvers
+from fudlr.debias.job import Job, prepare
+from fudlr.errors import DataError, UsageError
+from fudlr.files import write_json
+from fudlr.gradients import VALIDATION_LOSS, MetricGradient
+from fudlr.influence import Influence
+from fudlr.mask import threshold_mask
+from fudlr.metrics import evaluate
+from fudlr.progress import StageClock, track
+from fudlr.recording import STORE
+from fudlr.request import influences, weigh_rows
+from fudlr.run import Run, versions
+from fudlr.sweep.grid import Grid, Point
+from fudlr.sweep.sweet_spot import RULE, basis, rank
+from fudlr.verify.retraining import removal, retrain
+
+
+@dataclass
+class _Sweep:
+    """One sweep's work; `solved` is made when the first unfinished point needs it."""
+
+    job: Job
+    folder: Path | None
+
+    @cached_property
+    def solved(self) -> tuple[Evidence, dict[str, MetricGradient], Influence]:
+        """Rows, metric gradients and the influences of the rows' samples."""
+        job = self.job
+        job.run.engine.load(job.run.theta)
+        with job.clock.stage("sample gradients"):
+            gathered = gather(job)
+        with job.clock.stage("metric gradients"):
+            gradients = job.gradients(job.valid)
+        with job.clock.stage("scores"):
+            evidence = solvers(job, gathered)
+            return evidence, gradients, influences(evidence.space, gradients, evidence.solve)
+
+    @cached_property
+    def before(self) -> dict[str, dict[str, float]]:
+        """Figures of θ* on validation and test prompts."""
+        return self._figures(self.job.run.theta)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of everything but the points that a record hangs on."""
+        run = self.job.run
+        config = self.job.config.model_copy(update=_SWEPT)
+        found = hashlib.sha256(config.model_dump_json().encode())
+        found.update(run.config.model_dump_json(exclude={"debias"}).encode())
+        for tensor in (run.theta, run.start, torch.from_numpy(run.split.train.ids)):
+            found.update(tensor.contiguous().numpy().tobytes())
+        named = self.job.config.store
+        store = Path(named) if named else None if run.folder is None else run.folder / STORE
+        if store is not None:
+            for manifest in sorted(store.glob("*.json")):
+                found.update(manifest.read_bytes())
+        return found.digest()
+
+    def mask(self, point: Point) -> tuple[Tensor, dict[str, float], dict[str, float]]:
+        """The point's mask [n], and every surrogate's predicted change and value at θ*."""
+        evidence, gradients, found = self.solved
+        config = point.options(self.job.config)
+        scored = weigh_rows(evidence.space, found, gradients, self.job.objective, config)
+        mask = threshold_mask(scored.score, point.budget).remove
+        start = {name: each.value for name, each in gradients.items()}
+        return mask, scored.predicted(mask), start
+
+    def predict(self, point: Point) -> dict[str, Any]:
+        """A new record: the mask's size and first-order changes."""
+        evidence, _, influence = self.solved
+        mask, changes, start = self.mask(point)
+        after = {name: start[name] + change for name, change in changes.items()}
+        return {
+            **asdict(point),
+            "removed": int(mask.sum()),
+            "mask": _name(mask.numpy().tobytes()),
+            "predicted": {**self._judge(start, after), "change": changes},
+            "measured": None,
+            "retrained": None,
+            "warnings": [*evidence.warnings, *influence.warnings],
+        }
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Figures of the closed form's adapter."""
+        mask = self.mask(point)[0]
+        return self.figures(self.solved[0].remove(mask).theta)
+
+    def figures(self, theta: Tensor) -> dict[str, Any]:
+        """What `theta` changes: figures of both kinds of prompts, objective and loss."""
+        found = self._figures(theta)
+        soft = {metric.name: metric.soft_key for metric in self.job.metrics}
+        first, then = (
+            {name: each["validation"][key] for name, key in soft.items()}
+            | {VALIDATION_LOSS: each["validation"][VALIDATION_LOSS]}
+            for each in (self.before, found)
+        )
+        return {**self._judge(first, then), **found}
+
+    def _judge(self, first: dict[str, float], then: dict[str, float]) -> dict[str, float]:
+        """Relative change of the objective, lower is better, and of the validation loss."""
+        names = self.job.objective.names
+        moved = torch.tensor([then[name] - first[name] for name in names], dtype=torch.float64)
+        at = torch.tensor([first[name] for name in names], dtype=torch.float64)
+        return {
+            "objective": float(self.job.objective.coefficients(at) @ moved),
+            "loss_rise": then[VALIDATION_LOSS] / first[VALIDATION_LOSS] - 1,
+        }
+
+    def _figures(self, theta: Tensor) -> dict[str, dict[str, float]]:
+        job = self.job
+        job.run.engine.load(theta)
+        found = {}
+        for name, loss, prompts in (
+            ("validation", VALIDATION_LOSS, job.valid),
+            ("test", "test_loss", job.test),
+        ):
+            scores, losses = job.run.recommender.evaluate(prompts.samples, job.config.batch)
+            found[name] = {**evaluate(scores, prompts.side), loss: float(losses.mean())}
+        job.run.engine.load(job.run.theta)
+        return found
+
+    def path(self, point: Point) -> Path | None:
+        """Where the point's record is kept."""
+        if self.folder is None:
+            return None
+        text = json.dumps(asdict(point)).encode()
+        return self.folder / "points" / f"{_name(self.digest + text)}.json"
+
+    def read(self, point: Point) -> dict[str, Any]:
+        """The point's record: the kept one, or a new one."""
+        path = self.path(point)
+        if path is None or not path.is_file():
+            record = self.predict(point)
+            self.keep(point, record)
+            return record
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"the point kept in {path} was to be read",
+                f"the file is damaged ({error})",
+                "Delete it: it will be made again",
+            ) from error
+        return found
+
+    def keep(self, point: Point, record: dict[str, Any]) -> None:
+        """Write the point's record, whole or not at all."""
+        path = self.path(point)
+        if path is not None:
+            write_json(path, record)
+
+
+def sweep_run(
+    run: Run,
+    grid: Grid,
+    config: DebiasConfig | None = None,
+    out: Path | None = None,
+    *,
+    measure: bool = False,
+    retrained: int = 0,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Sweep λ's and budgets over one solve; the record of all points, as plain data.
+
+    Args:
+        run: From `load_run`; its model holds the trained adapter afterwards.
+        grid: Which points.
+        config: Objective, rows, curvature and the rest; the run's own where None.
+        out: Where finished points and retrainings are kept, so that a second call goes on.
+        measure: Update the adapter by every point's mask, and measure it.
+        retrained: How many of the best points to retrain without their samples.
+        processes: Workers for retraining.
+
+    Raises:
+        UsageError: Polish is asked for, a negative number of retrainings, or as `debias`.
+        DataError: A kept file is damaged.
+    """
+    config = config or run.config.debias
+    if config.polish or retrained < 0:
+        raise UsageError(
+            "a sweep was asked for",
+            "polish is for one mask" if config.polish else f"{retrained} retrainings",
+            "Set debias.polish to false, and give 0 or more retrainings",
+        )
+    # The loss's gradient is needed to predict it, whatever its weight is.
+    config = config.model_copy(update={"also": (*config.also, VALIDATION_LOSS)})
+    work = _Sweep(prepare(run, config, StageClock()), out)
+    points = grid.points
+    records = [work.read(point) for point in track(points, description="masks")]
+    if measure:
+        _complete(work, points, records, "measured", work.measure)
+    _retrain(work, points, records, retrained, processes)
+    order = rank(records, config.max_loss_rise)
+    run.engine.load(run.theta)
+    return {
+        "objective": str(work.job.objective),
+        "samples": len(run.split.train),
+        "rule": RULE.format(limit=config.max_loss_rise, basis=basis(records)),
+        "basis": basis(records),
+        "sweet_spot": order[0],
+        "before": work.before if measure or retrained else None,
+        "points": records,
+        "warnings": list(dict.fromkeys(said for each in records for said in each["warnings"])),
+        "seconds": work.job.clock.seconds,
+        "cpu_seconds": work.job.clock.cpu_seconds,
+        "config": to_plain(run.config.model_copy(update={"debias": config})),
+        "versions": versions(),
+    }
+
+
+def _complete(
+    work: _Sweep,
+    points: list[Point],
+    records: list[dict[str, Any]],
+    kind: str,
+    figures: Callable[[Point], dict[str, Any]],
+) -> None:
+    """Add the figures `kind` to the records that lack them; equal masks are done once."""
+    known = {record["mask"]: record[kind] for record in records if record[kind]}
+    missing = [place for place, record in enumerate(records) if not record[kind]]
+    for place in track(missing, description=f"{kind} points"):
+        record = records[place]
+        if record["mask"] not in known:
+            known[record["mask"]] = figures(points[place])
+        record[kind] = known[record["mask"]]
+        work.keep(points[place], record)
+
+
+def _retrain(
+    work: _Sweep, points: list[Point], records: list[dict[str, Any]], count: int, processes: int
+) -> None:
+    """Retrain without the samples of the best masks, as many different ones as asked for."""
+    best: dict[str, int] = {}
+    for place in rank(records, work.job.config.max_loss_rise):
+        best.setdefault(records[place]["mask"], place)
+    open_places = [
+        place for place in list(best.values())[:count] if not records[place]["retrained"]
+    ]
+    if not open_places:
+        return
+    jobs = [removal("retrain", work.mask(points[place])[0]) for place in open_places]
+    kept = None if work.folder is None else work.folder / "retrainings"
+    done = retrain(work.job.run, jobs, kept, processes)
+    for place, found in zip(open_places, done, strict=True):
+        records[place]["retrained"] = work.figures(found.theta)
+        work.keep(points[place], records[place])
+
+
+_SWEPT = {"lambda_fair": 1.0, "lambda_acc": 1.0, "lambda_spa": 0.0, "budget": 1.0}
+"""In place of what the points set, so that it does not enter their digest twice."""
+
+
+def _name(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
