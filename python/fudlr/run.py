@@ -73,6 +73,10 @@ class Run:
     """Wall time of the training, for comparison; 0 where it is not known."""
     losses: list[float]
     folder: Path | None = None
+    bound: Binding | None = None
+    """Of stores that were merged; else what the fields give."""
+    notes: tuple[str, ...] = ()
+    """What each request from here warns of."""
 
     @property
     def interactions(self) -> Interactions:
@@ -82,7 +86,9 @@ class Run:
     @property
     def binding(self) -> Binding:
         """What rows of the training samples' gradients at `theta` are bound to."""
-        return bind(self.recommender, self.theta, self.split.train, self.config.data.window)
+        return self.bound or bind(
+            self.recommender, self.theta, self.split.train, self.config.data.window
+        )
 
     def store(self, folder: Path | None = None) -> Store | None:
         """The store of the training samples' gradients, row ids being `split.train.ids`.

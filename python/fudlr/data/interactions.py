@@ -165,6 +165,10 @@ class Samples:
         """Return the samples at `index` (integers, a slice or a boolean mask), in that order."""
         return Samples(self.interactions, self.position[index])
 
+    def between(self, start: float, stop: float) -> Samples:
+        """Those with start <= time < stop, in their order."""
+        return self.take((self.time >= start) & (self.time < stop))
+
     def seen(self) -> Bools:
         """[n, M] bool: the items of each sample's history, which are not recommended again."""
         seen = np.zeros((len(self), self.interactions.n_items), dtype=bool)

@@ -86,7 +86,7 @@ def gather(job: Job) -> _Found:
         UsageError: A store was asked for and there is none, or cannot answer these options.
         StoreError: The store is damaged, or belongs to another adapter.
     """
-    warnings: list[str] = []
+    warnings = list(job.run.notes)
     store = _open_store(job, warnings)
     if store is not None:
         return _from_store(job, store, warnings)

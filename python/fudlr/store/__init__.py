@@ -2,7 +2,7 @@
 
 from fudlr.store.errors import RecordingWarning, StoreError
 from fudlr.store.facts import Facts
-from fudlr.store.merging import merge
+from fudlr.store.merging import joint_binding, merge
 from fudlr.store.principal import PrincipalAccumulator
 from fudlr.store.projection import Factors, Projection
 from fudlr.store.random_projection import random_projection
@@ -36,6 +36,7 @@ __all__ = [
     "StoredRows",
     "StreamedRows",
     "fingerprint",
+    "joint_binding",
     "merge",
     "model_fingerprint",
     "random_projection",

@@ -9,6 +9,7 @@ from pathlib import Path
 from fudlr.errors import UsageError
 from fudlr.files import atomic_folder
 from fudlr.store import manifest
+from fudlr.store.audit import save_audit
 from fudlr.store.errors import StoreError
 from fudlr.store.facts import Facts
 from fudlr.store.reader import Store
@@ -53,8 +54,38 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
         facts = [store.facts() for store in stores if store.n]
         if facts and all(facts):
             _sum(facts).save(temporary, spec, "0", len(shards) - 1)
+        audit = _joint_audit(stores)
+        if audit is not None:
+            save_audit(temporary, spec.binding, audit)
         manifest.write_manifest(temporary)
     return Store.open(out)
+
+
+def joint_binding(bindings: Sequence[Binding]) -> Binding:
+    """What a store is bound to that `merge` made with `combine_data` of differing ones."""
+    return Binding(
+        model=bindings[0].model,
+        adapter=bindings[0].adapter,
+        data=fingerprint(sorted(binding.data for binding in bindings)),
+        order=fingerprint(sorted(binding.order for binding in bindings)),
+    )
+
+
+def _joint_audit(stores: Sequence[Store]) -> dict[str, float] | None:
+    """Means of all audits, weighted by rows, of squares for `error`; None where one is missing."""
+    audits = [store.audit() for store in stores]
+    found = [audit for audit in audits if audit is not None]
+    if len(found) < len(stores) or any(audit.keys() != found[0].keys() for audit in found):
+        return None
+    rows = sum(store.n for store in stores)
+    out: dict[str, float] = {}
+    for name in found[0]:
+        power = 2 if name == "error" else 1
+        mean = sum(
+            store.n * audit[name] ** power for store, audit in zip(stores, found, strict=True)
+        ) / max(rows, 1)
+        out[name] = mean ** (1 / power)
+    return {**out, "samples": sum(audit["samples"] for audit in found)}
 
 
 def _sum(facts: Sequence[Facts | None]) -> Facts:
@@ -70,13 +101,7 @@ def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
     bindings = [store.spec.binding for store in stores]
     common = replace(first, stale=_common_stale(stores))
     if combine_data and any(binding != first.binding for binding in bindings):
-        joint = Binding(
-            model=first.binding.model,
-            adapter=first.binding.adapter,
-            data=fingerprint(sorted(binding.data for binding in bindings)),
-            order=fingerprint(sorted(binding.order for binding in bindings)),
-        )
-        common = replace(common, binding=joint)
+        common = replace(common, binding=joint_binding(bindings))
     for store in stores[1:]:
         allowed = (STALE, *_LATER) if combine_data else (STALE,)
         differences = [word for word in first.differences(store.spec) if word not in allowed]

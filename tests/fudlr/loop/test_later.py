@@ -1,0 +1,90 @@
+"""Samples that came after a store was recorded: appended to it, and debiased without the old."""
+
+from __future__ import annotations
+
+import fudlr
+import pytest
+import torch
+from fudlr import load_run
+from fudlr.data import Samples
+from fudlr.errors import UsageError
+from fudlr.record import append_run, later_run, record_run
+from fudlr.store import Store, StoreError
+
+SHORT = {"curve": (), "heldout": False, "objective": "arp"}
+
+
+@pytest.fixture(scope="module")
+def parts(run_folder, tmp_path_factory):
+    """An older run, a later one, both with stores, their union, and all recorded at once."""
+    folder = tmp_path_factory.mktemp("later")
+    run = load_run(run_folder)
+    projection = run.store().projection()
+    cut = sorted(run.split.train.time)[len(run.split.train) * 3 // 4]
+    older = later_run(run, run.split.train.between(0, cut))
+    new = later_run(run, run.split.train.between(cut, float("inf")))
+    for name, part in (("older", older), ("new", new)):
+        record_run(part, folder / name, projection=projection)
+    both = append_run(older, new, (folder / "older", folder / "new"), folder / "both")
+    once = later_run(run, both.split.train)
+    record_run(once, folder / "once", projection=projection)
+    return folder, run, older, new, both, once
+
+
+def test_a_time_cut_divides_the_samples(parts):
+    _, run, older, new, *_ = parts
+    assert 0 < len(new.split.train) < len(run.split.train)
+    assert older.split.train.time.max() < new.split.train.time.min()
+    assert len(older.split.train) + len(new.split.train) == len(run.split.train)
+
+
+def test_all_is_answered_as_if_recorded_at_once(parts):
+    folder, *_, both, once = parts
+    found = fudlr.debias(both, store=str(folder / "both"), **SHORT)
+    other = fudlr.debias(once, store=str(folder / "once"), **SHORT)
+    mine, true = (each.answer.scored.influence.values for each in (found, other))
+    # Other batches: float32 sums, and what bfloat16 makes of their last digit.
+    assert (mine - true).norm() < 2e-3 * true.norm()
+    assert (found.mask != other.mask).sum() <= 2
+    assert any("never in" in text for text in found.summary["warnings"])
+
+
+def test_the_new_are_answered_without_the_old(parts):
+    folder, *_, new, _, once = parts
+    found = fudlr.debias(new, store=str(folder / "new"), **SHORT)
+    assert len(found.mask) == len(new.split.train)
+    rows = later_run(once, new.split.train)
+    # The same samples out of the store of all: what is not in the order takes no part.
+    rows.bound = once.binding
+    other = fudlr.debias(rows, store=str(folder / "once"), damping=0.03, **SHORT)
+    mine, true = (each.answer.scored.influence.values for each in (found, other))
+    assert (mine - true).norm() < 2e-3 * true.norm()
+
+
+def test_what_does_not_belong_together(parts, tmp_path):
+    folder, run, older, new, both, _ = parts
+    swapped = (folder / "new", folder / "older")
+    with pytest.raises(StoreError, match="another order"):
+        append_run(older, new, swapped, tmp_path / "out")
+    with pytest.raises(StoreError, match="overlaps"):
+        append_run(both, new, (folder / "both", folder / "new"), tmp_path / "out")
+    with pytest.raises(StoreError, match="another order"):
+        Store.open(folder / "both", run.binding)
+    with pytest.raises(UsageError, match="there are none"):
+        later_run(run, run.split.train.between(0, 0))
+    with pytest.raises(UsageError, match="other interactions"):
+        later_run(run, Samples(load_run(run.folder).interactions, run.split.train.position))
+
+
+def test_merging_keeps_facts_and_audit(parts):
+    folder, *_ = parts
+    old, new, both = (Store.open(folder / name) for name in ("older", "new", "both"))
+    total = old.facts().gradient_sum + new.facts().gradient_sum
+    assert torch.equal(both.facts().gradient_sum, total)
+    weights = old.n / both.n, new.n / both.n
+    for name in ("energy", "influences", "cosine"):
+        mean = sum(w * each.audit()[name] for w, each in zip(weights, (old, new), strict=True))
+        assert both.audit()[name] == pytest.approx(mean)
+    square = sum(w * s.audit()["error"] ** 2 for w, s in zip(weights, (old, new), strict=True))
+    assert both.audit()["error"] == pytest.approx(square**0.5)
+    assert both.audit()["samples"] == old.audit()["samples"] + new.audit()["samples"]
