@@ -1,14 +1,15 @@
 """What candidates save and what they cost in effect: every strategy and share, against all samples.
 
-    python benchmarks/candidates.py [--seeds 0] [--out out/candidates]
+    python benchmarks/candidates.py [--seeds 0] [--shares 0.05 0.1 0.2] [--out out/candidates]
 
-The demo's model and data, popularity steered down, budget 10%, λ_acc 0 and 1. Runs already in --out
-are kept. Costs are CPU seconds of the candidates' gradients (with the choosing, which is a forward
+The demo's model and data, popularity steered down, budget 10%, λ_acc 0 and 1. Runs and rows
+already in --out are kept. Costs are CPU seconds of the candidates' gradients (with the choosing, which is a forward
 pass for `loss`), as a share of the training's: one epoch trained here, times the run's epochs.
 Writes benchmarks/results/candidates.json.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -59,20 +60,21 @@ def swept(run, strategy: str, share: float) -> dict:
     return {"gradients": seconds["sample gradients"], "stages": seconds, "lambda_acc": rows}
 
 
-def of_seed(seed: int, out: Path) -> dict:
+def of_seed(seed: int, shares: list[float], out: Path) -> dict:
     """Every strategy and share on one run."""
     folder = out / f"run-{seed}"
     if not (folder / "train.json").is_file():
         train_run(merge(RunConfig(), {"seed": seed}), folder)
     run = load_run(folder)
     training = training_seconds(run)
-    whole = swept(run, "all", 1.0)
-    rows = [{"strategy": "all", "share": 1.0, **whole}]
-    rows += [
-        {"strategy": strategy, "share": share, **swept(run, strategy, share)}
-        for strategy in STRATEGIES
-        for share in SHARES
-    ]
+    asked = [("all", 1.0), *((name, share) for share in shares for name in STRATEGIES)]
+    rows = []
+    for strategy, share in asked:
+        kept = out / f"rows-{seed}" / f"{strategy}-{share}.json"
+        if not kept.is_file():
+            write_json(kept, {"strategy": strategy, "share": share, **swept(run, strategy, share)})
+        rows.append(json.loads(kept.read_text(encoding="utf-8")))
+    whole = rows[0]
     for row in rows:
         row["of_training"] = row["gradients"] / training
         for name, found in row["lambda_acc"].items():
@@ -85,13 +87,14 @@ def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--out", type=Path, default=Path("out/candidates"))
     arguments = parser.parse_args()
     record = {
         "command": "python benchmarks/candidates.py --seeds " + " ".join(map(str, arguments.seeds)),
         "machine": describe(),
         "budget": BUDGET,
-        "runs": [of_seed(seed, arguments.out) for seed in arguments.seeds],
+        "runs": [of_seed(seed, arguments.shares, arguments.out) for seed in arguments.seeds],
     }
     write_json(RESULT, record)
 
