@@ -2,10 +2,10 @@
 
     python benchmarks/candidates.py [--seeds 0] [--shares 0.05 0.1 0.2] [--out out/candidates]
 
-The demo's model and data, popularity steered down, budget 10%, λ_acc 0 and 1. Runs and rows
-already in --out are kept. Costs are CPU seconds of the candidates' gradients (with the choosing, which is a forward
-pass for `loss`), as a share of the training's: one epoch trained here, times the run's epochs.
-Writes benchmarks/results/candidates.json.
+The demo's model and data, popularity steered down, budget 10%, λ_acc 0 and 1. Runs and rows already
+in --out are kept. Costs are CPU seconds of the candidates' gradients (with the choosing, which is a
+forward pass for `loss`), as a share of the training's: one epoch trained here, times the run's
+epochs. Writes benchmarks/results/candidates.json.
 """
 
 import argparse
@@ -90,8 +90,12 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--out", type=Path, default=Path("out/candidates"))
     arguments = parser.parse_args()
+    lists = {"seeds": arguments.seeds}
+    if arguments.shares != list(SHARES):
+        lists["shares"] = arguments.shares
     record = {
-        "command": "python benchmarks/candidates.py --seeds " + " ".join(map(str, arguments.seeds)),
+        "command": "python benchmarks/candidates.py"
+        + "".join(f" --{name} " + " ".join(map(str, given)) for name, given in lists.items()),
         "machine": describe(),
         "budget": BUDGET,
         "runs": [of_seed(seed, arguments.shares, arguments.out) for seed in arguments.seeds],
