@@ -48,7 +48,7 @@ def print_sweep(record: Mapping[str, Any], console: Console | None = None) -> No
     """Print a row a point: relative changes of the objective and of the validation loss."""
     console = console or Console()
     shown = [kind for kind in KINDS if any(point[kind] for point in record["points"])]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns
     for head in ("", "λ fair", "λ acc", "λ spa", "budget", "removed"):
         table.add_column(head, justify="right")
     for kind in shown:
