@@ -103,7 +103,8 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.out / f"seed-{seed}"
         if not all((folder / name / "retrained").is_dir() for name in OBJECTIVES):
-            run_demo(merge(RunConfig(), {"seed": seed, "data.ties": arguments.ties}), folder)
+            options = {"seed": seed, "data.ties": arguments.ties, "debias.rows": "memory"}
+            run_demo(merge(RunConfig(), options), folder)
     results = {
         name: of_objective(
             [

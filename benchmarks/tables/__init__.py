@@ -12,7 +12,14 @@ A table whose files are not there is left out of the page, and said so on the te
 
 from types import ModuleType
 
-from tables import bed, candidates, curvatures, loop, stream_of_days
+from tables import bed, candidates, curvatures, loop, record_once, stream_of_days
 
-TABLES: tuple[ModuleType, ...] = (loop, bed, curvatures, candidates, stream_of_days)
+TABLES: tuple[ModuleType, ...] = (
+    loop,
+    record_once,
+    candidates,
+    stream_of_days,
+    bed,
+    curvatures,
+)
 """In the order of the pages."""
