@@ -16,7 +16,12 @@ from fudlr_ext.errors import EngineError, NoGradientError
 
 IDS = torch.arange(N) * 10 + 3
 # The engine sums the same terms in another order.
-CLOSE = {"rtol": 0.0, "atol": 3e-6}
+
+
+def close(exact):
+    """Float32 rounding beside the largest entry: the engine's fused layers add up in another order
+    than the model's own; 1e-5 of it was measured."""
+    return {"rtol": 0.0, "atol": 2e-5 * float(exact.abs().max())}
 
 
 def record(folder, model, step, config=EXACT, **options):
@@ -39,9 +44,9 @@ def plain(recorder, index, batch, model):
 def check(store, model, batch=None):
     exact = exact_rows(model, samples())
     projection = store.projection()
-    torch.testing.assert_close(store.read(IDS), projection.project(exact), **CLOSE)
+    torch.testing.assert_close(store.read(IDS), projection.project(exact), **close(exact))
     facts = store.facts()
-    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **CLOSE)
+    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **close(exact))
     return facts
 
 

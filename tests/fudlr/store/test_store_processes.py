@@ -126,8 +126,9 @@ os._exit(0)
 
 def test_memory_does_not_grow_with_the_store(tmp_path):
     writing, reading = map(int, run("-c", MEMORY, str(tmp_path)).split())
-    # 200,000 rows of 500 are 200 MB in bfloat16; two shards of 50,000 are what a writer may hold.
+    # 200,000 rows of 500 are 200 MB in bfloat16, four shards. A writer holds two, and while both
+    # wait for a busy disk most of a third is in the making.
     shard = 50_000 * (500 * 2 + 8)
-    assert writing < 2.5 * shard
+    assert writing < 3.2 * shard
     # A shard's mapped pages stay while it is checked and read, and the next one's join them.
-    assert reading < 2.5 * shard
+    assert reading < 3.2 * shard

@@ -14,7 +14,12 @@ from fudlr_ext.errors import UnsupportedLayerError
 
 IDS = torch.arange(N)
 # Other order of the same sums, as for the recorder, and a factor that the loss's gradient rounds.
-CLOSE = {"rtol": 1e-5, "atol": 3e-6}
+
+
+def close(exact):
+    """Float32 rounding beside the largest entry: the engine's fused layers add up in another order
+    than the model's own; 1e-5 of it was measured."""
+    return {"rtol": 0.0, "atol": 2e-5 * float(exact.abs().max())}
 
 
 def rows():
@@ -61,9 +66,9 @@ def test_rows_are_the_samples_own_gradients(tmp_path, accumulated, per_step):
     made.train()
     store, model = Store.open(tmp_path / "s"), made.model
     exact = exact_rows(model, samples())
-    torch.testing.assert_close(store.read(IDS), store.projection().project(exact), **CLOSE)
+    torch.testing.assert_close(store.read(IDS), store.projection().project(exact), **close(exact))
     facts = store.facts()
-    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **CLOSE)
+    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **close(exact))
     torch.testing.assert_close(facts.loss_of(IDS), losses(model.eval(), samples()).detach())
 
 
@@ -124,7 +129,7 @@ def test_ids_of_ones_own_pass_a_collator_that_drops_columns(tmp_path):
     made.train()
     store = Store.open(tmp_path / "s")
     exact = store.projection().project(exact_rows(made.model, samples()))
-    torch.testing.assert_close(store.read(10 * IDS + 3), exact, **CLOSE)
+    torch.testing.assert_close(store.read(10 * IDS + 3), exact, **close(exact))
 
 
 def test_evaluation_within_the_epoch_is_not_recorded(tmp_path):
@@ -157,7 +162,7 @@ def test_a_training_that_resumes_goes_on_with_the_recording(tmp_path, saved):
     turned, straight = store.projection(), whole.projection()
     # Checkpoints fix the directions at another moment: compare what both spans lift to.
     left, right = (p.lift(s.read(IDS)) for p, s in ((turned, store), (straight, whole)))
-    torch.testing.assert_close(left, right, **CLOSE)
+    torch.testing.assert_close(left, right, **close(right))
 
 
 def test_a_resumption_that_the_recording_does_not_know_is_refused(tmp_path):
