@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +25,10 @@ from fudlr.store.locks import folder_lock, lock_writer, writer_lock_path
 from fudlr.store.projection import Projection
 from fudlr.store.shards import NAME, Part, Shard, shard_name, write_shard
 from fudlr.store.spec import Binding, StoreSpec
+from fudlr.store.write_checks import check_finite, check_options
 
 SHARD_BYTES = 64 * 2**20
 PROJECTION = "projection.safetensors"
-_WRITER = re.compile(r"[A-Za-z0-9_.]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class StoreWriter:
         self.writer = writer
         self.shard_rows = shard_rows or max(1, SHARD_BYTES // row_bytes(dim, dtype))
         self.kept = dict(kept or {})
-        _check_options(writer, self.shard_rows, dim, projection)
+        check_options(writer, self.shard_rows, dim, projection)
         check_writable(self.folder)
         self._facts = None if facts is None else Facts.none(facts)
         self._lock: int | None = lock_writer(self.folder, writer)
@@ -137,7 +136,7 @@ class StoreWriter:
             raise self._failure
         names = ids.tolist()
         self._refuse_stored(ids, names)
-        _check_finite(ids, rows)
+        check_finite(ids, rows)
         if self._facts is not None:
             found = _batch_facts(self._facts, self.shard_rows, ids, gradient_sum, losses)
             if self._filled + len(ids) > self.shard_rows:
@@ -364,38 +363,9 @@ def _batch_facts(
     return Facts(ids, known, gradient_sum.detach().cpu())
 
 
-def _check_options(writer: str, shard_rows: int, dim: int, projection: Projection | None) -> None:
-    if not _WRITER.fullmatch(writer):
-        raise UsageError(
-            "a writer was to be named",
-            f"{writer!r} is not one to 64 letters, digits, _ and .",
-            "Use the process's rank, for one",
-        )
-    if shard_rows < 1:
-        raise UsageError("a shard's rows were to be set", f"{shard_rows}", "Use at least 1")
-    if projection is not None and projection.dim != dim:
-        raise UsageError(
-            f"rows of {dim} numbers were to be stored with their projection",
-            f"it makes {projection.dim}",
-            "Use projection.dim",
-        )
-
-
 def _contains(ascending: Tensor, ids: Tensor) -> Tensor:
     """Which of `ids` are in `ascending`, `[b]` bool."""
     if not ascending.numel():
         return torch.zeros(ids.shape, dtype=torch.bool)
     place = torch.searchsorted(ascending, ids).clamp(max=ascending.numel() - 1)
     return ascending[place] == ids
-
-
-def _check_finite(ids: Tensor, rows: Tensor) -> None:
-    # A sum is finite only if all its terms are, and needs no second copy of the rows.
-    if bool(rows.sum(dtype=torch.float64).isfinite()):
-        return
-    broken = ids[~rows.isfinite().all(dim=1)]
-    raise StoreError(
-        "per-sample gradients were to be stored",
-        f"{broken.numel()} of them are not finite, sample {int(broken[0])} the first",
-        "Look for NaN or overflow in that sample's loss; 16-bit weights often cause it",
-    )
