@@ -34,7 +34,7 @@ from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError
 
 CANNOT = (FudlrError, EngineError, OSError)
-"""What a recording fails with; a training's own errors are no business of it."""
+"""What a recording refuses a training with; a training's own errors are no business of it."""
 STORE = "store"
 """Name of the store's folder in a run's."""
 Observer = Callable[[int, np.ndarray], AbstractContextManager[Any]]
@@ -119,10 +119,10 @@ def ride_along(
     with clock.stage("store"):
         try:
             store = recorder.finish()
-        except CANNOT as error:
+        except Exception as error:
             riding.end(error)
             return
-        audit_store(store, recommender, engine, samples, config)
+        audit_or_warn(store, recommender, engine, samples, config)
 
 
 class _Riding:
@@ -138,7 +138,7 @@ class _Riding:
     def end(self, error: Exception) -> None:
         """Say why there is no recording from here on, and remove what there is of it."""
         self.ended = True
-        with suppress(*CANNOT):  # a disk that failed a moment ago fails again, and is said once
+        with suppress(Exception):  # a disk that failed a moment ago fails again, and is said once
             self.recorder.close()
         shutil.rmtree(self.recorder.folder, ignore_errors=True)
         _warn(error)
@@ -154,7 +154,7 @@ class _Batch:
     def __enter__(self) -> Any:
         try:
             return self._context.__enter__()
-        except CANNOT as error:
+        except Exception as error:
             self._riding.end(error)
             return None
 
@@ -171,7 +171,7 @@ class _Batch:
             return
         try:
             self._context.__exit__(None, None, None)
-        except CANNOT as found:
+        except Exception as found:
             self._riding.end(found)
 
 
@@ -197,6 +197,27 @@ def _warn(error: Exception) -> None:
         RecordingWarning,
         stacklevel=3,
     )
+
+
+def audit_or_warn(
+    store: Store,
+    recommender: Recommender,
+    engine: Engine,
+    samples: Samples,
+    config: RunConfig,
+    *,
+    count: int | None = None,
+) -> None:
+    """`audit_store`, whose failure costs the audit alone: what was recorded stays as it is."""
+    try:
+        audit_store(store, recommender, engine, samples, config, count=count)
+    except Exception as error:
+        warnings.warn(
+            f"The store is whole, {store.n} rows, and can be used, but what its rows lost was not "
+            f"measured: {error}. `fudlr record` measures it",
+            RecordingWarning,
+            stacklevel=2,
+        )
 
 
 def audit_store(

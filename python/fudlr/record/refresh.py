@@ -17,7 +17,7 @@ from fudlr.data import Samples
 from fudlr.errors import UsageError
 from fudlr.files import check_replaceable
 from fudlr.record.scoring import record_run
-from fudlr.recording import STORE, audit_store
+from fudlr.recording import STORE, audit_or_warn
 from fudlr.run import Run
 from fudlr.store import Projection, Stale, Store, StoreError, refresh
 from fudlr.store.manifest import MANIFEST, read_manifest
@@ -70,7 +70,9 @@ def refresh_run(
     fresh = record_run(part, recording, options, projection=projection)
     store, found = refresh(old, fresh, out, run.binding)
     shutil.rmtree(recording)
-    audit_store(store, run.recommender, run.engine, run.split.train, run.config, count=config.audit)
+    audit_or_warn(
+        store, run.recommender, run.engine, run.split.train, run.config, count=config.audit
+    )
     return Refreshed(store, found)
 
 

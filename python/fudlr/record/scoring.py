@@ -16,7 +16,7 @@ from torch import Tensor
 from fudlr.config import RecordConfig
 from fudlr.errors import UsageError
 from fudlr.progress import track
-from fudlr.recording import STORE, audit_store
+from fudlr.recording import STORE, audit_or_warn
 from fudlr.run import Run
 from fudlr.store import Store, StoreWriter
 from fudlr.store.encoding import row_bytes
@@ -69,7 +69,7 @@ def record_run(
         _pass(run, writer, projection, config)
     store = Store.open(folder, run.binding)
     if store.audit() is None:
-        audit_store(
+        audit_or_warn(
             store, run.recommender, run.engine, run.split.train, run.config, count=config.audit
         )
     return store

@@ -13,7 +13,8 @@ from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
 from fudlr.store.space import Space, sketch_space
 from fudlr.store.spec import Binding, Stale, fingerprint, model_fingerprint
-from fudlr.store.trainer import Numbered, RecorderCallback
+from fudlr.store.trainer import RecorderCallback
+from fudlr.store.trainer_samples import Numbered
 from fudlr.store.writer import StoreWriter
 
 __all__ = [

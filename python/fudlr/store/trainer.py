@@ -17,21 +17,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
 
 from fudlr.config import RecordConfig
 from fudlr.errors import UsageError
-from fudlr.store.batch_gradients import BatchGradients
 from fudlr.store.errors import RecordingWarning
 from fudlr.store.projection import Projection
 from fudlr.store.recorder import Recorder
@@ -39,44 +34,8 @@ from fudlr.store.rehearsal import refuse_dropout
 from fudlr.store.resuming import find_course, mark
 from fudlr.store.spec import fingerprint
 from fudlr.store.trainer_options import check_arguments
+from fudlr.store.trainer_samples import ASKED, COLUMN, Batch, Carrying, count_labels, sample_losses
 from fudlr_ext import Engine
-from fudlr_ext.labels import IGNORED
-
-COLUMN = "sample_id"
-ASKED = "a Trainer's gradients were to be recorded"
-
-
-class Numbered(Dataset[dict[str, Any]]):
-    """A map-style data set whose samples also carry their position, in the column `column`.
-
-    Args:
-        samples: Anything with a length whose items are mappings, such as a `datasets.Dataset`.
-        column: The column's name, as `RecorderCallback` is given it.
-    """
-
-    def __init__(self, samples: Any, column: str = COLUMN) -> None:
-        self.samples = samples
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.samples[index], self.column: int(index)}
-
-
-@dataclass
-class _Batch:
-    """A batch between its forward pass and the end of its backward pass."""
-
-    ids: Tensor
-    labels: Tensor
-    counts: Tensor
-    items: Tensor
-    """Label tokens that the loss is divided by."""
-    context: AbstractContextManager[BatchGradients] | None = None
-    here: BatchGradients | None = None
-    arrived: bool = False
 
 
 class RecorderCallback(TrainerCallback):
@@ -85,7 +44,9 @@ class RecorderCallback(TrainerCallback):
     Every batch holds the samples' ids, one integer each and no two the same, in the column `ids`;
     they are taken out before the model sees them. `Numbered` puts them there by position, and
     `collator` carries them past a collator that knows nothing of them. The loss is the model's own.
-    Training is the same bit for bit. After an error within `train`, `close` takes the hooks away.
+    Training is the same bit for bit. What cannot be recorded is refused at the training's first
+    batch; an error of the recording's own after it ends the recording with a `RecordingWarning`,
+    and never the training. After an error within `train`, `close` takes the hooks away.
 
     A training that resumes from a checkpoint before the recorded epoch, or from one that this
     callback saw saved within it, goes on with the recording.
@@ -122,7 +83,7 @@ class RecorderCallback(TrainerCallback):
         }
         self._engine: Engine | None = None
         self._recorder: Recorder | None = None
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._handles: list[RemovableHandle] = []
         self._resumed: str | None = None
         self._course = ""
@@ -133,7 +94,7 @@ class RecorderCallback(TrainerCallback):
         self, inner: Callable[[Sequence[Any]], Mapping[str, Any]]
     ) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """A collator like `inner`, which does not see the ids; they are put into its batch."""
-        return _Carrying(inner, self.ids)
+        return Carrying(inner, self.ids)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Refuse what cannot be recorded, before the training; then watch the model.
@@ -190,28 +151,31 @@ class RecorderCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Within the epoch, let the recording go on from this checkpoint."""
-        if self._recorder is not None:
+        if self._recorder is None:
+            return
+        try:
             self._recorder.flush()
             theta = self._recorder.engine.theta()
             mark(self._recorder.folder, state.global_step, theta, self._course)
+        except Exception as error:
+            self._give_up(error)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Put the store in place, bound to the adapter as it is now."""
         if self._recorder is None:
             return
-        recorder, self._recorder = self._recorder, None
-        shown = recorder.n
+        shown = self._recorder.n
         if shown < self._samples:
-            recorder.close()
-            warnings.warn(
-                f"The store {self.out} was not made: the epoch showed {shown} of "
-                f"{self._samples} samples before it ended. Resume the training, or take all "
-                "samples' gradients in a pass after it",
-                RecordingWarning,
-                stacklevel=2,
+            self._give_up(
+                f"the epoch showed {shown} of {self._samples} samples before it ended. Resume the "
+                "training"
             )
             return
-        recorder.finish()
+        try:
+            self._recorder.finish()
+        except Exception as error:
+            self._give_up(error)
+        self._recorder = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Take the hooks away."""
@@ -226,6 +190,20 @@ class RecorderCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
+
+    def _give_up(self, reason: Exception | str) -> None:
+        """End the recording, and say why and what there is of it; the training goes on."""
+        recorder, self._recorder = self._recorder, None
+        assert recorder is not None
+        with suppress(Exception):  # what failed a moment ago fails again, and is said once
+            recorder.close()
+        left = recorder.folder if recorder.folder.is_dir() else "nowhere"
+        warnings.warn(
+            f"The store {self.out} was not made, and training goes on without it: {reason}. What "
+            f"was recorded is in {left}; or take all samples' gradients in a pass after it",
+            RecordingWarning,
+            stacklevel=3,
+        )
 
     def _find(self, args: Any, step: int) -> str:
         """The course of the recording that the checkpoint at `step` lies on."""
@@ -258,38 +236,24 @@ class RecorderCallback(TrainerCallback):
                 "a second forward pass came before the first one's backward",
                 "Leave what a batch is to the Trainer's own training_step",
             )
-        batch = self._batch = self._count(ids, inputs)
+        batch = self._batch = count_labels(ids, inputs, self.ids)
         if not (self._known or self._options["allow_dropout"]):
             refuse_dropout(model)
         if self._recorder is not None:
             divisor = batch.items / batch.counts
-            batch.context = self._recorder.batch(batch.ids, divisor=divisor)
-            batch.here = batch.context.__enter__()
+            try:
+                context = self._recorder.batch(batch.ids, divisor=divisor)
+                batch.here = context.__enter__()
+                batch.context = context
+            except Exception as error:
+                self._refuse_or_give_up(error)
         return args, inputs
 
-    def _count(self, ids: Any, inputs: Mapping[str, Any]) -> _Batch:
-        labels = inputs.get("labels")
-        found = ""
-        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point():
-            found = f"the batch has no ids, one integer a sample, as {self.ids!r}"
-        elif not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids):
-            found = "the model was not given labels [n, t], a row for each id"
-        elif "shift_labels" in inputs:
-            found = "the batch brings its own shift_labels"
-        else:
-            counts = (labels[:, 1:] != IGNORED).sum(1)
-            empty = ids[counts == 0].tolist()
-            if not empty:
-                items = inputs.get("num_items_in_batch")
-                items = counts.sum() if items is None else torch.as_tensor(items)
-                return _Batch(ids, labels, counts.float(), items.to(counts.device).float())
-            found = f"samples {empty[:5]} have no label"
-        raise UsageError(
-            ASKED,
-            found,
-            "Wrap the data set (Numbered) and a collator that drops columns (callback.collator), "
-            "let the model compute its loss from labels, and leave out samples without any",
-        )
+    def _refuse_or_give_up(self, error: Exception) -> None:
+        """At the training's first batch nothing is lost by an error; later a training would be."""
+        if not self._known:
+            raise error
+        self._give_up(error)
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         """Once the model has its loss, check that it is the one that rows stand for."""
@@ -306,7 +270,7 @@ class RecorderCallback(TrainerCallback):
             )
         if self._known and batch.here is None:
             return
-        losses = _sample_losses(logits.detach(), batch)
+        losses = sample_losses(logits.detach(), batch)
         expected = float((losses * batch.counts).sum() / batch.items)
         if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
             raise UsageError(
@@ -320,7 +284,7 @@ class RecorderCallback(TrainerCallback):
             batch.here.losses = losses
         loss.register_hook(lambda gradient: self._arrived(batch, gradient))
 
-    def _arrived(self, batch: _Batch, gradient: Tensor) -> None:
+    def _arrived(self, batch: Batch, gradient: Tensor) -> None:
         batch.arrived = True
         if batch.here is not None:
             batch.here.multiplied(float(gradient))
@@ -336,26 +300,9 @@ class RecorderCallback(TrainerCallback):
                 "what was differentiated was not the loss that the model returned",
                 "Train without a loss of your own, or use fudlr.store.Recorder in your own loop",
             )
+        try:
+            if batch.context is not None:
+                batch.context.__exit__(None, None, None)
+        except Exception as error:
+            self._refuse_or_give_up(error)
         self._known = True
-        if batch.context is not None:
-            batch.context.__exit__(None, None, None)
-
-
-class _Carrying:
-    """Takes a column away before a collator, and puts it into the batch after it."""
-
-    def __init__(self, inner: Callable[[Sequence[Any]], Mapping[str, Any]], column: str) -> None:
-        self.inner, self.column = inner, column
-
-    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
-        ids = torch.tensor([int(sample[self.column]) for sample in samples])
-        rest = [{k: v for k, v in sample.items() if k != self.column} for sample in samples]
-        return {**self.inner(rest), self.column: ids}
-
-
-def _sample_losses(logits: Tensor, batch: _Batch) -> Tensor:
-    """ℓ_i `[n]`, float32: the mean cross-entropy over a sample's label tokens."""
-    targets = batch.labels[:, 1:]
-    row, place = (targets != IGNORED).nonzero(as_tuple=True)
-    each = cross_entropy(logits[row, place].float(), targets[row, place], reduction="none")
-    return each.new_zeros(len(targets)).index_add_(0, row, each) / batch.counts

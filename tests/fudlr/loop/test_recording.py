@@ -159,6 +159,25 @@ def test_what_fails_later_ends_the_recording_alone(tmp_path, tiny_config, monkey
     assert len(record_run(load_run(tmp_path / "run")).ids) == len(found.split.train)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, StoreError])
+def test_an_audit_that_fails_leaves_training_and_store_as_they_are(
+    tmp_path, tiny_config, monkeypatch, error
+):
+    def fail(*_):
+        raise error("the figures", "were lost", "Look")
+
+    monkeypatch.setattr("fudlr.recording.audit_rows", fail)
+    with pytest.warns(RecordingWarning, match=r"store is whole, \d+ rows, .*were lost.*`fudlr rec"):
+        found = train_run(merge(tiny_config, BRIEF), tmp_path / "run")
+    store = load_run(tmp_path / "run").store()
+    assert store.n == len(found.split.train)
+    assert store.audit() is None
+    with pytest.warns(RecordingWarning, match="were lost"):
+        record_run(load_run(tmp_path / "run"))
+    monkeypatch.undo()
+    assert record_run(load_run(tmp_path / "run")).audit()["samples"] == 64
+
+
 @pytest.mark.parametrize(
     "wrong", [{"record.dims": None}, {"record.energy": 0.9}, {"record.dtype": "float16"}]
 )

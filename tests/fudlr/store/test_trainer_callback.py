@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from fudlr.errors import UsageError
-from fudlr.store import Numbered, RecorderCallback, RecordingWarning, Store, fingerprint
+from fudlr.store import (
+    Numbered,
+    Recorder,
+    RecorderCallback,
+    RecordingWarning,
+    Store,
+    fingerprint,
+)
 from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
@@ -267,3 +276,35 @@ def test_an_adapter_that_the_engine_does_not_know_is_refused(tmp_path):
     with pytest.raises(UnsupportedLayerError, match="Dora"):
         made.train()
     assert made.state.global_step == 0
+
+
+@pytest.mark.parametrize("fails", ["batch", "_take", "flush", "finish"])
+def test_what_fails_within_the_recorded_epoch_ends_the_recording_alone(
+    tmp_path, monkeypatch, fails
+):
+    options = {"save_strategy": "steps", "save_steps": 7}
+    alone = trainer(tmp_path, **options)
+    alone.train()
+
+    def fail(*_, **__):
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(Recorder, fails, contextmanager(fail) if fails == "batch" else fail)
+    made = trainer(tmp_path, callback(tmp_path), **options)
+    with pytest.warns(RecordingWarning, match=r"s was not made, .*no memory is left.*recorded is"):
+        made.train()
+    pairs = zip(made.model.named_parameters(), alone.model.parameters(), strict=True)
+    for (name, left), right in pairs:
+        assert torch.equal(left, right), name
+    assert not (tmp_path / "s").exists()
+    assert hooks(made.model) == hooks(alone.model)
+
+
+def test_what_fails_at_the_first_batch_is_refused(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(Recorder, "_take", fail)
+    made = trainer(tmp_path, callback(tmp_path), num_train_epochs=1)
+    with pytest.raises(RuntimeError, match="no memory is left"):
+        made.train()
