@@ -1,11 +1,17 @@
 """Debias LoRA-tuned LLM recommenders: influence, mask, closed-form update, proof."""
 
-from fudlr.config import DebiasConfig, RunConfig, load_config
-from fudlr.debias import Result, debias
-from fudlr.errors import FudlrError
-from fudlr.results import write_result
-from fudlr.run import Run, load_run, train_run
-from fudlr.verify import Verification, verify, verify_result
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fudlr.config import DebiasConfig, RunConfig, load_config
+    from fudlr.debias import Result, debias
+    from fudlr.errors import FudlrError
+    from fudlr.results import write_result
+    from fudlr.run import Run, load_run, train_run
+    from fudlr.verify import Verification, verify, verify_result
 
 __all__ = [
     "DebiasConfig",
@@ -22,3 +28,38 @@ __all__ = [
     "verify_result",
     "write_result",
 ]
+
+_MODULES = {
+    "config": ("DebiasConfig", "RunConfig", "load_config"),
+    "debias": ("Result", "debias"),
+    "errors": ("FudlrError",),
+    "results": ("write_result",),
+    "run": ("Run", "load_run", "train_run"),
+    "verify": ("Verification", "verify", "verify_result"),
+}
+_HOME = {name: f"fudlr.{module}" for module, names in _MODULES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """Loads torch, transformers and peft, which take seconds, when a name that needs them is used.
+
+    `fudlr --help`, a wrong option and `import fudlr` itself answer without them.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fudlr' has no attribute {name!r}")
+        value: object = getattr(import_module(_HOME[name]), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # An import binds `fudlr.debias` to the package of that name, and would hide the function.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,7 @@
 """The command line: options in, one function of the package called, errors in plain words.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. A command imports what it runs when it
+runs: torch, transformers and peft take seconds, and `--help` or a wrong option needs none of them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,11 @@ from fudlr.cli.sweep import sweep
 from fudlr.cli.train import train
 from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
-from fudlr_ext.errors import EngineError
 
 COMMANDS = (demo, train, record, debias, sweep, evaluate, verify, export, compare)
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""
-EXPECTED: tuple[type[Exception], ...] = (FudlrError, EngineError)
-"""Errors that are raised on purpose: shown in words, without a traceback."""
 INTERRUPTED = 130
 _errors = Console(stderr=True, highlight=False)
 
@@ -53,7 +51,9 @@ def main() -> None:
         app()
     except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
         code = ended.code
-    except EXPECTED as error:
+    except Exception as error:
+        if not is_expected(error):
+            raise
         _errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         code = exit_code(error)
     except KeyboardInterrupt:
@@ -61,6 +61,13 @@ def main() -> None:
     if code == INTERRUPTED:
         _errors.print("interrupted; nothing is half-written, and finished results are kept")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Raised on purpose, by the method or by the engine: shown in words, without a traceback."""
+    from fudlr_ext.errors import EngineError
+
+    return isinstance(error, (FudlrError, EngineError))
 
 
 def exit_code(error: BaseException) -> int:

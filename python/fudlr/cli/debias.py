@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,16 +15,10 @@ from fudlr.cli.options import (
     RunFolder,
     Settings,
     Threads,
-    given,
-    of_section,
+    debias_options,
     say,
     set_threads,
 )
-from fudlr.config import load_config
-from fudlr.debias import debias as debias_samples
-from fudlr.report import print_summary
-from fudlr.results import check_result_folder, write_result
-from fudlr.run import load_run
 
 
 def debias(
@@ -50,11 +44,15 @@ def debias(
     threads: Threads = None,
 ) -> None:
     """Find the samples that cause the bias, update the adapter, report before and after."""
+    from fudlr.debias import debias as debias_samples
+    from fudlr.report import print_summary
+    from fudlr.results import check_result_folder, write_result
+    from fudlr.run import load_run
+
     set_threads(threads)
     check_result_folder(out)
     loaded = load_run(run, adapter)
-    options = load_config(config).debias if config else loaded.config.debias
-    overrides: dict[str, Any] = {
+    given = {
         "objective": objective,
         "budget": budget,
         "damping": damping,
@@ -62,7 +60,7 @@ def debias(
         "polish": polish,
         "store": str(store) if store else None,
     }
-    result = debias_samples(loaded, options, **of_section("debias", settings), **given(overrides))
+    result = debias_samples(loaded, debias_options(loaded.config, config, settings, given))
     write_result(out, result)
     print_summary(result.summary)
     say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")

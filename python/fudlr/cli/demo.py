@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, say, set_threads
-from fudlr.demo import run_demo
 
 
 def demo(
@@ -21,6 +20,8 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """MovieLens-100k, whole: train, debias for ARP and for Hellinger, verify, report."""
+    from fudlr.demo import run_demo
+
     set_threads(threads)
     reports = run_demo(configure(config, settings, seed, {}), out, small=small)
     say("The reports: " + ", ".join(map(str, reports)))

@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import AdapterFolder, RunFolder, Threads, set_threads
-from fudlr.evaluation import make_prompts, measure
 from fudlr.files import write_json
-from fudlr.run import load_run
 
 
 def evaluate(
@@ -22,6 +20,9 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Print all metrics of the run's adapter, or of another one, as JSON."""
+    from fudlr.evaluation import make_prompts, measure
+    from fudlr.run import load_run
+
     set_threads(threads)
     loaded = load_run(run, adapter)
     valid = make_prompts(loaded.split, loaded.split.valid, loaded.config.data)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 import yaml
 from rich.console import Console
 
-from fudlr.config import RunConfig, load_config, merge
+from fudlr.config import DebiasConfig, RunConfig, load_config, merge
 from fudlr.errors import UsageError
 
 ConfigFile = Annotated[
@@ -79,9 +78,20 @@ def of_section(section: str, settings: list[str] | None) -> dict[str, Any]:
     return {name.removeprefix(f"{section}."): value for name, value in parsed.items()}
 
 
+def debias_options(
+    trained: RunConfig, path: Path | None, settings: list[str] | None, options: dict[str, Any]
+) -> DebiasConfig:
+    """The run's `debias` section or the file's, then `--set`, then a command's own options."""
+    base = trained.model_copy(update={"debias": load_config(path).debias}) if path else trained
+    chosen = {**of_section("debias", settings), **given(options)}
+    return merge(base, {f"debias.{name}": value for name, value in chosen.items()}).debias
+
+
 def set_threads(threads: int | None) -> None:
     """Let torch and the engine use so many CPU threads."""
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 

@@ -19,9 +19,6 @@ from fudlr.cli.options import (
 )
 from fudlr.config import load_config, merge
 from fudlr.errors import UsageError
-from fudlr.record import record_run, refresh_run
-from fudlr.run import load_run
-from fudlr.store.commands import store_info
 
 
 def record(
@@ -44,6 +41,10 @@ def record(
     threads: Threads = None,
 ) -> None:
     """Record training samples' sketched gradients in one pass; resumes a killed recording."""
+    from fudlr.record import record_run, refresh_run
+    from fudlr.run import load_run
+    from fudlr.store.commands import store_info
+
     _check(refresh, out, stale)
     set_threads(threads)
     loaded = load_run(run, adapter)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import Out
-from fudlr.store.commands import store_info, store_merge, store_verify
 
 app = typer.Typer(help="Look at, check and join stores of gradients.", no_args_is_help=True)
 StoreFolder = Annotated[Path, typer.Argument(help="A store, such as RUN/store.")]
@@ -17,12 +16,16 @@ StoreFolder = Annotated[Path, typer.Argument(help="A store, such as RUN/store.")
 @app.command()
 def info(store: StoreFolder) -> None:
     """Say what a store holds, what it was made from, and what it lost."""
+    from fudlr.store.commands import store_info
+
     store_info(store)
 
 
 @app.command()
 def verify(store: StoreFolder) -> None:
     """Compare every row, the projection and the facts with their checksums."""
+    from fudlr.store.commands import store_verify
+
     store_verify(store)
 
 
@@ -36,4 +39,6 @@ def merge(
     ] = False,
 ) -> None:
     """Copy the rows of several stores into a new one."""
+    from fudlr.store.commands import store_merge
+
     store_merge(stores, out, combine_data=combine_data)

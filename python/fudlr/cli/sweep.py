@@ -14,17 +14,11 @@ from fudlr.cli.options import (
     RunFolder,
     Settings,
     Threads,
-    given,
-    of_section,
+    debias_options,
     say,
     set_threads,
 )
-from fudlr.config import load_config, merge
 from fudlr.files import check_writable
-from fudlr.run import load_run
-from fudlr.sweep import Grid, print_sweep, sweep_run, write_sweep
-from fudlr.sweep.grid import parse_list
-from fudlr.verify import default_processes
 
 
 def sweep(
@@ -50,6 +44,11 @@ def sweep(
     threads: Threads = None,
 ) -> None:
     """Sweep λ's and budgets over one solve: predicted, measured and retrained, with a plot."""
+    from fudlr.run import load_run
+    from fudlr.sweep import Grid, print_sweep, sweep_run, write_sweep
+    from fudlr.sweep.grid import parse_list
+    from fudlr.verify import default_processes
+
     lists = {
         "lambda_fair": lambda_fair,
         "lambda_acc": lambda_acc,
@@ -60,15 +59,12 @@ def sweep(
     set_threads(threads)
     check_writable(out)
     loaded = load_run(run, adapter)
-    whole = loaded.config
-    if config:
-        whole = whole.model_copy(update={"debias": load_config(config).debias})
-    overrides = {**of_section("debias", settings), **given({"objective": objective, "rows": rows})}
-    whole = merge(whole, {f"debias.{name}": value for name, value in overrides.items()})
+    given = {"objective": objective, "rows": rows}
+    options = debias_options(loaded.config, config, settings, given)
     record = sweep_run(
         loaded,
         grid,
-        whole.debias,
+        options,
         out,
         measure=measure,
         retrained=retrain,

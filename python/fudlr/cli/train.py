@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, say, set_threads
-from fudlr.run import train_run
 
 
 def train(
@@ -33,6 +32,8 @@ def train(
     threads: Threads = None,
 ) -> None:
     """Train a LoRA recommender over item tokens and write a run folder."""
+    from fudlr.run import train_run
+
     set_threads(threads)
     options = configure(
         config, settings, seed, {"data.source": data, "model.base": base, "record.ride": record}

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import Threads, say, set_threads
-from fudlr.verify import Checks, default_processes, verify_result
 
 
 def verify(
@@ -38,6 +37,8 @@ def verify(
     threads: Threads = None,
 ) -> None:
     """Retrain without the removed samples and hold the update against it."""
+    from fudlr.verify import Checks, default_processes, verify_result
+
     set_threads(threads)
     checks = Checks(
         seeds=tuple(seeds or ()),

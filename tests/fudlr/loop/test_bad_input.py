@@ -22,7 +22,7 @@ def fudlr(*arguments):
     result = runner.invoke(cli.app, [str(a) for a in arguments])
     error = result.exception
     if error is not None and not isinstance(error, SystemExit):
-        assert isinstance(error, cli.EXPECTED), repr(error)
+        assert cli.is_expected(error), repr(error)
         return cli.exit_code(error), str(error)
     return result.exit_code, result.output
 
