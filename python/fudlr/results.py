@@ -33,7 +33,7 @@ def check_result_folder(folder: Path) -> None:
     check_replaceable(folder, "summary.json")
 
 
-def write_result(folder: Path, result: Result, extra: dict[str, Any] | None = None) -> Path:
+def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | None = None) -> Path:
     """Write everything of `result`; the run's model must hold the updated adapter.
 
     Args:
@@ -41,7 +41,7 @@ def write_result(folder: Path, result: Result, extra: dict[str, Any] | None = No
         result: From `debias`.
         extra: Further entries of the summary.
     """
-    run = result.run
+    folder, run = Path(folder), result.run
     run.engine.load(result.theta)
     summary = {**result.summary, **(extra or {})}
     if run.folder is not None:

@@ -211,9 +211,9 @@ def recommender_kind(config: RunConfig) -> type[Recommender]:
     return RECOMMENDERS[name]
 
 
-def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> Run:
+def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = None) -> Run:
     """Read, split, pretrain or load the base, train the adapter, and write it all to `out`."""
-    clock = clock or StageClock()
+    out, clock = Path(out), clock or StageClock()
     check_replaceable(out, "config.yaml")
     kind = recommender_kind(config)
     with clock.stage("read the data"):
@@ -290,7 +290,7 @@ def train_run(config: RunConfig, out: Path, clock: StageClock | None = None) -> 
     )
 
 
-def load_run(folder: Path, adapter: Path | None = None) -> Run:
+def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
     """The run in `folder`, with its own trained adapter or with the one in `adapter`.
 
     Raises:
@@ -298,6 +298,7 @@ def load_run(folder: Path, adapter: Path | None = None) -> Run:
         DataError: The data changed since the run was made.
         ModelError: The base or the adapter cannot be loaded.
     """
+    folder, adapter = Path(folder), Path(adapter) if adapter is not None else None
     missing = [n for n in ("config.yaml", RECORD, "train.json") if not (folder / n).is_file()]
     if missing:
         raise UsageError(

@@ -67,13 +67,14 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: str | Path) -> RunConfig:
     """Read and validate a YAML configuration; what it leaves out has its default.
 
     Raises:
         UsageError: The file is missing, is not YAML, or holds an unknown field or a value out of
             range; the message names each field with its dotted name.
     """
+    path = Path(path)
     asked = f"the configuration {path} was to be read"
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)

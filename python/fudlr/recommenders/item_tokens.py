@@ -14,6 +14,7 @@ from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.errors import ModelError
 from fudlr.recommenders.base import Batch, Outputs, Recommender
+from fudlr_ext.trunk import only
 
 
 class ItemTokens(Recommender):
@@ -95,13 +96,17 @@ class ItemTokens(Recommender):
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the item tokens after the prompt, [n, M]."""
-        logits: Tensor = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            logits_to_keep=1,
-            use_cache=False,
-        ).logits
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        last_position = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        # Within an engine's pass the padding is left out, and the last layer's other positions.
+        with only(last_position, mask):
+            logits: Tensor = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=batch["position_ids"],
+                logits_to_keep=1,
+                use_cache=False,
+            ).logits
         last = logits[:, -1]
         if isinstance(self._columns, slice):
             return last[:, self._columns]

@@ -97,7 +97,7 @@ def agreement(
 
 
 def verify_result(
-    folder: Path, run: Run | Path | None = None, checks: Checks | None = None
+    folder: str | Path, run: Run | str | Path | None = None, checks: Checks | None = None
 ) -> ReportData:
     """Verify the result in `folder`, add the figures to its summary, and remake its report.
 
@@ -112,8 +112,10 @@ def verify_result(
         UsageError: The folder holds no result, or its run is not where it was.
         DataError: The mask does not fit the run's training samples.
     """
+    folder = Path(folder)
     data = load_report_data(folder)
-    run = run if isinstance(run, Run) else load_run(_run_folder(folder, data.summary, run))
+    if not isinstance(run, Run):
+        run = load_run(_run_folder(folder, data.summary, None if run is None else Path(run)))
     mask = _mask(data.mask, run)
     theta = run.engine.flatten(_adapter_state(folder / "adapter"))
     config = load_config(folder / "config.yaml").debias

@@ -16,11 +16,11 @@ from fudlr.train import train_adapter
 
 @pytest.fixture(scope="module")
 def result_folder(run_folder, tmp_path_factory):
-    run = load_run(run_folder)
+    run = load_run(str(run_folder))  # a name serves as well as a Path
     result = fudlr.debias(run, objective="arp + 0.5*hellinger", also=("dp",))
     folder = tmp_path_factory.mktemp("results") / "mixed"
-    write_result(folder, result)
-    verify_result(folder)
+    write_result(str(folder), result)
+    verify_result(str(folder))
     return folder
 
 

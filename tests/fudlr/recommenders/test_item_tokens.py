@@ -1,15 +1,20 @@
 """Item tokens: prompts, padding, columns, and new tokens on a pretrained model."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
-from fudlr.config import ModelConfig
+from fudlr.config import LoraSettings, ModelConfig
 from fudlr.data import leave_last_out, synthetic
 from fudlr.errors import ModelError
+from fudlr.lora import attach
 from fudlr.pretrain import small_llama
-from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens
+from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens, item_tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fudlr_ext import Engine
 
 WINDOW = 12
 SIZES = ModelConfig(hidden=16, heads=2, kv_heads=1, intermediate=24)
@@ -47,6 +52,30 @@ def test_scores_do_not_depend_on_padding_or_batch(recommender, split):
     alone, alone_losses = recommender.evaluate(split.train, size=1)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_left_out_of_an_engine_pass(recommender, split, monkeypatch):
+    """The engine's rows with and without, and that the request reached the trunk."""
+    model = small_llama(40, WINDOW, SIZES, seed=0)
+    engine = Engine(attach(model, LoraSettings(rank=2, targets=("q_proj", "down_proj")), seed=0))
+    engine.load(torch.randn(engine.d, generator=torch.Generator().manual_seed(0)) / 4)
+    short = ItemTokens(engine.model, torch.arange(40), 40, WINDOW)
+    batch = short.collate(split.train)
+    assert not batch["attention_mask"].all()
+    requests, only = [], item_tokens.only
+
+    @contextmanager
+    def watched(*args):
+        with only(*args) as request:
+            requests.append(request)
+            yield request
+
+    monkeypatch.setattr(item_tokens, "only", watched)
+    served = engine.sample_grads(short.forward, short.loss, batch)
+    assert requests[0].served
+    monkeypatch.setattr(item_tokens, "only", lambda *args: nullcontext())
+    plain = engine.sample_grads(short.forward, short.loss, batch)
+    torch.testing.assert_close(served, plain, rtol=0, atol=2e-5 * float(plain.abs().max()))
 
 
 def test_loss_is_each_samples_own(recommender, split):
