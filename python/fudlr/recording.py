@@ -220,6 +220,11 @@ def audit_or_warn(
         )
 
 
+def audit_damping(config: RunConfig) -> float:
+    """Where training stopped early, as choose_damping has it; the figures hang on it but little."""
+    return config.debias.damping or 3 * config.train.l2 or 0.03
+
+
 def audit_store(
     store: Store,
     recommender: Recommender,
@@ -243,8 +248,6 @@ def audit_store(
     gradients = engine.sample_grads(
         recommender.forward, recommender.loss, recommender.collate(chosen)
     )
-    # Where training stopped early, as choose_damping has it; the figure hangs on it but little.
-    damping = config.debias.damping or 3 * config.train.l2 or 0.03
     stored = store.read(torch.from_numpy(chosen.ids))
-    figures = audit_rows(gradients, stored, projection, damping)
+    figures = audit_rows(gradients, stored, projection, audit_damping(config))
     save_audit(store.folder, store.spec.binding, figures)

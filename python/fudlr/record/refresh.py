@@ -17,7 +17,7 @@ from fudlr.data import Samples
 from fudlr.errors import UsageError
 from fudlr.files import check_replaceable
 from fudlr.record.scoring import record_run
-from fudlr.recording import STORE, audit_or_warn
+from fudlr.recording import STORE, audit_damping, audit_or_warn
 from fudlr.run import Run
 from fudlr.store import Projection, Stale, Store, StoreError, refresh
 from fudlr.store.manifest import MANIFEST, read_manifest
@@ -68,7 +68,7 @@ def refresh_run(
     # The audit is of the whole store, once it is there.
     options = config.model_copy(update={"dtype": old.spec.dtype, "audit": 0})
     fresh = record_run(part, recording, options, projection=projection)
-    store, found = refresh(old, fresh, out, run.binding)
+    store, found = refresh(old, fresh, out, run.binding, damping=audit_damping(run.config))
     shutil.rmtree(recording)
     audit_or_warn(
         store, run.recommender, run.engine, run.split.train, run.config, count=config.audit

@@ -17,7 +17,7 @@ from fudlr.errors import DataError, NumericalError
 from fudlr.solvers.base import Product
 
 EXCESS = 2.0
-"""μ / damping: the directions that Ĝ lacks have some curvature too. 1 and 4 took a step more."""
+"""μ / damping: above 1, since the directions that Ĝ lacks have some curvature too."""
 
 
 def sampled_preconditioner(rows: Tensor, damping: float) -> Product:

@@ -45,18 +45,28 @@ def audit_rows(
         )
     sketches = projection.project(gradients)
     half = len(gradients) // 2
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (PROBES, len(gradients) - half), generator=generator) * 2.0 - 1.0
-    exact, sketched = (
-        _influences(rows[:half], signs.to(rows) @ rows[half:], damping)
-        for rows in (gradients, sketches)
-    )
+    probes = _signs(len(gradients) - half).to(gradients) @ gradients[half:]
+    exact = _influences(gradients[:half], probes, damping)
+    sketched = _influences(sketches[:half], projection.project(probes), damping)
     return {
         "samples": float(len(gradients)),
         "energy": projection.energy_kept(gradients),
         "influences": 1 - _square(sketched - exact) / _square(exact),
         **row_errors(stored, sketches),
     }
+
+
+def stale_influences(stale: Tensor, true: Tensor, damping: float) -> float | None:
+    """1 − ‖ŝ − s‖² / ‖s‖² where ŝ is of `stale` rows `[m, p]`, s of the `true` ones; None for m < 4.
+
+    The probes are those of the true rows: a metric's gradient is taken at the adapter as it is.
+    """
+    half = len(true) // 2
+    if half < 2:
+        return None
+    probes = _signs(len(true) - half).to(true) @ true[half:]
+    exact, found = (_influences(rows[:half], probes, damping) for rows in (true, stale))
+    return 1 - _square(found - exact) / _square(exact)
 
 
 def row_errors(stored: Tensor, true: Tensor) -> dict[str, float]:
@@ -98,6 +108,12 @@ def load_audit(folder: Path, binding: Binding) -> dict[str, float] | None:
             "Delete it, or record the store again",
         )
     return figures
+
+
+def _signs(count: int) -> Tensor:
+    """±1 at random, `[PROBES, count]`, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2, (PROBES, count), generator=generator) * 2.0 - 1.0
 
 
 def _influences(rows: Tensor, probes: Tensor, damping: float) -> Tensor:

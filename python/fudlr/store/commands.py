@@ -81,10 +81,13 @@ def stale_text(store: Store) -> str:
     stale = store.spec.stale
     if stale is None:
         return ""
+    kept = ""
+    if stale.influences is not None:
+        kept = f"; rows like them keep {stale.influences:.1%} of the squares of probe influences"
     return (
         f"{stale.rows:,} of {store.n:,} ({stale.rows / store.n:.0%}), of an earlier adapter: "
         f"relative error {stale.error:.1%}, cosine {stale.cosine:.4f}, measured on "
-        f"{stale.measured:,} samples recorded again"
+        f"{stale.measured:,} samples recorded again{kept}"
     )
 
 

@@ -121,11 +121,15 @@ def _common_stale(stores: Sequence[Store]) -> Stale | None:
     if not found:
         return None
     rows = sum(each.rows for each in found)
+    kept = [each.influences for each in found]
     return Stale(
         rows=rows,
         measured=sum(each.measured for each in found),
         cosine=sum(each.rows * each.cosine for each in found) / rows,
         error=(sum(each.rows * each.error**2 for each in found) / rows) ** 0.5,
+        influences=None
+        if None in kept
+        else sum(each.rows * (each.influences or 0) for each in found) / rows,
     )
 
 

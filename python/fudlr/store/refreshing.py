@@ -5,8 +5,9 @@ estimate of how far the other stale rows are:
 
     cosine   mean of ⟨f̃_i, f_i⟩ / (|f̃_i| |f_i|)
     error    ‖F̃ − F‖ / ‖F‖
+    influences   1 − ‖ŝ − s‖² / ‖s‖², ŝ of F̃ and s of F, as in `audit`
 
-Both go into the specification, and with it into every shard's header: no copy of such a store, and
+They go into the specification, and with it into every shard's header: no copy of such a store, and
 no part of it, can be taken for one without stale rows.
 """
 
@@ -19,7 +20,7 @@ import torch
 
 from fudlr.files import atomic_folder
 from fudlr.store import manifest
-from fudlr.store.audit import row_errors
+from fudlr.store.audit import row_errors, stale_influences
 from fudlr.store.errors import StoreError
 from fudlr.store.reader import Store
 from fudlr.store.sealing import copy_shard
@@ -29,9 +30,13 @@ from fudlr.store.writer import PROJECTION
 
 WRITER = "stale"
 """The name that shards of stale rows are under."""
+DAMPING = 0.03
+"""What suits a training that stopped early; the figure hangs on it but little."""
 
 
-def refresh(old: Store, fresh: Store, out: Path, binding: Binding) -> tuple[Store, Stale]:
+def refresh(
+    old: Store, fresh: Store, out: Path, binding: Binding, *, damping: float = DAMPING
+) -> tuple[Store, Stale]:
     """Write the store `out`: all of `fresh`'s rows, and `old`'s of the other samples, as stored.
 
     Σ g_i in full space and losses are kept where no stale row is left: the old ones are not the
@@ -42,6 +47,7 @@ def refresh(old: Store, fresh: Store, out: Path, binding: Binding) -> tuple[Stor
         fresh: Of the updated one; a random share of `old`'s samples, same projection and dtype.
         out: An earlier store there is replaced; whole or absent whatever happens.
         binding: What the new store is made from: the updated adapter, and the data of `old`.
+        damping: Of the curvature behind the probe influences.
 
     Returns:
         The store, and the stale rows' figures, also where none is left.
@@ -61,8 +67,9 @@ def refresh(old: Store, fresh: Store, out: Path, binding: Binding) -> tuple[Stor
         )
     for store in (old, fresh):
         store.verify()
-    figures = row_errors(old.read(fresh.ids), fresh.read(fresh.ids))
-    stale = Stale(rows=old.n - fresh.n, measured=fresh.n, **figures)
+    rows = old.read(fresh.ids), fresh.read(fresh.ids)
+    kept = stale_influences(*rows, damping)
+    stale = Stale(old.n - fresh.n, fresh.n, **row_errors(*rows), influences=kept)
     spec = replace(old.spec, binding=binding, stale=stale if stale.rows else None)
     projection, facts = old.projection(), fresh.facts()
     with atomic_folder(out) as temporary:

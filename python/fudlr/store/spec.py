@@ -102,12 +102,15 @@ class Stale:
         measured: Samples recorded again, that the figures are of.
         cosine: Mean cosine of a stale row with the same sample's at the store's adapter.
         error: ‖stale rows − rows at the store's adapter‖ / ‖rows at the store's adapter‖.
+        influences: Share of the squares of probe influences that stale rows give right, were all
+            rows such; see `audit`. None where too few samples were recorded again to tell.
     """
 
     rows: int
     measured: int
     cosine: float
     error: float
+    influences: float | None = None
 
 
 @dataclass(frozen=True)

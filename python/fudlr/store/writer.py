@@ -211,8 +211,9 @@ class StoreWriter:
 
     def _enter_store(self, projection: Projection | None) -> None:
         with folder_lock(self.folder):
-            for left in self.folder.glob(f".rows-{self.writer}-*"):
-                left.unlink()  # this writer's own, cut off: its rows count as missing
+            for kind in ("rows", "facts"):
+                for left in self.folder.glob(f".{kind}-{self.writer}-*"):
+                    left.unlink()  # this writer's own, cut off: its rows count as missing
             # The projection comes first: without it on disk, a writer that goes on after a kill
             # could not make rows of the kind that the manifest promises.
             if projection is not None and not (self.folder / PROJECTION).exists():

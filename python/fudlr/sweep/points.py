@@ -98,6 +98,7 @@ class _Sweep:
             **asdict(point),
             "removed": int(mask.sum()),
             "mask": _name(mask.numpy().tobytes()),
+            "rows": evidence.source,
             "predicted": {**self._judge(start, after), "change": changes},
             "measured": None,
             "retrained": None,

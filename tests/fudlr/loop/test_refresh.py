@@ -85,6 +85,10 @@ def test_a_request_warns_with_the_figure(run, tmp_path):
     said = [text for text in found.summary["warnings"] if "stale" in text]
     assert len(said) == 1
     assert f"relative error {stale.error:.1%}" in said[0]
+    assert found.summary["solver"]["stale"]["influences"] == stale.influences
+    assert 0.5 < stale.influences < 0.9999
+    assert f"{stale.influences:.1%} of the squares of probe influences" in said[0]
+    assert found.summary["solver"]["audit"] == Store.open(tmp_path / "store").audit()
     with pytest.raises(UsageError, match="rows memory"):
         fudlr.debias(run, store=str(tmp_path / "store"), rows="memory", **SHORT)
     old = run.folder / "store"

@@ -10,6 +10,7 @@ from fudlr import load_run
 from fudlr.cli import app
 from fudlr.config import merge
 from fudlr.errors import DataError, UsageError
+from fudlr.store import StoreError
 from fudlr.sweep import Grid, points, rank, sweep_run
 from fudlr.sweep.grid import parse_list
 from typer.testing import CliRunner
@@ -65,6 +66,29 @@ def test_a_point_is_what_debias_gives(run_folder, swept):
     for name, value in point["measured"]["test"].items():
         assert value == pytest.approx(single.after.metrics[name], rel=1e-3, abs=1e-5), name
     assert swept["before"]["test"]["arp"] == pytest.approx(single.before.metrics["arp"])
+
+
+def test_a_store_answers_all_points_of_a_sweep(run_folder):
+    run, grid = load_run(run_folder), Grid(lambda_acc=(0.0, 1.0), budget=(0.1,))
+    mine, other = (
+        sweep_run(run, grid, merge(run.config, {"debias.rows": rows}).debias, measure=True)
+        for rows in ("store", "memory")
+    )
+    assert [point["rows"] for point in mine["points"]] == ["store"] * 2
+    assert [point["rows"] for point in other["points"]] == ["memory"] * 2
+    for sketched, whole in zip(mine["points"], other["points"], strict=True):
+        for kind in ("predicted", "measured"):
+            change = sketched[kind]["objective"]
+            assert change < 0
+            # Sketches lose a part: .9 to 1.1 of the whole method's were measured.
+            assert change == pytest.approx(whole[kind]["objective"], rel=0.25), kind
+    single = fudlr.debias(run, rows="store", lambda_acc=1.0, curve=(), heldout=False)
+    point = mine["points"][1]
+    assert point["removed"] == int(single.mask.sum())
+    assert point["measured"]["test"]["arp"] == pytest.approx(single.after.metrics["arp"], rel=1e-4)
+    foreign = load_run(run_folder, run_folder / "start")
+    with pytest.raises(StoreError, match="another adapter"):
+        sweep_run(foreign, grid, merge(run.config, {"debias.rows": "store"}).debias)
 
 
 def test_an_interrupted_sweep_goes_on_and_finished_points_stay(run_folder, tmp_path, monkeypatch):

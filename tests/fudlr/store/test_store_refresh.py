@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fudlr.store import Binding, Stale, StoreError, merge, refresh
+from fudlr.store.audit import stale_influences
 from store_cases import BINDING, DTYPES, OTHER, random_rows, write_store
 
 UPDATED = Binding(**{**BINDING.__dict__, "adapter": OTHER})
@@ -43,7 +44,22 @@ def test_figures_are_merged_by_rows(tmp_path):
     clean = write_store(tmp_path / "c", random_rows(5, 9), ids=torch.arange(5) + 500,
                         binding=UPDATED)  # fmt: skip
     half = merge([stores[0].folder, clean.folder], tmp_path / "half").spec.stale
-    assert half == Stale(18, 2, pytest.approx(one.cosine), pytest.approx(one.error))
+    assert half == Stale(18, 2, pytest.approx(one.cosine), pytest.approx(one.error), None)
+    assert one.influences is None  # of two samples
+    assert joint.influences is None
+    alone = merge([stores[1].folder], tmp_path / "alone").spec.stale
+    assert alone == two
+    assert two.influences is not None
+
+
+def test_the_share_of_influences_that_stale_rows_keep():
+    rows = random_rows(40, 9)
+    # s = (G₁G₁ᵀ/m₁ + damping)⁻¹ G₁ w: with a large damping twice the rows are twice the influences.
+    assert stale_influences(rows, rows, 0.1) == 1
+    assert stale_influences(2 * rows, rows, 1e6) == pytest.approx(0, abs=1e-4)
+    assert stale_influences(1.1 * rows, rows, 1e6) == pytest.approx(1 - 0.1**2, abs=1e-4)
+    assert stale_influences(-rows, rows, 0.1) == pytest.approx(-3, abs=1e-4)
+    assert stale_influences(rows[:3], rows[:3], 0.1) is None
 
 
 def test_what_does_not_belong_to_the_old_store_is_refused(tmp_path):
