@@ -11,7 +11,7 @@ The demo's small model and data (`--source synthetic` for a smaller one). Three 
   starts over.
 
 Each process is a fork of one that has imported everything, so that kills hit work and not imports;
-shards are as small as they can be. In every second round fsync takes some milliseconds more, as
+shards are as small as they can be. In every second round fsync takes a tenth of a second more, as
 on a slow disk, so that many kills hit a file in the making. What is left in the end is compared
 byte for byte with what undisturbed processes leave. Writes benchmarks/results/record_kills.json.
 """
@@ -43,8 +43,8 @@ from fudlr.train import train_adapter
 from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "record_kills.json"
-SLOW = 0.02  # seconds that a slow disk's fsync takes more
-RECORD = {"record.batch": 32, "record.fit_samples": 32, "record.audit": 8}
+SLOW = 0.1  # seconds that a slow disk's fsync takes more
+RECORD = {"train.batch": 64, "record.batch": 32, "record.fit_samples": 32, "record.audit": 8}
 TINY = {"model.hidden": 32, "model.heads": 2, "model.kv_heads": 1, "model.intermediate": 24,
         "data.k": 5, "lora.rank": 2, "train.batch": 32, "record.dims": 4}  # fmt: skip
 

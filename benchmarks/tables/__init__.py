@@ -12,11 +12,24 @@ A table whose files are not there is left out of the page, and said so on the te
 
 from types import ModuleType
 
-from tables import bed, candidates, curvatures, loop, record_once, stream_of_days
+from tables import (
+    bed,
+    candidates,
+    curvatures,
+    loop,
+    record_dims,
+    record_kills,
+    record_once,
+    record_staleness,
+    stream_of_days,
+)
 
 TABLES: tuple[ModuleType, ...] = (
     loop,
     record_once,
+    record_dims,
+    record_staleness,
+    record_kills,
     candidates,
     stream_of_days,
     bed,

@@ -43,8 +43,8 @@ store's audit says."""
 LOADED_BYTES = 2**30
 """Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
 PRECONDITIONER_ROWS = 512
-"""Rows m that the preconditioner is made from: more save steps, and cost m² p at the start and 2 m p
-a step, where a step itself costs 2 n p."""
+"""Rows m that the preconditioner is made from: more save steps of 4 n p operations each, and cost
+m² p once and 4 m p a step."""
 
 
 @dataclass(frozen=True)

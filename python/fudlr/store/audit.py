@@ -57,7 +57,7 @@ def audit_rows(
 
 
 def stale_influences(stale: Tensor, true: Tensor, damping: float) -> float | None:
-    """1 − ‖ŝ − s‖² / ‖s‖² where ŝ is of `stale` rows `[m, p]`, s of the `true` ones; None for m < 4.
+    """1 − ‖ŝ − s‖² / ‖s‖², ŝ of `stale` rows `[m, p]` and s of the `true` ones; None for m < 4.
 
     The probes are those of the true rows: a metric's gradient is taken at the adapter as it is.
     """

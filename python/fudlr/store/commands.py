@@ -23,7 +23,10 @@ def store_info(folder: Path, console: Console | None = None) -> None:
     table.add_row("on disk", f"{_size(info['bytes'])} in {info['shards']} shards")
     table.add_row("writers", ", ".join(info["writers"]) or "none yet")
     for name, value in info["projection"].items():
-        table.add_row(f"projection: {name}", _short(value))
+        if name == "kept" and value is not None:
+            value = f"{value:.1%} of its matrices' energy, on what it was fitted to"
+        if value is not None:
+            table.add_row(f"projection: {name}", _short(value))
     for name, value in info["kept"].items():
         table.add_row(f"kept: {name}", f"{value:.1%}")
     for name, value in (info["audit"] or {}).items():
