@@ -24,8 +24,9 @@ def store_info(folder: Path, console: Console | None = None) -> None:
     table.add_row("writers", ", ".join(info["writers"]) or "none yet")
     for name, value in info["projection"].items():
         if name == "kept" and value is not None:
-            value = f"{value:.1%} of its matrices' energy, on what it was fitted to"
-        if value is not None:
+            said = f"{value:.1%} of its matrices' energy, on what it was fitted to"
+            table.add_row("projection: kept", said)
+        elif value is not None:
             table.add_row(f"projection: {name}", _short(value))
     for name, value in info["kept"].items():
         table.add_row(f"kept: {name}", f"{value:.1%}")
