@@ -118,8 +118,8 @@ def _common_spec(stores: Sequence[Store], combine_data: bool) -> StoreSpec:
 def _common_stale(stores: Sequence[Store]) -> Stale | None:
     """The stale rows of all, their figures weighted by rows; squares for the error."""
     found = [store.spec.stale for store in stores if store.spec.stale is not None]
-    if not found:
-        return None
+    if len(found) < 2:  # bit by bit, where one store alone has any
+        return found[0] if found else None
     rows = sum(each.rows for each in found)
     kept = [each.influences for each in found]
     return Stale(

@@ -5,7 +5,16 @@ import io
 import pytest
 import torch
 from fudlr.errors import UsageError
-from fudlr.store import Binding, Store, StoreError, StoreWriter, merge, random_projection
+from fudlr.store import (
+    Binding,
+    PrincipalAccumulator,
+    Store,
+    StoreError,
+    StoreWriter,
+    merge,
+    random_projection,
+)
+from fudlr.store.audit import audit_rows, save_audit
 from fudlr.store.commands import store_info, store_merge, store_verify
 from rich.console import Console
 from store_cases import BINDING, DTYPES, OTHER, random_rows, write_store
@@ -77,6 +86,27 @@ def test_the_projection_travels_with_the_store(tmp_path):
     other.save(tmp_path / "a" / "projection.safetensors")
     with pytest.raises(StoreError, match=r"projection\.safetensors is not the projection"):
         Store.open(tmp_path / "a", check="full")
+
+
+def test_info_says_what_projection_and_rows_kept(tmp_path):
+    shapes = {"x.lora_A.weight": (2, 6), "x.lora_B.weight": (8, 2)}
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(9, 28, generator=generator)
+    accumulator = PrincipalAccumulator(shapes)
+    accumulator.add_rows(gradients)
+    projection = accumulator.fit(dims=3)
+    rows = projection.project(gradients)
+    with StoreWriter(tmp_path / "a", BINDING, projection.dim, projection=projection) as store:
+        store.append(torch.arange(9), rows)
+    figures = audit_rows(gradients, rows, projection, 0.1)
+    save_audit(tmp_path / "a", BINDING, figures)
+    console = Console(file=io.StringIO(), width=100)
+    store_info(tmp_path / "a", console)
+    text = " ".join(console.file.getvalue().replace("│", " ").split())
+    assert f"projection: kept {projection.kept:.1%} of its matrices' energy" in text
+    assert f"energy kept {projection.energy_kept(gradients):.1%} of all" in text
+    assert f"influences kept {figures['influences']:.1%} of the squares of probe" in text
+    assert "None" not in text
 
 
 def test_commands_print_tables(tmp_path):
