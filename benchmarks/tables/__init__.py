@@ -15,7 +15,9 @@ from types import ModuleType
 from tables import (
     bed,
     candidates,
+    compare,
     curvatures,
+    lds,
     loop,
     record_dims,
     record_kills,
@@ -26,6 +28,8 @@ from tables import (
 
 TABLES: tuple[ModuleType, ...] = (
     loop,
+    lds,
+    compare,
     record_once,
     record_dims,
     record_staleness,
