@@ -82,7 +82,7 @@ def one_request(run: Run, name: str, repeats: int) -> dict:
         seconds = []
         for _ in range(times):
             job = job_of(run, options, rows)
-            spent, (evidence, found) = cpu_of(lambda job=job: request(job))
+            spent, (evidence, found, _) = cpu_of(lambda job=job: request(job))
             seconds.append(spent)
         out[rows] = {
             "cpu_seconds": median(seconds),

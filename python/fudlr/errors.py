@@ -35,5 +35,9 @@ class ModelError(FudlrError):
     """A model or adapter that cannot be used as asked."""
 
 
+class RefusedError(FudlrError):
+    """A result that bears a signature of failure, and is not given unless it is forced."""
+
+
 class NumericalError(FudlrError):
     """A computation that left the range in which its result means something."""

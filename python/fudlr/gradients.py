@@ -9,6 +9,7 @@ memory; where they do not, each batch is run again. Both are exact, and never a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -69,6 +70,22 @@ class MetricGradient(NamedTuple):
     gradient: Tensor
 
 
+class MetricGradients(dict[str, MetricGradient]):
+    """By metric name, and what else the pass over the prompts gave.
+
+    Attributes:
+        scores: Of the prompts, `[n, M]`.
+        parts: What each of K parts of the prompts adds to the gradients, `[K, k, d]`, in the order
+            of the names; None where it was not asked for.
+    """
+
+    def __init__(
+        self, found: dict[str, MetricGradient], scores: Tensor, parts: Tensor | None
+    ) -> None:
+        super().__init__(found)
+        self.scores, self.parts = scores, parts
+
+
 def metric_gradients(
     recommender: Recommender,
     engine: PullbackEngine,
@@ -80,7 +97,8 @@ def metric_gradients(
     batch_size: int = 256,
     progress: Progress | None = None,
     graph_bytes: int = GRAPH_BYTES,
-) -> dict[str, MetricGradient]:
+    parts: int = 0,
+) -> MetricGradients:
     """Values and gradients of metrics over many prompts, and of the prompts' mean loss.
 
     Args:
@@ -94,6 +112,8 @@ def metric_gradients(
         batch_size: Prompts a batch.
         progress: Told the prompts done and the prompts in all, on the way back.
         graph_bytes: Memory for kept graphs, by the first batch's; see `GRAPH_BYTES`.
+        parts: Also keep what each of so many parts of the prompts, in their order, adds; batches
+            are made small enough for it.
 
     Raises:
         UsageError: Nothing to differentiate, or a name that occurs twice.
@@ -108,6 +128,9 @@ def metric_gradients(
         scores = recommender.item_scores(outputs, batch).float()
         return scores, recommender.loss(outputs, batch).float()
 
+    parts = min(parts, len(samples))
+    if parts:
+        batch_size = min(batch_size, math.ceil(len(samples) / parts))
     batches = _Batches(recommender, samples, batch_size)
     # The model is in memory anyway, however many graphs refer to it.
     weights = {p.untyped_storage().data_ptr() for p in recommender.model.parameters()}
@@ -120,20 +143,29 @@ def metric_gradients(
         through_loss[-1] = 1 / n
         through_scores.append(torch.zeros_like(scores))
     cotangents = torch.stack(through_scores)
+    shares: list[Tensor] = []
     total: Tensor | None = None
     for number, (part, batch) in enumerate(batches):
         way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
         pulled = way.vjp((cotangents[:, part], through_loss[:, part]))
+        if parts and len(shares) <= number * parts // len(batches):
+            shares.append(pulled)  # the first batch of its part
+        elif parts:
+            shares[-1] = shares[-1] + pulled
         total = pulled if total is None else total + pulled
         if progress is not None:
             progress(part.stop, n)
     assert total is not None  # there is at least one prompt
     for name, gradient in zip(names, total, strict=True):
         _check_finite(name, gradient)
-    return {
-        name: MetricGradient(value, gradient)
-        for name, value, gradient in zip(names, values, total, strict=True)
-    }
+    return MetricGradients(
+        {
+            name: MetricGradient(value, gradient)
+            for name, value, gradient in zip(names, values, total, strict=True)
+        },
+        scores,
+        torch.stack(shares) if shares else None,
+    )
 
 
 class _Batches:

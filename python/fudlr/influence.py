@@ -71,12 +71,6 @@ def influence(
     _check_gradients(gradients, rows.d)
     solution = solve(torch.stack([gradients[name] for name in names]))
     warnings = list(solution.warnings)
-    for name in names:
-        if not gradients[name].count_nonzero():
-            warnings.append(
-                f"{name} has no gradient at this adapter, so no sample has influence on it: its "
-                "value does not depend on the adapter, or every score is saturated."
-            )
     values = rows.dots(solution.x) / (rows.n if n is None else n)
     for column, name in enumerate(names):
         broken = (~values[:, column].isfinite()).nonzero().flatten().tolist()

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fudlr.errors import DataError, NumericalError, UsageError
 
+LAST = 0.1
+"""Share of a descent's steps by whose end its mask should have settled."""
 LARGE_BUDGET = 0.2
 """Share of removed samples beyond which one closed-form step falls well short of retraining."""
 
@@ -33,12 +35,15 @@ class Mask:
     Attributes:
         remove: `[n]`, boolean; true forgets a sample.
         soft: `[n]` in [0, 1], where gradient descent found it; else None.
+        unsettled: Samples that changed sides in the last `LAST` of the descent's steps, as a share
+            of those that the budget allows; None where nothing descends.
         warnings: What a person should know before removing them.
     """
 
     remove: Tensor
     soft: Tensor | None = None
     warnings: list[str] = field(default_factory=list)
+    unsettled: float | None = None
 
     @property
     def removed(self) -> int:
@@ -162,7 +167,9 @@ def gradient_descent_mask(
     z = torch.full_like(slope, -4.0)  # nearly nothing removed, where the gradient still lives
     first, second = torch.zeros_like(z), torch.zeros_like(z)
     decay_first, decay_second = 0.9, 0.99
+    late, flipped = math.ceil((1 - LAST) * steps), torch.zeros_like(z, dtype=torch.bool)
     for step in range(1, steps + 1):
+        side = z > 0
         gradient = _projected_gradient(z, slope, room)
         first.lerp_(gradient, 1 - decay_first)
         second.lerp_(gradient.square(), 1 - decay_second)
@@ -171,11 +178,14 @@ def gradient_descent_mask(
         z = z - learning_rate * (first / (1 - decay_first**step)) / scale
         # Beyond ±20 a sample is decided; without a bound it could never change its mind.
         z = _within_budget(z.clamp_(-20, 20), room)
+        if step > late:
+            flipped |= side != (z > 0)
     soft = z.sigmoid()
     whole = min(round(float(soft.sum())), room)
     remove = torch.zeros_like(score, dtype=torch.bool)
     remove[torch.sort(z, descending=True, stable=True).indices[:whole]] = True
-    return Mask(remove, soft.to(score.dtype), _warnings(budget, whole, n))
+    unsettled = int(flipped.sum()) / max(room, 1)
+    return Mask(remove, soft.to(score.dtype), _warnings(budget, whole, n), unsettled)
 
 
 def _projected_gradient(z: Tensor, slope: Tensor, room: int) -> Tensor:

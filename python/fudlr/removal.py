@@ -133,7 +133,7 @@ class Removal:
         options = {"max_steps": self._config.max_steps or MAX_STEPS} if iterates else {}
         return make_solver(curvature, self._trained.damping, name, **options)
 
-    def update(self, mask: Tensor, *, force: bool = False) -> Update:
+    def update(self, mask: Tensor) -> Update:
         """Take the masked samples out; the model holds θ* before and after."""
         config, trained, rows = self._config, self._trained, self._rows
         self._parts.engine.load(trained.theta)
@@ -147,15 +147,11 @@ class Removal:
             slope = rows.sum(everything)[0] + trained.l2 * (trained.theta - trained.start)
         face = (trained.theta, rows, mask, solve)
         if not CURVATURES[config.curvature].couples_layers:
-            return self._calibrated(
-                removal_update(*face, slope=slope, force=True), mask, slope, force=force
-            )
-        further = config.update in ("series", "newton")
-        # What is only a start may be long; the end is judged.
-        first = removal_update(*face, slope=slope, force=force or further)
-        return self._continued(first, mask, force=force) if further else first
+            return self._calibrated(removal_update(*face, slope=slope), mask, slope)
+        first = removal_update(*face, slope=slope)
+        return self._continued(first, mask) if config.update in ("series", "newton") else first
 
-    def _continued(self, first: Update, mask: Tensor, *, force: bool) -> Update:
+    def _continued(self, first: Update, mask: Tensor) -> Update:
         config, trained, parts = self._config, self._trained, self._parts
 
         def kept(index: Tensor | None) -> KeptLoss:
@@ -175,23 +171,18 @@ class Removal:
 
         # The series is of the exact path, and only the exact Hessian starts it rightly.
         if config.update == "series" or config.curvature == "hessian":
-            last = config.update == "series"
-            first = series_update(
-                first, kept(None), self.solve, config.series_order, force=force or not last
-            )
-            if last:
+            first = series_update(first, kept(None), self.solve, config.series_order)
+            if config.update == "series":
                 return first
         weights = 1 - mask.to(trained.theta)
         index = None
         if config.newton_share < 1:
             index = _some(self._rows.n, math.ceil(config.newton_share * self._rows.n), config.seed)
         return newton_update(
-            first, kept(index), lambda _: self._solver(weights), config.newton_steps, force=force
+            first, kept(index), lambda _: self._solver(weights), config.newton_steps
         )
 
-    def _calibrated(
-        self, proposed: Update, mask: Tensor, slope: Tensor | None, *, force: bool
-    ) -> Update:
+    def _calibrated(self, proposed: Update, mask: Tensor, slope: Tensor | None) -> Update:
         """The step cut to where the quadratic model with cross-layer products is lowest."""
         config, trained, parts = self._config, self._trained, self._parts
         right = self._rows.sum(mask.to(trained.theta)[None])[0] / self._rows.n
@@ -202,7 +193,7 @@ class Removal:
         rows = StreamedRows(parts.engine, parts.forward, parts.loss, batches)
         shift = proposed.delta
         found = calibrate(shift, right, rows.dots(shift[None])[:, 0], trained.damping)
-        update = finish(trained.theta, found.alpha * shift, proposed.solution, force=force)
+        update = finish(trained.theta, found.alpha * shift, proposed.solution)
         said = [
             f"{config.curvature} has no entries between layers: its step was cut to "
             f"{found.alpha:.3g} ± {found.standard_error:.1g} of its length, by cross-layer "

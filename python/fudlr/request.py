@@ -19,7 +19,7 @@ from fudlr.config import DebiasConfig
 from fudlr.errors import NumericalError
 from fudlr.gradients import VALIDATION_LOSS, MetricGradient
 from fudlr.influence import Influence, influence
-from fudlr.mask import scores, threshold_mask
+from fudlr.mask import Mask, gradient_descent_mask, scores, threshold_mask
 from fudlr.metrics import Objective
 from fudlr.solvers import Solve
 from fudlr.store import Space
@@ -51,12 +51,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores, the samples to remove [n], and the adapter without them."""
+    """Scores, the samples to remove [n], the adapter without them, and how the mask was found."""
 
     scored: Scored
     mask: Tensor
     update: Update
     warnings: list[str]
+    chosen: Mask
 
 
 def score_samples(
@@ -132,18 +133,20 @@ def weigh(
     return Scored(found, fairness, accuracy, scores(fairness, other, *lambdas, ids=ids))
 
 
-def answer(
-    scored: Scored,
-    budget: float,
-    remove: Callable[[Tensor], Update],
-    *,
-    ids: Sequence[object] | None = None,
-) -> Answer:
-    """Choose the mask under `budget`, and let `remove` take what it says out of the adapter."""
-    chosen = threshold_mask(scored.score, budget, ids=ids)
+def choose_mask(score: Tensor, config: DebiasConfig) -> Mask:
+    """The samples to remove [n] by the options: the threshold rule, or descent."""
+    if config.mask == "descent":
+        return gradient_descent_mask(
+            score, config.budget, steps=config.mask_steps, learning_rate=config.mask_rate
+        )
+    return threshold_mask(score, config.budget)
+
+
+def answer(scored: Scored, chosen: Mask, remove: Callable[[Tensor], Update]) -> Answer:
+    """Let `remove` take what the mask says out of the adapter."""
     update = remove(chosen.remove)
     found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]
-    return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)))
+    return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)), chosen)
 
 
 def choose_damping(l2: float, slope: Tensor, theta: Tensor, start: Tensor) -> float:

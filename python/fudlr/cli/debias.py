@@ -35,6 +35,9 @@ def debias(
         bool | None,
         typer.Option("--polish/--no-polish", help="Go on with whole gradients for this mask."),
     ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Go on where a signature of failure refuses.")
+    ] = None,
     adapter: AdapterFolder = None,
     store: Annotated[
         Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
@@ -58,6 +61,7 @@ def debias(
         "damping": damping,
         "rows": rows,
         "polish": polish,
+        "force": force,
         "store": str(store) if store else None,
     }
     result = debias_samples(loaded, debias_options(loaded.config, config, settings, given))

@@ -244,6 +244,14 @@ class DebiasConfig(Record):
     """Budgets of the trade-off curve; empty for none."""
     heldout: bool = True
     """Measure on users that the gradient did not see, by twofold cross-fitting."""
+    mask: Literal["threshold", "descent"] = "threshold"
+    """The threshold rule, which is the mask objective's optimum, or gradient descent on it."""
+    mask_steps: Count = 500
+    """Steps of the descent."""
+    mask_rate: Positive = 0.3
+    """Its learning rate."""
+    force: bool = False
+    """Go on where a signature of failure refuses the update or its mask; see docs/signatures.md."""
     max_loss_rise: NotNegative = 0.02
     """Relative rise of the validation loss beyond which the report warns."""
     batch: Count = 256

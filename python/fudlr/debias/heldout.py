@@ -13,7 +13,7 @@ from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured
 from fudlr.metrics import bootstrap, evaluate
 from fudlr.metrics.pairwise import pairwise
-from fudlr.request import answer, score_samples
+from fudlr.request import answer, choose_mask, score_samples
 
 
 def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
             run.engine.load(run.theta)
             gradients = job.gradients(job.valid.take(own))
             scored = score_samples(evidence.space, gradients, job.objective, evidence.solve, config)
-            found = answer(scored, config.budget, evidence.remove)
+            found = answer(scored, choose_mask(scored.score, config), evidence.remove)
             run.engine.load(found.update.theta)
             part = torch.from_numpy(other)
             test, valid = job.test.take(other).samples, job.valid.take(other).samples

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fudlr.batches import Batches
 from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning
 from fudlr.evaluation import Prompts, make_prompts
-from fudlr.gradients import MetricGradient, metric_gradients
+from fudlr.gradients import MetricGradients, metric_gradients
 from fudlr.metrics import Metric, Objective, find_metric
 from fudlr.progress import StageClock, track
 from fudlr.removal import check_options
@@ -65,9 +67,16 @@ class Job:
 
         return Batches(source, sizes)
 
-    def gradients(self, prompts: Prompts) -> dict[str, MetricGradient]:
-        """Gradients of all metrics, and of the loss where needed, on `prompts`."""
-        return metric_gradients(
+    def gradients(self, prompts: Prompts, parts: int = 0) -> MetricGradients:
+        """Gradients of all metrics, and of the loss where needed, on `prompts`.
+
+        With `parts`, what each of so many random parts of the prompts adds is kept.
+        """
+        if parts:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            order = torch.randperm(len(prompts.samples), generator=generator)
+            prompts = prompts.take(order.numpy())
+        found = metric_gradients(
             self.run.recommender,
             self.run.engine,
             prompts.samples,
@@ -75,7 +84,11 @@ class Job:
             self.metrics,
             validation_loss=self.needs_loss,
             batch_size=self.config.batch,
+            parts=parts,
         )
+        if parts:
+            found.scores = found.scores[order.argsort()]
+        return found
 
 
 def with_options(config: DebiasConfig, options: dict[str, Any]) -> DebiasConfig:

@@ -1,7 +1,8 @@
 """The steps in their order.
 
 metrics before → gradients of the training samples, or their store → gradients of the metrics →
-scores → mask → update → metrics after → trade-off curve → held-out users → summary
+signatures of failure → scores → mask → update → metrics after → trade-off curve → held-out users →
+summary
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fudlr.config import DebiasConfig
@@ -16,10 +18,23 @@ from fudlr.debias.evidence import Evidence, gather, solvers
 from fudlr.debias.heldout import heldout
 from fudlr.debias.job import Job, collected_warnings, prepare, with_options
 from fudlr.debias.polish import polish
-from fudlr.debias.summary import cost, judge, summarise
+from fudlr.debias.signatures import (
+    AFTER,
+    BEFORE,
+    MASK,
+    PARTS,
+    Facts,
+    Finding,
+    keeps,
+    look,
+    plain,
+    warnings,
+)
+from fudlr.debias.summary import cost, summarise
 from fudlr.evaluation import Measured, Prompts, measure
+from fudlr.mask import Mask, threshold_mask
 from fudlr.progress import StageClock, track
-from fudlr.request import Answer, Scored, answer, score_samples
+from fudlr.request import Answer, Scored, answer, choose_mask, score_samples
 from fudlr.run import Run
 
 
@@ -78,45 +93,79 @@ def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Resu
         run.engine.load(run.theta)
         with clock.stage("evaluate before"):
             before = measure(run.recommender, job.valid, job.test, config.batch)
-        evidence, found = request(job)
+            start_loss = _start_loss(job)
+        facts = Facts(job, before=before, start_loss=start_loss)
+        evidence, found, signs = request(job, facts)
         run.engine.load(found.update.theta)
         with clock.stage("evaluate after"):
             after = measure(run.recommender, job.valid, job.test, config.batch)
-        curve = _curve(job, evidence, found.scored)
         summary = summarise(job, evidence, found, before, after)
-        if config.heldout:
+        facts.after, facts.change = after, summary["intervals"]["change"]
+        signs += look(AFTER, facts)
+        curve = [] if keeps(signs) and not config.force else _curve(job, evidence, found.scored)
+        if config.heldout and not (keeps(signs) and not config.force):
             summary["heldout"] = heldout(job, evidence, before)
         run.engine.load(found.update.theta)
     summary["warnings"] = [
         *said,
         *evidence.warnings,
         *found.warnings,
-        *judge(config, before, after),
+        *warnings(signs, forced=config.force),
     ]
+    summary["signatures"] = plain(signs)
     summary["seconds"] = clock.seconds
     summary["cost"] = cost(clock.seconds, run.train_seconds)
     return Result(run, config, found, before, after, job.valid, job.test, summary, curve)
 
 
-def request(job: Job) -> tuple[Evidence, Answer]:
+def request(job: Job, facts: Facts | None = None) -> tuple[Evidence, Answer, list[Finding]]:
     """What cannot be left out: rows, metric gradients, scores, mask and update, each timed.
 
     The run's model holds θ* before and after.
+
+    Args:
+        job: What is asked.
+        facts: Where what signatures are read from is noted.
+
+    Returns:
+        The evidence, the answer, and what was found of the signatures up to here.
+
+    Raises:
+        RefusedError: A signature refuses the request.
     """
+    facts = facts or Facts(job)
     config, clock = job.config, job.clock
     with clock.stage("sample gradients"):
         gathered = gather(job)
     with clock.stage("metric gradients"):
-        gradients = job.gradients(job.valid)
+        gradients = job.gradients(job.valid, PARTS)
+    facts.gradients, facts.space = gradients, gathered.space
+    with clock.stage("signatures"):
+        signs = look(BEFORE, facts)
     with clock.stage("scores"):
         evidence = solvers(job, gathered)
         scored = score_samples(evidence.space, gradients, job.objective, evidence.solve, config)
     with clock.stage("update"):
-        found = answer(scored, config.budget, evidence.remove)
+        chosen = choose_mask(scored.score, config)
+        if keeps(signs) and not config.force:
+            chosen = Mask(torch.zeros_like(chosen.remove))
+        facts.mask = chosen
+        signs += look(MASK, facts)
+        found = answer(scored, chosen, evidence.remove)
     if config.polish:
         with clock.stage("polish"):
             found, evidence.about["polish"] = polish(job, evidence, found, gradients)
-    return evidence, found
+    facts.update = found.update
+    return evidence, found, signs
+
+
+def _start_loss(job: Job) -> float:
+    """Validation loss at θ₀; the model holds θ* afterwards."""
+    run = job.run
+    run.engine.load(run.start)
+    losses = run.recommender.evaluate(job.valid.samples, job.config.batch)[1]
+    run.engine.load(run.theta)
+    return float(losses.mean())
 
 
 def _curve(job: Job, evidence: Evidence, scored: Scored) -> list[dict[str, Any]]:
@@ -124,7 +173,7 @@ def _curve(job: Job, evidence: Evidence, scored: Scored) -> list[dict[str, Any]]
     points: list[dict[str, Any]] = []
     with job.clock.stage("trade-off curve"):
         for budget in track(job.config.curve, description="trade-off curve"):
-            found = answer(scored, budget, evidence.remove)
+            found = answer(scored, threshold_mask(scored.score, budget), evidence.remove)
             job.run.engine.load(found.update.theta)
             figures = measure(job.run.recommender, job.valid, job.test, job.config.batch)
             points.append(

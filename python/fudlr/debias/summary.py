@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fudlr.config import DebiasConfig, to_plain
+from fudlr.config import to_plain
 from fudlr.debias.evidence import Evidence
 from fudlr.debias.job import Job
 from fudlr.evaluation import Measured
@@ -13,7 +13,7 @@ from fudlr.metrics.pairwise import DIRECTIONS
 from fudlr.request import Answer
 from fudlr.run import versions
 
-NEEDED = ("sample gradients", "metric gradients", "scores", "update")
+NEEDED = ("sample gradients", "metric gradients", "signatures", "scores", "update")
 """Stages without which there is no updated adapter; what the method costs."""
 ASKED = ("polish",)
 """Stages that change the adapter where they were asked for."""
@@ -21,7 +21,7 @@ ASKED = ("polish",)
 
 def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
     """Seconds of the needed stages, and their share of the training's."""
-    stages = [*NEEDED, *(stage for stage in ASKED if stage in seconds)]
+    stages = [stage for stage in (*NEEDED, *ASKED) if stage in seconds]
     needed = sum(seconds[stage] for stage in stages)
     return {
         "seconds": needed,
@@ -93,15 +93,3 @@ def directions(figures: dict[str, float], k: int) -> dict[str, str]:
         word = "lower" if metric.lower_is_better else "higher"
         better[metric.soft_key] = better[metric.hard_key(k)] = word
     return {name: better[name] for name in figures if name in better}
-
-
-def judge(config: DebiasConfig, before: Measured, after: Measured) -> list[str]:
-    """What a person should know of the update's effect before using it."""
-    rise = after.metrics["val_loss"] / before.metrics["val_loss"] - 1
-    if rise <= config.max_loss_rise:
-        return []
-    return [
-        f"The update raises the validation loss by {rise:.1%}, more than the "
-        f"{config.max_loss_rise:.1%} that was allowed: it costs accuracy. Remove fewer samples, "
-        "raise lambda_acc, or raise the damping."
-    ]

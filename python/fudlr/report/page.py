@@ -22,6 +22,7 @@ from fudlr.report.metrics_table import (
 )
 from fudlr.report.numbers import share
 from fudlr.report.samples_table import by_target, by_user, influence_columns, top_samples
+from fudlr.report.signatures import signature_rows
 from fudlr.report.tradeoff import tradeoffs
 
 REPORT_FILE = "report.html"
@@ -57,6 +58,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "headline": headline(data),
         "tiles": list(_tiles(data, rows)),
         "warnings": [str(warning) for warning in summary.get("warnings") or []],
+        "signatures": list(signature_rows(summary)),
         "rows": rows,
         "has": {
             "predicted": any(row.predicted.value is not None for row in rows),

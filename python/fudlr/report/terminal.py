@@ -13,6 +13,7 @@ from rich.text import Text
 from fudlr.progress import duration
 from fudlr.report.cost import cost
 from fudlr.report.metrics_table import Change, MetricRow, metric_rows
+from fudlr.report.signatures import signature_line
 
 _COLOUR = {"better": "green", "worse": "red"}
 
@@ -37,6 +38,9 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     if spent is not None:
         against = f", {spent.share} of {spent.word}" if spent.share else ""
         console.print(Text(f"time: {duration(spent.update)}{against}"))
+    looked = signature_line(summary)
+    if looked is not None:
+        console.print(Text(looked))
     for warning in summary.get("warnings") or []:
         console.print(Text(f"warning: {warning}", style="yellow"))
 

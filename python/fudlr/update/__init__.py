@@ -3,9 +3,7 @@
 from fudlr.update.kept import KeptLoss
 from fudlr.update.newton import NewtonStep, newton_update
 from fudlr.update.one_step import (
-    DESTRUCTIVE_SHIFT,
     LARGE_RESIDUAL,
-    LARGE_SHIFT,
     Update,
     finish,
     removal_update,
@@ -13,9 +11,7 @@ from fudlr.update.one_step import (
 from fudlr.update.series import series_update
 
 __all__ = [
-    "DESTRUCTIVE_SHIFT",
     "LARGE_RESIDUAL",
-    "LARGE_SHIFT",
     "KeptLoss",
     "NewtonStep",
     "Update",

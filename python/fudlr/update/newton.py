@@ -38,8 +38,6 @@ def newton_update(
     kept: KeptLoss,
     solve_at: Callable[[Tensor], Solve],
     steps: int,
-    *,
-    force: bool = False,
 ) -> Update:
     """Go `steps` Newton steps on from the update `first`.
 
@@ -48,7 +46,6 @@ def newton_update(
         kept: The loss without the masked samples.
         solve_at: θ `[d]` to H⁻¹ there; θ is loaded into the model while it solves.
         steps: How many; each costs a pass over the samples and a solve.
-        force: As in `removal_update`.
 
     Raises:
         NumericalError: As `removal_update`.
@@ -84,6 +81,6 @@ def newton_update(
                 )
             break
         theta, value, gradient = trial, found, new
-    update = finish(kept.theta, theta - kept.theta, solution, force=force)
+    update = finish(kept.theta, theta - kept.theta, solution)
     details = {"newton": [asdict(step) for step in taken]}
     return replace(update, warnings=[*update.warnings, *said], details=details)

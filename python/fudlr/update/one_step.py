@@ -26,13 +26,8 @@ from fudlr.errors import DataError, NumericalError
 from fudlr.solvers import Solution, Solve, Status
 from fudlr.store import GradientRows
 
-LARGE_SHIFT = 0.5
-"""‖δ‖ / ‖θ‖ beyond which one step is doubtful: removals of 10% that agreed with retraining moved
-an adapter by less."""
 LARGE_RESIDUAL = 0.1
 """Relative residual of a stopped solve beyond which the update is not the one asked for."""
-DESTRUCTIVE_SHIFT = 5.0
-"""‖δ‖ / ‖θ‖ beyond which nothing of the adapter is left, and the update is refused."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,6 @@ def removal_update(
     n: int | None = None,
     slope: Tensor | None = None,
     lift: Callable[[Tensor], Tensor] | None = None,
-    force: bool = False,
 ) -> Update:
     """Take the effect of the masked samples out of `theta`.
 
@@ -79,25 +73,24 @@ def removal_update(
         slope: ∇L(θ*) `[d]` with its λ part, to be descended too; held where None.
         lift: From the rows' space `[k, p]` to the adapter's `[k, d]`, where rows are sketches; its
             transpose must have made them, with orthonormal rows (see `store.Space`).
-        force: Go on where the shift is larger than `DESTRUCTIVE_SHIFT`.
 
     Raises:
         DataError: Shapes that do not fit, or a mask outside of [0, 1].
-        NumericalError: Something is not finite, or the shift would destroy the adapter.
+        NumericalError: Something is not finite.
     """
     _check_inputs(theta, theta.numel() if lift else rows.d, mask, rows.n)
     weights = mask.to(theta.dtype)[None]
     right = rows.sum(weights) / (rows.n if n is None else n)
     solution = solve(right if slope is None else right - slope)
     shift = lift(solution.x) if lift else solution.x
-    return finish(theta, shift[0], solution, force=force)
+    return finish(theta, shift[0], solution)
 
 
-def finish(theta: Tensor, delta: Tensor, solution: Solution, *, force: bool = False) -> Update:
-    """The update by `delta` [d], with what a person should know of it.
+def finish(theta: Tensor, delta: Tensor, solution: Solution) -> Update:
+    """The update by `delta` [d]; how far is too far is for those to judge who know θ₀.
 
     Raises:
-        NumericalError: The shift is not finite, or would destroy the adapter and is not forced.
+        NumericalError: The shift is not finite.
     """
     updated = theta + delta
     if not bool(updated.isfinite().all()):
@@ -111,20 +104,7 @@ def finish(theta: Tensor, delta: Tensor, solution: Solution, *, force: bool = Fa
     warnings = list(solution.warnings)
     if solution.status is Status.MAX_STEPS and float(solution.residuals.max()) > LARGE_RESIDUAL:
         warnings.append(solution.message)
-    if relative > LARGE_SHIFT:
-        warnings.append(_check_shift(relative, force))
     return Update(delta, updated, solution, relative, warnings)
-
-
-def _check_shift(relative: float, force: bool) -> str:
-    remedy = (
-        "Likely a curvature without the entries between layers, or too small a damping: use "
-        "empirical_fisher or ggn, raise the damping, or remove fewer samples"
-    )
-    found = f"the shift is {relative:.3g} times as long as the adapter itself"
-    if relative > DESTRUCTIVE_SHIFT and not force:
-        raise NumericalError("an adapter was to be updated", found, remedy)
-    return f"The update is doubtful: {found}. {remedy}."
 
 
 def _check_inputs(theta: Tensor, d: int, mask: Tensor, n: int) -> None:

@@ -24,9 +24,7 @@ from fudlr.update.kept import KeptLoss
 from fudlr.update.one_step import Update, finish
 
 
-def series_update(
-    first: Update, kept: KeptLoss, solve: Solve, order: int = 3, *, force: bool = False
-) -> Update:
+def series_update(first: Update, kept: KeptLoss, solve: Solve, order: int = 3) -> Update:
     """Continue the one-step update `first` to `order`.
 
     Args:
@@ -34,7 +32,6 @@ def series_update(
         kept: The loss without the masked samples.
         solve: H⁻¹, the one behind `first`.
         order: 2 needs third derivatives of the loss, 3 fourth ones.
-        force: As in `removal_update`.
 
     Raises:
         UsageError: An order below 1.
@@ -51,4 +48,4 @@ def series_update(
     for k in range(2, order + 1):
         solution = solve(-kept.taylor_gradient(torch.stack(path), k)[None])
         path.append(solution.x[0])
-    return finish(kept.theta, torch.stack(path).sum(dim=0), solution, force=force)
+    return finish(kept.theta, torch.stack(path).sum(dim=0), solution)

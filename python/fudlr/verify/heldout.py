@@ -29,7 +29,7 @@ def heldout(case: Case) -> dict[str, Any] | None:
     masks, thetas = [], []
     for own in halves:
         steered = case.steered_by(case.valid.take(own))
-        found = debias(steered, case.config, curve=(), heldout=False)
+        found = debias(steered, case.config, curve=(), heldout=False, force=True)
         masks.append(found.mask)
         thetas.append(found.theta)
     jobs = [removal(f"without half {i + 1}'s", mask.float()) for i, mask in enumerate(masks)]

@@ -1,10 +1,9 @@
-"""Every curvature and update rule through `fudlr debias`; none may destroy a model unsaid."""
+"""Every update rule through `fudlr debias`."""
 
 import json
 
 import pytest
 from fudlr.cli import app
-from fudlr.curvature import CURVATURES
 from fudlr.errors import UsageError
 from typer.testing import CliRunner
 
@@ -20,19 +19,6 @@ def debiased(run_folder, tmp_path, damping="0.1", **options):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return json.loads((tmp_path / "r" / "summary.json").read_text())
-
-
-@pytest.mark.parametrize("curvature", sorted(set(CURVATURES) - {"empirical_fisher"}))
-def test_other_curvatures_can_be_chosen(run_folder, tmp_path, curvature):
-    summary = debiased(run_folder, tmp_path, curvature=curvature)
-    assert summary["config"]["debias"]["curvature"] == curvature
-    calibrated = "calibration" in summary["update"]
-    assert calibrated != CURVATURES[curvature].couples_layers
-    if calibrated:
-        assert any("entries between layers" in said for said in summary["warnings"])
-        assert summary["update"]["calibration"]["samples"] > 0
-    lost = 1 - summary["after"]["ndcg@5"] / summary["before"]["ndcg@5"]
-    assert lost < 0.2
 
 
 @pytest.mark.parametrize("update", ["kept_curvature", "series", "newton"])

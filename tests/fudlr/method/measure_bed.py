@@ -52,18 +52,16 @@ def rules(truth: Bed, rows: MemoryRows, make, mask: torch.Tensor) -> dict:
     def solve(weights=None):
         return make_solver(make(weights), L2, **OPTIONS)
 
-    first = removal_update(truth.theta, rows, mask, solve(), force=True)
+    first = removal_update(truth.theta, rows, mask, solve())
     found = {
         "one_step": first,
-        "kept_curvature": removal_update(truth.theta, rows, mask, solve(1 - mask), force=True),
-        "series, order 2": series_update(first, kept, solve(), 2, force=True),
-        "series, order 3": series_update(first, kept, solve(), 3, force=True),
+        "kept_curvature": removal_update(truth.theta, rows, mask, solve(1 - mask)),
+        "series, order 2": series_update(first, kept, solve(), 2),
+        "series, order 3": series_update(first, kept, solve(), 3),
     }
     start = found["series, order 3"] if make(None).name == "hessian" else first
     for steps in (1, 2):
-        found[f"newton, {steps}"] = newton_update(
-            start, kept, lambda _: solve(1 - mask), steps, force=True
-        )
+        found[f"newton, {steps}"] = newton_update(start, kept, lambda _: solve(1 - mask), steps)
     return {name: update.theta for name, update in found.items()}
 
 
@@ -95,9 +93,7 @@ def measured(seed: int) -> dict:
             if name in ("hessian", "ggn", "empirical_fisher"):
                 ends = rules(truth, rows, make, mask)
             else:
-                ends = {
-                    "one_step": removal_update(truth.theta, rows, mask, solve, force=True).theta
-                }
+                ends = {"one_step": removal_update(truth.theta, rows, mask, solve).theta}
             for rule, theta in ends.items():
                 errors.setdefault(rule, []).append(moved(theta) / change - 1)
         found[name] = {

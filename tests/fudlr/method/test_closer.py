@@ -7,7 +7,7 @@ import torch
 from bed import L2, Bed, N
 from fudlr.batches import Batches
 from fudlr.curvature import GGN, Hessian
-from fudlr.errors import NumericalError, UsageError
+from fudlr.errors import UsageError
 from fudlr.influence import influence
 from fudlr.mask import threshold_mask
 from fudlr.solvers import make_solver
@@ -106,11 +106,11 @@ def test_the_kept_curvature_is_closer_where_it_is_definite(bed, face, rows, remo
     errors = []
     for weights in (None, 1 - mask):
         solve = make_solver(GGN(*face, batches(bed), weights), L2, **OPTIONS)
-        theta = removal_update(bed.theta, rows, mask, solve, force=True).theta
+        theta = removal_update(bed.theta, rows, mask, solve).theta
         errors.append(abs(change(bed, theta) / actual - 1))
     assert errors[1] < errors[0] / 2
     exact = make_solver(Hessian(*face, batches(bed), 1 - mask), L2, **OPTIONS)
-    update = removal_update(bed.theta, rows, mask, exact, force=True)
+    update = removal_update(bed.theta, rows, mask, exact)
     assert update.solution.negative_curvature
     assert any("Negative curvature" in warning for warning in update.warnings)
 
@@ -188,12 +188,3 @@ def test_newton_stops_where_there_is_no_way_down(bed, face, rows, hessian, remov
     assert torch.equal(found.theta, first.theta)
     assert found.details["newton"][0]["alpha"] == 0
     assert any("no way down" in warning for warning in found.warnings)
-
-
-def test_a_destructive_end_is_refused(bed, face, rows, hessian, removal):
-    _, mask, _ = removal
-    kept, solve = kept_loss(bed, face, rows, mask), hessian()
-    first = removal_update(bed.theta, rows, mask, solve)
-    huge = type(first)(1e3 * first.delta, bed.theta, first.solution, 1.0)
-    with pytest.raises(NumericalError, match="as long as the adapter"):
-        series_update(huge, kept, solve, 2)

@@ -78,6 +78,18 @@ def make_summary() -> dict[str, Any]:
             "metric gradients": 0.48, "sample gradients": 2.12, "solve": 2.01,
             "mask": 0.01, "update": 1.04, "retraining": 14.65,
         },
+        "signatures": [
+            {
+                "name": "shift", "severity": "passed", "measured": 0.165, "threshold": 0.6,
+                "found": "the update shifts the adapter by 0.165 times the way that training went",
+                "reason": "Real removals of 10% stay below 0.6.", "advice": "Remove fewer samples.",
+            },
+            {
+                "name": "small_groups", "severity": "warn", "measured": 12, "threshold": 30,
+                "found": "the smallest group of users, 'F', has 12 of 943",
+                "reason": "A mean over so few is off.", "advice": "Join small groups.",
+            },
+        ],
         "config": to_plain(RunConfig()),
         "versions": {"fudlr": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "seed": 0,

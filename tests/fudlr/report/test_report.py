@@ -83,6 +83,8 @@ def test_every_metric_figure_warning_and_setting_is_there(data: ReportData) -> N
         assert warning in page.text
     for stage in ("Metric gradients", "Sample gradients", "Retraining", "14.7 s", "39%"):
         assert stage in page.text
+    for signature in ("small groups", "0.1650", "has 12 of 943", "passed"):
+        assert signature in page.text
     for setting in ("debias.objective", "train.learning_rate", "torch", "2.13.0"):
         assert setting in page.text
 

@@ -1,0 +1,165 @@
+"""Each signature of failure, provoked for real on a small run; the healthy run bears none."""
+
+import json
+from dataclasses import replace
+
+import fudlr
+import numpy as np
+import pytest
+import torch
+from fudlr import load_run, write_result
+from fudlr.cli import app
+from fudlr.curvature import CURVATURES, Identity
+from fudlr.debias.signatures import SIGNATURES, Severity, look
+from fudlr.debias.signatures.influence import sign_test
+from fudlr.errors import RefusedError
+from typer.testing import CliRunner
+
+QUICK = {"curve": (), "heldout": False}
+
+
+@pytest.fixture
+def run(run_folder):
+    return load_run(run_folder)
+
+
+def found(summary, name):
+    return next((each for each in summary["signatures"] if each["name"] == name), None)
+
+
+def changed(run, **arrays):
+    """The run with other data behind the same samples."""
+    return replace(run, split=replace(run.split, **arrays))
+
+
+def grouped(run, codes):
+    """The run with other groups of its users."""
+    users = run.interactions.users.with_columns(gender=codes)
+    interactions = replace(run.interactions, users=users)
+    split = replace(run.split, interactions=interactions)
+    for part in ("train", "valid", "test"):
+        split = replace(split, **{part: replace(getattr(split, part), interactions=interactions)})
+    return replace(run, split=split)
+
+
+@pytest.mark.parametrize("objective", ["arp", "arp + 0.5*hellinger", "hellinger"])
+def test_a_healthy_run_bears_none(run, objective):
+    summary = fudlr.debias(run, objective=objective, **QUICK).summary
+    assert {each["severity"] for each in summary["signatures"]} == {"passed"}
+    expected = set(SIGNATURES) - {"oscillation"}
+    expected -= {"arp": {"chance", "small_groups"}, "hellinger": set()}.get(objective, {"chance"})
+    assert {each["name"] for each in summary["signatures"]} == expected
+
+
+def test_a_training_that_still_falls_is_warned_of(run):
+    run = replace(run, losses=run.losses[:3])  # the same adapter, as if stopped at the third epoch
+    summary = fudlr.debias(run, **QUICK).summary
+    assert found(summary, "training")["severity"] == "warn"
+    assert any("has not converged" in said for said in summary["warnings"])
+
+
+def test_small_groups_are_warned_of_and_tiny_ones_refused(run):
+    valid = run.split.valid
+    group = run.interactions.users["gender"].gather(valid.user).to_numpy()
+    of_b = (group == "B").cumsum() * (group == "B")
+    few, tiny = (changed(run, valid=valid.take(np.flatnonzero(of_b <= size))) for size in (12, 3))
+    summary = fudlr.debias(few, objective="hellinger", **QUICK).summary
+    assert found(summary, "small_groups")["severity"] == "warn"
+    assert found(summary, "small_groups")["measured"] == 12
+    with pytest.raises(RefusedError, match=r"'B', has 3 of"):
+        fudlr.debias(tiny, objective="hellinger", **QUICK)
+
+
+def test_a_metric_without_gradient_is_refused(run):
+    equal = changed(run, popularity=run.split.popularity * 0 + 7)
+    with pytest.raises(RefusedError, match="arp has no gradient"):
+        fudlr.debias(equal, objective="arp", lambda_acc=0.0, **QUICK)
+    summary = fudlr.debias(equal, objective="hellinger", also=("arp",), **QUICK).summary
+    assert found(summary, "no_gradient")["severity"] == "warn"
+
+
+def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randint(2, (run.interactions.n_users,), generator=generator)
+    result = fudlr.debias(grouped(run, codes.numpy().astype(str)), objective="dp", **QUICK)
+    assert found(result.summary, "chance")["severity"] == "keep"
+    assert int(result.mask.sum()) == 0
+    assert torch.equal(result.theta, run.theta)
+    assert any("Nothing here to remove" in said for said in result.summary["warnings"])
+    write_result(tmp_path / "r", result)
+    assert "Nothing here to remove" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_influence_that_is_noise_leaves_nothing_to_remove(run):
+    """Random answers in place of the users' own: what ranks them higher is noise."""
+    valid = run.split.valid
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.from_numpy(valid.seen())
+    drawn = torch.rand(seen.shape, generator=generator).masked_fill(seen, -1).argmax(1)
+
+    class Random(type(valid)):
+        target = property(lambda _self: drawn_targets)
+
+    drawn_targets = drawn.numpy()
+    noisy = Random(valid.interactions, valid.position)
+    result = fudlr.debias(changed(run, valid=noisy), objective="ndcg", lambda_acc=0.0, **QUICK)
+    assert found(result.summary, "noise")["severity"] == "keep"
+    assert int(result.mask.sum()) == 0
+
+
+def test_the_sign_test_is_exact_on_noise_and_sees_a_common_part():
+    generator = torch.Generator().manual_seed(0)
+    ps = []
+    for _ in range(400):
+        parts = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+        ps.append(sign_test(parts @ parts.T))
+    assert 0.02 < sum(p <= 0.05 for p in ps) / 400 < 0.08  # its own level, 6 of 128
+    assert sign_test((parts + 3) @ (parts + 3).T) == 1 / 128
+
+
+def test_a_mask_that_oscillates_is_refused(run):
+    descent = {"mask": "descent", "objective": "arp", **QUICK}
+    summary = fudlr.debias(run, **descent).summary
+    assert found(summary, "oscillation")["severity"] == "passed"
+    with pytest.raises(RefusedError, match="changed sides"):
+        fudlr.debias(run, mask_steps=20, **descent)
+
+
+class Overconfident(Identity):
+    """A curvature that is a hundred times too flat."""
+
+    name = "overconfident"
+    couples_layers = True
+
+    def product(self, vectors):
+        return -0.999 * vectors
+
+    @classmethod
+    def make(cls, parts):
+        return cls()
+
+
+def test_a_destructive_update_is_refused_unless_forced(run, run_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(CURVATURES, "overconfident", Overconfident)
+    options = {"curvature": "overconfident", "damping": 1.0, "lambda_acc": 0.0, **QUICK}
+    with pytest.raises(RefusedError, match="signature shift"):
+        fudlr.debias(run, **options)
+    settings = ["--set", "debias.curvature=overconfident", "--set", "debias.lambda_acc=0"]
+    arguments = ["debias", str(run_folder), "--out", str(tmp_path / "r"), *settings, "--damping=1"]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, RefusedError)
+    assert not (tmp_path / "r").exists()
+    quick = ["--set", "debias.curve=[]", "--set", "debias.heldout=false"]
+    forced = CliRunner().invoke(app, [*arguments, *quick, "--force"], catch_exceptions=False)
+    assert forced.exit_code == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    severities = {each["name"]: each["severity"] for each in summary["signatures"]}
+    assert severities["shift"] == severities["loss"] == "refuse"
+    assert severities["ranking"] in ("warn", "refuse")
+    assert any(said.startswith("Forced: The update shifts") for said in summary["warnings"])
+
+
+def test_severities_are_ordered():
+    ranks = [each.rank for each in Severity]
+    assert ranks == sorted(ranks)
+    assert look({}, None) == []
