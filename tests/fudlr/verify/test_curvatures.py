@@ -35,12 +35,12 @@ def test_no_curvature_costs_accuracy_unsaid(run_folder, curvature):
     "curvature", [name for name, kind in CURVATURES.items() if not kind.couples_layers]
 )
 def test_what_the_calibration_prevents_would_be_refused(run_folder, curvature, monkeypatch):
-    """Ten times the calibrated step: no update that costs over a fifth of NDCG is given unsaid."""
+    """Thirty times the calibrated step: no update that costs over a fifth of NDCG is given unsaid."""
     plain = removal.calibrate
 
     def blind(*arguments):
         found = plain(*arguments)
-        return replace(found, alpha=10 * found.alpha)
+        return replace(found, alpha=30 * found.alpha)
 
     monkeypatch.setattr(removal, "calibrate", blind)
     options = {"curvature": curvature, "lambda_acc": 0.0, "curve": (), "heldout": False}
