@@ -35,7 +35,7 @@ def test_no_curvature_costs_accuracy_unsaid(run_folder, curvature):
     "curvature", [name for name, kind in CURVATURES.items() if not kind.couples_layers]
 )
 def test_what_the_calibration_prevents_would_be_refused(run_folder, curvature, monkeypatch):
-    """Thirty times the calibrated step: no update that costs over a fifth of NDCG is given unsaid."""
+    """Thirty times its step: no update that costs over a fifth of NDCG is given unsaid."""
     plain = removal.calibrate
 
     def blind(*arguments):
