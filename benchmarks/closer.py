@@ -1,11 +1,12 @@
 """Update rules on the demo against real retraining, and what each costs.
 
-    python benchmarks/closer.py [--seeds 0 1 2] [--out out/closer]
+    python benchmarks/closer.py [--seeds 0 1 2] [--out out/closer] [--small]
 
-For each seed and objective: the mask at defaults, one retraining without it, and every rule's
-update with the same mask. Runs and retrained adapters are kept in --out. Writes
+For each seed and objective: the mask at defaults from whole gradients, one retraining without it,
+and every rule's update with the same mask. Runs and retrained adapters are kept in --out. Writes
 benchmarks/results/closer.json: the share of retraining's change that each rule reaches, for each
-seed and for the mean of the seeds, the change of NDCG@10 and the seconds of the update.
+seed and for the mean of the seeds, the change of NDCG@10 and the seconds of the update. --small
+checks that all parts work, on a fraction of the samples, and writes into --out.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.debias import debias
+from fudlr.demo import SMALL
 from fudlr.evaluation import measure
 from fudlr.files import write_json
 from fudlr.run import Run, load_run, train_run
@@ -53,7 +55,7 @@ def of_seed(folder: Path, objective: str, path: Path) -> dict:
     found: dict = {}
     for name, options in RULES.items():
         run = load_run(folder)
-        result = debias(run, objective=objective, curve=(), heldout=False, **options)
+        result = debias(run, objective=objective, rows="memory", curve=(), heldout=False, **options)
         if not found:
             run.engine.load(retrained(run, result.mask, path))
             again = measure(run.recommender, result.valid, result.test).metrics
@@ -101,17 +103,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("out/closer"))
+    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    base = merge(RunConfig(), SMALL if arguments.small else {})
+    target = arguments.out if arguments.small else RESULTS
     results: dict[str, list[dict]] = {"arp": [], "hellinger": []}
     for seed in arguments.seeds:
         folder = arguments.out / f"run-{seed}"
         if not folder.is_dir():
-            train_run(merge(RunConfig(), {"seed": seed}), folder)
+            train_run(merge(base, {"seed": seed}), folder)
         for objective, seeds in results.items():
             path = arguments.out / f"{objective}-{seed}.safetensors"
             seeds.append(of_seed(folder, objective, path))
     write_json(
-        RESULTS / "closer.json",
+        target / "closer.json",
         {
             "command": "python benchmarks/closer.py --seeds " + " ".join(map(str, arguments.seeds)),
             "machine": describe(),

@@ -1,11 +1,12 @@
 """Every curvature on the demo: what it does to popularity and accuracy, and what it warns of.
 
-    python benchmarks/curvatures.py [--seed 0] [--out out/curvatures]
+    python benchmarks/curvatures.py [--seed 0] [--out out/curvatures] [--small]
 
 Trains the demo's run once (kept in --out), debiases it for popularity with each curvature of the
 table and defaults otherwise, and retrains without each one's samples. Writes
 benchmarks/results/curvatures.json after every curvature: relative changes of ARP and NDCG@10, the
 share of retraining's change, the calibration, warnings, and seconds; refusals with their words.
+--small checks that all parts work, on a fraction of the samples, and writes into --out.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.curvature import CURVATURES
 from fudlr.debias import debias
+from fudlr.demo import SMALL
 from fudlr.errors import FudlrError
 from fudlr.evaluation import measure
 from fudlr.files import write_json
@@ -33,7 +35,7 @@ def of_curvature(folder: Path, name: str) -> dict:
     run = load_run(folder)
     start = time.perf_counter()
     try:
-        found = debias(run, objective="arp", curvature=name, curve=(), heldout=False)
+        found = debias(run, objective="arp", curvature=name, rows="memory", curve=(), heldout=False)
     except FudlrError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - start
@@ -53,6 +55,7 @@ def of_curvature(folder: Path, name: str) -> dict:
         "calibration": found.summary["update"].get("calibration"),
         "relative_shift": found.summary["solver"]["relative_shift"],
         "damping": found.summary["solver"]["damping"],
+        "signatures": {s["name"]: s["severity"] for s in found.summary["signatures"]},
         "warnings": found.summary["warnings"],
         "seconds": seconds,
         "stages": found.summary["seconds"],
@@ -64,16 +67,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/curvatures"))
+    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    base = merge(RunConfig(), SMALL if arguments.small else {})
+    target = arguments.out if arguments.small else RESULTS
     folder = arguments.out / f"run-{arguments.seed}"
     if not folder.is_dir():
-        train_run(merge(RunConfig(), {"seed": arguments.seed}), folder)
+        train_run(merge(base, {"seed": arguments.seed}), folder)
     rows: dict[str, dict] = {}
     for name in sorted(CURVATURES, key=lambda name: name in STREAMED):
         rows[name] = of_curvature(folder, name)
         print(name, rows[name].get("change") or rows[name], flush=True)
         write_json(
-            RESULTS / "curvatures.json",
+            target / "curvatures.json",
             {
                 "command": f"python benchmarks/curvatures.py --seed {arguments.seed}",
                 "machine": describe(),

@@ -10,11 +10,13 @@ A table is a module with
 A table whose files are not there is left out of the page, and said so on the terminal.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 from tables import (
     bed,
     candidates,
+    closer,
     compare,
     curvatures,
     lds,
@@ -38,5 +40,11 @@ TABLES: tuple[ModuleType, ...] = (
     stream_of_days,
     bed,
     curvatures,
+    closer,
 )
 """In the order of the pages."""
+
+INSERTS: dict[str, dict[str, tuple[Callable[[dict], list[str]], str]]] = {
+    "method": {"bed": (bed.method, "bed")},
+}
+"""Tables inside written pages: page, mark, and the function with its result file."""

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/limits.md from the committed result files.
+"""Write docs/results.md, docs/limits.md and the tables inside other pages from the result files.
 
     python benchmarks/tables [--check]
 
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from tables import TABLES  # noqa: E402
+from tables import INSERTS, TABLES  # noqa: E402
 from tables.shared import save_plot  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,14 +40,30 @@ def page(name: str, draw: bool) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def inserted(name: str) -> str:
+    """The page `name` with its marked tables made anew; what stands around them stays."""
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    for mark, (table, results) in INSERTS[name].items():
+        start, end = f"<!-- {mark}: made by python benchmarks/tables -->", f"<!-- end of {mark} -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"docs/{name}.md has no place marked for the table {mark}")
+        record = json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))
+        text = "\n".join([before + start, *table(record), end + after])
+    return text
+
+
 def main() -> int:
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name in ("results", "limits"):
-        text, path = page(name, draw=not check), DOCS / f"{name}.md"
+    texts = {name: page(name, draw=not check) for name in ("results", "limits")}
+    texts |= {name: inserted(name) for name in INSERTS}
+    for name, text in texts.items():
+        path = DOCS / f"{name}.md"
         if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             stale.append(path.name)
         elif not check:

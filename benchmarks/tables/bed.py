@@ -1,9 +1,16 @@
 """The near-exact bed: curvatures and update rules against retraining to the optimum."""
 
-from tables.shared import machine, percent
+from tables.shared import machine, percent, rows
 
 PAGE = "results"
 RESULTS = ("bed",)
+NAMES = {
+    "hessian": "exact Hessian",
+    "ggn": "GGN",
+    "empirical_fisher": "empirical Fisher",
+    "block_fisher (matrix)": "block-diagonal empirical Fisher",
+    "identity": "identity",
+}
 
 
 def render(record: dict) -> list[str]:
@@ -31,3 +38,18 @@ def render(record: dict) -> list[str]:
                     f"| {cells} |"
                 )
     return lines
+
+
+def method(record: dict) -> list[str]:
+    """The one-step table of docs/method.md: seed 0, each curvature's slope, ranks and errors."""
+    shares = [f"{share:.0%}" for share in record["shares"]]
+    body = (
+        (
+            NAMES[name],
+            f"{row['slope']:.2f}",
+            f"{row['spearman']:.3f}",
+            *(f"{error:+.0%}" for error in row["errors"]["one_step"]),
+        )
+        for name, row in record["seeds"]["0"].items()
+    )
+    return rows(("curvature", "slope", "Spearman", *shares), body)

@@ -4,6 +4,7 @@ from tables.shared import machine, percent
 
 PAGE = "results"
 RESULTS = ("curvatures",)
+UNSAID = 0.2
 
 
 def render(record: dict) -> list[str]:
@@ -20,6 +21,13 @@ def render(record: dict) -> list[str]:
         "| seconds | warnings |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    unsaid = [
+        name
+        for name, row in record["curvatures"].items()
+        if "refused" not in row
+        and row["change"]["ndcg@10"] < -UNSAID
+        and row["signatures"]["ranking"] == "passed"
+    ]
     for name, row in record["curvatures"].items():
         if "refused" in row:
             lines.append(f"| {name} | refused: {row['refused']} | | | | | | | |")
@@ -33,4 +41,9 @@ def render(record: dict) -> list[str]:
             f"| {percent(again['ndcg@10'])} | {alpha} | {row['seconds']:.1f} "
             f"| {len(row['warnings'])} |"
         )
+    lines += [
+        "",
+        f"Curvatures that lower NDCG@10 by more than {UNSAID:.0%} without a warning or refusal: "
+        f"{', '.join(unsaid) or 'none'}.",
+    ]
     return lines
