@@ -8,6 +8,7 @@ from fudlr.report.card import model_card
 from fudlr.report.data import ReportData, load_report_data, save_report_data
 from fudlr.report.page import render_report, write_report
 from fudlr.report.terminal import print_summary
+from fudlr.report.verification import verification_tables
 
 __all__ = [
     "ReportData",
@@ -16,5 +17,6 @@ __all__ = [
     "print_summary",
     "render_report",
     "save_report_data",
+    "verification_tables",
     "write_report",
 ]

@@ -24,6 +24,7 @@ from fudlr.report.numbers import share
 from fudlr.report.samples_table import by_target, by_user, influence_columns, top_samples
 from fudlr.report.signatures import signature_rows
 from fudlr.report.tradeoff import tradeoffs
+from fudlr.report.verification import verification_tables
 
 REPORT_FILE = "report.html"
 
@@ -59,6 +60,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "tiles": list(_tiles(data, rows)),
         "warnings": [str(warning) for warning in summary.get("warnings") or []],
         "signatures": list(signature_rows(summary)),
+        "checks": list(verification_tables(summary)),
         "rows": rows,
         "has": {
             "predicted": any(row.predicted.value is not None for row in rows),

@@ -89,6 +89,23 @@ def test_the_samples_that_score_lowest_are_found_as_planted(found):
     assert planted["planted_among_removed"] == 40
 
 
+def test_every_check_is_in_the_report(folder, found):
+    page = (folder / "report.html").read_text()
+    for title in ("Removals, really retrained", "One sample left out", "What returns",
+                  "Change by removal over seeds 0, 1", "Held-out users, cross-fitted",
+                  "Planted samples", "Gaps with the groups permuted"):  # fmt: skip
+        assert f"<h3>{title}</h3>" in page
+    arp = found["lds"]["random"]["agreement"]["arp"]
+    low, high = arp["slope_interval"]
+    cells = (f"{arp['spearman']:.2f}", f"{arp['slope']:.2f}", f"{low:.2f} … {high:.2f}")
+    start = page.index("Removals, really retrained")
+    for cell in cells:
+        assert f">{cell}</td>" in page[start : page.index("One sample left out")]
+    for each in found["forgetting"]["trained_on"]:
+        assert f">{each['returned']['arp']:+.0%}<" in page
+    assert f">{found['null']['retrained']['hellinger']['p']:.2g}<" in page
+
+
 def test_a_second_call_retrains_nothing(folder, found, monkeypatch):
     def refuse(*_arguments, **_options):
         raise AssertionError("retrained again")
