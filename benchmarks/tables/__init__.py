@@ -19,6 +19,7 @@ from tables import (
     closer,
     compare,
     curvatures,
+    damping,
     lds,
     loop,
     record_dims,
@@ -41,6 +42,7 @@ TABLES: tuple[ModuleType, ...] = (
     bed,
     curvatures,
     closer,
+    damping,
 )
 """In the order of the pages."""
 

@@ -149,12 +149,27 @@ def answer(scored: Scored, chosen: Mask, remove: Callable[[Tensor], Update]) -> 
     return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)), chosen)
 
 
+STATIONARY = 0.05
+"""Share of the slope that is left at θ* up to which training counts as converged."""
+EARLY = 3.0
+"""Times λ, the damping where training stopped early."""
+
+
+def stationarity(l2: float, slope: Tensor, theta: Tensor, start: Tensor) -> float:
+    """|ḡ + λ(θ* − θ₀)| / (|ḡ| + λ|θ* − θ₀|): 0 at an optimum, 1 before the first step.
+
+    How far the mean gradient ḡ [d] and λ's pull cancel, as they do where ∇L = 0.
+    """
+    pull = l2 * (theta - start)
+    whole = float(slope.norm() + pull.norm())
+    return float((slope + pull).norm()) / whole if whole else 0.0
+
+
 def choose_damping(l2: float, slope: Tensor, theta: Tensor, start: Tensor) -> float:
     """A damping that a user need not think about: λ at a stationary point, 3 λ short of one.
 
     Where training stopped early the loss still has a slope, and its curvature changes along the
-    way that retraining goes; docs/method.md has the measurements. Whether it did is seen from how
-    far the mean gradient and λ's pull cancel: |ḡ + λ(θ* − θ₀)| against |ḡ| + λ|θ* − θ₀|.
+    way that retraining goes; docs/method.md says how the rule was tested.
 
     Args:
         l2: λ of the training.
@@ -171,6 +186,4 @@ def choose_damping(l2: float, slope: Tensor, theta: Tensor, start: Tensor) -> fl
             "the training had no λ (train.l2 is 0), so that nothing sets its scale",
             "Give one with --damping; 0.01 to 0.1 suit a mean loss in nats",
         )
-    pull = l2 * (theta - start)
-    stationary = float((slope + pull).norm()) <= 0.05 * float(slope.norm() + pull.norm())
-    return l2 if stationary else 3 * l2
+    return l2 if stationarity(l2, slope, theta, start) <= STATIONARY else EARLY * l2
