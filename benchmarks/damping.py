@@ -2,13 +2,14 @@
 
     python benchmarks/damping.py [--seeds 0 1 2] [--out out/lds] [--processes 2] [--small]
 
-Two trainings a seed: *stopped early*, the demo's own, and *converged*, with ten times its λ and twice
-its epochs, so that the slope all but vanishes. For each, random and targeted removals of 10% are
-really retrained (3 and 2 of the first, 1 and 1 of the second: about ten of the demo's trainings),
-and for the rule's damping times 1/10, 1/3, 1, 3 and 10 the predicted changes Σ m_i s_i and the closed
-form's are compared with the actual ones, on the validation prompts. Runs and retrainings are those of
-benchmarks/lds.py where it ran before. Writes benchmarks/results/damping.json; --small checks that all
-parts work, on a fraction of the samples, and writes into --out.
+Two trainings a seed: *stopped early*, the demo's own, and *converged*, with ten times its λ and
+twice its epochs, so that the slope all but vanishes. For each, random and targeted removals of 10%
+are really retrained (3 and 2 of the first, 1 and 1 of the second: about ten of the demo's
+trainings), and for the rule's damping times 1/10, 1/3, 1, 3 and 10 the predicted changes Σ m_i s_i
+and the closed form's are compared with the actual ones, on the validation prompts. Runs and
+retrainings are those of benchmarks/lds.py where it ran before. Writes
+benchmarks/results/damping.json; --small checks that all parts work, on a fraction of the samples,
+and writes into --out.
 """
 
 import argparse
