@@ -46,13 +46,16 @@ def _console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def track(iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
+def track(
+    iterable: Iterable[T], total: int | None = None, description: str = "", initial: int = 0
+) -> Iterator[T]:
     """Iterate while reporting percentage, elapsed time and an estimate of what is left.
 
     Args:
         iterable: What to go through, lazily.
         total: Number of elements; taken from `len(iterable)` where that exists, else no estimate.
         description: What the loop does, in the user's words.
+        initial: Elements of the total that were done before.
 
     Yields:
         The elements, unchanged. A loop left early, by `break`, an error or an interruption, leaves
@@ -62,6 +65,7 @@ def track(iterable: Iterable[T], total: int | None = None, description: str = ""
     bar = tqdm(
         iterable,
         total=total,
+        initial=initial,
         desc=description or "working",
         disable=is_quiet(),
         file=sys.stderr,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.checkpoint import Checkpoint, State, adam_moments, digest, load_moments
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
 from fudlr.errors import ModelError, NumericalError
@@ -63,8 +65,13 @@ def train_adapter(
     weights: Tensor | None = None,
     observer: Observer | None = None,
     description: str = "train",
+    checkpoint: Checkpoint | None = None,
 ) -> Training:
     """Train the adapter from `start`; the model holds the trained parameters afterwards.
+
+    With a `checkpoint`, a training that was stopped goes on from the last one and ends bit for bit
+    where it would have. An epoch that an observer records is begun again as a whole: its rows are
+    not in the checkpoint.
 
     Args:
         recommender: Gives batches, outputs and losses.
@@ -75,32 +82,48 @@ def train_adapter(
         weights: w [n], 1 where None; 0 removes a sample.
         observer: Rides on batches; see `Observer`.
         description: What the progress line says.
+        checkpoint: Where the state is kept on the way; nowhere where None.
 
     Raises:
         NumericalError: The loss is not finite.
         ModelError: A LoRA matrix gets no gradient.
+        DataError: The checkpoint is damaged.
     """
     model = recommender.model
     engine.load(start)
     parameters = engine.parameters()
     centre = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
     n = len(samples)
     steps = config.epochs * math.ceil(n / config.batch)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, steps))
+    keeper = _Keeper(checkpoint, samples, config, start, weights)
+    kept = keeper.read()
+    done = kept.step if kept else 0
+    optimiser = torch.optim.Adam(
+        [{"params": parameters, "initial_lr": config.learning_rate}], lr=config.learning_rate
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, steps), done - 1)
     totals = torch.zeros(config.epochs, dtype=torch.float64)
     with (
         lora.training(engine, checkpointing=config.checkpointing),
         torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(config.seed)  # of an adapter's dropout
-        for epoch, index in track(batch_order(n, config), steps, description):
+        if kept is not None:
+            engine.load(kept.theta)
+            load_moments(optimiser, parameters, kept.moments, done)
+            torch.set_rng_state(kept.random)
+            totals += kept.totals
+        order = islice(batch_order(n, config), done, None)
+        for step, (epoch, index) in enumerate(
+            track(order, steps, description, initial=done), start=done + 1
+        ):
             batch = recommender.collate(samples.take(index.numpy()))
             optimiser.zero_grad(set_to_none=True)
             with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
                 losses = recommender.loss(recommender.forward(model, batch), batch)
                 if ride is not None:
                     ride.losses = losses.detach()
+                    keeper.stop()
                 if weights is not None:
                     losses = losses * weights[index].to(losses)
                 (losses.sum() / len(index)).backward()
@@ -115,7 +138,45 @@ def train_adapter(
                     "the loss is not finite",
                     "Lower train.learning_rate, or look for NaN in the base model",
                 )
+            keeper.keep(step, engine, optimiser, totals)
+    keeper.clear()
     return Training(engine.theta(), [float(t) for t in totals])
+
+
+class _Keeper:
+    """The checkpoints of one training, or none."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        samples: Samples,
+        config: TrainConfig,
+        start: Tensor,
+        weights: Tensor | None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._open = checkpoint is not None
+        if checkpoint is not None:
+            ids = torch.from_numpy(samples.ids)
+            self._key = digest((start, weights, ids), config.model_dump_json(), checkpoint.course)
+
+    def read(self) -> State | None:
+        return None if self._checkpoint is None else self._checkpoint.read(self._key)
+
+    def stop(self) -> None:
+        """No more from here on: what an observer keeps is in no checkpoint."""
+        self._open = False
+
+    def keep(self, step: int, engine: Engine, optimiser: torch.optim.Adam, totals: Tensor) -> None:
+        if self._checkpoint is None or not self._open or not self._checkpoint.due(step):
+            return
+        moments = adam_moments(optimiser, engine.parameters())
+        state = State(step, engine.theta(), moments, torch.get_rng_state(), totals)
+        self._checkpoint.write(self._key, state)
+
+    def clear(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.clear(self._key)
 
 
 def _check_reached(engine: Engine, parameters: list[torch.nn.Parameter], description: str) -> None:

@@ -65,8 +65,14 @@ class DataConfig(Record):
     tail: OpenShare = 0.2
     """Share of most popular items that are not tail."""
     max_train_per_user: Count = 8
+    train_samples: Count | None = None
+    """Training samples in all, drawn from those; without it every one."""
+    prompt_users: Annotated[int, Field(ge=2)] | None = None
+    """Users, drawn at random, whose prompts give gradients and figures; without it everyone."""
     pretrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of each user's history, oldest first, that stands in for pretraining."""
+    draw_seed: Seed = 0
+    """Of those two draws."""
     window: Count = 20
     """Items of history that a sample shows the model, the latest ones."""
     k: Count = 10
@@ -153,6 +159,8 @@ class TrainConfig(Record):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     checkpointing: bool = False
     """Gradient checkpointing: less memory for a second forward pass."""
+    checkpoint: Annotated[int, Field(ge=0)] = 0
+    """Batches from one checkpoint to the next, from which a killed training goes on; 0 for none."""
     batch: Count = 256
     l2: NotNegative = 0.01
     """λ of the loss, centred on θ₀."""

@@ -8,7 +8,7 @@ from fudlr.data.groups import count_groups, history_groups, item_groups, tail_it
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
 from fudlr.data.readers import READERS, read_data
 from fudlr.data.recbole import read_recbole
-from fudlr.data.splits import holdout_users, leave_last_out
+from fudlr.data.splits import drawn, holdout_users, leave_last_out
 from fudlr.data.synthetic import synthetic
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "candidate_mask",
     "check_data",
     "count_groups",
+    "drawn",
     "fetch_ml100k",
     "find_ml100k",
     "history_groups",

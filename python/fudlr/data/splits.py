@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,6 +73,27 @@ def leave_last_out(
         Samples(interactions, stops[kept] - 1),
         popularity.astype(np.int64),
         left_out,
+    )
+
+
+def drawn(split: Split, train_samples: int | None, prompt_users: int | None, seed: int) -> Split:
+    """`split` with so many of its training samples, and prompts of so many of its users.
+
+    The order stays, and validation and test keep the same users. Popularity stays that of all
+    interactions: the data are the same, and only what is trained on and looked at is less.
+    """
+    rng = np.random.default_rng(seed)
+
+    def some(samples: Samples, count: int | None) -> Ints:
+        size = len(samples) if count is None else min(count, len(samples))
+        return np.sort(rng.permutation(len(samples))[:size])
+
+    train, users = some(split.train, train_samples), some(split.valid, prompt_users)
+    return replace(
+        split,
+        train=split.train.take(train),
+        valid=split.valid.take(users),
+        test=split.test.take(users),
     )
 
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fudlr.checkpoint import Checkpoint
 from fudlr.config import TrainConfig
 from fudlr.errors import DataError, UsageError
 from fudlr.files import atomic_file
@@ -111,21 +112,30 @@ def retrain(
 def work(run: Run, job: Job, path: Path | None = None) -> Retrained:
     """Do one job in this process; the run's model holds the retrained adapter afterwards."""
     samples = run.split.train if job.index is None else run.split.train.take(job.index.numpy())
+    config = job.config or run.config.train
     wall, cpu = time.perf_counter(), time.process_time()
     training = train_adapter(
         run.recommender,
         run.engine,
         samples,
-        job.config or run.config.train,
+        config,
         run.start if job.start is None else job.start,
         weights=job.weights,
         description=job.name,
+        checkpoint=_checkpoint(run, config, path),
     )
     seconds = (time.perf_counter() - wall, time.process_time() - cpu)
     result = Retrained(training.theta, training.losses, *seconds)
     if path is not None:
         write(path, job.name, result)
     return result
+
+
+def _checkpoint(run: Run, config: TrainConfig, path: Path | None) -> Checkpoint | None:
+    """Beside where the result is kept, as the options say."""
+    if path is None or not config.checkpoint:
+        return None
+    return Checkpoint(path.parent, config.checkpoint, str(run.binding))
 
 
 def key(run: Run, job: Job) -> str:

@@ -3,7 +3,15 @@
 import numpy as np
 import polars as pl
 import pytest
-from fudlr.data import DataWarning, Interactions, Samples, holdout_users, leave_last_out, synthetic
+from fudlr.data import (
+    DataWarning,
+    Interactions,
+    Samples,
+    drawn,
+    holdout_users,
+    leave_last_out,
+    synthetic,
+)
 from fudlr.errors import DataError, UsageError
 
 USERS = pl.DataFrame({"user_id": ["u", "v"]})
@@ -138,3 +146,18 @@ def test_held_out_users_are_nobody_elses():
 def test_holding_out_nobody_or_all_is_refused(share):
     with pytest.raises(UsageError, match="one side would be empty"):
         holdout_users(leave_last_out(synthetic(5, 60, 2)).train, share, seed=0)
+
+
+def test_a_draw_keeps_users_together_and_popularity_whole():
+    whole = leave_last_out(synthetic(40, 60, 2))
+    split = drawn(whole, 30, 12, seed=3)
+    assert len(split.train) == 30
+    assert set(split.train.ids) < set(whole.train.ids)
+    assert split.valid.user.tolist() == split.test.user.tolist()
+    assert len(set(split.valid.user)) == 12
+    assert (split.popularity == whole.popularity).all()
+    assert drawn(whole, 30, 12, seed=3).train.ids.tolist() == split.train.ids.tolist()
+    assert drawn(whole, 30, 12, seed=4).train.ids.tolist() != split.train.ids.tolist()
+    every = drawn(whole, None, 10**6, seed=3)
+    assert every.train.ids.tolist() == whole.train.ids.tolist()
+    assert every.test.ids.tolist() == whole.test.ids.tolist()

@@ -125,7 +125,7 @@ def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, 
     assert torch.equal(found.theta, alone.theta)
     assert found.store() is None
     assert not list((tmp_path / "run").glob("store*"))
-    monkeypatch.setattr("fudlr.run.train_adapter", None)  # not reached
+    monkeypatch.setattr("fudlr.run.folder.train_adapter", None)  # not reached
     with pytest.raises((UsageError, EngineError), match=said):
         train_run(merge(brief, {"record.ride": True}), tmp_path / "never")
     assert not (tmp_path / "never").exists()

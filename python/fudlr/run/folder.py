@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
 
 from fudlr import lora
+from fudlr.checkpoint import Checkpoint
 from fudlr.config import DataConfig, RunConfig, dump_config, load_config
 from fudlr.data import (
     DataWarning,
     Interactions,
     Split,
+    drawn,
     find_ml100k,
     leave_last_out,
     read_recbole,
@@ -39,17 +39,10 @@ from fudlr.data import (
 )
 from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.files import atomic_folder, check_replaceable, write_json
-from fudlr.pretrain import pretrain, small_llama
 from fudlr.progress import StageClock
-from fudlr.recommenders import (
-    RECOMMENDERS,
-    Prompted,
-    Recommender,
-    add_item_tokens,
-    load_template,
-)
+from fudlr.recommenders import Recommender
 from fudlr.recording import STORE, Observer, bind, ride_along
-from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
+from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
 from fudlr.store import Binding, Store
 from fudlr.train import Training, train_adapter
 from fudlr_ext import Engine
@@ -126,89 +119,19 @@ def read_data(config: DataConfig) -> Interactions:
 
 
 def make_split(interactions: Interactions, config: DataConfig) -> Split:
-    """Leave-last-out, as the configuration says."""
-    return leave_last_out(
+    """Leave-last-out and a draw from it, as the configuration says."""
+    split = leave_last_out(
         interactions,
         max_train_per_user=config.max_train_per_user,
         pretrain_share=config.pretrain_share,
     )
+    return drawn(split, config.train_samples, config.prompt_users, config.draw_seed)
 
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("fudlr-ext", "torch", "transformers", "peft", "numpy")
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model ready for an adapter.
-
-    Attributes:
-        model: Without an adapter.
-        tokenizer: Its tokenizer; None where the recommender needs none and there is none.
-        record: What `Recommender.create` needs to make the same recommender again.
-        losses: Of each epoch of pretraining, where there was any.
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    record: dict[str, Any] | None
-    losses: list[float]
-
-
-def make_base(split: Split, config: RunConfig) -> Base:
-    """The base that the configuration names: loaded from a folder, or small and pretrained here."""
-    kind = recommender_kind(config)
-    if config.model.base == "small-llama":
-        return _small_base(kind, split, config)
-    folder = Path(config.model.base)
-    model = _load_base(folder, config.model.dtype)
-    tokenizer = _load_tokenizer(folder)
-    if kind.prompted:
-        return Base(model, tokenizer, None, [])
-    titles = split.interactions.items
-    if "title" not in titles.columns:
-        raise DataError(
-            "item tokens were to be made for a pretrained model",
-            "the items have no titles",
-            "Add a title column to the item table",
-        )
-    tokens = add_item_tokens(model, tokenizer, titles["title"].to_list())
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, [])
-
-
-def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Base:
-    interactions, window = split.interactions, config.data.window
-    if not kind.prompted:
-        small = small_llama(interactions.n_items, window, config.model, config.seed)
-        return Base(small, None, None, pretrain(small, split, window, config.model, config.seed))
-    assert issubclass(kind, Prompted)
-    template = load_template(config.recommender.template or kind.usual_template)
-    titles = interactions.items["title"].to_list()
-    tokenizer = train_tokenizer(template, titles, config.model.vocabulary)
-    model = small_text_llama(tokenizer, config.model, config.seed)
-    recommender = kind.create(model, tokenizer, interactions, config)
-    per_user = config.data.max_train_per_user
-    losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
-    return Base(model, tokenizer, recommender.record(), losses)
-
-
-def recommender_kind(config: RunConfig) -> type[Recommender]:
-    """The recommender's class in the table.
-
-    Raises:
-        UsageError: There is none of that name.
-    """
-    name = config.recommender.kind
-    if name not in RECOMMENDERS:
-        raise UsageError(
-            f"the recommender {name!r} was asked for",
-            "there is none of that name",
-            f"Choose one of {', '.join(RECOMMENDERS)} for recommender.kind",
-        )
-    return RECOMMENDERS[name]
 
 
 def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = None) -> Run:
@@ -257,7 +180,13 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
                 training = Training(trained, [])
             else:
                 training = train_adapter(
-                    recommender, engine, split.train, config.train, start, observer=observer
+                    recommender,
+                    engine,
+                    split.train,
+                    config.train,
+                    start,
+                    observer=observer,
+                    checkpoint=_checkpoint(out, config, recommender, start, split),
                 )
         lora.save(model, temporary / "adapter")
         _write_items(temporary, split.interactions, recommender)
@@ -290,6 +219,16 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
     )
 
 
+def _checkpoint(
+    out: Path, config: RunConfig, recommender: Recommender, start: Tensor, split: Split
+) -> Checkpoint | None:
+    """Where the training of the run in `out` keeps its state, beside that folder, if anywhere."""
+    if not config.train.checkpoint:
+        return None
+    course = bind(recommender, start, split.train, config.data.window)
+    return Checkpoint(out.parent, config.train.checkpoint, str(course))
+
+
 def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
     """The run in `folder`, with its own trained adapter or with the one in `adapter`.
 
@@ -310,8 +249,8 @@ def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
     split = make_split(read_data(config.data), config.data)
     kind = recommender_kind(config)
     record = _read_items(folder, split.interactions)
-    base = _load_base(folder / "base", config.model.dtype)
-    tokenizer = _load_tokenizer(folder / "base") if kind.prompted else None
+    base = load_base(folder / "base", config.model.dtype)
+    tokenizer = load_tokenizer(folder / "base") if kind.prompted else None
     start_model = lora.load(base, folder / "start")
     start = Engine(start_model).theta()
     model = lora.load(start_model.unload(), adapter or folder / "adapter")
@@ -353,46 +292,3 @@ def _read_items(folder: Path, interactions: Interactions) -> dict[str, Any]:
             "Point data.source in its config.yaml at the data it was trained on, or train again",
         )
     return record
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer in {folder} was to be loaded",
-            f"it cannot be read ({_first_line(error)})",
-            "Save the tokenizer beside the model",
-        ) from error
-
-
-def _load_base(folder: Path, dtype: str = "float32") -> nn.Module:
-    asked = f"the base model in {folder} was to be loaded"
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            asked,
-            "there is no config.json",
-            "Name `small-llama`, or a folder that Hugging Face's save_pretrained wrote",
-        )
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=getattr(torch, dtype),
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            asked, f"it cannot be read ({_first_line(error)})", "Save it again as safetensors"
-        ) from error
-    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    if bad:
-        raise ModelError(
-            asked, f"{bad[0]} holds NaN or infinity", "Restore a sound copy of the model"
-        )
-    return model
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

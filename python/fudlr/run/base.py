@@ -1,0 +1,149 @@
+"""The base model and its tokenizer: loaded from a folder, or small and made on the spot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fudlr.config import RunConfig
+from fudlr.data import Split
+from fudlr.errors import DataError, ModelError, UsageError
+from fudlr.pretrain import pretrain, small_llama
+from fudlr.recommenders import (
+    RECOMMENDERS,
+    Prompted,
+    Recommender,
+    add_item_tokens,
+    load_template,
+)
+from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model ready for an adapter.
+
+    Attributes:
+        model: Without an adapter.
+        tokenizer: Its tokenizer; None where the recommender needs none and there is none.
+        record: What `Recommender.create` needs to make the same recommender again.
+        losses: Of each epoch of pretraining, where there was any.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    record: dict[str, Any] | None
+    losses: list[float]
+
+
+def make_base(split: Split, config: RunConfig) -> Base:
+    """The base that the configuration names: loaded from a folder, or small and pretrained here."""
+    kind = recommender_kind(config)
+    if config.model.base == "small-llama":
+        return _small_base(kind, split, config)
+    folder = Path(config.model.base)
+    model = load_base(folder, config.model.dtype)
+    tokenizer = load_tokenizer(folder)
+    if kind.prompted:
+        return Base(model, tokenizer, None, [])
+    titles = split.interactions.items
+    if "title" not in titles.columns:
+        raise DataError(
+            "item tokens were to be made for a pretrained model",
+            "the items have no titles",
+            "Add a title column to the item table",
+        )
+    tokens = add_item_tokens(model, tokenizer, titles["title"].to_list())
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, [])
+
+
+def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Base:
+    interactions, window = split.interactions, config.data.window
+    if not kind.prompted:
+        small = small_llama(interactions.n_items, window, config.model, config.seed)
+        return Base(small, None, None, pretrain(small, split, window, config.model, config.seed))
+    assert issubclass(kind, Prompted)
+    template = load_template(config.recommender.template or kind.usual_template)
+    titles = interactions.items["title"].to_list()
+    tokenizer = train_tokenizer(template, titles, config.model.vocabulary)
+    model = small_text_llama(tokenizer, config.model, config.seed)
+    recommender = kind.create(model, tokenizer, interactions, config)
+    per_user = config.data.max_train_per_user
+    losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
+    return Base(model, tokenizer, recommender.record(), losses)
+
+
+def recommender_kind(config: RunConfig) -> type[Recommender]:
+    """The recommender's class in the table.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    name = config.recommender.kind
+    if name not in RECOMMENDERS:
+        raise UsageError(
+            f"the recommender {name!r} was asked for",
+            "there is none of that name",
+            f"Choose one of {', '.join(RECOMMENDERS)} for recommender.kind",
+        )
+    return RECOMMENDERS[name]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} was to be loaded",
+            f"it cannot be read ({_first_line(error)})",
+            "Save the tokenizer beside the model",
+        ) from error
+
+
+def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
+    """The causal LM in `folder`, without an adapter.
+
+    Raises:
+        ModelError: There is none, it cannot be read, or its weights are not finite.
+    """
+    asked = f"the base model in {folder} was to be loaded"
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            asked,
+            "there is no config.json",
+            "Name `small-llama`, or a folder that Hugging Face's save_pretrained wrote",
+        )
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=getattr(torch, dtype),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            asked, f"it cannot be read ({_first_line(error)})", "Save it again as safetensors"
+        ) from error
+    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise ModelError(
+            asked, f"{bad[0]} holds NaN or infinity", "Restore a sound copy of the model"
+        )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
