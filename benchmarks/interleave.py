@@ -13,7 +13,8 @@ def interleaved(
     """Run all pieces `repeats` times, one after the other, after a first round that is not timed.
 
     Returns:
-        For each: medians `cpu_s` (of this process, all threads) and `wall_s`, and all `cpu_all_s`.
+        For each: medians `cpu_s` (of this process, all threads) and `wall_s`, and all of them,
+        `cpu_all_s` and `wall_all_s`.
     """
     cpu: dict[str, list[float]] = {name: [] for name in work}
     wall: dict[str, list[float]] = {name: [] for name in work}
@@ -29,6 +30,7 @@ def interleaved(
             "cpu_s": statistics.median(cpu[name]),
             "wall_s": statistics.median(wall[name]),
             "cpu_all_s": cpu[name],
+            "wall_all_s": wall[name],
         }
         for name in work
     }

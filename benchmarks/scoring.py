@@ -1,0 +1,203 @@
+"""Scoring samples with 8 vectors: the engine, the peft step, the frozen limit and other libraries.
+
+    python benchmarks/scoring.py                          # all sizes, all rivals, titles
+    python benchmarks/scoring.py --hidden 128 --rivals hooks vmap_grad --repeats 3 --titles no
+
+Work: workload.py. Everything runs in turn in one process of the rivals' environment
+(rivals/requirements.txt), so that load disturbs all alike; each round's times are compared with
+those of the same round. Answers are compared with the engine's before anything is timed, and the
+engine's with single backward passes of the peft model. A rival that cannot run is a row with its
+error. With one thread times are processor time; with two, wall time.
+
+Speeds are times of `peft`: the median over rounds of its time over the row's. The result goes to
+benchmarks/results/scoring.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleave import interleaved
+from machine import describe
+from rivals import RIVALS, load
+from title_work import BATCH, title_batches
+from workload import FACE, SIZES, VECTORS, Work, frozen_pass, peft_at_labels, peft_step
+
+from fudlr_ext import Engine
+
+TOLERANCE = 1e-3  # kronfluence's EK-FAC vectors are of its own scale; others agree to 1e-5
+SCORING = {512: (1.3, 1.2), 256: (1.4, 1.3), 128: (1.7, 1.5)}
+"""Least speed in peft steps, and beside the fastest peer."""
+TITLES = 2.0
+OURS = "fudlr_ext"
+
+
+def speeds(found: dict[str, Any], clock: str) -> dict[str, Any]:
+    """Rows of the table: each round's `peft` over the row's own time."""
+    unit = found["peft"][clock]
+    rows = {}
+    for name, times in found.items():
+        each = sorted(u / t for u, t in zip(unit, times[clock], strict=True))
+        quarter = len(each) // 4
+        rows[name] = {
+            "seconds": statistics.median(times[clock]),
+            "speed": statistics.median(each),
+            "middle_half": [each[quarter], each[-1 - quarter]],
+        }
+    return rows
+
+
+def agreement(work: Work, scores: torch.Tensor, vectors: torch.Tensor) -> float:
+    """Relative error beside the engine's products with the same vectors."""
+    expected = work.engine.sample_dots(*FACE, work.batch, vectors)
+    error = float((scores.detach() - expected).norm() / expected.norm())
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"its answers differ from the engine's by {error:.2g}")
+    return error
+
+
+def check_engine(work: Work) -> float:
+    """The engine's products beside those of single backward passes of the peft model."""
+    parameters = dict(work.model.named_parameters())
+    named = work.split(work.vectors)
+    worst = 0.0
+    got = work.engine.sample_dots(*FACE, work.batch, work.vectors)
+    for i in (0, len(got) - 1):
+        one = {key: value[i : i + 1] for key, value in work.batch.items()}
+        peft_at_labels(work.model, one)
+        products = sum(
+            vector.flatten(1) @ parameters[name].grad.flatten()  # type: ignore[union-attr]
+            for name, vector in named.items()
+        )
+        worst = max(worst, float((got[i] - products).norm() / products.norm()))  # type: ignore
+    if worst > 1e-4:
+        raise SystemExit(f"the engine differs from single passes by {worst:.2g}; nothing was timed")
+    return worst
+
+
+def synthetic(hidden: int, names: list[str], repeats: int, threads: int) -> dict[str, Any]:
+    """One size: all rows, timed in turn."""
+    torch.set_num_threads(threads)
+    work = Work(hidden)
+    errors: dict[str, float] = {OURS: check_engine(work)}
+    failed = {}
+    calls: dict[str, Callable[[], object]] = {
+        "peft": lambda: peft_step(work.model, work.batch),
+        "peft, logits at labels": lambda: peft_at_labels(work.model, work.batch),
+        "frozen limit": lambda: frozen_pass(work.frozen, work.batch),
+        OURS: lambda: work.engine.sample_dots(*FACE, work.batch, work.vectors),
+    }
+    for name in names:
+        label = RIVALS[name]
+        try:
+            call, vectors = load(name).scorer(work)
+            call()  # a second time must give the same
+            errors[label] = agreement(work, call(), vectors)
+            calls[label] = call
+        except Exception as error:
+            failed[label] = f"{type(error).__name__}: {error}".splitlines()[0]
+    rows = speeds(interleaved(calls, repeats), "cpu_all_s" if threads == 1 else "wall_all_s")
+    for name, error in errors.items():
+        rows[name]["error"] = error
+    positions, samples = SIZES[hidden]
+    shape = {"hidden": hidden, "positions": positions, "samples": samples, "threads": threads}
+    return {**shape, "rows": rows, "failed": failed}
+
+
+def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Title prompts: the peft step pads and computes all logits, as its users do."""
+    torch.set_num_threads(threads)
+    model, batches = title_batches(hidden)
+    engine = Engine(model)
+    vectors = engine.sample_grads(*FACE, {k: v[:VECTORS] for k, v in batches[0].items()})
+
+    def peft() -> None:
+        for batch in batches:
+            peft_step(model, batch)
+
+    def ours() -> None:
+        for batch in batches:
+            engine.sample_dots(*FACE, batch, vectors)
+
+    found = interleaved({"peft": peft, OURS: ours}, repeats)
+    masks = [batch["attention_mask"] for batch in batches]
+    lengths = torch.cat([mask.sum(1) for mask in masks])
+    return {
+        "hidden": hidden,
+        "threads": threads,
+        "samples": len(lengths),
+        "batch": BATCH,
+        "tokens": [int(lengths.min()), float(lengths.float().mean()), int(lengths.max())],
+        "padding": 1 - float(lengths.sum()) / sum(mask.numel() for mask in masks),
+        "rows": speeds(found, "cpu_all_s" if threads == 1 else "wall_all_s"),
+    }
+
+
+def bars(cases: list[dict[str, Any]], title_cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was asked beside what was measured, on one thread."""
+    found = []
+
+    def bar(name: str, measured: float, threshold: float) -> None:
+        met = measured >= threshold
+        found.append({"bar": name, "measured": measured, "threshold": threshold, "met": met})
+
+    ways = ("peft", "peft, logits at labels", "frozen limit", OURS)
+    for case in (case for case in cases if case["threads"] == 1):
+        speed = {name: row["speed"] for name, row in case["rows"].items()}
+        step, peer = SCORING[case["hidden"]]
+        bar(f"hidden {case['hidden']}: over peft's step", speed[OURS], step)
+        bar(f"hidden {case['hidden']}: over the limit", speed[OURS] / speed["frozen limit"], 0.9)
+        peers = {name: value for name, value in speed.items() if name not in ways}
+        if peers:
+            best = max(peers, key=lambda name: peers[name])
+            bar(f"hidden {case['hidden']}: over {best}", speed[OURS] / peers[best], peer)
+    for case in (case for case in title_cases if case["threads"] == 1):
+        bar(f"titles, hidden {case['hidden']}", case["rows"][OURS]["speed"], TITLES)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--hidden", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--titles", choices=("yes", "no"), default="yes")
+    default = Path(__file__).parent / "results" / "scoring.json"
+    parser.add_argument("--out", type=Path, default=default)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    cases, title_cases = [], []
+    for hidden in args.hidden:
+        for threads in args.threads:
+            names = args.rivals if threads == 1 else []
+            cases.append(synthetic(hidden, names, args.repeats, threads))
+            print(json.dumps({k: round(r["speed"], 3) for k, r in cases[-1]["rows"].items()}),
+                  cases[-1]["failed"], flush=True)  # fmt: skip
+            if args.titles == "yes":
+                title_cases.append(titles(hidden, args.repeats, threads))
+                print("titles", title_cases[-1]["rows"][OURS]["speed"], flush=True)
+    torch.set_num_threads(min(args.threads))
+    chosen = " ".join(map(str, args.hidden))
+    result = {
+        "command": f"python benchmarks/scoring.py --hidden {chosen} --repeats {args.repeats} "
+        f"--threads {' '.join(map(str, args.threads))}",
+        "machine": {**describe(), "load": os.getloadavg()},
+        "bars": bars(cases, title_cases),
+        "cases": cases,
+        "titles": title_cases,
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["bars"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
