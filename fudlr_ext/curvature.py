@@ -1,20 +1,25 @@
-"""Products with Jacobian, Hessian and Gauss-Newton matrices by automatic differentiation.
+"""Products with Jacobian, Hessian and Gauss-Newton matrices.
 
-They are exact. Each vector costs a pass over a graph that is built once a batch.
+They are exact. Where the fused decoder layers serve, all vectors go through them together
+(`tangents`), and automatic differentiation has the rest; elsewhere it has everything, and each
+vector costs a pass over a graph that is built once a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fudlr_ext import trunk
 from fudlr_ext.collect import check_losses, no_gradient
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.passes import differentiable
+from fudlr_ext.tangents import Recorder
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -53,9 +58,81 @@ def _gradients(
     )
 
 
-def _each(vectors: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-    rows = [product(vector) for vector in vectors]
-    return torch.stack(rows) if rows else torch.zeros_like(vectors)
+DIRECTION_BYTES = 2 * 2**30
+"""Memory that the tangents of one group of vectors may take; more vectors go in groups."""
+
+
+class _Spine:
+    """What the outputs of one forward pass hang on, and products from there on.
+
+    That is θ itself, or, where the fused decoder layers ran, their last output: then the vectors
+    go through these all at once, and only what is left of the model differentiates vector by
+    vector.
+    """
+
+    def __init__(self, leaf: Tensor, recorder: Recorder | None) -> None:
+        self.leaf, self.recorder = leaf, recorder
+
+    def products(
+        self, vectors: Tensor, delta: Tensor | None, inner: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the products [k, d], with `inner` the product at the leaf.
+
+        Args:
+            vectors: [k, d].
+            delta: The gradient at the leaf where the layers' own curvature counts (the Hessian).
+            inner: A tangent of the leaf to the change of its cotangent.
+        """
+        if self.recorder is None:
+            rows = [inner(vector) for vector in vectors]
+            return torch.stack(rows) if rows else torch.zeros_like(vectors)
+        size = max(1, DIRECTION_BYTES // max(self.recorder.bytes_each(), 1))
+        parts = [self._together(part, delta, inner) for part in vectors.split(size) if len(part)]
+        return torch.cat(parts) if parts else torch.zeros_like(vectors)
+
+    def _together(
+        self, vectors: Tensor, delta: Tensor | None, inner: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        assert self.recorder is not None
+        k = len(vectors)
+        with torch.no_grad():
+            along = self.recorder.along(vectors)
+        tangents = along.out.view(-1, k, along.out.shape[1])
+        changes = torch.stack([inner(tangents[:, j]) for j in range(k)], 1)
+        with torch.no_grad():
+            return along.back(delta, changes.detach().flatten(0, 1))
+
+
+@contextmanager
+def _spine(model: nn.Module, layout: Layout, theta: Tensor, fused: bool) -> Iterator[Recorder]:
+    """Yield a recorder of the fused layers; where it stays empty, all is differentiable in θ."""
+    recorder = Recorder()
+    layers = trunk.usable(model, layout) if fused else []
+    inside = {id(part.lora) for layer in layers for part in layer.parts.values()}
+    if layers and all(id(lora) in inside for lora in layout.layers):
+        with trunk.replaced(model, layout, recorder.run), differentiable(model, layout, theta):
+            yield recorder
+    else:
+        with differentiable(model, layout, theta):
+            yield recorder
+
+
+def _found(theta: Tensor, recorder: Recorder, outputs: tuple[Tensor, ...]) -> _Spine | None:
+    """Return what the outputs hang on; None where a layer within is used by itself as well."""
+    if not recorder.runs:
+        return _Spine(theta, None)
+    layers = {id(run.layer) for run in recorder.runs}
+    live = [output.sum() for output in outputs if output.requires_grad]
+    once = len(layers) == len(recorder.runs)
+    if once and live:
+        others = recorder.leaves[:-1]
+        found = (
+            torch.autograd.grad(live, others, retain_graph=True, allow_unused=True)
+            if others
+            else ()
+        )
+        once = all(gradient is None for gradient in found)
+    return _Spine(recorder.leaves[-1], recorder) if once else None
 
 
 def hvp(
@@ -67,14 +144,24 @@ def hvp(
     loss: Loss,
     batch: Any,
     vectors: Tensor,
+    fused: bool = True,
 ) -> Tensor:
-    """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994, by double backward)."""
+    """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994)."""
     theta = theta.requires_grad_()
-    with differentiable(model, layout, theta):
+    with _spine(model, layout, theta, fused) as recorder:
         losses = loss(forward(model, batch), batch)
         check_losses(losses, layout)
-        (gradient,) = torch.autograd.grad(losses.mean(), theta, create_graph=True)
-        return _each(vectors, lambda v: _gradients((gradient,), (theta,), (v,))[0])
+        spine = _found(theta, recorder, (losses,))
+        if spine is not None:
+            leaf = spine.leaf
+            (gradient,) = torch.autograd.grad(losses.mean(), leaf, create_graph=True)
+            return spine.products(
+                vectors, gradient.detach(), lambda v: _gradients((gradient,), (leaf,), (v,))[0]
+            )
+    return hvp(
+        model, layout, theta.detach(),
+        forward=forward, loss=loss, batch=batch, vectors=vectors, fused=False,
+    )  # fmt: skip
 
 
 def ggn_vp(
@@ -86,13 +173,14 @@ def ggn_vp(
     loss: Loss,
     batch: Any,
     vectors: Tensor,
+    fused: bool = True,
 ) -> Tensor:
     """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs.
 
-    J v comes from differentiating Jᵀ c, which is linear in c, once more.
+    From the leaf on, J v comes from differentiating Jᵀ c, which is linear in c, once more.
     """
     theta = theta.requires_grad_()
-    with differentiable(model, layout, theta):
+    with _spine(model, layout, theta, fused) as recorder:
         everything = as_tuple(forward(model, batch))
         varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
         outputs = tuple(everything[i] for i in varying)
@@ -102,18 +190,25 @@ def ggn_vp(
         given = list(everything)
         for i, tensor in zip(varying, at, strict=True):
             given[i] = tensor
-        losses = loss(tuple(given) if len(given) > 1 else given[0], batch)
-        check_losses(losses, layout)
-        slopes = torch.autograd.grad(losses.mean(), at, create_graph=True)
-        cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
-        (pulled,) = _gradients(outputs, (theta,), cotangents, create_graph=True)
+        spine = _found(theta, recorder, outputs)
+        if spine is not None:
+            leaf = spine.leaf
+            losses = loss(tuple(given) if len(given) > 1 else given[0], batch)
+            check_losses(losses, layout)
+            slopes = torch.autograd.grad(losses.mean(), at, create_graph=True)
+            cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
+            (pulled,) = _gradients(outputs, (leaf,), cotangents, create_graph=True)
 
-        def product(v: Tensor) -> Tensor:
-            forward_v = _gradients((pulled,), cotangents, (v,))
-            curved = _gradients(slopes, at, forward_v)
-            return _gradients(outputs, (theta,), curved)[0]
+            def product(v: Tensor) -> Tensor:
+                forward_v = _gradients((pulled,), cotangents, (v,))
+                curved = _gradients(slopes, at, forward_v)
+                return _gradients(outputs, (leaf,), curved)[0]
 
-        return _each(vectors, product)
+            return spine.products(vectors, None, product)
+    return ggn_vp(
+        model, layout, theta.detach(),
+        forward=forward, loss=loss, batch=batch, vectors=vectors, fused=False,
+    )  # fmt: skip
 
 
 def taylor_gradient(

@@ -142,7 +142,7 @@ def capturing(model: nn.Module, layout: Layout) -> Iterator[Tape]:
             x, tape.anchor, layer, tape
         )
 
-    with trunk.replaced(model, layout, tape), _replaced(model, layout, forward):
+    with trunk.replaced(model, layout, trunk.taped(tape)), _replaced(model, layout, forward):
         yield tape
 
 

@@ -7,7 +7,7 @@ Everything else runs as it is, with its LoRA linears replaced one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,22 +56,43 @@ def only(positions: Tensor, mask: Tensor | None) -> Iterator[Request]:
 _found: WeakKeyDictionary[Layout, list[Decoder]] = WeakKeyDictionary()
 
 
-@contextmanager
-def replaced(model: nn.Module, layout: Layout, tape: Any) -> Iterator[None]:
-    """Let the decoder layers that `find` finds run on our ops; to be entered with the model as is.
+Run = Callable[[Decoder, Places, Tensor], Tensor]
+"""Computes a decoder layer from x [T, d], packed; the graph is its own affair."""
 
-    The probe runs once for a layout. Layers with somebody's hooks within are left to their own
-    code, which calls these.
+
+def usable(model: nn.Module, layout: Layout) -> list[Decoder]:
+    """Return the decoder layers that can run on our ops now; the probe runs once for a layout.
+
+    Layers with somebody's hooks within are left to their own code, which calls these.
     """
     if layout not in _found:
         for lora in layout.layers:
             lora.check_state()
         _found[layout] = find(model, layout)
     layers = _found[layout]
-    if not layers or any(_hooked(layer) for layer in layers):
+    return [] if any(_hooked(layer) for layer in layers) else layers
+
+
+def taped(tape: Any) -> Run:
+    """Layers as nodes of the graph, whose backward hands the adapters' factors to `tape`."""
+
+    def run(layer: Decoder, places: Places, x: Tensor) -> Tensor:
+        if layer.adapted or x.requires_grad:
+            out: Tensor = _Layer.apply(x, tape.anchor, (layer, places), tape)  # type: ignore[no-untyped-call]
+            return out
+        return Pass(layer, places, x).out
+
+    return run
+
+
+@contextmanager
+def replaced(model: nn.Module, layout: Layout, run: Run) -> Iterator[None]:
+    """Let the decoder layers that are usable go through `run`; entered with the model as it is."""
+    layers = usable(model, layout)
+    if not layers:
         yield
         return
-    trunk = Trunk(layers, tape)
+    trunk = Trunk(layers, run)
     before = [layer.module.__dict__.get("forward") for layer in layers]
     try:
         for i, layer in enumerate(layers):
@@ -172,8 +193,8 @@ def _same(layer: Decoder, dtype: torch.dtype) -> bool:
 class Trunk:
     """The decoder layers of one model within one pass."""
 
-    def __init__(self, layers: list[Decoder], tape: Any) -> None:
-        self.layers, self.tape = layers, tape
+    def __init__(self, layers: list[Decoder], run: Run) -> None:
+        self.layers, self.run = layers, run
         self._places: Places | None = None
         self._slots: Tensor | None = None
         self._real: Tensor | None = None
@@ -195,10 +216,7 @@ class Trunk:
                 x = x[self._real]
         if not last or self._slots is None:
             places = Places(places.offsets, places.limits, places.cos, places.sin)
-        if layer.adapted or x.requires_grad:
-            x = _Layer.apply(x, self.tape.anchor, (layer, places), self.tape)  # type: ignore[no-untyped-call]
-        else:
-            x = Pass(layer, places, x).out
+        x = self.run(layer, places, x)
         if not last:
             return x
         if self._slots is not None and request is not None:
