@@ -26,6 +26,7 @@ from tables import (
     record_kills,
     record_once,
     record_staleness,
+    steering,
     stream_of_days,
 )
 
@@ -43,6 +44,7 @@ TABLES: tuple[ModuleType, ...] = (
     curvatures,
     closer,
     damping,
+    steering,
 )
 """In the order of the pages."""
 

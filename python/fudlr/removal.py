@@ -82,6 +82,12 @@ def check_options(config: DebiasConfig) -> None:
             )
     if CURVATURES[config.curvature].couples_layers:
         return
+    if config.steering:
+        raise UsageError(
+            f"steering {config.steering} was asked for with the curvature {config.curvature}",
+            "it has no entries between layers, and only its removal can be calibrated",
+            "Use empirical_fisher, ggn or hessian",
+        )
     if config.calibration == 0:
         raise UsageError(
             f"an adapter was to be updated with the curvature {config.curvature}",

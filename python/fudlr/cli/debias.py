@@ -35,6 +35,10 @@ def debias(
         bool | None,
         typer.Option("--polish/--no-polish", help="Go on with whole gradients for this mask."),
     ] = None,
+    steering: Annotated[
+        str | None,
+        typer.Option(help="Steer, which is no removal: line_search, soft, signed or direct."),
+    ] = None,
     force: Annotated[
         bool | None, typer.Option("--force", help="Go on where a signature of failure refuses.")
     ] = None,
@@ -62,6 +66,7 @@ def debias(
         "rows": rows,
         "polish": polish,
         "force": force,
+        "steering": steering,
         "store": str(store) if store else None,
     }
     result = debias_samples(loaded, debias_options(loaded.config, config, settings, given))

@@ -6,10 +6,14 @@ The gradient is exact over all validation prompts; the grid is stated here and s
 learning rate, and the number of steps, `STEPS` along the way.
 """
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from fudlr.compare.base import Point, Rival, Setting, Stopwatch, loaded
-from fudlr.gradients import VALIDATION_LOSS, metric_gradients
+from fudlr.debias.steering import metric_steps
+from fudlr.gradients import MetricGradient, metric_gradients
 
 WEIGHTS = (1.0, 4.0)
 RATES = (1e-3, 3e-3)
@@ -26,13 +30,10 @@ def _points(setting: Setting) -> list[Point]:
 
 def _path(setting: Setting, weight: float, rate: float) -> list[Point]:
     run, watch = setting.run, Stopwatch()
-    theta = run.theta.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theta], lr=rate)
-    coefficients, loss = None, 1.0
-    found = []
-    for step in range(1, max(STEPS) + 1):
-        with loaded(setting, theta.detach()):
-            gradients = metric_gradients(
+
+    def gradients_at(theta: Tensor) -> Mapping[str, MetricGradient]:
+        with loaded(setting, theta):
+            return metric_gradients(
                 run.recommender,
                 run.engine,
                 setting.valid.samples,
@@ -40,18 +41,18 @@ def _path(setting: Setting, weight: float, rate: float) -> list[Point]:
                 [term.metric for term in setting.objective.terms],
                 batch_size=setting.config.batch,
             )
-        if coefficients is None:  # at θ*
-            start = torch.tensor([gradients[name].value for name in setting.objective.names])
-            coefficients = setting.objective.coefficients(start)
-            loss = gradients[VALIDATION_LOSS].value
-        total = weight / loss * gradients[VALIDATION_LOSS].gradient
-        for name, coefficient in zip(setting.objective.names, coefficients, strict=True):
-            total = total + coefficient.to(total) * gradients[name].gradient
-        theta.grad = total
-        optimiser.step()
+
+    def coefficients(gradients: Mapping[str, MetricGradient]) -> Mapping[str, float]:
+        names = setting.objective.names
+        start = torch.tensor([gradients[name].value for name in names])
+        return dict(zip(names, setting.objective.coefficients(start).tolist(), strict=True))
+
+    found = []
+    steps = metric_steps(run.theta, gradients_at, coefficients, weight, rate)
+    for step, theta in zip(range(1, max(STEPS) + 1), steps, strict=False):
         if step in STEPS:
             name = f"w = {weight:g}, rate {rate:g}, {step} steps"
-            found.append(Point(name, theta.detach().clone(), cost=watch.read()))
+            found.append(Point(name, theta, cost=watch.read()))
     return found
 
 

@@ -258,6 +258,10 @@ class DebiasConfig(Record):
     """Steps of the descent."""
     mask_rate: Positive = 0.3
     """Its learning rate."""
+    steering: Literal["line_search", "soft", "signed", "direct"] | None = None
+    """Steer further than a removal goes, which is no removal any more; see docs/steering.md."""
+    steering_steps: Count = 6
+    """Steps of soft and signed masks and of direct metric steps."""
     force: bool = False
     """Go on where a signature of failure refuses the update or its mask; see docs/signatures.md."""
     max_loss_rise: NotNegative = 0.02
@@ -269,6 +273,12 @@ class DebiasConfig(Record):
     def _something_to_steer(self) -> Self:
         if self.lambda_fair == 0 and self.lambda_acc == 0:
             raise ValueError("lambda_fair and lambda_acc should not both be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _steered_from_one_step(self) -> Self:
+        if self.steering and (self.polish or self.update != "one_step" or self.slope != "hold"):
+            raise ValueError("steering should go with update one_step, slope hold and no polish")
         return self
 
     @model_validator(mode="after")

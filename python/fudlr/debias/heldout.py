@@ -9,6 +9,7 @@ import torch
 from fudlr.data import holdout_users
 from fudlr.debias.evidence import Evidence
 from fudlr.debias.job import Job
+from fudlr.debias.steering import steer
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured
 from fudlr.metrics import bootstrap, evaluate
@@ -33,6 +34,8 @@ def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
             gradients = job.gradients(job.valid.take(own))
             scored = score_samples(evidence.space, gradients, job.objective, evidence.solve, config)
             found = answer(scored, choose_mask(scored.score, config), evidence.remove)
+            if config.steering and found.mask.any():
+                found, _ = steer(job, evidence, job.valid.take(own), gradients, found)
             run.engine.load(found.update.theta)
             part = torch.from_numpy(other)
             test, valid = job.test.take(other).samples, job.valid.take(other).samples

@@ -30,6 +30,7 @@ from fudlr.debias.signatures import (
     plain,
     warnings,
 )
+from fudlr.debias.steering import steer
 from fudlr.debias.summary import cost, summarise
 from fudlr.evaluation import Measured, Prompts, measure
 from fudlr.mask import Mask, threshold_mask
@@ -155,6 +156,9 @@ def request(job: Job, facts: Facts | None = None) -> tuple[Evidence, Answer, lis
     if config.polish:
         with clock.stage("polish"):
             found, evidence.about["polish"] = polish(job, evidence, found, gradients)
+    if config.steering and found.mask.any():
+        with clock.stage("steering"):
+            found, evidence.about["steering"] = steer(job, evidence, job.valid, gradients, found)
     facts.update = found.update
     return evidence, found, signs
 
@@ -171,6 +175,8 @@ def _start_loss(job: Job) -> float:
 def _curve(job: Job, evidence: Evidence, scored: Scored) -> list[dict[str, Any]]:
     """Figures of the updated adapter at each budget; `measured` is for real retraining."""
     points: list[dict[str, Any]] = []
+    if job.config.steering:
+        return []  # the curve is of removals
     with job.clock.stage("trade-off curve"):
         for budget in track(job.config.curve, description="trade-off curve"):
             found = answer(scored, threshold_mask(scored.score, budget), evidence.remove)

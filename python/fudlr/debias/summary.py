@@ -15,7 +15,7 @@ from fudlr.run import versions
 
 NEEDED = ("sample gradients", "metric gradients", "signatures", "scores", "update")
 """Stages without which there is no updated adapter; what the method costs."""
-ASKED = ("polish",)
+ASKED = ("polish", "steering")
 """Stages that change the adapter where they were asked for."""
 
 
@@ -56,7 +56,8 @@ def summarise(
             for name, n in null.items()
         },
         "directions": directions(before.metrics, side.k),
-        "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
+        "samples": {"training": len(found.mask), "removed": int((found.mask > 0).sum())},
+        "steering": evidence.about.pop("steering", None),
         "update": {"rule": job.config.update, **found.update.details},
         "solver": {
             "damping": evidence.damping,

@@ -32,6 +32,7 @@ def model_card(data: ReportData, base: str) -> str:
         "",
         headline(data),
         "",
+        *_steered(section(summary, "steering")),
         "## What was removed",
         "",
         f"The effect of {removed:,} of {total:,} training samples "
@@ -54,6 +55,19 @@ def model_card(data: ReportData, base: str) -> str:
         lines += ["", "## Warnings", "", *(f"- {text}" for text in said)]
     lines += ["", "Made by fudlr. Figures are on the test prompts of the run's own data.", ""]
     return "\n".join(lines)
+
+
+def _steered(steering: Mapping[str, Any]) -> list[str]:
+    """What the removal's own paragraph must not be taken for."""
+    if not steering:
+        return []
+    return [
+        "## Steered, not removed",
+        "",
+        f"This adapter was steered further than the removal below goes (mode `{steering['mode']}`)."
+        " It is not nearly an adapter that never saw the samples.",
+        "",
+    ]
 
 
 def _settings(config: Mapping[str, Any], solver: Mapping[str, Any]) -> dict[str, Any]:

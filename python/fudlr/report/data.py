@@ -42,6 +42,7 @@ class ReportData:
             `seconds`: {stage: seconds}, `retraining` among them;
             `cost`: {`seconds` of the update alone, `training_seconds`, and `stages`, the names
             of those that the update needs}, without which all stages but `retraining` count;
+            `steering`: {`mode`, ...} where the adapter was steered, which is no removal;
             `verification`: {check: what `fudlr verify` found of it}, see `report.verification`;
             `signatures`: of failure, a list of {`name`, `severity`, `measured`, `threshold`,
             `found`, `reason`, `advice`};

@@ -174,7 +174,10 @@ def headline(data: ReportData) -> str:
     paid = accuracy_metric(section(summary, "before"))
     if paid is not None and paid not in told:
         told.append(paid)
+    mode = section(summary, "steering").get("mode")
     sentence = f"Taking out {removed:,} of {total:,} training samples ({share(removed / total)}) "
+    if mode is not None:
+        sentence = f"Steering ({str(mode).replace('_', ' ')}), which is no removal of samples, "
     sentence += " and ".join(_movement(rows[name]) for name in told)
     spent = cost(summary)
     if spent is not None:

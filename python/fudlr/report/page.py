@@ -76,6 +76,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "stages": list(stage_rows(summary)),
         "seconds": plots.seconds(cost(summary)),
         "solver": list(_flat(section(summary, "solver"))),
+        "steering": list(_flat(section(summary, "steering"))),
         "config": list(_flat(section(summary, "config"))),
         "versions": list(_flat(section(summary, "versions"))),
         "seed": summary.get("seed"),

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fudlr.progress import duration
 from fudlr.report.cost import cost
+from fudlr.report.data import section
 from fudlr.report.metrics_table import Change, MetricRow, metric_rows
 from fudlr.report.signatures import signature_line
 
@@ -38,6 +39,9 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     if spent is not None:
         against = f", {spent.share} of {spent.word}" if spent.share else ""
         console.print(Text(f"time: {duration(spent.update)}{against}"))
+    mode = section(summary, "steering").get("mode")
+    if mode is not None:
+        console.print(Text(f"steering: {mode}, which is no removal of samples", style="yellow"))
     looked = signature_line(summary)
     if looked is not None:
         console.print(Text(looked))

@@ -29,6 +29,7 @@ def heldout(case: Case) -> dict[str, Any] | None:
     masks, thetas = [], []
     for own in halves:
         steered = case.steered_by(case.valid.take(own))
+        # Whether there is anything to remove was decided on all users, not on half of them.
         found = debias(steered, case.config, curve=(), heldout=False, force=True)
         masks.append(found.mask)
         thetas.append(found.theta)
