@@ -16,7 +16,7 @@ from fudlr.config import (
     to_plain,
 )
 from fudlr.errors import UsageError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -44,6 +44,7 @@ def test_default_adapter_has_the_size_that_the_method_was_measured_with() -> Non
     assert model.layers * rank * (attention + mlp) == 17_408
 
 
+@settings(deadline=None)
 @given(
     budget=st.floats(1e-6, 1.0),
     damping=st.none() | st.floats(1e-8, 10.0),

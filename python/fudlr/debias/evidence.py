@@ -20,7 +20,7 @@ from fudlr.curvature import EmpiricalFisher, Parts
 from fudlr.debias.job import Job
 from fudlr.errors import UsageError
 from fudlr.removal import Removal, Trained
-from fudlr.request import choose_damping
+from fudlr.request import choose_damping, stationarity
 from fudlr.solvers import Solve, make_solver, sampled_preconditioner
 from fudlr.store import (
     GradientRows,
@@ -98,10 +98,9 @@ def gather(job: Job) -> _Found:
 def solvers(job: Job, found: _Found) -> Evidence:
     """The damping and H⁻¹ for rows that were gathered."""
     run, config = job.run, job.config
-    damping = config.damping or choose_damping(
-        run.config.train.l2, found.slope(), run.theta, run.start
-    )
-    about = {"rows": found.source, **found.about}
+    face = (run.config.train.l2, found.slope(), run.theta, run.start)
+    damping = config.damping or choose_damping(*face)
+    about = {"rows": found.source, "slope_left": stationarity(*face), **found.about}
     space = found.space
     if found.source == "store":
         solve = _sketch_solver(job, space, damping)

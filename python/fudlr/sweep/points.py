@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from fudlr.config import DebiasConfig, to_plain
 from fudlr.debias.evidence import Evidence, gather, solvers
 from fudlr.debias.job import Job, prepare
+from fudlr.debias.signatures import BEFORE, PARTS, Facts, Finding, look, warnings
 from fudlr.errors import DataError, UsageError
 from fudlr.files import write_json
 from fudlr.gradients import VALIDATION_LOSS, MetricGradient
@@ -45,6 +46,7 @@ class _Sweep:
 
     job: Job
     folder: Path | None
+    found: list[Finding] = field(default_factory=list)
 
     @cached_property
     def solved(self) -> tuple[Evidence, dict[str, MetricGradient], Influence]:
@@ -54,7 +56,10 @@ class _Sweep:
         with job.clock.stage("sample gradients"):
             gathered = gather(job)
         with job.clock.stage("metric gradients"):
-            gradients = job.gradients(job.valid)
+            gradients = job.gradients(job.valid, PARTS)
+        with job.clock.stage("signatures"):
+            # A sweep looks around: what would leave a single request's mask empty is said here.
+            self.found = look(BEFORE, Facts(job, gradients, gathered.space))
         with job.clock.stage("scores"):
             evidence = solvers(job, gathered)
             return evidence, gradients, influences(evidence.space, gradients, evidence.solve)
@@ -102,7 +107,11 @@ class _Sweep:
             "predicted": {**self._judge(start, after), "change": changes},
             "measured": None,
             "retrained": None,
-            "warnings": [*evidence.warnings, *influence.warnings],
+            "warnings": [
+                *evidence.warnings,
+                *influence.warnings,
+                *warnings(self.found, forced=False),
+            ],
         }
 
     def measure(self, point: Point) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fudlr.curvature import CURVATURES, Identity
 from fudlr.debias.signatures import SIGNATURES, Severity, look
 from fudlr.debias.signatures.influence import sign_test
 from fudlr.errors import RefusedError
+from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
 QUICK = {"curve": (), "heldout": False}
@@ -86,6 +87,8 @@ def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
     assert int(result.mask.sum()) == 0
     assert torch.equal(result.theta, run.theta)
     assert any("Nothing here to remove" in said for said in result.summary["warnings"])
+    swept = sweep_run(grouped(run, codes.numpy().astype(str)), Grid(), result.config)
+    assert any("Nothing here to remove" in said for said in swept["warnings"])
     write_result(tmp_path / "r", result)
     assert "Nothing here to remove" in (tmp_path / "r" / "report.html").read_text()
 
