@@ -72,6 +72,14 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
 void check_stored_rows(const char* op, const at::Tensor& rows,
                        const std::optional<at::Tensor>& scales);
 
+// Checks users [n, w], items [M, w] with M > 0, and which items each user has seen.
+void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
+                     const std::optional<at::Tensor>& seen_offsets,
+                     const std::optional<at::Tensor>& seen_items);
+
+// Checks that the catalogue has `k` items.
+void check_top(const char* op, int64_t k, const at::Tensor& items);
+
 // Checks that `given`, called `name`, has the expected sizes (-1: any), the dtype `wanted`, and the
 // device of `like`, which is called `like_name`.
 void check_tensor(const char* op, const char* name, const at::Tensor& given,

@@ -28,6 +28,31 @@ TORCH_LIBRARY(fudlr, m) {
   m.def(
       "row_gram(Tensor rows, Tensor? scales, Tensor vectors, Tensor? weights) -> (Tensor dots, "
       "Tensor sums)");
+
+  // A softmax over a catalogue: p_i = softmax(scale · h_i Eᵀ) of users h [n, w] over items E [M, w]
+  // but those that user i has seen, seen_items[seen_offsets[i] : seen_offsets[i + 1]].
+  // p C [n, c] for values C [M, c], and log Σ exp of the scores [n]
+  m.def(
+      "catalogue_mean(Tensor users, Tensor items, Tensor values, float scale=1, "
+      "Tensor? seen_offsets=None, Tensor? seen_items=None) -> (Tensor mean, Tensor lse)");
+  // pᵀ W [M, g] for weights [n, g]
+  m.def(
+      "catalogue_share(Tensor users, Tensor items, Tensor weights, float scale=1, "
+      "Tensor? seen_offsets=None, Tensor? seen_items=None) -> Tensor");
+  // the k highest of h Eᵀ and their items, [n, k]
+  m.def(
+      "catalogue_top(Tensor users, Tensor items, int k, Tensor? seen_offsets=None, "
+      "Tensor? seen_items=None) -> (Tensor scores, Tensor top)");
+}
+
+// Backward passes of ops above; without an autograd rule of their own.
+TORCH_LIBRARY(fudlr_grad, m) {
+  // in users, items and values; empty where not needed
+  m.def(
+      "catalogue_mean_backward(Tensor users, Tensor items, Tensor values, float scale, "
+      "Tensor? seen_offsets, Tensor? seen_items, Tensor mean, Tensor lse, Tensor grad_mean, "
+      "Tensor grad_lse, bool need_users, bool need_items, bool need_values) -> (Tensor, Tensor, "
+      "Tensor)");
 }
 
 // Ops without an autograd rule, for the engine's own passes.

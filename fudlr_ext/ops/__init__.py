@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fudlr_ext.ops.catalogue_mean import catalogue_mean
+from fudlr_ext.ops.catalogue_share import catalogue_share
+from fudlr_ext.ops.catalogue_top import catalogue_top
 from fudlr_ext.ops.grad_sum import grad_sum
 from fudlr_ext.ops.row_dots import row_dots
 from fudlr_ext.ops.row_gram import row_gram
@@ -23,11 +26,17 @@ OPS: dict[str, Callable[..., Any]] = {
         row_dots,
         row_sums,
         row_gram,
+        catalogue_mean,
+        catalogue_share,
+        catalogue_top,
     )
 }
 
 __all__ = [
     "OPS",
+    "catalogue_mean",
+    "catalogue_share",
+    "catalogue_top",
     "grad_sum",
     "row_dots",
     "row_gram",

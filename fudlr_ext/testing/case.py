@@ -50,6 +50,7 @@ class OpCase:
         part: Makes, out of its arguments, those for the samples from start to stop, where row i
             of every result belongs to sample i; else None.
         dtypes: What it takes.
+        twice: Whether its gradients have gradients.
         variant: Tells ways of calling one op apart.
         packed: Whether its first arguments are left, right and offsets of samples.
         results: The dtypes of its results for inputs of a dtype; by default one, `result_dtype`.
@@ -69,6 +70,7 @@ class OpCase:
     part: Callable[[Arguments, int, int], Arguments] | None = None
     dtypes: tuple[torch.dtype, ...] = DTYPES
     variant: str = ""
+    twice: bool = True
     packed: bool = False
     results: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (result_dtype(dtype),)
     magnitude: Callable[..., Any] | None = None

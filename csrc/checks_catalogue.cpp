@@ -1,0 +1,65 @@
+// Argument checks of the ops on a catalogue.
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include "checks.h"
+
+namespace fudlr {
+namespace {
+
+#define FUDLR_CHECK(condition, op, asked, found, remedy) \
+  TORCH_CHECK_VALUE(condition, op, ": ", asked, ": ", found, ". ", remedy)
+
+void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offsets,
+                const at::Tensor& items, const at::Tensor& like) {
+  check_tensor(op, "seen_offsets", offsets, {n + 1}, at::kLong, "items", like);
+  check_tensor(op, "seen_items", items, {-1}, at::kLong, "items", like);
+  const at::Tensor dense = offsets.contiguous();
+  const int64_t* rows = dense.const_data_ptr<int64_t>();
+  FUDLR_CHECK(
+      rows[0] >= 0 && rows[n] <= items.numel(), op,
+      c10::str("seen_offsets must lie in 0 to ", items.numel(), ", the length of seen_items"),
+      c10::str("they run from ", rows[0], " to ", rows[n]),
+      "Give where each user's items start, and the end of the last one's");
+  for (int64_t i = 0; i < n; ++i) {
+    FUDLR_CHECK(rows[i] <= rows[i + 1], op, "seen_offsets must never fall",
+                c10::str("number ", i, " is ", rows[i], " and the next is ", rows[i + 1]),
+                "List the items user after user");
+  }
+  const at::Tensor listed = items.contiguous();
+  const int64_t* numbers = listed.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < listed.numel(); ++j) {
+    FUDLR_CHECK(numbers[j] >= 0 && numbers[j] < count, op,
+                c10::str("seen_items must be rows of items, 0 to ", count - 1),
+                c10::str("number ", j, " is ", numbers[j]), "Leave others out");
+  }
+}
+
+}  // namespace
+
+void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
+                     const std::optional<at::Tensor>& seen_offsets,
+                     const std::optional<at::Tensor>& seen_items) {
+  const at::ScalarType dtype = items.scalar_type();
+  FUDLR_CHECK(items.dim() == 2 && items.size(0) > 0, op, "items must be [M, w] with M > 0",
+              c10::str("their shape is ", items.sizes()), "Give one row an item");
+  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
+              "items must be float32, float64 or bfloat16", c10::str("they are ", dtype),
+              "Convert them with .float()");
+  check_tensor(op, "users", users, {-1, items.size(1)}, result_type(items), "items", items);
+  FUDLR_CHECK(seen_offsets.has_value() == seen_items.has_value(), op,
+              "seen_offsets and seen_items go together",
+              c10::str("only seen_", seen_offsets ? "offsets" : "items", " are given"),
+              "Give both or none");
+  if (seen_offsets) {
+    check_seen(op, users.size(0), items.size(0), *seen_offsets, *seen_items, items);
+  }
+}
+
+void check_top(const char* op, int64_t k, const at::Tensor& items) {
+  FUDLR_CHECK(k >= 0 && k <= items.size(0), op,
+              c10::str("k must lie in 0 to ", items.size(0), ", the number of items"),
+              c10::str("it is ", k), "Ask for fewer");
+}
+
+}  // namespace fudlr

@@ -1,0 +1,313 @@
+// s_im = h_i · e_m / τ, p = softmax(s) (online: Milakov and Gimelshein 2018), for a tile of items
+// and a block of users at a time. The scores of a tile are a small matrix product into L2; what
+// follows (maximum, exponential, sums; or ∂s) passes over them there; the gradients are two more
+// products of the same tile.
+//
+// Every number is the sum of the same terms in the same order whatever the threads and the other
+// users: within a tile in Real, across tiles in float64 (forward) or Real (gradients of a chunk).
+#include "cpu/catalogue_kernel.h"
+
+#include "cpu/tile.h"
+#include "cpu/vexp.h"
+
+namespace fudlr::FUDLR_ISA {
+namespace {
+
+constexpr int64_t kUserBlock = 64;  // users whose scores exist at one time
+
+template <typename Real>
+constexpr Real kNone = -static_cast<Real>(__builtin_inf());
+
+template <typename Real>
+int64_t padded(int64_t width) {
+  return blocks(width, kWidth<Real>) * kWidth<Real>;
+}
+
+// e^x for x ≤ 0, and 0 below the smallest normal number: an item that is left out has none at all.
+template <typename Real>
+inline Vector<Real> exponential(Vector<Real> x) {
+  return x < Bits<Real>::smallest ? Vector<Real>{} : vexp<Real>(x);
+}
+
+template <typename Real>
+Real row_maximum(const Real* row) {
+  Vector<Real> most = load(row);
+  for (int64_t j = kWidth<Real>; j < kItemTile; j += kWidth<Real>) {
+    const Vector<Real> next = load(row + j);
+    most = next > most ? next : most;
+  }
+  Real maximum = most[0];
+  for (int64_t i = 1; i < kWidth<Real>; ++i) maximum = most[i] > maximum ? most[i] : maximum;
+  return maximum;
+}
+
+// row = exp(row − shift), and its sum.
+template <typename Real>
+double row_exponential(Real* row, Real shift) {
+  Vector<Real> sum{};
+  for (int64_t j = 0; j < kItemTile; j += kWidth<Real>) {
+    const Vector<Real> p = exponential<Real>(load(row + j) - shift);
+    store(row + j, p);
+    sum += p;
+  }
+  Real lanes[kWidth<Real>];
+  store(lanes, sum);
+  return static_cast<double>(lanes_sum(lanes));
+}
+
+template <typename Real>
+double row_product(const Real* a, const Real* b) {
+  Vector<Real> sum{};
+  for (int64_t j = 0; j < kItemTile; j += kWidth<Real>) sum += load(a + j) * load(b + j);
+  Real lanes[kWidth<Real>];
+  store(lanes, sum);
+  return static_cast<double>(lanes_sum(lanes));
+}
+
+// A tile of items in the layouts that the products need, and a block of users' scores of them.
+template <typename In, typename Real>
+class Tile {
+ public:
+  Tile(const Catalogue<In, Real>& catalogue, int64_t begin) : all_(catalogue) {
+    across_ = across_room_.get(all_.width * kItemTile);
+    dense_ = dense_room_.get(kItemTile * all_.padded);
+    values_ = values_room_.get(all_.c * kItemTile);
+    scores_ = scores_room_.get(kUserBlock * kItemTile);
+    if (all_.seen_offsets == nullptr) return;
+    next_seen_ = seen_room_.get(all_.n);
+    for (int64_t i = 0; i < all_.n; ++i) {
+      int64_t low = all_.seen_offsets[i], high = all_.seen_offsets[i + 1];
+      while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (all_.seen[middle] < begin) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      next_seen_[i] = low;
+    }
+  }
+
+  // Items first .. first + count; what a whole tile has more is zero.
+  void set(int64_t first, int64_t count) {
+    first_ = first;
+    count_ = count;
+    for (int64_t t = 0; t < kItemTile; ++t) {
+      const In* from = all_.items + (first + t) * all_.item_stride;
+      Real* to = dense_ + t * all_.padded;
+      for (int64_t j = 0; j < all_.width; ++j) to[j] = t < count ? widen(from[j]) : Real(0);
+      for (int64_t j = all_.width; j < all_.padded; ++j) to[j] = Real(0);
+      for (int64_t j = 0; j < all_.c; ++j) {
+        const bool given = all_.values != nullptr && t < count;
+        values_[j * kItemTile + t] = given ? all_.values[(first + t) * all_.c + j] : Real(0);
+      }
+    }
+    // In blocks whose lines stay in L1 from one row to the next.
+    for (int64_t start = 0; start < kItemTile; start += 16) {
+      for (int64_t j = 0; j < all_.width; ++j) {
+        for (int64_t t = start; t < start + 16; ++t) {
+          across_[j * kItemTile + t] = dense_[t * all_.padded + j];
+        }
+      }
+    }
+  }
+
+  // Scores of the users first .. first + count, −∞ where seen or beyond the tile's items.
+  Real* score(int64_t first, int64_t count) {
+    multiply<Real, Real>(all_.users + first * all_.padded, all_.padded, count, all_.width, across_,
+                         kItemTile, kItemTile, false, scores_, kItemTile);
+    for (int64_t i = 0; i < count; ++i) {
+      Real* row = scores_ + i * kItemTile;
+      for (int64_t t = count_; t < kItemTile; ++t) row[t] = kNone<Real>;
+      if (all_.seen_offsets == nullptr) continue;
+      int64_t& at = next_seen_[first + i];
+      const int64_t stop = all_.seen_offsets[first + i + 1];
+      for (; at < stop && all_.seen[at] < first_ + count_; ++at) {
+        row[all_.seen[at] - first_] = kNone<Real>;
+      }
+    }
+    return scores_;
+  }
+
+  const Real* dense() const { return dense_; }
+  const Real* values(int64_t j) const { return values_ + j * kItemTile; }
+
+ private:
+  const Catalogue<In, Real>& all_;
+  int64_t first_ = 0;
+  int64_t count_ = 0;
+  Scratch<Real> across_room_, dense_room_, values_room_, scores_room_;
+  Scratch<int64_t> seen_room_;
+  Real* across_;  // [width, tile]
+  Real* dense_;   // [tile, padded width]
+  Real* values_;  // [c, tile]
+  Real* scores_;  // [user block, tile]
+  int64_t* next_seen_ = nullptr;
+};
+
+// Calls visit(tile, first item, items, first user, users, scores) for all users and tiles.
+template <typename In, typename Real, typename Open, typename Visit, typename Close>
+void for_tiles(const Catalogue<In, Real>& all, int64_t begin, int64_t end, Open open, Visit visit,
+               Close close) {
+  Tile<In, Real> tile(all, begin);
+  for (int64_t first = begin; first < end; first += kItemTile) {
+    const int64_t items = least(kItemTile, end - first);
+    tile.set(first, items);
+    open();
+    for (int64_t user = 0; user < all.n; user += kUserBlock) {
+      const int64_t users = least(kUserBlock, all.n - user);
+      visit(tile, first, user, users, tile.score(user, users));
+    }
+    close(first, items);
+  }
+}
+
+template <typename In, typename Real>
+void forward(const Catalogue<In, Real>& all, int64_t begin, int64_t end, double* partial) {
+  const int64_t size = 2 + all.c;
+  for (int64_t i = 0; i < all.n; ++i) {
+    partial[i * size] = kNone<double>;
+    for (int64_t j = 1; j < size; ++j) partial[i * size + j] = 0;
+  }
+  const auto nothing = [](auto...) {};
+  for_tiles(
+      all, begin, end, nothing,
+      [&](const Tile<In, Real>& tile, int64_t, int64_t user, int64_t users, Real* scores) {
+        for (int64_t i = 0; i < users; ++i) {
+          Real* row = scores + i * kItemTile;
+          double* state = partial + (user + i) * size;
+          const Real maximum = row_maximum(row);
+          if (maximum == kNone<Real>) continue;
+          if (static_cast<double>(maximum) > state[0]) {
+            const double factor = __builtin_exp(state[0] - static_cast<double>(maximum));
+            for (int64_t j = 1; j < size; ++j) state[j] *= factor;
+            state[0] = static_cast<double>(maximum);
+          }
+          state[1] += row_exponential(row, static_cast<Real>(state[0]));
+          for (int64_t j = 0; j < all.c; ++j) state[2 + j] += row_product(row, tile.values(j));
+        }
+      },
+      nothing);
+}
+
+// row = ∂ℓ/∂s of one user's scores; adds p g to `to_values` [c, tile] where that is wanted.
+template <typename In, typename Real>
+void row_gradient(const Tile<In, Real>& tile, int64_t c, const Real* weights, Real shift, Real lse,
+                  Real* to_values, Real* row) {
+  for (int64_t t = 0; t < kItemTile; t += kWidth<Real>) {
+    const Vector<Real> p = exponential<Real>(load(row + t) - lse);
+    Vector<Real> slope = Vector<Real>{} - shift;
+    for (int64_t j = 0; j < c; ++j) slope += weights[j] * load(tile.values(j) + t);
+    store(row + t, p * slope);
+    if (to_values == nullptr) continue;
+    for (int64_t j = 0; j < c; ++j) {
+      Real* to = to_values + j * kItemTile + t;
+      store(to, load(to) + p * weights[j]);
+    }
+  }
+}
+
+// to[t] += Σ_i scores[i][t] users_i, [tile, padded width].
+template <typename Real>
+void add_item_gradients(const Real* scores, int64_t users, const Real* rows, int64_t width,
+                        Real* to) {
+  alignas(64) Real sums[kTile<Real>];
+  for (int64_t t = 0; t < kItemTile; t += kRows) {
+    for (int64_t j = 0; j < width; j += kColumns<Real>) {
+      const int64_t columns = least(kColumns<Real>, width - j);
+      choose_outer<Real, false>(kRows, columns / kWidth<Real>)(scores + t, kItemTile, rows + j,
+                                                               width, users, sums, nullptr);
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t x = 0; x < columns; x += kWidth<Real>) {
+          Real* place = to + (t + r) * width + j + x;
+          store(place, load(place) + load(sums + r * columns + x));
+        }
+      }
+    }
+  }
+}
+
+template <typename In, typename Real>
+void backward(const Catalogue<In, Real>& all, const CatalogueGradients<Real>& to, int64_t begin,
+              int64_t end) {
+  Scratch<Real> item_room, value_room;
+  Real* items = to.items == nullptr ? nullptr : item_room.get(kItemTile * all.padded);
+  Real* values = to.values == nullptr ? nullptr : value_room.get(kItemTile * all.c);
+  if (to.users != nullptr) {
+    for (int64_t i = 0; i < all.n * all.padded; ++i) to.users[i] = Real(0);
+  }
+  for_tiles(
+      all, begin, end,
+      [&] {
+        for (int64_t i = 0; items != nullptr && i < kItemTile * all.padded; ++i) items[i] = 0;
+        for (int64_t i = 0; values != nullptr && i < kItemTile * all.c; ++i) values[i] = 0;
+      },
+      [&](const Tile<In, Real>& tile, int64_t, int64_t user, int64_t users, Real* scores) {
+        for (int64_t i = 0; i < users; ++i) {
+          const int64_t u = user + i;
+          row_gradient(tile, all.c, to.weights + u * all.c, to.shift[u], to.lse[u], values,
+                       scores + i * kItemTile);
+        }
+        if (to.users != nullptr) {
+          multiply<Real, Real>(scores, kItemTile, users, kItemTile, tile.dense(), all.padded,
+                               all.padded, true, to.users + user * all.padded, all.padded);
+        }
+        if (items != nullptr) {
+          add_item_gradients(scores, users, all.users + user * all.padded, all.padded, items);
+        }
+      },
+      [&](int64_t first, int64_t count) {
+        for (int64_t t = 0; t < count; ++t) {
+          for (int64_t j = 0; items != nullptr && j < all.width; ++j) {
+            to.items[(first + t) * all.width + j] = items[t * all.padded + j];
+          }
+          for (int64_t j = 0; values != nullptr && j < all.c; ++j) {
+            to.values[(first + t) * all.c + j] = values[j * kItemTile + t];
+          }
+        }
+      });
+}
+
+template <typename In, typename Real>
+void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, Real* scores,
+         int64_t* items) {
+  for (int64_t i = 0; i < all.n * k; ++i) {
+    scores[i] = kNone<Real>;
+    items[i] = -1;
+  }
+  const auto nothing = [](auto...) {};
+  for_tiles(
+      all, begin, end, nothing,
+      [&](const Tile<In, Real>&, int64_t first, int64_t user, int64_t users, const Real* rows) {
+        for (int64_t i = 0; i < users; ++i) {
+          const Real* row = rows + i * kItemTile;
+          Real* best = scores + (user + i) * k;
+          int64_t* places = items + (user + i) * k;
+          if (!(row_maximum(row) > best[k - 1])) continue;
+          for (int64_t t = 0; t < kItemTile; ++t) {
+            if (!(row[t] > best[k - 1])) continue;
+            int64_t at = k - 1;  // behind all that are as high: they came first
+            for (; at > 0 && row[t] > best[at - 1]; --at) {
+              best[at] = best[at - 1];
+              places[at] = places[at - 1];
+            }
+            best[at] = row[t];
+            places[at] = first + t;
+          }
+        }
+      },
+      nothing);
+}
+
+template <typename In, typename Real>
+constexpr CatalogueKernels<In, Real> kernels() {
+  return {padded<Real>, forward<In, Real>, backward<In, Real>, top<In, Real>};
+}
+
+}  // namespace
+
+const CatalogueTable catalogue = {kernels<float, float>(), kernels<double, double>(),
+                                  kernels<Bfloat16, float>()};
+
+}  // namespace fudlr::FUDLR_ISA
