@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fudlr_ext.ops._catalogue import Seen, split_seen
 from fudlr_ext.ops._devices import same_device
@@ -63,7 +62,6 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(users, items, values, offsets, listed, *output)
 
 
-@once_differentiable
 def _backward(ctx: Any, to_mean: Tensor, to_lse: Tensor) -> tuple[Tensor | None, ...]:
     users, items, values, offsets, listed, mean, lse = ctx.saved_tensors
     need = ctx.needs_input_grad[:3]

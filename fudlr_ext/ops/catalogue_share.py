@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fudlr_ext.ops._catalogue import Seen, split_seen
 from fudlr_ext.ops._devices import same_device
@@ -59,7 +58,6 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(users, items, weights, offsets, listed)
 
 
-@once_differentiable
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Σ_mg grad_mg (pᵀ W)_mg = Σ_ig W_ig (p grad)_ig: an expectation of the values grad.
     users, items, weights, offsets, listed = ctx.saved_tensors

@@ -55,6 +55,6 @@ def catalogue_top(
     """Return each user's k highest scores and their items [n, k]; −∞ and −1 where all are seen."""
     scores = _scores(users, items, 1.0, *seen)
     # A stable sort: of equal scores the lower item first.
-    best, top = torch.sort(scores, 1, descending=True, stable=True)
+    best, top = torch.sort(scores, dim=1, descending=True, stable=True)
     best, top = best[:, :k], top[:, :k]
     return best, top.masked_fill(best == -torch.inf, -1)
