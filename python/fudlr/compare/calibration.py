@@ -6,12 +6,11 @@ Steck 2018, "Calibrated recommendations". Groups are classes of popularity for a
 popularity (as Abdollahpouri et al. 2021 calibrate it), else the items' own.
 """
 
-import torch
 from torch import Tensor
 
 from fudlr.compare.base import Point, Ranker, Rival, Setting, as_scores
 from fudlr.compare.groups import history_shares, item_classes
-from fudlr.compare.xquad import pool
+from fudlr.compare.xquad import greedy, pool
 from fudlr.evaluation import Prompts
 
 MIXES = (0.5, 0.8, 0.9, 0.99)
@@ -25,20 +24,14 @@ def _ranker(mix: float, by_popularity: bool) -> Ranker:
         wanted = history_shares(side, groups)[:, None]
         candidates, relevance = pool(scores, prompts)
         member = groups[candidates]
-        total = torch.zeros_like(member[:, :1])
-        free = torch.ones_like(relevance, dtype=torch.bool)
-        rows = torch.arange(len(scores))
-        lists = []
-        for place in range(1, side.k + 1):
-            mean = (total + member) / place
+
+        def gain(held: Tensor, taken: int) -> Tensor:
+            mean = (held[:, None] + member) / (taken + 1)
             smooth = (1 - SMOOTHING) * mean + SMOOTHING * wanted
             logs = (wanted.clamp_min(1e-12) / smooth.clamp_min(1e-12)).log()
-            gain = (1 - mix) * relevance - mix * (wanted * logs).sum(2)
-            chosen = gain.masked_fill(~free, -torch.inf).argmax(1)
-            free[rows, chosen] = False
-            total = total + member[rows, chosen][:, None]
-            lists.append(candidates[rows, chosen])
-        return as_scores(torch.stack(lists, 1), scores.shape[1])
+            return (1 - mix) * relevance - mix * (wanted * logs).sum(2)
+
+        return as_scores(greedy(candidates, member, side.k, gain), scores.shape[1])
 
     return rank
 

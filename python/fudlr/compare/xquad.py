@@ -7,6 +7,8 @@ bias in recommender systems with personalized re-ranking", the smooth variant; P
 [0, 1] within the pool, P(c|u) the share of c in the user's history, c head or tail (or a genre).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,29 @@ def pool(scores: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
     return best.indices, (best.values - low) / (best.values[:, :1] - low).clamp_min(1e-12)
 
 
+def greedy(
+    candidates: Tensor, member: Tensor, k: int, gain: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Lists [n, k] that take the best candidate next, again and again.
+
+    Args:
+        candidates: Items [n, P].
+        member: Their groups [n, P, G].
+        k: Length of a list.
+        gain: From what the list holds of each group [n, G], and its length, to gains [n, P].
+    """
+    held = torch.zeros_like(member[:, 0])
+    free = torch.ones_like(candidates, dtype=torch.bool)
+    rows = torch.arange(len(candidates))
+    lists = []
+    for taken in range(k):
+        chosen = gain(held, taken).masked_fill(~free, -torch.inf).argmax(1)
+        free[rows, chosen] = False
+        held = held + member[rows, chosen]
+        lists.append(candidates[rows, chosen])
+    return torch.stack(lists, 1)
+
+
 def _ranker(mix: float, by_popularity: bool) -> Ranker:
     def rank(scores: Tensor, prompts: Prompts) -> Tensor:
         side = prompts.side
@@ -33,18 +58,12 @@ def _ranker(mix: float, by_popularity: bool) -> Ranker:
         wanted = history_shares(side, groups)
         candidates, relevance = pool(scores, prompts)
         member = groups[candidates]
-        covered = torch.zeros_like(wanted)
-        free = torch.ones_like(relevance, dtype=torch.bool)
-        rows = torch.arange(len(scores))
-        lists = []
-        for place in range(side.k):
-            missing = wanted * (1 - covered / max(place, 1))
-            gain = (1 - mix) * relevance + mix * (member * missing[:, None]).sum(2)
-            chosen = gain.masked_fill(~free, -torch.inf).argmax(1)
-            free[rows, chosen] = False
-            covered = covered + member[rows, chosen]
-            lists.append(candidates[rows, chosen])
-        return as_scores(torch.stack(lists, 1), scores.shape[1])
+
+        def gain(covered: Tensor, taken: int) -> Tensor:
+            missing = wanted * (1 - covered / max(taken, 1))
+            return (1 - mix) * relevance + mix * (member * missing[:, None]).sum(2)
+
+        return as_scores(greedy(candidates, member, side.k, gain), scores.shape[1])
 
     return rank
 

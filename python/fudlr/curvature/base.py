@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fudlr.batches import Batches
+from fudlr.batches import Batches, Source
 from fudlr.errors import DataError
 
 Forward = Callable[[Any, Any], Any]
@@ -134,3 +134,41 @@ def weighted(
         return losses * batch[1].to(losses)
 
     return inner, scaled, Batches(source, batches.sizes)
+
+
+class EngineCurvature:
+    """Of the mean loss, by products that an engine computes anew, batch by batch.
+
+    Args:
+        engine: Gives the class's `operation`, a mean over a batch.
+        forward: `forward(model, batch) -> outputs`.
+        loss: `loss(outputs, batch) -> [n]`.
+        batches: The samples.
+        weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones by default.
+    """
+
+    couples_layers = True
+    operation: ClassVar[str]
+    """Name of the engine's `(forward, loss, batch, vectors [k, d]) -> [k, d]`."""
+
+    def __init__(
+        self,
+        engine: Any,
+        forward: Forward,
+        loss: Loss,
+        batches: Batches | Source,
+        weights: Tensor | None = None,
+    ) -> None:
+        self._engine = engine
+        forward, loss, self._batches = weighted(forward, loss, Batches.of(batches), weights)
+        self._face = (forward, loss)
+
+    @classmethod
+    def make(cls, parts: Parts) -> Self:
+        """At the adapter that the engine holds."""
+        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.weights)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""
+        product: BatchProduct = getattr(self._engine, self.operation)
+        return mean_product(product, *self._face, self._batches, vectors)
