@@ -18,7 +18,7 @@ from fudlr import lora
 from fudlr.config import RunConfig
 from fudlr.data import Samples
 from fudlr.errors import FudlrError, UsageError
-from fudlr.progress import StageClock
+from fudlr.progress import StageClock, track
 from fudlr.recommenders import Recommender
 from fudlr.store import (
     Binding,
@@ -245,9 +245,14 @@ def audit_store(
         return
     index = np.linspace(0, len(samples) - 1, count).astype(np.int64)
     chosen = samples.take(index)
-    gradients = engine.sample_grads(
-        recommender.forward, recommender.loss, recommender.collate(chosen)
-    )
+    gradients = whole_rows(recommender, engine, chosen, config.record.batch)
     stored = store.read(torch.from_numpy(chosen.ids))
     figures = audit_rows(gradients, stored, projection, audit_damping(config))
     save_audit(store.folder, store.spec.binding, figures)
+
+
+def whole_rows(recommender: Recommender, engine: Engine, samples: Samples, size: int) -> Tensor:
+    """Gradients [n, d] of `samples` at the adapter as it is, `size` at a time."""
+    batches = track(recommender.batches(samples, size), -(-len(samples) // size), "whole gradients")
+    face = (recommender.forward, recommender.loss)
+    return torch.cat([engine.sample_grads(*face, batch) for batch in batches])

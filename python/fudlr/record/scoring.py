@@ -16,7 +16,7 @@ from torch import Tensor
 from fudlr.config import RecordConfig
 from fudlr.errors import UsageError
 from fudlr.progress import track
-from fudlr.recording import STORE, audit_or_warn
+from fudlr.recording import STORE, audit_or_warn, whole_rows
 from fudlr.run import Run
 from fudlr.store import Store, StoreWriter
 from fudlr.store.encoding import row_bytes
@@ -107,8 +107,8 @@ def _fit(run: Run, config: RecordConfig) -> Projection:
     """Directions from samples spread over the data, in full."""
     n = len(run.split.train)
     index = torch.linspace(0, n - 1, min(config.fit_samples, n)).long()
-    batch = run.recommender.collate(run.split.train.take(index.numpy()))
-    rows = run.engine.sample_grads(run.recommender.forward, run.recommender.loss, batch)
+    chosen = run.split.train.take(index.numpy())
+    rows = whole_rows(run.recommender, run.engine, chosen, config.batch)
     return fit_rows(run.engine.shapes, rows, config)
 
 
