@@ -147,7 +147,7 @@ def metric_gradients(
     total: Tensor | None = None
     for number, (part, batch) in enumerate(batches):
         way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
-        pulled = way.vjp((cotangents[:, part], through_loss[:, part]))
+        pulled = _pull(way, cotangents[:, part], through_loss[:, part])
         if parts and len(shares) <= number * parts // len(batches):
             shares.append(pulled)  # the first batch of its part
         elif parts:
@@ -166,6 +166,16 @@ def metric_gradients(
         scores,
         torch.stack(shares) if shares else None,
     )
+
+
+def _pull(way: Pullback, through_scores: Tensor, through_loss: Tensor) -> Tensor:
+    """What a batch adds to the gradients `[k, d]`; no backward pass for metrics blind to it."""
+    live = through_scores.flatten(1).any(1) | through_loss.any(1)
+    if bool(live.all()):
+        return way.vjp((through_scores, through_loss))
+    live[0] |= not bool(live.any())  # the width comes from a pass
+    found = way.vjp((through_scores[live], through_loss[live]))
+    return found.new_zeros(len(live), found.shape[1]).masked_scatter(live[:, None], found)
 
 
 class _Batches:
