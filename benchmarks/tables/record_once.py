@@ -40,12 +40,13 @@ def render(record: dict) -> list[str]:
             for seed, share in zip(record["seeds"], shares, strict=True)
         ),
     )  # fmt: skip
+    dims = ", ".join(sorted({f"{seed['store']['dim']:,}" for seed in record["seeds"]}))
     return [
         "## Record once, debias at will",
         "",
-        "Requests answered from the sketches that the last epoch of training recorded: 16 "
-        "principal directions of each B, in bfloat16. Costs are CPU seconds on one thread "
-        "as shares of the demo's ten epochs of plain training; *first* includes what "
+        "Requests answered from the sketches that the last epoch of training recorded: principal "
+        f"directions of each B, {dims} numbers a row in bfloat16. Costs are CPU seconds on one "
+        "thread as shares of the demo's ten epochs of plain training; *first* includes what "
         "recording added to its epoch, *without a recorder* a scoring pass in its place; "
         "*arp alone* has λ_acc = 0. Effects are changes of the metric on the test prompts, "
         "beside the full method's (every whole gradient) and beside real retraining without "

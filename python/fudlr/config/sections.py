@@ -177,12 +177,13 @@ class RecordConfig(Record):
     """The epoch that is recorded, from 1; the last one where absent."""
     projection: Literal["principal", "orthonormal", "gaussian", "countsketch"] = "principal"
     """How a LoRA matrix's wide side is shortened; see docs/store.md."""
-    dims: Count | None = 16
-    """Directions kept of the wide side; null for as many as `energy` asks."""
-    energy: Share | None = None
+    energy: Share | None = 0.9
     """Share of each matrix's gradient energy to keep, by the fewest principal directions."""
+    dims: Count | None = None
+    """As many directions of every matrix's wide side, in place of `energy`."""
     cap: Count | None = None
-    """Largest number of values a row; with `energy`, the share falls until it is met."""
+    """Largest number of values a row; with `energy`, the share falls until it is met. Without it,
+    with `energy`, as many as make a row a tenth of the float32 gradient's bytes."""
     matrices: Literal["B", "both"] = "B"
     """Which LoRA matrices are kept."""
     fit_samples: Count = 256
@@ -196,10 +197,10 @@ class RecordConfig(Record):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if (self.dims is None) == (self.energy is None):
-            raise ValueError("one of dims and energy should be set, and the other null")
-        if self.energy is not None and self.projection != "principal":
-            raise ValueError("energy should go with principal directions; give dims")
+        if self.dims is None and self.energy is None:
+            raise ValueError("one of dims and energy should be set")
+        if self.dims is None and self.projection != "principal":
+            raise ValueError(f"dims should be set with {self.projection} directions")
         return self
 
 

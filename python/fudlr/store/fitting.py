@@ -9,6 +9,7 @@ from torch import Tensor
 from fudlr.config import RecordConfig
 from fudlr.errors import UsageError
 from fudlr.store.batch_gradients import BatchGradients
+from fudlr.store.encoding import row_bytes
 from fudlr.store.principal import PrincipalAccumulator
 from fudlr.store.projection import Projection, Shapes
 from fudlr.store.random_projection import random_projection
@@ -17,6 +18,10 @@ from fudlr_ext.ops import sample_grads
 
 HELD_BYTES = 2 * 2**30
 """Most memory for the first batches' factors; larger models fit their projection before."""
+SIZE = 0.1
+"""Of float32 gradients, the share of bytes that rows by energy may take."""
+ROW_EXTRA = 64
+"""Bytes of a row beside its numbers: its id, its part of headers and facts, with room."""
 
 
 class Fitting:
@@ -80,7 +85,16 @@ def ready_projection(shapes: Shapes, config: RecordConfig) -> Projection | None:
 
 def fit(accumulator: PrincipalAccumulator, config: RecordConfig) -> Projection:
     """Principal directions, as many as the options ask for."""
-    return accumulator.fit(dims=config.dims, energy=config.energy, cap=config.cap)
+    if config.dims is not None:
+        return accumulator.fit(dims=config.dims, cap=config.cap)
+    cap = config.cap or largest_row(sum(a * b for a, b in accumulator.shapes.values()), config)
+    return accumulator.fit(energy=config.energy, cap=cap)
+
+
+def largest_row(d: int, config: RecordConfig) -> int:
+    """The largest p whose row on disk is a tenth of the bytes of a float32 gradient `[d]`."""
+    room = SIZE * 4 * d - ROW_EXTRA
+    return max(1, int(room * 128 / row_bytes(128, config.dtype)))
 
 
 def fit_rows(shapes: Shapes, rows: Tensor, config: RecordConfig) -> Projection:

@@ -179,7 +179,8 @@ def test_an_audit_that_fails_leaves_training_and_store_as_they_are(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"record.dims": None}, {"record.energy": 0.9}, {"record.dtype": "float16"}]
+    "wrong",
+    [{"record.energy": None}, {"record.projection": "gaussian"}, {"record.dtype": "float16"}],
 )
 def test_options_that_do_not_fit(tiny_config, wrong):
     with pytest.raises(UsageError, match="record"):

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fudlr.config import RecordConfig
 from fudlr.errors import UsageError
 from fudlr.store import Factors, PrincipalAccumulator, Projection, StoreError, random_projection
 from fudlr.store import principal as principal_module
+from fudlr.store.encoding import row_bytes
+from fudlr.store.fitting import ROW_EXTRA, fit
 from fudlr.store.principal import SecondMoment
 from fudlr.store.random_projection import KINDS, random_factor
 from hypothesis import given, settings
@@ -172,6 +175,29 @@ def test_the_cap_holds_and_the_kept_share_is_reported():
         fitted(energy=0.9, cap=5)
     with pytest.raises(UsageError, match="at most 18"):
         fitted(dims=4, cap=18)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_by_default_an_energy_decides_and_a_row_is_at_most_a_tenth_of_the_gradient(dtype):
+    shapes = {"x.lora_A.weight": (2, 100), "x.lora_B.weight": (400, 2)}
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 1000, generator=generator) * torch.linspace(2, 0, 1000).exp()
+    accumulator = PrincipalAccumulator(shapes)
+    accumulator.add_rows(rows)
+    config = RecordConfig(dtype=dtype)
+    assert (config.energy, config.dims) == (0.9, None)
+    found = fit(accumulator, config)
+    size = row_bytes(found.dim, dtype) / (4 * 1000)
+    assert size <= 0.1
+    assert size > 0.1 - (ROW_EXTRA + 2 * 4 + 2 * 4) / 4000  # no direction more would have fitted
+    assert found.kept < 0.9
+    sharp = PrincipalAccumulator(shapes)
+    sharp.add_rows(rows * (torch.arange(1000) < 206))  # three of the wide side's directions
+    few = fit(sharp, config)
+    assert few.kept >= 0.9
+    assert few.dim == 2 * 3
+    chosen = fit(accumulator, RecordConfig(dtype=dtype, dims=150))
+    assert chosen.dim == 2 * 150  # asked for by number, it is what was asked for
 
 
 def test_bad_choices_are_refused():
