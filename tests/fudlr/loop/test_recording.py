@@ -61,6 +61,7 @@ def test_a_scoring_pass_gives_the_rows_at_the_adapter_itself(run, gradients, tmp
     torch.testing.assert_close(store.read(ids), exact, rtol=1e-4, atol=1e-6)
     facts = store.facts()
     torch.testing.assert_close(facts.mean_gradient, gradients.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(facts.loss_of(ids), run.recommender.losses(run.split.train, 256))
     assert store.audit()["error"] < 1e-5
     shutil.rmtree(tmp_path / "store")
 

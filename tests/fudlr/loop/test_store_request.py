@@ -5,7 +5,9 @@ import pytest
 import torch
 from fudlr import load_run
 from fudlr.debias import evidence
+from fudlr.debias.job import prepare, with_options
 from fudlr.errors import UsageError
+from fudlr.progress import StageClock
 from fudlr.store import (
     Binding,
     Factors,
@@ -117,6 +119,35 @@ def test_no_store_is_said(run_folder):
     run.store = lambda: None
     with pytest.raises(UsageError, match="fudlr record"):
         fudlr.debias(run, rows="store", **SHORT)
+
+
+def test_the_damping_is_chosen_by_the_mean_of_the_sketches_where_there_are_no_facts(
+    tmp_path, run_folder
+):
+    run = load_run(run_folder)
+    run = with_store(tmp_path / "store", run, whole(run.engine.shapes))
+    job = prepare(run, with_options(run.config.debias, {"rows": "store"}), StageClock())
+    batches = list(run.recommender.batches(run.split.train, 256))
+    face = (run.recommender.forward, run.recommender.loss)
+    mean = record_rows(run.engine, *face, batches).matrix.mean(0)
+    assert (evidence.gather(job).slope() - mean).norm() < 1e-4 * mean.norm()
+
+
+def test_an_update_by_candidates_is_divided_by_all_samples(run_folder):
+    run = load_run(run_folder)
+    options = {"candidates": "random", "candidate_share": 0.3, "rows": "memory", **SHORT}
+    found = fudlr.debias(run, max_steps=300, **options)
+    run.engine.load(run.theta)
+    batches = list(run.recommender.batches(run.split.train, 256))
+    face = (run.recommender.forward, run.recommender.loss)
+    g = record_rows(run.engine, *face, batches).matrix.double()
+    scored = ~found.answer.scored.influence.values[:, 0].isnan()
+    assert 0.25 < float(scored.double().mean()) < 0.35
+    own, delta = g[scored], found.answer.update.delta.double()
+    damping = found.summary["solver"]["damping"]
+    left = own.T @ (own @ delta) / len(own) + damping * delta
+    right = found.mask.double() @ g / len(g)
+    assert (left - right).norm() < 0.01 * right.norm()
 
 
 def test_polish_goes_on_from_the_sketches_to_the_exact_update(tmp_path, run_folder):

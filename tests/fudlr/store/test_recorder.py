@@ -270,6 +270,19 @@ def test_a_recording_that_stopped_goes_on_with_its_projection(tmp_path):
     assert torch.equal(left.loss_of(IDS), right.loss_of(IDS))
 
 
+def test_what_was_flushed_is_on_disk_before_anything_is_closed(tmp_path):
+    model, index = adapted_llama(), torch.arange(8)
+    recorder = Recorder(model, tmp_path / "s", data="samples", config=EXACT)
+    plain(recorder, index, take(samples(), index), model)
+    folder = tmp_path / "s.recording"
+    assert not list(folder.glob("rows-*"))
+    recorder.flush()
+    found = Store.open(folder)
+    assert torch.equal(found.ids.sort().values, IDS[index])
+    assert torch.equal(found.facts().ids.sort().values, IDS[index])
+    recorder.close()
+
+
 def test_a_recording_of_another_course_is_not_gone_on_with(tmp_path):
     model = adapted_llama()
     recorder = Recorder(model, tmp_path / "s", data="samples", config=EXACT)

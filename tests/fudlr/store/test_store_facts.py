@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from fudlr.store import Store, StoreError, StoreWriter, merge, random_projection
+from fudlr.store import writer as writer_module
 from fudlr.store.audit import AUDIT, save_audit
 from fudlr.store.facts import facts_name
 from fudlr.store.writer import PROJECTION
@@ -60,6 +61,42 @@ def test_a_kill_between_the_facts_and_their_shard_loses_nothing(folder, tmp_path
     assert resumed.content_sha256() == whole.content_sha256()
     assert torch.equal(resumed.facts().gradient_sum, whole.facts().gradient_sum)
     assert [path.name for path in two.glob("facts-*")] == [LAST]
+
+
+@pytest.mark.parametrize("at", ["write_shard", "remove_stale"])
+def test_a_writer_that_ends_between_facts_and_shard_can_be_gone_on_with(
+    folder, tmp_path, monkeypatch, at
+):
+    done, calls = getattr(writer_module, at), []
+
+    def end(*given, **named):
+        calls.append(1)
+        # One call of remove_stale is the opening's; then there is one a shard.
+        if len(calls) == 2 + (at == "remove_stale"):
+            raise OSError("killed")
+        return done(*given, **named)
+
+    monkeypatch.setattr(writer_module, at, end)
+    with pytest.raises(StoreError, match="killed"):
+        write(tmp_path / "s2", torch.arange(20))
+    monkeypatch.setattr(writer_module, at, done)
+    left = Store.open(tmp_path / "s2")
+    assert left.n == {"write_shard": 8, "remove_stale": 16}[at]
+    torch.testing.assert_close(left.facts().mean_gradient, SUMS[: left.n].mean(0))
+    resumed, whole = write(tmp_path / "s2", torch.arange(20)), Store.open(folder)
+    assert resumed.content_sha256() == whole.content_sha256()
+    assert torch.equal(resumed.facts().gradient_sum, whole.facts().gradient_sum)
+
+
+def test_facts_are_of_whole_shards_where_batches_do_not_fill_them(tmp_path):
+    store = StoreWriter(tmp_path, BINDING, 8, "float32", shard_rows=6, facts=24)
+    for part in torch.arange(8).split(4):
+        store.append(part, ROWS[part], gradient_sum=SUMS[part].sum(0))
+    store.rest()  # the second batch is in no shard
+    store.abandon()
+    found = Store.open(tmp_path)
+    assert found.ids.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(found.facts().mean_gradient, SUMS[:4].mean(0))
 
 
 def test_a_kill_between_projection_and_manifest(tmp_path):

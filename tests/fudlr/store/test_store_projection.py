@@ -102,6 +102,8 @@ def test_orthonormal_rows_and_countsketch_columns():
     torch.testing.assert_close(rows @ rows.T, torch.eye(4).double() * 3, atol=1e-6, rtol=0)
     count = random_factor("countsketch", 4, 12, "k")
     assert bool((count.abs().sum(0) == 1).all())
+    wide = random_factor("countsketch", 4, 400, "k").sum(0)
+    assert abs(float(wide.mean())) < 5 / 400**0.5  # as many of each sign, or it is biased
     assert bool(((count == 0) | (count.abs() == 1)).all())
 
 
