@@ -63,25 +63,30 @@ def test_a_kill_between_the_facts_and_their_shard_loses_nothing(folder, tmp_path
     assert [path.name for path in two.glob("facts-*")] == [LAST]
 
 
-@pytest.mark.parametrize("at", ["write_shard", "remove_stale"])
+@pytest.mark.parametrize(
+    "killed", [("write_shard", False, 8), ("write_shard", True, 16), ("remove_stale", False, 16)]
+)
 def test_a_writer_that_ends_between_facts_and_shard_can_be_gone_on_with(
-    folder, tmp_path, monkeypatch, at
+    folder, tmp_path, monkeypatch, killed
 ):
+    at, whole_first, stored = killed
     done, calls = getattr(writer_module, at), []
 
     def end(*given, **named):
         calls.append(1)
         # One call of remove_stale is the opening's; then there is one a shard.
-        if len(calls) == 2 + (at == "remove_stale"):
+        last = len(calls) == 2 + (at == "remove_stale")
+        found = done(*given, **named) if whole_first or not last else None
+        if last:
             raise OSError("killed")
-        return done(*given, **named)
+        return found
 
     monkeypatch.setattr(writer_module, at, end)
     with pytest.raises(StoreError, match="killed"):
         write(tmp_path / "s2", torch.arange(20))
     monkeypatch.setattr(writer_module, at, done)
     left = Store.open(tmp_path / "s2")
-    assert left.n == {"write_shard": 8, "remove_stale": 16}[at]
+    assert left.n == stored
     torch.testing.assert_close(left.facts().mean_gradient, SUMS[: left.n].mean(0))
     resumed, whole = write(tmp_path / "s2", torch.arange(20)), Store.open(folder)
     assert resumed.content_sha256() == whole.content_sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -156,7 +157,12 @@ def killed(folder, at, **options):
     made = trainer(folder, hook, more=[Watch(at)], **options)
     with pytest.raises(KeyboardInterrupt):
         made.train()
+    # What a kill leaves is what is on disk now; closing would bring the rest there too.
+    recording = folder / "s.recording"
+    shutil.copytree(recording, folder / "left")
     hook.close()
+    shutil.rmtree(recording)
+    (folder / "left").rename(recording)
 
 
 @pytest.mark.parametrize("saved", [4, 8], ids=["before the epoch", "within it"])
