@@ -55,7 +55,9 @@ def of_seed(folder: Path, objective: str, path: Path) -> dict:
     found: dict = {}
     for name, options in RULES.items():
         run = load_run(folder)
-        result = debias(run, objective=objective, rows="memory", curve=(), heldout=False, **options)
+        result = debias(
+            run, objective=objective, rows="memory", force=True, curve=(), heldout=False, **options
+        )
         if not found:
             run.engine.load(retrained(run, result.mask, path))
             again = measure(run.recommender, result.valid, result.test).metrics
