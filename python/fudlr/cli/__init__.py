@@ -16,6 +16,7 @@ from fudlr.cli.compare import compare
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
 from fudlr.cli.evaluate import evaluate
+from fudlr.cli.experiment import experiment
 from fudlr.cli.export import export
 from fudlr.cli.grouped import grouped
 from fudlr.cli.options import escape
@@ -25,7 +26,19 @@ from fudlr.cli.train import train
 from fudlr.cli.verify import verify
 from fudlr.errors import FudlrError
 
-COMMANDS = (demo, train, record, debias, sweep, grouped, evaluate, verify, export, compare)
+COMMANDS = (
+    demo,
+    train,
+    record,
+    debias,
+    sweep,
+    grouped,
+    evaluate,
+    verify,
+    export,
+    compare,
+    experiment,
+)
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""

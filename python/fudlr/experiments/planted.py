@@ -1,0 +1,182 @@
+"""Popularity and attribute bias planted together, the truth known, debiased with one objective.
+
+Of P planted samples, how many stand among the first P by
+
+    score_i = λ_fair · (w · s_i(ARP) / |ARP| + s_i(Hellinger) / |Hellinger|)
+
+beside a ranking by target popularity, and chance, P / n. The weight w makes a relative change of
+ARP, of which a few blockbusters on top of a broad catalogue are a small part, count as much as one
+of the gap between groups, which the planted items are most of. The adapter that was really
+retrained without the *planted* samples is the truth that the closed form is held against.
+
+For a planted sample (x, y) to stand out its own push on the metric must be larger than what others
+do in passing. In a saturated model of group and item, removing it moves the group's distribution by
+−(e_y − p) / n_group: the full derivative of the metric at y, where another sample's part of it is
+p_y. In a language model the kernel g_iᵀ H⁻¹ g_j between samples varies with their histories, and a
+large damping evens it out: with λ's .03 the scores found three quarters, with .5 nineteen of twenty
+at seed 0, on which damping and w were chosen. Other seeds are the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import mean
+
+import numpy as np
+import polars as pl
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from fudlr.debias import debias
+from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
+from fudlr.experiments.planted_data import KINDS, planted_data, write_planted
+from fudlr.experiments.runner import trained
+from fudlr.results import mask_table
+from fudlr.verify import removal, retrain
+from fudlr.verify.case import Case
+from fudlr.verify.planted import first_share, found, read_planted
+
+SHARE = 0.08
+FOUND, BASELINE = 0.9, 0.5
+"""Least share found by score, and largest found by popularity."""
+FIGURES = ("arp", "arp_soft", "hellinger", "hellinger@5", "ndcg@5", "val_loss", "test_loss")
+USERS, SMALL_USERS = 600, 120
+
+
+def _cells(options: Options) -> Mapping[str, Callable[[], Record]]:
+    return {f"seed {seed}": partial(_of_seed, options, seed) for seed in options.seeds}
+
+
+def _of_seed(options: Options, seed: int) -> Record:
+    users = SMALL_USERS if options.small else USERS
+    data = options.out / "data" / f"{users}-{seed}"
+    truth_file = write_planted(data, planted_data(users, SHARE, seed=seed))
+    settings = {"data.source": str(data), "data.name": "planted", "seed": seed}
+    run = trained(options, settings, f"seed-{seed}")
+    result = debias(run, run.config.debias, budget=SHARE, curve=(), heldout=False)
+    table = mask_table(result)
+    truth = read_planted(truth_file, table)
+    case = Case(run, result.config, table, result.mask, result.theta)
+    without = torch.from_numpy(truth.astype("float32"))
+    jobs = [removal("without our mask", result.mask), removal("without the planted", without)]
+    ours, clean = retrain(run, jobs, options.out / "retrainings", options.processes)
+    states = {
+        "trained": run.theta,
+        "closed form": result.theta,
+        "retrained without our mask": ours.theta,
+        "retrained without the planted": clean.theta,
+    }
+    figures = {name: case.measure(theta).metrics for name, theta in states.items()}
+    kinds = pl.read_csv(truth_file)
+    return {
+        "objective": str(run.config.debias.objective),
+        **found(table, truth),
+        "kinds": {kind: _kind(kinds, kind, table, truth) for kind in KINDS},
+        "figures": {name: {key: each[key] for key in FIGURES} for name, each in figures.items()},
+        "null": result.summary["null"]["hellinger"],
+    }
+
+
+def _kind(kinds: pl.DataFrame, kind: str, table: pl.DataFrame, truth: NDArray[np.bool_]) -> Record:
+    """How many of one kind are among the first P of all, and of its own metric's influence."""
+    pairs = kinds.filter(pl.col("kind") == kind).select("user_id", "target")
+    keyed = table.select("user_id", "target").with_row_index("row")
+    rows = keyed.join(pairs, on=["user_id", "target"], how="semi")["row"].to_numpy()
+    own = np.zeros(len(table), dtype=bool)
+    own[rows] = True
+    score = table["score"].to_numpy()
+    metric = {"popularity": "arp", "attribute": "hellinger"}[kind]
+    first = np.zeros(len(score), dtype=bool)
+    first[np.argsort(score, kind="stable")[: truth.sum()]] = True
+    return {
+        "planted": int(own.sum()),
+        "among_first": float(first[own].mean()),
+        "first_by_own_metric": first_share(table[f"influence_{metric}"].to_numpy(), own),
+    }
+
+
+def _outcomes(cells: Cells) -> list[Outcome]:
+    first = [cell["first"] for cell in cells.values()]
+    popular = [cell["first_by_popularity"] for cell in cells.values()]
+    gaps = [_removed_share(cell, "hellinger") for cell in cells.values()]
+    return [
+        Outcome(
+            f"at least {FOUND:.0%} of the planted samples are among the first, at every seed",
+            min(first) >= FOUND,
+            ", ".join(f"{each:.1%}" for each in first),
+        ),
+        Outcome(
+            f"target popularity finds less than {BASELINE:.0%} of them, at every seed",
+            max(popular) < BASELINE,
+            ", ".join(f"{each:.1%}" for each in popular),
+        ),
+        Outcome(
+            "the closed form takes out 80% to 120% of the gap that retraining without the planted "
+            "samples takes out, at every seed",
+            all(0.8 <= each <= 1.2 for each in gaps),
+            ", ".join(f"{each:.0%}" for each in gaps),
+        ),
+    ]
+
+
+def _removed_share(cell: Record, name: str) -> float:
+    """The closed form's change over that of retraining without the planted samples."""
+    value = {state: each[name] for state, each in cell["figures"].items()}
+    start = value["trained"]
+    return float((value["closed form"] - start) / (value["retrained without the planted"] - start))
+
+
+def _rows(cells: Cells) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = [
+        ("", "planted", "by score", "by popularity", "chance", *KINDS, "gap", "closed", "clean")
+    ]
+    for name, cell in cells.items():
+        gap = [
+            cell["figures"][state]["hellinger"]
+            for state in ("trained", "closed form", "retrained without the planted")
+        ]
+        rows.append(
+            (
+                name,
+                str(cell["planted"]),
+                *(f"{cell[key]:.1%}" for key in ("first", "first_by_popularity", "chance")),
+                *(f"{cell['kinds'][kind]['among_first']:.1%}" for kind in KINDS),
+                *(f"{value:.4f}" for value in gap),
+            )
+        )
+    return rows
+
+
+def _plot(cells: Cells, axes: Axes) -> None:
+    keys = {"first": "by score", "first_by_popularity": "by popularity", "chance": "chance"}
+    means = [100 * mean(cell[key] for cell in cells.values()) for key in keys]
+    axes.barh(list(keys.values()), means)
+    axes.axvline(100 * FOUND, linestyle="--", color="gray")
+    axes.set_xlabel("planted samples among the first as many, % (mean of seeds)")
+
+
+EXPERIMENT = Experiment(
+    "planted",
+    "Are samples that are known to cause the bias found, where popularity alone finds few?",
+    _cells,
+    _outcomes,
+    _rows,
+    _plot,
+    defaults={
+        "data.window": 8,
+        "data.max_train_per_user": 10,
+        "data.k": 5,
+        "model.layers": 1,
+        "model.heads": 2,
+        "model.kv_heads": 2,
+        "model.pretrain_epochs": 15,
+        "record.ride": False,
+        "train.epochs": 12,
+        "debias.objective": "150*arp + hellinger",
+        "debias.lambda_acc": 0.0,
+        "debias.damping": 0.5,
+        "debias.rows": "memory",
+    },
+)
