@@ -24,9 +24,9 @@ from fudlr.data import (
     user_groups,
 )
 from fudlr.errors import UsageError
-from fudlr.metrics import Side, evaluate
+from fudlr.metrics import Side, evaluate, evaluate_lists
 from fudlr.metrics.pairwise import pairwise
-from fudlr.recommenders import Recommender
+from fudlr.recommenders import Recommender, Titles
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,25 @@ def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int 
     figures["val_loss"] = float(valid_losses.mean())
     figures["test_loss"] = float(losses.mean())
     return Measured(figures, scores, losses)
+
+
+def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[str, float]:
+    """Metrics of the lists that constrained beam search finds, without scoring every title.
+
+    Equal to the hard metrics of `measure` where `beams` is the number of titles or more. What
+    needs every item's score (surrogates, AUC) and the losses are not measured.
+
+    Raises:
+        UsageError: The recommender does not write titles.
+    """
+    if not isinstance(recommender, Titles):
+        raise UsageError(
+            "lists were to be found by beam search",
+            f"the recommender is {recommender.name}, which writes no titles to search among",
+            "Leave --beams out, or train with recommender.kind=titles",
+        )
+    top = recommender.best(test.samples, test.side.k, beams, test.side.seen)
+    return evaluate_lists(top.to(test.side.target.device), test.side)
 
 
 def _groups(split: Split, config: DataConfig) -> tuple[NDArray[np.int64], list[str]]:

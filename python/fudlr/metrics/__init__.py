@@ -1,7 +1,7 @@
 """Metrics of fairness and accuracy: hard on the top K, differentiable on the catalogue softmax."""
 
 from fudlr.metrics.base import Metric, Side, SummedMetric, catalogue_softmax, top_k
-from fudlr.metrics.evaluate import evaluate
+from fudlr.metrics.evaluate import evaluate, evaluate_lists
 from fudlr.metrics.objective import Objective, Term, metric_gradient
 from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
 from fudlr.metrics.table import METRICS, find_metric, from_function, register
@@ -18,6 +18,7 @@ __all__ = [
     "bootstrap",
     "catalogue_softmax",
     "evaluate",
+    "evaluate_lists",
     "find_metric",
     "from_function",
     "metric_gradient",

@@ -41,11 +41,21 @@ def evaluate(
         UsageError: no prompts, shapes that do not fit, or users with fewer than K unseen items.
         NumericalError: scores that are not finite.
     """
+    hard = evaluate_lists(top_k(scores, side), side, metrics)
+    scores = scores.detach()
+    soft = {m.soft_key: float(m.surrogate(scores, side)) for m in measurable(side, metrics)}
+    return hard | soft
+
+
+def evaluate_lists(
+    top: Tensor, side: Side, metrics: Iterable[Metric] | None = None
+) -> dict[str, float]:
+    """Measure the lists [n, K] int64, best first: hard values alone, under the files' names.
+
+    Raises:
+        UsageError: no prompts.
+    """
     if not len(side.target):
         raise UsageError("metrics were asked for", "there are no prompts", "Give at least one")
     chosen = measurable(side, metrics)
-    top = top_k(scores, side)
-    scores = scores.detach()
-    hard = {m.hard_key(side.k): float(m.hard(top, side)) for m in chosen if has_hard(m)}
-    soft = {m.soft_key: float(m.surrogate(scores, side)) for m in chosen}
-    return hard | soft
+    return {m.hard_key(side.k): float(m.hard(top, side)) for m in chosen if has_hard(m)}

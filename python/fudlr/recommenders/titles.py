@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
 from fudlr.errors import UsageError
+from fudlr.progress import track
 from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.beam import beam_search
 from fudlr.recommenders.packing import each_below
@@ -134,21 +135,34 @@ class Titles(Prompted):
             alone += sum(size + len(answer) - 1 for answer in self.pieces.answers)
         return together, alone
 
-    def best(self, samples: Samples, k: int, beams: int) -> Tensor:
+    def best(self, samples: Samples, k: int, beams: int, seen: Tensor | None = None) -> Tensor:
         """The k best unseen items by constrained beam search, [n, k], best first.
 
         Exact where `beams` is at least the number of titles. Fewer than k found are followed by
         other unseen items in the catalogue's order.
+
+        Args:
+            samples: The n prompts.
+            k: Length of a list.
+            beams: Beginnings of titles that are followed at a time.
+            seen: [n, M] bool, what is not listed; the samples' histories where None.
         """
-        seen = samples.seen()
+        closed = samples.seen() if seen is None else seen.cpu().numpy()
         rows = []
-        with torch.no_grad():
-            for i, prompt in enumerate(self.prompts(samples)):
-                allowed = (~seen[i]).nonzero()[0].tolist()
-                answers = {item: self.pieces.answers[item] for item in allowed}
-                found = beam_search(self.model, self.padded([prompt.tokens]), answers, beams, k)
-                listed = [leaf.item for leaf in found]
-                rows.append((listed + [item for item in allowed if item not in set(listed)])[:k])
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                prompts = self.prompts(samples)
+                for i, prompt in enumerate(track(prompts, len(prompts), "beam search")):
+                    allowed = (~closed[i]).nonzero()[0].tolist()
+                    answers = {item: self.pieces.answers[item] for item in allowed}
+                    given = self.padded([prompt.tokens])
+                    found = [x.item for x in beam_search(self.model, given, answers, beams, k)]
+                    others = [item for item in allowed if item not in set(found)]
+                    rows.append((found + others)[:k])
+        finally:
+            self.model.train(was_training)
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, k)
 
 

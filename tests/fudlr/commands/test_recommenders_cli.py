@@ -6,7 +6,7 @@ import json
 import pytest
 import written
 import yaml
-from fudlr.cli import app
+from fudlr.cli import app, is_expected
 from fudlr.recommenders import RECOMMENDERS
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -63,8 +63,28 @@ def test_train_debias_evaluate_and_save(kind, form, tmp_path, monkeypatch):
     fudlr("evaluate", run, "--adapter", result / "adapter", "--out", out)
     for name, value in json.loads(out.read_text()).items():
         assert value == pytest.approx(summary["after"][name], rel=1e-4, abs=1e-6), name
+    _check_beams(kind, run, out)
     before, after = (
         load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, result)
     )
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+def _check_beams(kind, run, out):
+    """Lists by beam search: those of full scoring at full width; refused without titles."""
+    fudlr("evaluate", run, "--out", out)
+    full = json.loads(out.read_text())
+    if kind != "titles":
+        refused = CliRunner().invoke(app, ["evaluate", str(run), "--beams", "3"])
+        assert is_expected(refused.exception)
+        assert "no titles" in str(refused.exception)
+        return
+    fudlr("evaluate", run, "--beams", 500, "--out", out)
+    wide = json.loads(out.read_text())
+    assert {"arp@5", "ndcg@5"} <= wide.keys() < full.keys(), wide.keys()
+    assert wide == pytest.approx({name: full[name] for name in wide})
+    fudlr("evaluate", run, "--beams", 1, "--out", out)
+    narrow = json.loads(out.read_text())
+    assert narrow.keys() == wide.keys()
+    assert narrow != wide
