@@ -23,11 +23,17 @@ TEMPLATES = {
     "titles": "prompt: 'Seen: {history}. Next: '\n",
     "grounded": "prompt: 'Seen: {history}. Next: '\n",
 }
+# Which item is asked about is all that a yes/no model has to go by: it takes longer to learn that.
+YES_NO = {
+    "data.window": 2, "model.hidden": 32, "model.intermediate": 48, "model.pretrain_epochs": 8,
+    "model.pretrain_learning_rate": 0.005, "recommender.negatives": 3, "train.epochs": 4,
+    "train.batch": 32,
+}  # fmt: skip
 
 
 def main(kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        options = {**SMALL, "recommender.kind": kind}
+        options = {**SMALL, **(YES_NO if kind == "yes_no" else {}), "recommender.kind": kind}
         if kind in TEMPLATES:
             own = Path(folder) / "own.yaml"
             own.write_text(TEMPLATES[kind])

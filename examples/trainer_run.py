@@ -1,11 +1,13 @@
 """A transformers.Trainer of your own, recorded, and debiased when its training ends.
 
-A tiny causal language model with a LoRA adapter learns to say the next item of a history; in half of
-the samples a shop window made it one of five hits instead. Two callbacks are all that is added: one
-records the last epoch's gradients, the other takes out of the adapter, at the training's end, what
-pushes the hits. Samples come from Hugging Face `datasets` and go back there with their weights.
+A tiny causal language model with a LoRA adapter learns to say the next item of a history; in half
+of the samples a shop window made it one of five hits instead. Two callbacks are all that is added:
+one records the last epoch's gradients, the other takes out of the adapter, at the training's end,
+what pushes the hits. Samples come from Hugging Face `datasets` and go back there with weights.
 
-python examples/trainer_run.py OUT [SAMPLES]    # a folder of datasets' save_to_disk: history, answer
+python examples/trainer_run.py OUT [SAMPLES]
+
+SAMPLES is a folder that save_to_disk wrote, with the columns history and answer.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def test_train_debias_evaluate_and_save(kind, form, tmp_path, monkeypatch):
     fudlr("evaluate", run, "--adapter", result / "adapter", "--out", out)
     for name, value in json.loads(out.read_text()).items():
         assert value == pytest.approx(summary["after"][name], rel=1e-4, abs=1e-6), name
-    _check_beams(kind, run, out)
+    if form in ("parquet", "jsonl"):  # titles, and a kind without
+        _check_beams(kind, run, out)
     before, after = (
         load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, result)
     )
@@ -82,7 +83,7 @@ def _check_beams(kind, run, out):
         return
     fudlr("evaluate", run, "--beams", 500, "--out", out)
     wide = json.loads(out.read_text())
-    assert {"arp@5", "ndcg@5"} <= wide.keys() < full.keys(), wide.keys()
+    assert {"arp", "ndcg@5"} <= wide.keys() < full.keys(), wide.keys()
     assert wide == pytest.approx({name: full[name] for name in wide})
     fudlr("evaluate", run, "--beams", 1, "--out", out)
     narrow = json.loads(out.read_text())
