@@ -1,8 +1,8 @@
-"""The tables of docs/results.md and docs/limits.md: one file and one line here make a table.
+"""The tables of docs/results.md, benchmarks.md and limits.md: a file and a line here make one.
 
 A table is a module with
 
-    PAGE      "results" or "limits"
+    PAGE      "results", "benchmarks" or "limits"
     RESULTS   names of its files in benchmarks/results/, without ending
     render(*records) -> list of Markdown lines, from the files' contents in that order
     plot(*records) -> dict of name to matplotlib figure; optional, written to docs/plots/NAME.svg
@@ -18,6 +18,7 @@ from tables import (
     candidates,
     closer,
     compare,
+    curvature_products,
     curvatures,
     damping,
     lambdas,
@@ -28,6 +29,8 @@ from tables import (
     record_kills,
     record_once,
     record_staleness,
+    scoring,
+    scoring_memory,
     steering,
     stream_of_days,
 )
@@ -49,6 +52,9 @@ TABLES: tuple[ModuleType, ...] = (
     closer,
     damping,
     steering,
+    scoring,
+    curvature_products,
+    scoring_memory,
 )
 """In the order of the pages."""
 

@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    texts = {name: page(name, draw=not check) for name in ("results", "limits")}
+    texts = {name: page(name, draw=not check) for name in ("results", "benchmarks", "limits")}
     texts |= {name: inserted(name) for name in INSERTS}
     for name, text in texts.items():
         path = DOCS / f"{name}.md"
