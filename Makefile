@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 DEMO_ARGS ?=
+LLM_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format bench bench-gpu emu-full wheel clean
+.PHONY: demo test lint format bench bench-gpu emu-full llm wheel clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -42,6 +43,10 @@ bench: $(VENV)/.installed
 bench-gpu:
 	FUDLR_CUDA=AUTO $(MAKE) $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py
+
+# A pretrained language model over MovieLens-100k, hours of work in stages; goes on where it stopped.
+llm: $(VENV)/.installed
+	$(BIN)/python benchmarks/llm.py $(LLM_ARGS)
 
 # All cases of the emulated GPU kernels, all schedules, twenty seeds.
 emu-full: $(VENV)/.installed

