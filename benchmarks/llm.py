@@ -48,7 +48,7 @@ OPTIONS = {
 not obeyed (debias.force): what the run gives is to be seen, whatever it is."""
 SMALL = {
     "data.train_samples": 16, "data.prompt_users": 4, "train.epochs": 1, "train.batch": 8,
-    "train.checkpoint": 1, "record.fit_samples": 8, "record.audit": 4,
+    "train.checkpoint": 1, "debias.lambda_acc": 0.0, "record.fit_samples": 8, "record.audit": 4,
 }  # fmt: skip
 TITLES = {"recommender.kind": "titles", "data.candidates": 100, "data.prompt_users": 50}
 SMALL_TITLES = {**TITLES, "data.candidates": 10, "data.prompt_users": 2}
