@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fudlr.data import Samples
 from fudlr.errors import DataError, NumericalError, UsageError
+from fudlr.progress import PATIENCE, track
 from fudlr.recommenders import Recommender
 
 VALIDATION_LOSS = "val_loss"
@@ -145,7 +146,8 @@ def metric_gradients(
     cotangents = torch.stack(through_scores)
     shares: list[Tensor] = []
     total: Tensor | None = None
-    for number, (part, batch) in enumerate(batches):
+    shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
+    for number, (part, batch) in enumerate(shown):
         way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
         pulled = _pull(way, cotangents[:, part], through_loss[:, part])
         if parts and len(shares) <= number * parts // len(batches):
@@ -207,7 +209,8 @@ def _score(
     kept: list[Pullback] = []
     scores, losses = [], []
     fits = True
-    for number, (_, batch) in enumerate(batches):
+    shown = track(batches, len(batches), "score prompts", delay=PATIENCE)
+    for number, (_, batch) in enumerate(shown):
         if number == 0:
             with _saved_bytes(weights) as sizes:
                 way = engine.pullback(forward, batch)

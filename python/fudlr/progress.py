@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 TERMINAL_INTERVAL = 0.1  # seconds between repaints: fast enough to look alive
 LOG_INTERVAL = 5.0  # seconds between updates in a log
+PATIENCE = 5.0  # seconds before a loop is shown that is over at once with small models
 
 T = TypeVar("T")
 
@@ -47,7 +48,12 @@ def _console() -> Console:
 
 
 def track(
-    iterable: Iterable[T], total: int | None = None, description: str = "", initial: int = 0
+    iterable: Iterable[T],
+    total: int | None = None,
+    description: str = "",
+    initial: int = 0,
+    *,
+    delay: float = 0.0,
 ) -> Iterator[T]:
     """Iterate while reporting percentage, elapsed time and an estimate of what is left.
 
@@ -56,6 +62,7 @@ def track(
         total: Number of elements; taken from `len(iterable)` where that exists, else no estimate.
         description: What the loop does, in the user's words.
         initial: Elements of the total that were done before.
+        delay: Seconds before anything is shown; `PATIENCE` for loops that are mostly over at once.
 
     Yields:
         The elements, unchanged. A loop left early, by `break`, an error or an interruption, leaves
@@ -68,6 +75,7 @@ def track(
         initial=initial,
         desc=description or "working",
         disable=is_quiet(),
+        delay=delay,
         file=sys.stderr,
         mininterval=TERMINAL_INTERVAL if live else LOG_INTERVAL,
         dynamic_ncols=live,

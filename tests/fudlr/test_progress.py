@@ -118,3 +118,16 @@ def test_stages_are_announced(clock: list[float], capsys: pytest.CaptureFixture[
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_loop_shows_itself_only_after_its_delay(capsys, monkeypatch):
+    monkeypatch.delenv("FUDLR_QUIET", raising=False)
+    monkeypatch.setattr("fudlr.progress.LOG_INTERVAL", 0.0)
+
+    def shown(delay):
+        for _ in track(range(3), description="short", delay=delay):
+            time.sleep(0.05)
+        return capsys.readouterr().err
+
+    assert shown(5.0) == ""
+    assert "short" in shown(0.02)

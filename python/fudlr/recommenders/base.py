@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
+from fudlr.progress import PATIENCE, track
 
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]
@@ -120,7 +121,9 @@ class Recommender(ABC):
         scores, losses = [], []
         try:
             with torch.no_grad():
-                for batch in self.batches(samples, size, scoring=True):
+                batches = self.batches(samples, size, scoring=True)
+                count = -(-len(samples) // size)
+                for batch in track(batches, count, "score users", delay=PATIENCE):
                     outputs = self.forward(self.model, batch)
                     scores.append(self.item_scores(outputs, batch).float())
                     losses.append(self.loss(outputs, batch).float())
