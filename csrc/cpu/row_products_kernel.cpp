@@ -64,10 +64,13 @@ constexpr bool kScaled = false;
 template <>
 constexpr bool kScaled<Int8> = true;
 
-// Memory to ask for while there is something else to do, line by line.
+// Memory to ask for while there is something else to do: `step` bytes further with every call, so
+// that memory is as busy during the last product of a tile as during the first. Lines asked for at
+// once would be waited for, and then memory would wait for the sums.
 struct Ahead {
   const char* next = nullptr;
   const char* end = nullptr;
+  int64_t step = 0;
 };
 
 // dots[r][k] += <rows[r], vectors[k]> over `columns` columns, whole vectors of them, of R rows and
@@ -77,7 +80,7 @@ void dot_step(const In* rows, int64_t stride, int64_t columns, const float* scal
               int64_t scale_stride, const Real* vectors, int64_t vector_stride, Ahead& ahead,
               Real* lanes, int64_t lane_stride) {
   const char* line = ahead.next;
-  const int64_t line_step = line < ahead.end ? 64 : 0;
+  const int64_t line_step = line < ahead.end ? ahead.step : 0;
   const int64_t run = kScaled<In> ? kScaleBlock : columns;
   for (int64_t start = 0; start < columns; start += run) {
     const int64_t stop = least(start + run, columns);
@@ -147,7 +150,7 @@ template <typename In, typename Real, int K, int C>
 void sum_step(const In* rows, int64_t stride, int64_t count, const Real* coefs, int64_t coef_stride,
               Ahead& ahead, Real* sums, int64_t sum_stride) {
   const char* line = ahead.next;
-  const int64_t line_step = line < ahead.end ? 64 : 0;
+  const int64_t line_step = line < ahead.end ? ahead.step : 0;
   Vector<Real> sum[K][C];
 #pragma GCC unroll 4
   for (int k = 0; k < K; ++k) {
@@ -252,13 +255,13 @@ class Tile {
     return p * static_cast<int64_t>(sizeof(In)) * kManyRows <= kTileBytes ? kManyRows : kFewRows;
   }
 
-  void set(int64_t first, int64_t count, bool more) {
+  void set(int64_t first, int64_t count, bool more, const RowTask<Real>& task) {
     data_ = rows_.data + first * rows_.stride;
     scales_ = kScaled<In> ? rows_.scales + first * rows_.scale_stride : nullptr;
     count_ = count;
     const char* next = reinterpret_cast<const char*>(data_ + count * rows_.stride);
     const int64_t bytes = count * rows_.stride * static_cast<int64_t>(sizeof(In));
-    ahead_ = more ? Ahead{next, next + bytes} : Ahead{};
+    ahead_ = more ? Ahead{next, next + bytes, bytes / calls(task) + 1} : Ahead{};
     const int64_t rest = rows_.size - whole_;
     if (rest == 0) return;
     for (int64_t t = 0; t < count; ++t) {
@@ -323,6 +326,17 @@ class Tile {
   }
 
  private:
+  // How often the task's products on the tile ask for memory, at least; see dot_step, sum_step.
+  int64_t calls(const RowTask<Real>& task) const {
+    const int64_t vectors = count_ * (whole_ / kWidth<Real>);
+    int64_t found = 1;
+    for_lines(task.lines, [&]<int K>(Lines<K>, int64_t) {
+      if (task.vectors != nullptr) found += vectors / step_rows(K);
+      if (task.sums) found += vectors / step_vectors(K);
+    });
+    return found;
+  }
+
   const StoredRows<In>& rows_;
   const int64_t whole_;  // columns that make up whole vectors
   const int64_t size_;   // of a line of vectors or sums
@@ -347,7 +361,7 @@ void chunk(const StoredRows<In>& rows, const RowTask<Real>& task, int64_t begin,
   }
   for (int64_t first = begin; first < end; first += tile_rows) {
     const int64_t count = least(tile_rows, end - first);
-    tile.set(first, count, first + count + tile_rows <= rows.count);
+    tile.set(first, count, first + count + tile_rows <= rows.count, task);
     if (task.vectors != nullptr) {
       tile.dots(task, lanes, task.dots + first * k);
       for (int64_t i = 0; i < count * k; ++i) {
