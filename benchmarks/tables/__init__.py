@@ -30,6 +30,7 @@ from tables import (
     record_kills,
     record_once,
     record_staleness,
+    row_products,
     scoring,
     scoring_memory,
     steering,
@@ -57,6 +58,7 @@ TABLES: tuple[ModuleType, ...] = (
     curvature_products,
     scoring_memory,
     llm,
+    row_products,
 )
 """In the order of the pages."""
 
