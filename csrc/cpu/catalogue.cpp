@@ -176,30 +176,32 @@ Gradients gradients(const Arguments& given, const OptionalTensor& values, const 
   const int64_t n = given.users.size(0);
   const int64_t width = given.items.size(1);
   const int64_t c = from.weights.size(1);
-  const auto room = [&](bool needed, int64_t rows, int64_t columns) {
-    return at::empty({needed ? rows : 0, needed ? columns : 0}, given.users.options());
+  const auto room = [](bool needed, int64_t rows, int64_t columns, const at::Tensor& like) {
+    return at::empty({needed ? rows : 0, needed ? columns : 0}, like.options());
   };
-  at::Tensor to_users = room(wanted.users, n, width);
-  at::Tensor to_items = room(wanted.items, given.items.size(0), width);
-  at::Tensor to_values = room(wanted.values, given.items.size(0), c);
+  at::Tensor to_users = room(wanted.users, n, width, given.users);
+  at::Tensor to_items = room(wanted.items, given.items.size(0), width, given.items);
+  at::Tensor to_values = room(wanted.values, given.items.size(0), c, given.users);
   const auto run = [&](const auto& kernels, auto in, auto real) {
+    using In = decltype(in);
     using Real = decltype(real);
-    const View<decltype(in), Real> view(kernels, given, values, c);
+    const View<In, Real> view(kernels, given, values, c);
     const int64_t padded = (*view).padded;
     const int64_t at_once = slots();
     at::Tensor partials = at::empty({wanted.users ? at_once : 0, n, padded}, given.users.options());
     Real* partial = partials.mutable_data_ptr<Real>();
     std::vector<double> total(wanted.users ? n * width : 0, 0);
-    CatalogueGradients<Real> to{from.weights.const_data_ptr<Real>(),
-                                from.shift.const_data_ptr<Real>(),
-                                from.lse.const_data_ptr<Real>(),
-                                nullptr,
-                                wanted.items ? to_items.mutable_data_ptr<Real>() : nullptr,
-                                wanted.values ? to_values.mutable_data_ptr<Real>() : nullptr};
+    CatalogueGradients<In, Real> to{
+        from.weights.const_data_ptr<Real>(),
+        from.shift.const_data_ptr<Real>(),
+        from.lse.const_data_ptr<Real>(),
+        nullptr,
+        wanted.items ? static_cast<In*>(to_items.mutable_data_ptr()) : nullptr,
+        wanted.values ? to_values.mutable_data_ptr<Real>() : nullptr};
     for_chunks(
         view, at_once,
         [&](int64_t begin, int64_t end, int64_t slot) {
-          CatalogueGradients<Real> mine = to;
+          CatalogueGradients<In, Real> mine = to;
           if (wanted.users) mine.users = partial + slot * n * padded;
           kernels.backward(*view, mine, begin, end);
         },
@@ -213,7 +215,7 @@ Gradients gradients(const Arguments& given, const OptionalTensor& values, const 
     for (size_t i = 0; i < total.size(); ++i) rows[i] = static_cast<Real>(given.scale * total[i]);
   };
   dispatch(given.items.scalar_type(), FUDLR_TABLE(catalogue), run);
-  return {to_users, to_items.to(given.items.scalar_type()), to_values};
+  return {to_users, to_items, to_values};
 }
 
 std::tuple<at::Tensor, at::Tensor> catalogue_mean(const at::Tensor& users, const at::Tensor& items,

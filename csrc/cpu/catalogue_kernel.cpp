@@ -13,7 +13,7 @@
 namespace fudlr::FUDLR_ISA {
 namespace {
 
-constexpr int64_t kUserBlock = 64;  // users whose scores exist at one time
+constexpr int64_t kUserBlock = 128;  // users whose scores exist at one time
 
 template <typename Real>
 constexpr Real kNone = -static_cast<Real>(__builtin_inf());
@@ -29,6 +29,17 @@ inline Vector<Real> exponential(Vector<Real> x) {
   return x < Bits<Real>::smallest ? Vector<Real>{} : vexp<Real>(x);
 }
 
+inline void narrow(float from, float& to) { to = from; }
+inline void narrow(double from, double& to) { to = from; }
+// To the nearest, of two as near the even one.
+inline void narrow(float from, Bfloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &from, sizeof(bits));
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to.bits =
+      static_cast<uint16_t>(nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 template <typename Real>
 Real row_maximum(const Real* row) {
   Vector<Real> most = load(row);
@@ -41,27 +52,38 @@ Real row_maximum(const Real* row) {
   return maximum;
 }
 
-// row = exp(row − shift), and its sum.
+// state[0] += Σ_t p_t and state[1 + j] += Σ_t p_t values_j[t], p = exp(row − shift); four values at
+// a time share a load of p.
+template <typename Real, int C>
+void add_products(const Real* row, const Real* values, double* state) {
+  Vector<Real> sum[C];
+  for (int j = 0; j < C; ++j) sum[j] = Vector<Real>{};
+  for (int64_t t = 0; t < kItemTile; t += kWidth<Real>) {
+    const Vector<Real> p = load(row + t);
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) sum[j] += p * load(values + j * kItemTile + t);
+  }
+  Real lanes[kWidth<Real>];
+  for (int j = 0; j < C; ++j) {
+    store(lanes, sum[j]);
+    state[j] += static_cast<double>(lanes_sum(lanes));
+  }
+}
+
 template <typename Real>
-double row_exponential(Real* row, Real shift) {
+void add_row(Real* row, Real shift, const Real* values, int64_t c, double* state) {
   Vector<Real> sum{};
-  for (int64_t j = 0; j < kItemTile; j += kWidth<Real>) {
-    const Vector<Real> p = exponential<Real>(load(row + j) - shift);
-    store(row + j, p);
+  for (int64_t t = 0; t < kItemTile; t += kWidth<Real>) {
+    const Vector<Real> p = exponential<Real>(load(row + t) - shift);
+    store(row + t, p);
     sum += p;
   }
   Real lanes[kWidth<Real>];
   store(lanes, sum);
-  return static_cast<double>(lanes_sum(lanes));
-}
-
-template <typename Real>
-double row_product(const Real* a, const Real* b) {
-  Vector<Real> sum{};
-  for (int64_t j = 0; j < kItemTile; j += kWidth<Real>) sum += load(a + j) * load(b + j);
-  Real lanes[kWidth<Real>];
-  store(lanes, sum);
-  return static_cast<double>(lanes_sum(lanes));
+  state[0] += static_cast<double>(lanes_sum(lanes));
+  int64_t j = 0;
+  for (; j + 4 <= c; j += 4) add_products<Real, 4>(row, values + j * kItemTile, state + 1 + j);
+  for (; j < c; ++j) add_products<Real, 1>(row, values + j * kItemTile, state + 1 + j);
 }
 
 // A tile of items in the layouts that the products need, and a block of users' scores of them.
@@ -184,8 +206,7 @@ void forward(const Catalogue<In, Real>& all, int64_t begin, int64_t end, double*
             for (int64_t j = 1; j < size; ++j) state[j] *= factor;
             state[0] = static_cast<double>(maximum);
           }
-          state[1] += row_exponential(row, static_cast<Real>(state[0]));
-          for (int64_t j = 0; j < all.c; ++j) state[2 + j] += row_product(row, tile.values(j));
+          add_row(row, static_cast<Real>(state[0]), tile.values(0), all.c, state + 1);
         }
       },
       nothing);
@@ -229,7 +250,7 @@ void add_item_gradients(const Real* scores, int64_t users, const Real* rows, int
 }
 
 template <typename In, typename Real>
-void backward(const Catalogue<In, Real>& all, const CatalogueGradients<Real>& to, int64_t begin,
+void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>& to, int64_t begin,
               int64_t end) {
   Scratch<Real> item_room, value_room;
   Real* items = to.items == nullptr ? nullptr : item_room.get(kItemTile * all.padded);
@@ -260,7 +281,7 @@ void backward(const Catalogue<In, Real>& all, const CatalogueGradients<Real>& to
       [&](int64_t first, int64_t count) {
         for (int64_t t = 0; t < count; ++t) {
           for (int64_t j = 0; items != nullptr && j < all.width; ++j) {
-            to.items[(first + t) * all.width + j] = items[t * all.padded + j];
+            narrow(items[t * all.padded + j], to.items[(first + t) * all.width + j]);
           }
           for (int64_t j = 0; values != nullptr && j < all.c; ++j) {
             to.values[(first + t) * all.c + j] = values[j * kItemTile + t];

@@ -4,7 +4,7 @@
 // Limit: n·M·w multiply-adds for the scores and n·M exponentials, forward and backward each;
 // backward n·M·w more for each of the gradients in h and in E. Memory sees E once each way: with
 // more than a handful of users the adders are the limit. No n × M matrix exists, only a tile of
-// 64 users × 240 items a thread.
+// 128 users × 240 items a thread.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +31,13 @@ struct Catalogue {
 };
 
 // What the backward pass makes of ∂ℓ/∂s_im = p_im (g_i · C_m − shift_i), p_im = exp(s_im − lse_i).
-template <typename Real>
+template <typename In, typename Real>
 struct CatalogueGradients {
   const Real* weights;  // g [n, c]
   const Real* shift;    // [n]
   const Real* lse;      // [n]
   Real* users;          // Σ_m ∂s e_m over the chunk, [n, padded width], or null
-  Real* items;          // Σ_i ∂s h_i · scale, [M, width] dense, or null
+  In* items;            // Σ_i ∂s h_i · scale, [M, width] dense, or null
   Real* values;         // Σ_i p_im g_i, [M, c] dense, or null
 };
 
@@ -47,7 +47,7 @@ struct CatalogueKernels {
   // For the items begin .. end: each user's largest score, Σ exp(s − largest) and
   // Σ exp(s − largest) C_m, [n, 2 + c].
   void (*forward)(const Catalogue<In, Real>&, int64_t begin, int64_t end, double* partial);
-  void (*backward)(const Catalogue<In, Real>&, const CatalogueGradients<Real>&, int64_t begin,
+  void (*backward)(const Catalogue<In, Real>&, const CatalogueGradients<In, Real>&, int64_t begin,
                    int64_t end);
   // Each user's k highest scores and their items, [n, k], highest first, of equal ones the lower
   // item first; −∞ and −1 where there are fewer.

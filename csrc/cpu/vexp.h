@@ -29,6 +29,13 @@ struct Bits<double> {
 };
 
 template <typename Real>
+constexpr Real inverse_factorial(int n) {
+  double product = 1;
+  for (int i = 2; i <= n; ++i) product *= i;
+  return static_cast<Real>(1 / product);
+}
+
+template <typename Real>
 inline Vector<Real> vexp(Vector<Real> x) {
   using B = Bits<Real>;
   const Vector<Real> zero{};
@@ -37,9 +44,9 @@ inline Vector<Real> vexp(Vector<Real> x) {
   const Vector<Real> shifted = x * Real(1.4426950408889634) + B::round;
   const Vector<Real> n = shifted - B::round;
   const Vector<Real> r = (x - n * B::ln2_high) - n * B::ln2_low;
-  Vector<Real> sum = zero + Real(1);
+  Vector<Real> sum = zero + inverse_factorial<Real>(B::degree);
 #pragma GCC unroll 16
-  for (int i = B::degree; i > 0; --i) sum = sum * r * (Real(1) / Real(i)) + Real(1);
+  for (int i = B::degree - 1; i >= 0; --i) sum = sum * r + inverse_factorial<Real>(i);
   typename B::Vector bits, start, one;
   const Vector<Real> round = zero + B::round, unit = zero + Real(1);
   std::memcpy(&bits, &shifted, sizeof(bits));

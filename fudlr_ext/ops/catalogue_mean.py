@@ -20,7 +20,7 @@ def catalogue_mean(
 ) -> tuple[Tensor, Tensor]:
     """Return p C and log Σ exp of the scores, p_i = softmax(scale · h_i Eᵀ) over unseen items.
 
-    No n × M matrix exists: scores live for 64 users and 240 items at a time, in one pass over the
+    No n × M matrix exists: scores live for 128 users and 240 items at a time, in one pass over the
     items forward, and one backward. A user's numbers depend on that user alone. Differentiable
     once, in users, items and values.
 

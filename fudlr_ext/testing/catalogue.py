@@ -88,7 +88,7 @@ def _top_sizes(users: Tensor, items: Tensor, k: int, *hidden: Any) -> tuple[Tens
     return reference.catalogue_top(users.abs(), items.abs(), k)
 
 
-# Tiles hold 240 items and 64 users, chunks 960 items; registers 4, 8 or 16 numbers.
+# Tiles hold 240 items and 128 users, chunks 960 items; registers 4, 8 or 16 numbers.
 SHAPES = (
     CatalogueShape(0, 3, 4),
     CatalogueShape(2, 1, 1, 1),
@@ -98,16 +98,16 @@ SHAPES = (
     CatalogueShape(5, 239, 15, 4),
     CatalogueShape(4, 240, 16, 5),
     CatalogueShape(7, 241, 17),
-    CatalogueShape(64, 30, 47, 2),
-    CatalogueShape(65, 31, 48, 7),
-    CatalogueShape(67, 961, 31, 1),
+    CatalogueShape(128, 30, 47, 2),
+    CatalogueShape(129, 31, 48, 7),
+    CatalogueShape(131, 961, 31, 1),
     CatalogueShape(3, 1999, 64, 9),
 )
 _case = partial(
     OpCase,
     shapes=SHAPES,
     small=(CatalogueShape(3, 5, 2, 2), CatalogueShape(1, 4, 3, 1)),
-    large=CatalogueShape(67, 2500, 20, 4),
+    large=CatalogueShape(131, 2000, 20, 4),
     twice=False,
 )
 

@@ -1,0 +1,225 @@
+"""Expectations over a large catalogue, with gradients, beside chunked torch.
+
+    python benchmarks/catalogue.py                      # 10⁶ items, 512 users, width 64, 1 thread
+    python benchmarks/catalogue.py --items 20000 --out /dev/stdout
+
+The mean over users of p C for four value columns, p = softmax(h Eᵀ), and its gradient in h and E.
+Rivals: torch in chunks of items, online softmax forward, probabilities formed again backward, the
+fastest of several sizes of chunks; and, with --full, all logits with autograd. Answers are compared
+before anything is timed. Times are medians of an interleaved run: processor time with one thread,
+wall time with several. Peak memory beyond inputs and outputs is that of a process of its own
+(Linux). The result goes to benchmarks/results/catalogue.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleave import interleaved
+from machine import describe
+from torch import Tensor
+
+from fudlr_ext.ops import catalogue_mean, catalogue_top
+
+COLUMNS, TOP = 4, 10
+CHUNKS = (1_000, 4_000, 16_000, 64_000)
+Result = tuple[Tensor, Tensor, Tensor]
+"""The mean over users of p C [c], and the gradients of its sum weighed 1, 2, … in h and E."""
+
+
+def inputs(users: int, items: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """h, E, C and the weights of the columns."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(users, width, generator=generator)
+    e = torch.randn(items, width, generator=generator).mul_(width**-0.5).to(dtype)
+    # Values that hang on the items: of others the gradient in h would be what rounding leaves.
+    values = (4 * e.float() @ torch.randn(width, COLUMNS, generator=generator)).sigmoid()
+    return h, e, values, torch.arange(1.0, COLUMNS + 1)
+
+
+def with_autograd(h: Tensor, e: Tensor, weights: Tensor, expectation: Any) -> Result:
+    h, e = h.clone().requires_grad_(), e.detach().requires_grad_()
+    mean = expectation(h, e).mean(0)
+    return mean.detach(), *torch.autograd.grad(mean @ weights, (h, e))
+
+
+def ours(h: Tensor, e: Tensor, c: Tensor, weights: Tensor) -> Result:
+    return with_autograd(h, e, weights, lambda h, e: catalogue_mean(h, e, c)[0])
+
+
+def full(h: Tensor, e: Tensor, c: Tensor, weights: Tensor) -> Result:
+    return with_autograd(h, e, weights, lambda h, e: (h @ e.to(h.dtype).t()).softmax(1) @ c)
+
+
+def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Result:
+    """The same in torch without autograd: operations in place, matrix products into place."""
+    n, (count, width) = h.shape[0], e.shape
+    most = h.new_full((n, 1), -torch.inf)
+    sums, totals = h.new_zeros(n, 1), h.new_zeros(n, c.shape[1])
+    room = h.new_empty(n, min(chunk, count))
+
+    def scores(start: int) -> tuple[Tensor, Tensor, slice]:
+        cut = slice(start, min(start + chunk, count))
+        part = e[cut].to(h.dtype)
+        return torch.mm(h, part.t(), out=room[:, : part.shape[0]]), part, cut
+
+    for start in range(0, count, chunk):
+        s, _, cut = scores(start)
+        above = torch.maximum(most, s.amax(1, keepdim=True))
+        shrink = (most - above).exp_()
+        s.sub_(above).exp_()
+        sums.mul_(shrink).add_(s.sum(1, keepdim=True))
+        totals.mul_(shrink).addmm_(s, c[cut])
+        most = above
+    mean, lse = totals / sums, most + sums.log()
+    slope = (weights / n).expand(n, -1)
+    shift = (slope * mean).sum(1, keepdim=True)
+    to_h, to_e = torch.zeros_like(h), torch.empty_like(e)
+    other = torch.empty_like(room)
+    for start in range(0, count, chunk):
+        s, part, cut = scores(start)
+        s.sub_(lse).exp_()
+        wave = torch.mm(slope, c[cut].t(), out=other[:, : part.shape[0]])
+        s.mul_(wave.sub_(shift))
+        to_h.addmm_(s, part)
+        if e.dtype == h.dtype:
+            torch.mm(s.t(), h, out=to_e[cut])
+        else:
+            to_e[cut] = s.t() @ h
+    return mean.mean(0), to_h, to_e
+
+
+def chunked_top(h: Tensor, e: Tensor, chunk: int) -> Tensor:
+    """Each user's best items: the best of every chunk beside the best so far."""
+    best = h.new_full((h.shape[0], TOP), -torch.inf)
+    top = torch.zeros(h.shape[0], TOP, dtype=torch.int64)
+    for start in range(0, e.shape[0], chunk):
+        s = h @ e[start : start + chunk].to(h.dtype).t()
+        values, places = s.topk(min(TOP, s.shape[1]), 1)
+        best, order = torch.cat([best, values], 1).topk(TOP, 1)
+        top = torch.cat([top, places + start], 1).gather(1, order)
+    return top
+
+
+def compare(got: Result, expected: Result) -> float:
+    """The largest relative difference of the three parts; ends the run where it is large."""
+    errors = [
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(got, expected, strict=True)
+    ]
+    if max(errors) > (5e-3 if got[2].dtype == torch.bfloat16 else 1e-4):
+        raise SystemExit(f"answers differ by {errors}; nothing was timed")
+    return max(errors)
+
+
+def peak_bytes(command: list[str]) -> int:
+    """Peak memory of the work beyond inputs and outputs, in a process of its own."""
+    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[-1])
+
+
+def resident_peak() -> int:
+    """The largest resident memory of this process since it was last forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+def measure_peak(args: argparse.Namespace) -> None:
+    """Print how far the resident memory rises above what lies there with room for the gradients."""
+    dtype = getattr(torch, args.peak)
+    h, e, c, weights = inputs(args.users, args.items, args.width, dtype)
+    ours(h, e[:5000], c[:5000], weights)  # what is loaded at the first call
+    held = [torch.ones_like(h), torch.ones_like(e)]  # as large as the outputs
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
+    before = resident_peak()
+    del held
+    ours(h, e, c, weights)
+    print(resident_peak() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--users", type=int, default=512)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help="all logits as well, with autograd")
+    parser.add_argument("--peak", choices=("float32", "bfloat16"), help=argparse.SUPPRESS)
+    default = Path(__file__).parent / "results" / "catalogue.json"
+    parser.add_argument("--out", type=Path, default=default)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        measure_peak(args)
+        return
+    sizes = [f"--{name}={getattr(args, name)}" for name in ("items", "users", "width", "threads")]
+    rounds = [f"--repeats={args.repeats}", *(["--full"] if args.full else [])]
+    clock = "cpu_s" if args.threads == 1 else "wall_s"
+    logits = 4 * args.users * args.items
+    result: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/catalogue.py", *sizes, *rounds]),
+        "machine": describe(),
+        "clock": clock,
+        "logits_bytes": logits,
+        "expectation": {},
+    }
+    for name in ("float32", "bfloat16"):
+        given = inputs(args.users, args.items, args.width, getattr(torch, name))
+        work: dict[str, Callable[[], Any]] = {"ours": lambda g=given: ours(*g)}
+        for chunk in CHUNKS:
+            work[f"chunks of {chunk}"] = lambda g=given, c=chunk: chunked(*g, c)
+        if args.full:
+            work["all logits"] = lambda g=given: full(*g)
+        error = max(
+            compare(work["ours"](), run()) for other, run in work.items() if other != "ours"
+        )
+        h, e = given[:2]
+        if not torch.equal(catalogue_top(h, e, TOP)[1], chunked_top(h, e, CHUNKS[1])):
+            raise SystemExit("the highest items differ; nothing was timed")
+        work["top ours"] = lambda h=h, e=e: catalogue_top(h, e, TOP)
+        work[f"top chunks of {CHUNKS[1]}"] = lambda h=h, e=e: chunked_top(h, e, CHUNKS[1])
+        found = interleaved(work, args.repeats)
+        seconds = {other: float(times[clock]) for other, times in found.items()}  # type: ignore[arg-type]
+        best = min((c for c in seconds if c.startswith("chunks")), key=seconds.__getitem__)
+        peak = peak_bytes([__file__, *sizes, f"--peak={name}"])
+        result["expectation"][name] = {
+            "seconds": seconds,
+            "best_chunked": best,
+            "times_chunked": seconds[best] / seconds["ours"],
+            "times_top_chunked": seconds[f"top chunks of {CHUNKS[1]}"] / seconds["top ours"],
+            "largest_difference": error,
+            "peak_bytes": peak,
+            "logits_over_peak": logits / max(peak, 1),
+            "times": found,
+        }
+    part = result["expectation"]["float32"]
+    result["bars"] = [
+        {
+            "bar": "chunked torch's time over ours, at least",
+            "measured": part["times_chunked"],
+            "threshold": 2,
+            "met": part["times_chunked"] >= 2,
+        },
+        {
+            "bar": "peak memory beyond inputs and outputs over the logits', at most",
+            "measured": part["peak_bytes"] / logits,
+            "threshold": 1 / 50,
+            "met": part["peak_bytes"] / logits <= 1 / 50,
+        },
+    ]
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    for name, part in result["expectation"].items():
+        print(name, json.dumps({k: v for k, v in part.items() if k != "times"}, indent=2))
+    print(json.dumps(result["bars"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
