@@ -16,6 +16,7 @@ from types import ModuleType
 from tables import (
     bed,
     candidates,
+    catalogue,
     closer,
     compare,
     curvature_products,
@@ -46,6 +47,7 @@ TABLES: tuple[ModuleType, ...] = (
     record_staleness,
     record_kills,
     candidates,
+    catalogue,
     stream_of_days,
     planted,
     lambdas,
