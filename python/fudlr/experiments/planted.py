@@ -13,8 +13,8 @@ For a planted sample (x, y) to stand out its own push on the metric must be larg
 do in passing. In a saturated model of group and item, removing it moves the group's distribution by
 −(e_y − p) / n_group: the full derivative of the metric at y, where another sample's part of it is
 p_y. In a language model the kernel g_iᵀ H⁻¹ g_j between samples varies with their histories, and a
-large damping evens it out: with λ's .03 the scores found three quarters, with .5 nineteen of twenty
-at seed 0. Damping and w were chosen on seeds 0 and 1 with the truth at hand: others are the test.
+large damping evens it out. Damping and w were chosen on seeds 0 and 1, with the truth at hand:
+the other seeds are the test.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from fudlr.debias.signatures.base import Facts, Finding, Severity, graded
 from fudlr.metrics import permutation_null
 
 PARTS = 16
-"""With 8, p hung on who was put where: .007 to .09 for Hellinger on the demo; now .004 to .053."""
+"""With fewer, p hangs on which users were put together."""
 DOUBTFUL, CHANCE = 0.05, 0.2
 """p of either test beyond which it warns, and beyond which nothing is removed: as much would come
 about by chance in one case of five."""
