@@ -33,6 +33,7 @@ from fudlr.progress import duration, track
 from fudlr.record import record_run
 from fudlr.run import Run, make_split
 from fudlr.verify import removal, retrain
+from kept import keep_evaluations
 from machine import describe
 from safetensors.torch import load_file
 
@@ -78,8 +79,11 @@ class Work:
 
     @cached_property
     def loaded(self) -> Run:
-        """The run, loaded once: its items' embeddings, which no adapter changes, are kept too."""
-        return load_run(self.run)
+        """The run, loaded once: its items' embeddings, which no adapter changes, are kept too.
+
+        What is measured of an adapter is on disk, for later stages and after a kill.
+        """
+        return keep_evaluations(load_run(self.run), self.out / "evaluations")
 
 
 @dataclass(frozen=True)

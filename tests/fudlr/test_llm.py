@@ -3,9 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from fudlr.data import fetch_ml100k
+import torch
+from fudlr.config import RunConfig
+from fudlr.data import fetch_ml100k, leave_last_out, synthetic
 from fudlr.errors import DataError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -21,7 +24,9 @@ def modules(monkeypatch):
     from tables import llm as table
 
     yield llm, smollm, table
-    for name in [name for name in sys.modules if name.split(".")[0] in ("llm", "smollm", "tables")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("llm", "smollm", "kept", "tables")
+    ]:
         del sys.modules[name]
 
 
@@ -72,3 +77,42 @@ def test_the_bar_claims_nothing_where_retraining_changed_nothing(modules):
     assert bar(1.31, [-9, -3])["met"] is False
     assert bar(1.0, [-9, 3])["claim"] is False
     assert bar(1.0, [-9, 3])["met"] is None
+
+
+def test_no_adapter_is_measured_twice_and_a_kill_loses_one_batch(modules, tmp_path):
+    from kept import keep_evaluations
+
+    class Killed(Exception):
+        pass
+
+    class Scorer:
+        name, left, measured = "scorer", 2, ()
+
+        def record(self):
+            return {}
+
+        def evaluate(self, samples, size):
+            if len(self.measured) == self.left:
+                raise Killed
+            self.measured += (samples.ids.tolist(),)
+            scores = torch.from_numpy(samples.ids.copy()).float() + theta.sum()
+            return scores[:, None].expand(-1, 3).contiguous(), -scores
+
+    users = leave_last_out(synthetic()).test.take(slice(0, 25))
+    theta, scorer = torch.ones(4), Scorer()
+    engine = SimpleNamespace(theta=lambda: theta)
+    keep_evaluations(
+        SimpleNamespace(recommender=scorer, engine=engine, config=RunConfig()), tmp_path
+    )
+    with pytest.raises(Killed):
+        scorer.evaluate(users, 10)
+    scorer.left = 3
+    scores, losses = scorer.evaluate(users, 10)
+    assert scorer.measured == tuple(
+        users.ids[cut].tolist() for cut in (slice(0, 10), slice(10, 20), slice(20, 25))
+    )
+    assert scores[:, 0].tolist() == (users.ids + 4.0).tolist()
+    assert losses.tolist() == (-users.ids - 4.0).tolist()
+    theta = torch.zeros(4)  # another adapter is measured anew
+    with pytest.raises(Killed):
+        scorer.evaluate(users, 10)

@@ -1,0 +1,52 @@
+"""Scores and losses kept on disk, a few users a file: no adapter is measured twice.
+
+An evaluation of a real language model takes many minutes. What it gave is named by a digest of the
+adapter, the users and the way of scoring, so that a stage that was killed goes on where it was, and
+the figures before and after that one stage measured are read by the next.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from fudlr.checkpoint import digest
+from fudlr.files import atomic_file
+from fudlr.progress import track
+from safetensors.torch import load_file, save_file
+
+
+def keep_evaluations(run, folder: Path):
+    """`run`, whose recommender reads from `folder` what it has measured before."""
+    run.recommender.evaluate = Kept(run, folder)
+    return run
+
+
+class Kept:
+    """In place of a recommender's `evaluate`."""
+
+    def __init__(self, run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.measure = run.recommender.evaluate
+        config = run.config
+        way = [
+            run.recommender.name, run.recommender.record(), config.model.base,
+            config.recommender.model_dump(), config.data.model_dump(),
+        ]  # fmt: skip
+        self.way = json.dumps(way, sort_keys=True, default=str)
+
+    def __call__(self, samples, size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [n, M] and losses [n]."""
+        theta = self.run.engine.theta()
+        cuts = range(0, len(samples), size)
+        found = []
+        for start in track(cuts, len(cuts), "evaluate users"):
+            part = samples.take(np.arange(start, min(start + size, len(samples))))
+            key = digest([theta, torch.from_numpy(part.ids.copy())], self.way)
+            path = self.folder / f"{key}.safetensors"
+            if not path.is_file():
+                scores, losses = self.measure(part, size)
+                with atomic_file(path) as temporary:
+                    save_file({"scores": scores, "losses": losses}, temporary)
+            found.append(load_file(path))
+        return tuple(torch.cat([each[name] for each in found]) for name in ("scores", "losses"))
