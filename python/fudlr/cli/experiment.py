@@ -9,13 +9,11 @@ import typer
 from fudlr.cli.options import ConfigFile, Out, Settings, Threads, parse, say, set_threads
 from fudlr.config import RunConfig, load_config, merge
 from fudlr.errors import UsageError
-from fudlr.experiments import EXPERIMENTS, Options, print_experiment, run_experiment
 from fudlr.files import check_writable
-from fudlr.verify import default_processes
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(EXPERIMENTS)}.")],
+    name: Annotated[str, typer.Argument(help="A name of docs/experiments.md, such as planted.")],
     *,
     out: Out,
     seeds: Annotated[
@@ -32,6 +30,9 @@ def experiment(
     threads: Threads = None,
 ) -> None:
     """Run one of the paper's experiments: hypotheses, a table, a plot; resumable."""
+    from fudlr.experiments import EXPERIMENTS, Options, print_experiment, run_experiment
+    from fudlr.verify import default_processes
+
     if name not in EXPERIMENTS:
         raise UsageError(
             f"the experiment {name!r} was asked for",
