@@ -190,6 +190,27 @@ def _same(layer: Decoder, dtype: torch.dtype) -> bool:
     )
 
 
+_UNDERSTOOD = {
+    "attention_mask",
+    "position_embeddings",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+}
+
+
+def _asks_for_more(kwargs: dict[str, Any]) -> bool:
+    """Whether a caller says something that only the layer's own code understands.
+
+    Such as a cache of earlier positions, whose name has changed from one transformers to the next.
+    """
+    return any(
+        value is not None and value is not False
+        for name, value in kwargs.items()
+        if name not in _UNDERSTOOD
+    )
+
+
 class Trunk:
     """The decoder layers of one model within one pass."""
 
@@ -206,7 +227,7 @@ class Trunk:
             self._shape = (x.shape[0], x.shape[1]) if x.dim() == 3 else None
             self._places = self._locate(x, kwargs) if self._shape else None
         places = self._places
-        if places is None or kwargs.get("past_key_values") is not None:
+        if places is None or _asks_for_more(kwargs):
             return own(x, **kwargs)
         last, layer = index == len(self.layers) - 1, self.layers[index]
         request = _request.get() if self._slots is not None else None
@@ -227,7 +248,7 @@ class Trunk:
     def _locate(self, x: Tensor, kwargs: dict[str, Any]) -> Places | None:
         """Return where the positions lie, or None where the mask asks for something else."""
         embeddings, mask = kwargs.get("position_embeddings"), kwargs.get("attention_mask")
-        if embeddings is None or x.dtype not in _PROBE or kwargs.get("past_key_values") is not None:
+        if embeddings is None or x.dtype not in _PROBE or _asks_for_more(kwargs):
             return None
         n, t = x.shape[:2]
         request = _request.get()
