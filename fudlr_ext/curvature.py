@@ -106,8 +106,8 @@ class _Spine:
 @contextmanager
 def _spine(model: nn.Module, layout: Layout, theta: Tensor, fused: bool) -> Iterator[Recorder]:
     """Yield a recorder of the fused layers; where it stays empty, all is differentiable in θ."""
-    recorder = Recorder()
     layers = trunk.usable(model, layout) if fused else []
+    recorder = Recorder(len(layers))
     inside = {id(part.lora) for layer in layers for part in layer.parts.values()}
     if layers and all(id(lora) in inside for lora in layout.layers):
         with trunk.replaced(model, layout, recorder.run), differentiable(model, layout, theta):
@@ -118,12 +118,15 @@ def _spine(model: nn.Module, layout: Layout, theta: Tensor, fused: bool) -> Iter
 
 
 def _found(theta: Tensor, recorder: Recorder, outputs: tuple[Tensor, ...]) -> _Spine | None:
-    """Return what the outputs hang on; None where a layer within is used by itself as well."""
+    """Return what the outputs hang on.
+
+    None where a layer within is used by itself as well, or where some ran on their own code.
+    """
     if not recorder.runs:
         return _Spine(theta, None)
     layers = {id(run.layer) for run in recorder.runs}
     live = [output.sum() for output in outputs if output.requires_grad]
-    once = len(layers) == len(recorder.runs)
+    once = len(layers) == len(recorder.runs) == recorder.layers
     if once and live:
         others = recorder.leaves[:-1]
         found = (

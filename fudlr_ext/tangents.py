@@ -231,12 +231,14 @@ class Recorder:
     """The decoder layers of one forward pass, each from a leaf of its own, to go along and back.
 
     Attributes:
-        runs: What each layer computed.
+        layers: How many there are.
+        runs: What each of them computed that ran.
         leaves: Each layer's output, cut off from the graph below; the last one is what the rest of
             the model hangs on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
         self.runs: list[Pass] = []
         self.leaves: list[Tensor] = []
 

@@ -211,6 +211,16 @@ def _asks_for_more(kwargs: dict[str, Any]) -> bool:
     )
 
 
+def _same_tensors(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return all(_same_tensors(a, b) for a, b in zip(one, other, strict=True))
+    return False
+
+
 class Trunk:
     """The decoder layers of one model within one pass."""
 
@@ -220,14 +230,18 @@ class Trunk:
         self._slots: Tensor | None = None
         self._real: Tensor | None = None
         self._shape: tuple[int, int] | None = None
+        self._said: dict[str, Any] = {}
 
     def forward(self, index: int, own: Any, x: Tensor, **kwargs: Any) -> Any:
         """Compute layer `index`, by its `own` forward where ours would not be the same."""
         if index == 0:
             self._shape = (x.shape[0], x.shape[1]) if x.dim() == 3 else None
             self._places = self._locate(x, kwargs) if self._shape else None
+            self._said = kwargs
+        elif self._places is not None and not self._says_the_same(kwargs):
+            x, self._places = self._unpacked(x), None
         places = self._places
-        if places is None or _asks_for_more(kwargs):
+        if places is None:
             return own(x, **kwargs)
         last, layer = index == len(self.layers) - 1, self.layers[index]
         request = _request.get() if self._slots is not None else None
@@ -244,6 +258,22 @@ class Trunk:
             request.served = True
             return x[self._slots]
         return x.reshape(*self._shape, -1)  # type: ignore[misc]
+
+    def _says_the_same(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a layer is given what the first was: some have windows or angles of their own."""
+        shared = all(
+            _same_tensors(kwargs.get(name), self._said.get(name))
+            for name in ("attention_mask", "position_embeddings")
+        )
+        return shared and not _asks_for_more(kwargs)
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        """Return packed positions [T, d] as [n, t, d], zero at the padding."""
+        assert self._shape is not None
+        n, t = self._shape
+        if self._real is not None:
+            x = x.new_zeros(n * t, x.shape[-1]).index_copy(0, self._real, x)
+        return x.reshape(n, t, -1)
 
     def _locate(self, x: Tensor, kwargs: dict[str, Any]) -> Places | None:
         """Return where the positions lie, or None where the mask asks for something else."""

@@ -110,3 +110,16 @@ def test_a_hidden_state_used_by_itself_is_left_to_the_model(gone, product):
     fused, plain = both(product, engine, torch.randn(2, engine.d, dtype=torch.float64), **face)
     assert not gone
     assert relative(fused, plain) <= 1e-12
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_model_some_of_whose_layers_run_by_themselves_is_left_to_itself(gone, product):
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+
+    def windowed(**changes):
+        return qwen2(**changes, **windows)
+
+    engine = engine_of(windowed)
+    fused, plain = both(product, engine, torch.randn(2, engine.d, dtype=torch.float64))
+    assert not gone
+    assert relative(fused, plain) <= 1e-12

@@ -45,6 +45,18 @@ def test_equals_the_model_in_float64(used, base, attention, side):
     assert bool([s for s in used if s[0] > 5]) == (attention == "sdpa")
 
 
+@pytest.mark.parametrize("window_from", [0, 1, 2])
+def test_layers_with_a_window_of_their_own_keep_it(used, window_from):
+    torch.manual_seed(0)
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": window_from}
+    model = adapted(clean(qwen2(attn_implementation="sdpa", num_hidden_layers=3, **windows)),
+                    torch.float64)  # fmt: skip
+    batch = batch_of()
+    got = Engine(model).sample_grads(*FACE, batch)
+    assert len([shape for shape in used if shape[0] > 5]) == window_from
+    assert relative(got, plain_grads(model, batch)) <= 1e-10
+
+
 def test_padding_is_left_out_and_the_last_layer_cut(used):
     torch.manual_seed(0)
     engine, batch = Engine(adapted(llama())), batch_of()
