@@ -7,8 +7,7 @@ on falling too, and the closed form, which holds the slope, stands for a trainin
 from fudlr.debias.signatures.base import Facts, Finding, Severity, graded
 
 STILL_FALLING = 0.1
-"""Of the whole fall: a tenth an epoch means that the last ten per cent were not learned yet. The
-demo's ten epochs end at .03."""
+"""Of the whole fall: a tenth an epoch means that the last ten per cent were not learned yet."""
 
 
 def training(facts: Facts) -> Finding | None:
