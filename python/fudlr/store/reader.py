@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +19,7 @@ from fudlr.store.encoding import decode, row_bytes
 from fudlr.store.errors import StoreError
 from fudlr.store.facts import Facts, load_facts
 from fudlr.store.projection import Projection
-from fudlr.store.shards import Shard, check_content, prefetch, read_part, refuse
+from fudlr.store.shards import Shard, check_content, read_part, refuse
 from fudlr.store.spec import Binding, StoreSpec, tensor_bytes
 from fudlr.store.writer import PROJECTION
 
@@ -33,22 +35,36 @@ class Window:
     _store: Store
     _shard: Shard
     _start: int
-    _next: tuple[Shard, int, int] | None
 
     def read(self) -> tuple[Tensor, Tensor | None]:
         """Rows `[b, p]` as stored and their scales `[b, s]` (int8), as views of the mapped file.
 
-        Mapped for as long as the views are held. The window after this one is fetched from disk
-        meanwhile.
+        In memory when this returns, mapped for as long as the views are held.
 
         Raises:
             StoreError: The shard's rows do not match their checksum, on its first use.
         """
         self._store.trust(self._shard)
-        if self._next is not None:
-            prefetch(*self._next)
         count = self.places.stop - self.places.start
         return read_part(self._shard, self._start, self._start + count)
+
+
+def read_ahead(windows: Iterable[Window]) -> Iterator[tuple[Window, Tensor, Tensor | None]]:
+    """Windows with their rows and scales, each read, and checked on a shard's first use, by a
+    thread of its own while the one before is in use: two are in memory at a time.
+
+    Raises:
+        StoreError: As `Window.read` does, when it is the bad window's turn.
+    """
+    with ThreadPoolExecutor(1, "fudlr-read-ahead") as thread:
+        coming: deque[tuple[Window, Future[tuple[Tensor, Tensor | None]]]] = deque()
+        for window in windows:
+            coming.append((window, thread.submit(window.read)))
+            if len(coming) > 1:
+                ready, rows = coming.popleft()
+                yield ready, *rows.result()
+        for ready, rows in coming:
+            yield ready, *rows.result()
 
 
 class Store:
@@ -207,9 +223,9 @@ class Store:
             for start in range(0, shard.rows, step)
         ]
         place = 0
-        for (shard, start, stop), following in zip(cuts, [*cuts[1:], None], strict=True):
+        for shard, start, stop in cuts:
             end = place + stop - start
-            yield Window(slice(place, end), self, shard, start, following)
+            yield Window(slice(place, end), self, shard, start)
             place = end
 
     def read(self, ids: Tensor) -> Tensor:

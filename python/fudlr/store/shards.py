@@ -16,7 +16,6 @@ import mmap
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ _TAGS = {
 }  # fmt: skip
 _ALIGN = 64  # bytes: the data begins at a cache line
 _MAX_HEADER = 100 * 2**20  # the safetensors format's own limit
-_POPULATE_READ = 22  # Linux's MADV_POPULATE_READ: map pages in one call, not a fault for each
 
 
 @dataclass(frozen=True)
@@ -186,16 +184,6 @@ def read_part(shard: Shard, start: int, stop: int) -> tuple[Tensor, Tensor | Non
     return _map(shard, "rows", start, stop), scales
 
 
-def prefetch(shard: Shard, start: int, stop: int) -> None:
-    """Ask the system to bring rows `start` to `stop` into its page cache, and do not wait."""
-    first: int = _layout(shard.rows, shard.spec)["rows"]["data_offsets"][0]
-    per_row = shard.spec.dim * DTYPES[shard.spec.dtype].itemsize
-    # Only a hint: whatever is wrong with the file is found when the rows are read.
-    with suppress(OSError), shard.path.open("rb") as file:
-        begin = shard.begin + first + start * per_row
-        os.posix_fadvise(file.fileno(), begin, (stop - start) * per_row, os.POSIX_FADV_WILLNEED)
-
-
 def check_content(shard: Shard, window: int = 8 * 2**20) -> None:
     """Read all of a shard's rows and compare with their checksum.
 
@@ -272,8 +260,9 @@ def _map(shard: Shard, name: str, start: int, stop: int) -> Tensor:
             view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=base)
     except OSError as error:
         raise refuse(shard.path, f"cannot be read ({error.strerror})") from error
-    with suppress(OSError):  # an older kernel: pages come one fault at a time
-        view.madvise(_POPULATE_READ)
+    # Pages are read here and not at their first use. A tensor's sum holds no interpreter lock, so
+    # that a thread may read ahead of another that computes; `madvise` would hold it all the time.
+    torch.frombuffer(view, dtype=torch.uint8)[:: mmap.PAGESIZE].sum()
     flat = torch.frombuffer(view, dtype=dtype, count=count, offset=offset - base)
     return flat.view(stop - start, *tail)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,16 @@ from fudlr.errors import UsageError
 from fudlr.store.encoding import decode
 from fudlr.store.errors import StoreError
 from fudlr.store.products import block_products
-from fudlr.store.reader import WINDOW_BYTES, Store
+from fudlr.store.reader import WINDOW_BYTES, Store, Window, read_ahead
 from fudlr.store.rows import MemoryRows, check_columns
 
 
 class StoredRows:
     """Rows of a store in the order that `order` says, read in the order in which they lie.
 
-    Peak memory is one window and the products themselves, whatever the store's size. Products are
-    computed in float32 (summed in float64 across tiles of rows) and have their argument's dtype.
+    A window is read while the one before is multiplied: peak memory is a few windows and the
+    products themselves, whatever the store's size. Products are computed in float32 (summed in
+    float64 across tiles of rows) and have their argument's dtype.
 
     Args:
         store: Where the rows are.
@@ -94,14 +97,10 @@ class StoredRows:
     def load(self) -> MemoryRows:
         """All rows as one float32 matrix in memory, for a store that is small."""
         matrix = torch.empty(self.n, self.d)
-        for window in self.store.windows(self._window_bytes):
+        for window, rows, scales in read_ahead(self._windows()):
             position = self._position[window.places]
             here = (position >= 0).nonzero().flatten()
-            if here.numel():
-                rows, scales = window.read()
-                matrix[position[here]] = decode(
-                    rows[here], None if scales is None else scales[here]
-                )
+            matrix[position[here]] = decode(rows[here], None if scales is None else scales[here])
         return MemoryRows(matrix)
 
     def _pass(self, vectors: Tensor | None, weights: Tensor | None, dots: Tensor | None) -> Tensor:
@@ -109,17 +108,23 @@ class StoredRows:
         lines = vectors if vectors is not None else weights
         assert lines is not None
         sums = torch.zeros(lines.shape[0], self.d, dtype=torch.float64)
-        for window in self.store.windows(self._window_bytes):
+        for window, rows, scales in read_ahead(self._windows(weights)):
             position = self._position[window.places]
             here = position >= 0
             part = None
             if weights is not None:
                 part = torch.where(here, weights[:, position.clamp(min=0)], 0.0)
-            if not (here if part is None else part).count_nonzero():
-                continue
-            found, total = block_products(*window.read(), vectors, part)
+            found, total = block_products(rows, scales, vectors, part)
             if dots is not None and found is not None:
                 dots[position[here]] = found[here]
             if total is not None:
                 sums += total
         return sums
+
+    def _windows(self, weights: Tensor | None = None) -> Iterator[Window]:
+        """Those with a row of the order that has a weight, if there are weights."""
+        for window in self.store.windows(self._window_bytes):
+            position = self._position[window.places]
+            position = position[position >= 0]
+            if position.numel() and (weights is None or weights[:, position].count_nonzero()):
+                yield window
