@@ -36,6 +36,7 @@ from tables import (
     scoring,
     scoring_memory,
     steering,
+    store_stream,
     stream_of_days,
 )
 
@@ -47,6 +48,7 @@ TABLES: tuple[ModuleType, ...] = (
     record_dims,
     record_staleness,
     record_kills,
+    store_stream,
     candidates,
     catalogue,
     stream_of_days,
