@@ -49,6 +49,9 @@ void check_weights(const char* op, const SampleShape& shape, const at::Tensor& l
 // k for an array of tangents of `primal`.
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);
 
+// Raises where fewer than no columns are to be left free.
+void check_room(const char* op, int64_t room);
+
 // Checks that each that is given has this shape and the dtype and device of `like`, and that its
 // rows, and those of `like`, have no gaps within.
 void check_rows(const char* op, const at::Tensor& like,

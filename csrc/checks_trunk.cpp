@@ -40,6 +40,11 @@ int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Ten
   return k;
 }
 
+void check_room(const char* op, int64_t room) {
+  FUDLR_CHECK(room >= 0, op, "room must not be negative", c10::str("it is ", room),
+              "Give the number of columns to leave free");
+}
+
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
                 int64_t rows, int64_t width) {

@@ -59,16 +59,21 @@ TORCH_LIBRARY(fudlr_grad, m) {
 TORCH_LIBRARY(fudlr_trunk, m) {
   // A transformer's trunk, position by position; tangents and cotangents have k rows a position.
   // Given a primal cotangent `delta` and tangents, a backward returns its derivative along them.
+  // `room`: columns left free to the right of every row of the result, for a product that follows.
   // y, (mean (x + added)² + eps)^(-1/2), x + added
   m.def("rms_norm(Tensor x, Tensor? added, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)");
-  m.def("rms_norm_tangent(Tensor x, Tensor weight, Tensor scale, Tensor dx) -> Tensor");
+  m.def(
+      "rms_norm_tangent(Tensor x, Tensor weight, Tensor scale, Tensor dx, int room=0) -> "
+      "Tensor");
   m.def(
       "rms_norm_backward(Tensor x, Tensor weight, Tensor scale, Tensor grads, Tensor? added=None, "
-      "Tensor? delta=None, Tensor? dx=None) -> Tensor");
+      "Tensor? delta=None, Tensor? dx=None, int room=0) -> Tensor");
   // silu(g) u of rows [g | u]
   m.def("swiglu(Tensor gu) -> Tensor");
-  m.def("swiglu_tangent(Tensor gu, Tensor dgu) -> Tensor");
-  m.def("swiglu_backward(Tensor gu, Tensor grads, Tensor? delta=None, Tensor? dgu=None) -> Tensor");
+  m.def("swiglu_tangent(Tensor gu, Tensor dgu, int room=0) -> Tensor");
+  m.def(
+      "swiglu_backward(Tensor gu, Tensor grads, Tensor? delta=None, Tensor? dgu=None, "
+      "int room=0) -> Tensor");
   // rotary embedding of every head in place, or its transpose
   m.def("rotate_heads(Tensor(a!) x, Tensor cos, Tensor sin, bool inverse) -> ()");
   // causal, grouped queries, samples of unequal length; limits: the keys that each query sees
@@ -77,10 +82,11 @@ TORCH_LIBRARY(fudlr_trunk, m) {
       "Tensor limits, int heads, int key_heads, float scale) -> Tensor");
   m.def(
       "attention_tangent(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, "
-      "Tensor limits, int heads, int key_heads, float scale, Tensor dq, Tensor dk, Tensor dv) "
-      "-> Tensor");
+      "Tensor limits, int heads, int key_heads, float scale, Tensor dq, Tensor dk, Tensor dv, "
+      "int room=0) -> Tensor");
   m.def(
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, "
       "Tensor limits, int heads, int key_heads, float scale, Tensor grads, Tensor? delta=None, "
-      "Tensor? dq=None, Tensor? dk=None, Tensor? dv=None) -> (Tensor, Tensor, Tensor)");
+      "Tensor? dq=None, Tensor? dk=None, Tensor? dv=None, "
+      "int room=0) -> (Tensor, Tensor, Tensor)");
 }

@@ -86,13 +86,14 @@ class _Spine:
         if self.recorder is None:
             rows = [inner(vector) for vector in vectors]
             return torch.stack(rows) if rows else torch.zeros_like(vectors)
+        if delta is not None:
+            with torch.no_grad():
+                self.recorder.descend(delta)
         size = max(1, DIRECTION_BYTES // max(self.recorder.bytes_each(), 1))
-        parts = [self._together(part, delta, inner) for part in vectors.split(size) if len(part)]
+        parts = [self._together(part, inner) for part in vectors.split(size) if len(part)]
         return torch.cat(parts) if parts else torch.zeros_like(vectors)
 
-    def _together(
-        self, vectors: Tensor, delta: Tensor | None, inner: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _together(self, vectors: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
         assert self.recorder is not None
         k = len(vectors)
         with torch.no_grad():
@@ -100,7 +101,7 @@ class _Spine:
         tangents = along.out.view(-1, k, along.out.shape[1])
         changes = torch.stack([inner(tangents[:, j]) for j in range(k)], 1)
         with torch.no_grad():
-            return along.back(delta, changes.detach().flatten(0, 1))
+            return along.back(changes.detach().flatten(0, 1))
 
 
 @contextmanager

@@ -4,7 +4,7 @@
     out = h₂ + D(silu(G m) · U m),                          m = norm(h₂)
 
 Linears that share their input are one product. Their LoRA matrices ride in it: the product is with
-M = [[W + s B A, s B], [s A, 0]], whose upper rows give y, whose lower rows give u = s A x, and
+M = [[W + s B A, s B], [s A, s]], whose upper rows give y, whose lower rows give u = s A x, and
 whose upper rows from the left give both ∂x = δ (W + s B A) and v = s Bᵀ δ in the backward. Merging
 takes rank · d_in · d_out steps a pass, and saves the products of every position with B and A.
 
@@ -14,7 +14,9 @@ some positions only: then its queries, and all that follows them, are computed f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +45,7 @@ class Joint:
     """Linears that share their input, merged with their adapters for one pass.
 
     Attributes:
+        whole: [Σ d_out + Σ rank, d_in + Σ rank], the matrix M above.
         upper: [Σ d_out, d_in + Σ rank], W + s B A beside s B.
         down: [Σ d_out + Σ rank, d_in], W + s B A above s A.
         bias: [Σ d_out], or None.
@@ -60,18 +63,19 @@ class Joint:
             self.ranks.append(self.ranks[-1] + part.rank)
         self.d_out, rank = self.outs[-1], self.ranks[-1]
         whole = first.new_empty(self.d_out + rank, self.d_in + rank)
-        whole[: self.d_out, self.d_in :].zero_()
-        for i, part in enumerate(parts):
-            rows, columns = slice(*self.outs[i : i + 2]), slice(*self.ranks[i : i + 2])
-            weight, target = part.base.weight.detach(), whole[rows, : self.d_in]
+        whole[:, self.d_in :].zero_()
+        for part, ends in zip(parts, pairwise(self.outs), strict=True):
             if part.lora is None:
-                target.copy_(weight)
-                continue
-            b = part.lora.b * part.lora.scaling
-            torch.addmm(weight, b, part.lora.a, out=target)
-            whole[rows, self.d_in + columns.start : self.d_in + columns.stop] = b
-            own = slice(self.d_out + columns.start, self.d_out + columns.stop)
-            whole[own, : self.d_in] = part.lora.a * part.lora.scaling
+                whole[slice(*ends), : self.d_in].copy_(part.base.weight.detach())
+        for lora, rows, ranks in self.adapted():
+            own = slice(self.d_out + ranks.start, self.d_out + ranks.stop)
+            columns = slice(self.d_in + ranks.start, self.d_in + ranks.stop)
+            b = lora.b * lora.scaling
+            torch.addmm(lora.base.weight.detach(), b, lora.a, out=whole[rows, : self.d_in])
+            whole[rows, columns] = b
+            torch.mul(lora.a, lora.scaling, out=whole[own, : self.d_in])
+            whole[own, columns].fill_diagonal_(lora.scaling)
+        self.whole = whole
         self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
         self.bias = None
         if any(part.base.bias is not None for part in parts):
@@ -91,20 +95,56 @@ class Joint:
             product[:, : self.d_out] += self.bias
         return product
 
-    def backward(self, delta: Tensor) -> Tensor:
-        """Return [∂x | v] for δ [T, Σ d_out]."""
-        return delta @ self.upper
+    def backward(self, delta: Tensor, below: bool = True) -> tuple[Tensor | None, Tensor]:
+        """Return ∂x [T, d_in], or None where it is not wanted below, and v, for δ [T, Σ d_out]."""
+        if not below:
+            return None, delta @ self.upper[:, self.d_in :]
+        product = delta @ self.upper
+        return product[:, : self.d_in], product[:, self.d_in :]
 
-    def emit(self, tape: Any, uses: tuple[Tensor, Tensor, Tensor, Tensor], offsets: Tensor) -> None:
-        """Hand every adapter's factors over: x, u [T, Σ rank], δ [T, Σ d_out], v [T, Σ rank]."""
-        x, u, delta, v = uses
-        for i, part in enumerate(self.parts):
-            if part.lora is None:
-                continue
-            rows, columns = slice(*self.outs[i : i + 2]), slice(*self.ranks[i : i + 2])
-            tape.receive(
-                part.lora, x, u[:, columns], delta[:, rows], v[:, columns], offsets=offsets
-            )
+    def adapted(self) -> Iterator[tuple[LoraLayer, slice, slice]]:
+        """Yield the adapters, the rows of their linears' outputs, and those of their u."""
+        ends = (pairwise(self.outs), pairwise(self.ranks))
+        for part, out, rank in zip(self.parts, *ends, strict=True):
+            if part.lora is not None:
+                yield part.lora, slice(*out), slice(*rank)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A joint linear in a pass there and back: all that its adapters' gradients are made of.
+
+    Attributes:
+        joint: The linears.
+        x: Their input, [T, d_in].
+        u: scaling·A x, [T, Σ rank].
+        delta: δ, [T, Σ d_out].
+        e: The gradient of x; None: not wanted.
+        v: scaling·Bᵀ δ, [T, Σ rank].
+        offsets: [n + 1], where each sample's positions begin.
+    """
+
+    joint: Joint
+    x: Tensor
+    u: Tensor
+    delta: Tensor
+    e: Tensor | None
+    v: Tensor
+    offsets: Tensor
+
+    def part(self, rows: slice) -> Use:
+        """Return the share of some positions."""
+        tensors = {name: getattr(self, name)[rows] for name in ("x", "u", "delta", "v")}
+        return replace(self, **tensors, e=None if self.e is None else self.e[rows])
+
+    def emit(self, tape: Any) -> None:
+        """Hand every adapter's factors over."""
+        for lora, rows, ranks in self.joint.adapted():
+            factors = (self.u[:, ranks], self.delta[:, rows], self.v[:, ranks])
+            tape.receive(lora, self.x, *factors, offsets=self.offsets)
+
+
+Take = Callable[[Use], None]
 
 
 @dataclass(frozen=True)
@@ -163,10 +203,15 @@ class Places:
 
 
 class Pass:
-    """One layer's forward pass over x [T, d], with what its backward needs."""
+    """One layer's forward pass over x [T, d], with what its backward needs.
+
+    Attributes:
+        uses: What a backward pass found at every product, where it was kept.
+    """
 
     def __init__(self, layer: Decoder, places: Places, x: Tensor) -> None:
         self.layer, self.places, self.x = layer, places, x
+        self.uses: dict[Joint, Use] | None = None
         first, second = layer.norms
         self.normed, self.scale, _ = ops.rms_norm(x, None, first.weight, first.eps)
         self._project()
@@ -217,45 +262,92 @@ class Pass:
         sizes = (layer.heads, layer.key_heads, layer.scale)
         return (self.q, self.k, self.v, self.offsets, places.offsets, limits, *sizes)
 
-    def backward(self, tape: Any, delta: Tensor, below: bool) -> Tensor | None:
-        """Hand all factors to the tape; return the gradient of x [T, d] where it is wanted."""
+    @property
+    def joints(self) -> list[Joint]:
+        """All of its products."""
+        some = [] if self.places.wanted is None else [self.only_q]
+        return [self.qkv, *some, self.o, self.gate_up, self.down]
+
+    def part(self, samples: slice) -> Pass:
+        """Return the share of some samples, as views."""
+        found, places = copy(self), self.places
+        rows = _between(places.offsets, samples)
+        queries = _between(self.offsets, samples)
+        ends = slice(samples.start, samples.stop + 1)
+        wanted = {}
+        if places.wanted is not None and places.wanted_offsets is not None:
+            wanted["wanted"] = places.wanted[queries] - rows.start
+            wanted["wanted_offsets"] = places.wanted_offsets[ends] - queries.start
+            found.at = (self.at[0][queries], self.at[1][queries])
+        found.places = Places(
+            places.offsets[ends] - rows.start,
+            *(each[rows] for each in (places.limits, places.cos, places.sin)),
+            **wanted,
+        )
+        for name, value in self.__dict__.items():
+            if isinstance(value, Tensor):
+                setattr(found, name, value[rows if name in _OF_KEYS else queries])
+        if self.uses is not None:
+            found.uses = {
+                joint: use.part(rows if joint is self.qkv else queries)
+                for joint, use in self.uses.items()
+            }
+        return found
+
+    def keep(self, delta: Tensor, below: bool) -> Tensor | None:
+        """Go back as `backward` does, and keep what it finds."""
+        uses: dict[Joint, Use] = {}
+        grad = self.backward(lambda use: uses.update({use.joint: use}), delta, below)
+        self.uses = uses
+        return grad
+
+    def backward(self, take: Take, delta: Tensor, below: bool) -> Tensor | None:
+        """Hand all uses to `take`; return the gradient of x [T, d] where it is wanted."""
         d, places, (first, second) = self.x.shape[1], self.places, self.layer.norms
-        e = self.down.backward(delta)
-        width = self.down.d_in
-        self.down.emit(tape, (self.hidden, self.ud[:, d:], delta, e[:, width:]), self.offsets)
+        e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
         inner = self.gate_up.d_out
-        to_gu = ops.swiglu_backward(self.gu[:, :inner], e[:, :width])
-        e = self.gate_up.backward(to_gu)
-        uses = (self.normed2, self.gu[:, inner:], to_gu, e[:, d:])
-        self.gate_up.emit(tape, uses, self.offsets)
-        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e[:, :d], delta)
-        e = self.o.backward(at_x2)
-        width = self.o.d_in
-        self.o.emit(tape, (self.attended, self.uo[:, d:], at_x2, e[:, width:]), self.offsets)
-        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e[:, :width])
-        columns = to_q.shape[1] + 2 * to_k.shape[1]
+        to_gu = ops.swiglu_backward(self.gu[:, :inner], e)
+        uses = (self.normed2, self.gu[:, inner:], to_gu)
+        e = self._back(take, self.gate_up, uses, self.offsets)
+        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e, delta)
+        e = self._back(take, self.o, (self.attended, self.uo[:, d:], at_x2), self.offsets)
+        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e)
         if places.wanted is None:
+            columns = to_q.shape[1] + 2 * to_k.shape[1]
             side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
             turned = side[:, : columns - to_v.shape[1]]
             ops.rotate_heads(turned, places.cos, places.sin, True)
-            e = self._back(tape, self.qkv, (self.normed, self.u, side), places.offsets)
         else:
             side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
             ops.rotate_heads(to_k, places.cos, places.sin, True)
             ops.rotate_heads(to_q, *self.at, True)
-            e = self._back(tape, self.qkv, (self.normed, self.u, side), places.offsets)
-            eq = self._back(tape, self.only_q, (self.some, self.uq, to_q), self.offsets)
-            e = e[:, :d].index_add(0, places.wanted, eq[:, :d])
-            at_x2 = torch.zeros_like(self.x).index_add_(0, places.wanted, at_x2)
-        if not below:
+        e = self._back(take, self.qkv, (self.normed, self.u, side), places.offsets, below)
+        if places.wanted is not None:
+            eq = self._back(take, self.only_q, (self.some, self.uq, to_q), self.offsets, below)
+        if e is None:
             return None
-        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e[:, :d], at_x2)
+        if places.wanted is not None and eq is not None:
+            e = e.index_add(0, places.wanted, eq)
+            at_x2 = torch.zeros_like(self.x).index_add_(0, places.wanted, at_x2)
+        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e, at_x2)
         return grad
 
     def _back(
-        self, tape: Any, joint: Joint, uses: tuple[Tensor, Tensor, Tensor], offsets: Tensor
-    ) -> Tensor:
-        x, u, delta = uses
-        e = joint.backward(delta)
-        joint.emit(tape, (x, u, delta, e[:, joint.d_in :]), offsets)
+        self,
+        take: Take,
+        joint: Joint,
+        uses: tuple[Tensor, Tensor, Tensor],
+        offsets: Tensor,
+        below: bool = True,
+    ) -> Tensor | None:
+        e, v = joint.backward(uses[-1], below)
+        take(Use(joint, *uses, e, v, offsets))
         return e
+
+
+_OF_KEYS = {"x", "normed", "scale", "k", "v", "u"}  # of every position, whatever is wanted
+
+
+def _between(offsets: Tensor, samples: slice) -> slice:
+    """The rows of some samples."""
+    return slice(int(offsets[samples.start]), int(offsets[samples.stop]))

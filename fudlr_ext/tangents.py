@@ -1,230 +1,273 @@
 """Fused decoder layers along k directions at once, and the derivative of their backward pass.
 
-For y = x Mᵀ with M = W + s B A, u = s A x, cotangent δ and v = s Bᵀ δ, directions A', B' and x':
+For y = x Mᵀ with M = W + s B A, u = s A x, cotangent δ and v = s Bᵀ δ, directions A', B' and x',
+p = A' x and q = B'ᵀ δ:
 
-    y' = x' Mᵀ + u B'ᵀ + p Bᵀ,   u' = s A x' + p,   p = s A' x
-    e' = δ' M + q A + v A',       v' = s Bᵀ δ' + q,  q = s B'ᵀ δ      (e = δ M)
-    ∇A' = Σ_t v' xᵀ + v x'ᵀ,      ∇B' = Σ_t δ' uᵀ + δ u'ᵀ
+    y' = x' Mᵀ + s p Bᵀ + u B'ᵀ,   u' = s (A x' + p)
+    e' = δ' M + s q A + v A',      v' = s (Bᵀ δ' + q)      (e = δ M)
+    ∇A' = Σ_t v' xᵀ + v x'ᵀ,       ∇B' = Σ_t δ' uᵀ + δ u'ᵀ
 
 so that k Hessian products take two passes of the base weights over k·T rows (Pearlmutter 1994,
-R-operator). The Gauss-Newton product has the terms with δ' and v' alone. Position t has the rows
-t·k to t·k + k of every array of tangents. Norms, SwiGLU, rotations and attention are the ops'.
+R-operator), with p or q as further columns of them: [y' | u'] = [x' | p] Nᵀ + [u B'ᵀ | 0] and
+[e' | v'] = [δ' | q] N + [v A' | 0] for N = [[M, s B], [s A, s]]. The Gauss-Newton product has the
+terms with δ' and v' alone. Position t has the rows t·k to t·k + k of every array of tangents.
+Norms, SwiGLU, rotations and attention are the ops'.
+
+Tangents go through all layers in parts, a few samples each, that stay in cache. δ and v are known
+before any tangent is, so that the sums with x' and u' are taken on the way along, and neither is
+kept for the way back.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fudlr_ext.decoder import Decoder, Joint, Pass, Places, ops
+from fudlr_ext.decoder import Decoder, Joint, Pass, Places, Use, ops
+
+PART_BYTES = 6 * 2**20
+"""Of the widest array of tangents in a part, for each thread."""
 
 
-@dataclass
-class Use:
-    """One use of a joint linear in a pass: its input and u, with their tangents."""
+class Turn:
+    """A joint linear's k directions, and the sums of what comes back, laid out for few products.
 
-    joint: Joint
-    x: Tensor  # [T, d_in]
-    u: Tensor  # [T, Σ rank]
-    dx: Tensor | None  # [T k, d_in]; None: zero
-    du: Tensor  # [T, k, Σ rank]
+    Args:
+        joint: The linears.
+        vectors: The directions [k, d].
+        second: Whether second derivatives are wanted: the way back then has free columns for q.
+    """
 
+    def __init__(self, joint: Joint, vectors: Tensor, second: bool) -> None:
+        self.joint, self.k, self.rank = joint, len(vectors), joint.ranks[-1]
+        k, rank, d_in, d_out = self.k, self.rank, joint.d_in, joint.d_out
+        self._b = vectors.new_zeros(rank, k, d_out + rank)  # B' of every column of u
+        self._a = vectors.new_zeros(rank, k, d_in + rank)  # A' of every column of v
+        self._with_delta = []  # Σ u' δ, linear by linear
+        for lora, out, inner in joint.adapted():
+            self._a[inner, :, :d_in] = lora.block_a.of(vectors).transpose(0, 1)
+            self._b[inner, :, out] = lora.block_b.of(vectors).permute(2, 0, 1)
+            shape = (k * (inner.stop - inner.start), out.stop - out.start)
+            self._with_delta.append(vectors.new_zeros(shape))
+        self._with_u = vectors.new_zeros(rank, k, d_out + second * rank)  # Σ u δ'
+        self._with_v = torch.zeros_like(self._a)  # Σ v x'
+        self._with_x = vectors.new_zeros(k * rank, d_in)  # Σ v' x
 
-class Directions:
-    """k directions of the adapter's parameters [k, d], and the sums of what comes back."""
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors, self.k = vectors, vectors.shape[0]
-        self.sums = torch.zeros_like(vectors)
-
-    def along(self, joint: Joint, x: Tensor, u: Tensor, dx: Tensor | None) -> tuple[Tensor, Use]:
-        """Return y' [T k, Σ d_out], and what its way back needs."""
-        k, rows = self.k, x.shape[0]
-        if dx is None:
-            product = x.new_zeros(rows * k, joint.d_out + joint.ranks[-1])
-        else:
-            product = dx @ joint.down.t()
-        wide = product.view(rows, k, -1)
-        for i, part in enumerate(joint.parts):
-            if part.lora is None:
-                continue
-            out, inner = slice(*joint.outs[i : i + 2]), slice(*joint.ranks[i : i + 2])
-            da, db = (b.of(self.vectors) for b in (part.lora.block_a, part.lora.block_b))
-            p = torch.mm(x, da.flatten(0, 1).t()).mul_(part.lora.scaling).view(rows, k, -1)
-            wide[:, :, joint.d_out :][:, :, inner] += p
-            own = u[:, inner]
-            for j in range(k):
-                both = torch.cat([own, p[:, j]], 1)
-                wide[:, j, out].addmm_(both, torch.cat([db[j], part.lora.b], 1).t())
-        return product[:, : joint.d_out], Use(joint, x, u, dx, wide[:, :, joint.d_out :])
-
-    def back(
-        self, use: Use, delta: Tensor | None, change: Tensor, below: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Add ∇A', ∇B' to the sums; return e [T, d_in] and e' [T k, d_in] where wanted below.
+    def along(self, x: Tensor, u: Tensor, dx: Tensor | None, use: Use | None) -> Tensor:
+        """Return [y' | u'], [T k, Σ d_out + Σ rank].
 
         Args:
-            use: The linear, and how it was used.
-            delta: δ [T, Σ d_out]; None for a backward pass of k cotangents, without derivative.
-            change: δ' [T k, Σ d_out].
-            below: Whether e and e' are wanted.
+            x: [T, d_in].
+            u: [T, Σ rank].
+            dx: x' [T k, d_in + Σ rank], whose last columns are free; None: zero.
+            use: The primal cotangents, where a Hessian wants the sums with x' and u'.
         """
-        joint, rows, k = use.joint, use.x.shape[0], self.k
-        weights = joint.upper if below else joint.upper[:, joint.d_in :]
-        shift = 0 if not below else joint.d_in
-        product = change @ weights
-        wide = product.view(rows, k, -1)
-        primal = None if delta is None else delta @ weights
-        for i, part in enumerate(joint.parts):
-            if part.lora is None:
-                continue
-            out, inner = slice(*joint.outs[i : i + 2]), slice(*joint.ranks[i : i + 2])
-            da, db = (b.of(self.vectors) for b in (part.lora.block_a, part.lora.block_b))
-            to_a, to_b = (b.of(self.sums) for b in (part.lora.block_a, part.lora.block_b))
-            dv, u = wide[:, :, shift:][:, :, inner], use.u[:, inner]
-            changed = change.view(rows, k, -1)[:, :, out]
-            if delta is not None and primal is not None:
-                own, v = delta[:, out], primal[:, shift:][:, inner]
-                q = (own @ db.permute(1, 0, 2).flatten(1)).mul_(part.lora.scaling)
-                q = q.view(rows, k, -1)
-                dv += q
-                if below:
-                    for j in range(k):
-                        both = torch.cat([q[:, j], v], 1)
-                        wide[:, j, :shift].addmm_(both, torch.cat([part.lora.a, da[j]]))
-                if use.dx is not None:
-                    to_a += _transposed(use.dx.view(rows, k, -1), v).transpose(1, 2)
-                to_b += _transposed(use.du[:, :, inner], own).transpose(1, 2)
-            to_a += _transposed(dv, use.x)
-            to_b += _transposed(changed, u)
-        if not below:
-            return None, None
-        return (None if primal is None else primal[:, :shift]), product[:, :shift]
+        joint, rows, k, rank = self.joint, x.shape[0], self.k, self.rank
+        if not rank:
+            return x.new_zeros(rows * k, joint.d_out) if dx is None else dx @ joint.whole.t()
+        p = x @ self._a.flatten(0, 1)[:, : joint.d_in].t()
+        p = p.view(rows, rank, k).transpose(1, 2)
+        product = (u @ self._b.flatten(1)).view(rows * k, -1)
+        if dx is None:
+            product.addmm_(p.reshape(rows * k, rank), joint.whole[:, joint.d_in :].t())
+        else:
+            dx.view(rows, k, -1)[:, :, joint.d_in :] = p
+            product.addmm_(dx, joint.whole.t())
+        if use is not None:
+            if dx is not None:
+                self._with_v.flatten(1).addmm_(use.v.t(), dx.view(rows, -1))
+            du = product.view(rows, k, -1)[:, :, joint.d_out :]
+            for total, (_, out, inner) in zip(self._with_delta, joint.adapted(), strict=True):
+                total.addmm_(du[:, :, inner].reshape(rows, -1).t(), use.delta[:, out])
+        return product
+
+    def back(
+        self, x: Tensor, u: Tensor, change: Tensor, use: Use | None, below: bool = True
+    ) -> Tensor | None:
+        """Return e' [T k, d_in] where it is wanted below.
+
+        Args:
+            x: [T, d_in].
+            u: [T, Σ rank].
+            change: δ' [T k, Σ d_out], and for second derivatives Σ rank free columns.
+            use: The primal cotangents, for second derivatives; None: k cotangents go back.
+            below: Whether e' is wanted.
+        """
+        joint, rows, k, rank = self.joint, x.shape[0], self.k, self.rank
+        matrix = joint.whole[: change.shape[1], 0 if below else joint.d_in :]
+        if use is None or not rank:
+            product = change @ matrix
+        else:
+            b = self._b.flatten(0, 1)
+            for _, out, inner in joint.adapted():
+                each = slice(inner.start * k, inner.stop * k)
+                q = (use.delta[:, out] @ b[each, out].t()).view(rows, -1, k).transpose(1, 2)
+                change.view(rows, k, -1)[:, :, joint.d_out :][:, :, inner] = q
+            if below:
+                product = (use.v @ self._a.flatten(1)).view(rows * k, -1)
+                product.addmm_(change, matrix)
+            else:
+                product = change @ matrix
+        if rank:
+            dv = product[:, -rank:].reshape(rows, k * rank)
+            self._with_x.addmm_(dv.t(), x)
+            self._with_u.flatten(1).addmm_(u.t(), change.view(rows, -1))
+        return product[:, : joint.d_in] if below else None
+
+    def add_to(self, sums: Tensor) -> None:
+        """Add what came back to the parameters' part, [k, d]."""
+        k, d_in = self.k, self.joint.d_in
+        with_x = self._with_x.view(k, self.rank, d_in)
+        for total, (lora, out, inner) in zip(self._with_delta, self.joint.adapted(), strict=True):
+            to_a, to_b = lora.block_a.of(sums), lora.block_b.of(sums)
+            to_a += with_x[:, inner] + self._with_v[inner, :, :d_in].transpose(0, 1)
+            to_b += self._with_u[inner, :, out].permute(1, 2, 0)
+            to_b += total.view(k, -1, total.shape[1]).transpose(1, 2)
 
 
-def _transposed(many: Tensor, one: Tensor) -> Tensor:
-    """Σ_t many[t, j]ᵀ one[t] for many [T, k, a] and one [T, b], [k, a, b]."""
-    k, a = many.shape[1:]
-    if many.stride(1) == a * many.stride(2):
-        flat: Tensor = many.flatten(1).t() @ one
-        return flat.view(k, a, -1)
-    return torch.stack([many[:, j].t() @ one for j in range(k)])
+Turns = dict[Joint, Turn]
 
 
 class LayerTangents:
-    """One layer's pass along the directions, with what the way back needs."""
+    """A part of a layer's pass along the directions, with what the way back needs.
 
-    def __init__(self, run: Pass, to: Directions, dx: Tensor | None) -> None:
-        self.run, self.to, self.dx = run, to, dx
-        d, places, (first, second) = run.x.shape[1], run.places, run.layer.norms
-        dn = None if dx is None else ops.rms_norm_tangent(run.x, first.weight, run.scale, dx)
-        self._project(dn)
-        attended = ops.attention_tangent(*run._attention(), self.dq, self.dk, self.dv)
-        self.dx2, self.o = to.along(run.o, run.attended, run.uo[:, d:], attended)
+    Attributes:
+        out: The output's tangents, [T k, d].
+    """
+
+    def __init__(self, run: Pass, turns: Turns, dx: Tensor | None) -> None:
+        self.run, self.turns = run, turns
+        self.k = turns[run.down].k
+        d, (first, second) = run.x.shape[1], run.layer.norms
+        dn = None
         if dx is not None:
-            self.dx2 = self.dx2 + (dx if places.wanted is None else self._some(dx))
-        dn = ops.rms_norm_tangent(run.x2, second.weight, run.scale2, self.dx2)
+            dn = ops.rms_norm_tangent(run.x, first.weight, run.scale, dx, run.qkv.ranks[-1])
+        along = self._project(dn)
+        attended = ops.attention_tangent(*run._attention(), *along, run.o.ranks[-1])
+        dx2 = self._along(run.o, run.attended, run.uo[:, d:], attended)[:, :d]
+        if dx is not None:
+            dx2 = dx2 + (dx if run.places.wanted is None else self._some(dx, 0).flatten(0, 1))
+        rank = run.gate_up.ranks[-1]
+        dn = ops.rms_norm_tangent(run.x2, second.weight, run.scale2, dx2, rank)
         inner = run.gate_up.d_out
-        self.dgu, self.gate_up = to.along(run.gate_up, run.normed2, run.gu[:, inner:], dn)
-        self.gu = run.gu[:, :inner]
-        hidden = ops.swiglu_tangent(self.gu, self.dgu)
-        out, self.down = to.along(run.down, run.hidden, run.ud[:, d:], hidden)
-        self.out = self.dx2 + out
+        dgu = self._along(run.gate_up, run.normed2, run.gu[:, inner:], dn)[:, :inner]
+        hidden = ops.swiglu_tangent(run.gu[:, :inner], dgu, run.down.ranks[-1])
+        self.out = self._along(run.down, run.hidden, run.ud[:, d:], hidden)[:, :d] + dx2
+        if run.uses is not None:
+            self.dx, self.dx2, self.dgu, self.dqkv = dx, dx2, dgu, along
 
-    def _some(self, tangents: Tensor) -> Tensor:
-        """The tangents at the wanted positions."""
-        wide = tangents.view(-1, self.to.k, tangents.shape[1])
-        return wide[self.run.places.wanted].flatten(0, 1)
+    def _along(self, joint: Joint, x: Tensor, u: Tensor, dx: Tensor | None) -> Tensor:
+        use = None if self.run.uses is None else self.run.uses[joint]
+        return self.turns[joint].along(x, u, dx, use)
 
-    def _project(self, dn: Tensor | None) -> None:
-        run, to, places = self.run, self.to, self.run.places
-        dz, self.qkv = to.along(run.qkv, run.normed, run.u, dn)
+    def _back(
+        self, joint: Joint, x: Tensor, u: Tensor, change: Tensor, below: bool = True
+    ) -> Tensor:
+        use = None if self.run.uses is None else self.run.uses[joint]
+        return self.turns[joint].back(x, u, change, use, below)  # type: ignore[return-value]
+
+    def _some(self, tangents: Tensor, free: int) -> Tensor:
+        """The tangents at the wanted positions, with free columns at the right, [W, k, ...]."""
+        wide = tangents.view(-1, self.k, tangents.shape[1])
+        wanted, width = self.run.places.wanted, self.run.x.shape[1]
+        assert wanted is not None
+        found = wide.new_empty(len(wanted), self.k, width + free)
+        found[:, :, :width] = wide[wanted, :, :width]
+        return found
+
+    def _project(self, dn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tangents of queries, keys and values."""
+        run, places = self.run, self.run.places
+        dz = self._along(run.qkv, run.normed, run.u, dn)
         ends = run.qkv.outs
         if places.wanted is None:
             ops.rotate_heads(dz[:, : ends[2]], places.cos, places.sin, False)
-            self.dq, self.dk, self.dv = (dz[:, i:j] for i, j in pairwise(ends))
-            return
-        self.dk, self.dv = dz[:, : ends[1]], dz[:, ends[1] :]
-        ops.rotate_heads(self.dk, places.cos, places.sin, False)
-        some = None if dn is None else self._some(dn)
-        self.dq, self.only_q = to.along(run.only_q, run.some, run.uq, some)
-        ops.rotate_heads(self.dq, *run.at, False)
+            dq, dk, dv = (dz[:, i:j] for i, j in pairwise(ends))
+            return dq, dk, dv
+        dk, dv = dz[:, : ends[1]], dz[:, ends[1] : ends[2]]
+        ops.rotate_heads(dk, places.cos, places.sin, False)
+        some = None if dn is None else self._some(dn, run.only_q.ranks[-1]).flatten(0, 1)
+        dq = self._along(run.only_q, run.some, run.uq, some)[:, : run.only_q.d_out]
+        ops.rotate_heads(dq, *run.at, False)
+        return dq, dk, dv
 
-    def back(
-        self, delta: Tensor | None, change: Tensor, below: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Go back with δ and δ' of the output; return those of x where they are wanted.
+    def _free(self, joint: Joint) -> int:
+        """Columns that the way back wants beside the joint's δ'."""
+        return 0 if self.run.uses is None else joint.ranks[-1]
 
-        Without δ, k cotangents go back as they are.
+    def back(self, change: Tensor, below: int | None) -> Tensor | None:
+        """Go back with δ' of the output [T k, d], and free columns for second derivatives.
+
+        Returns:
+            Those of x [T k, d] with `below` free columns; None where these are not wanted.
         """
-        run, to, (first, second) = self.run, self.to, self.run.layer.norms
-        e, de = to.back(self.down, delta, change, True)
-        dgu = None if e is None else self.dgu
-        to_gu = None if e is None else ops.swiglu_backward(self.gu, e)
-        changed = ops.swiglu_backward(self.gu, de, e, dgu)
-        e, de = to.back(self.gate_up, to_gu, changed, True)
+        run, uses, (first, second) = self.run, self.run.uses, self.run.layer.norms
+        d, inner = run.x.shape[1], run.gate_up.d_out
+        again: tuple[Tensor | None, Tensor | None] = (None, None)
+        if uses is not None:
+            again = (uses[run.down].e, self.dgu)
+        de = self._back(run.down, run.hidden, run.ud[:, d:], change)
+        changed = ops.swiglu_backward(run.gu[:, :inner], de, *again, self._free(run.gate_up))
+        if uses is not None:
+            again = (uses[run.gate_up].e, self.dx2)
+        de = self._back(run.gate_up, run.normed2, run.gu[:, inner:], changed)
         norm = (run.x2, second.weight, run.scale2)
-        at_x2 = None if e is None else ops.rms_norm_backward(*norm, e, delta)
-        change = ops.rms_norm_backward(*norm, de, change, e, None if e is None else self.dx2)
-        e, de = to.back(self.o, at_x2, change, True)
-        sides, dsides = self._attention_back(e, de)
-        e, de = self._inputs_back(sides, dsides, below)
-        if not below:
-            return None, None
-        assert self.dx is not None
-        assert de is not None
-        norm = (run.x, first.weight, run.scale)
-        at_x = None
-        if e is not None:
-            at_x = ops.rms_norm_backward(*norm, e, self._everywhere(at_x2, 1))
-        dx = None if e is None else self.dx
-        return at_x, ops.rms_norm_backward(*norm, de, self._everywhere(change, to.k), e, dx)
+        change = ops.rms_norm_backward(*norm, de, change[:, :d], *again, self._free(run.o))
+        de = self._back(run.o, run.attended, run.uo[:, d:], change)
+        at_normed = self._inputs_back(self._attention_back(de), below is not None)
+        if below is None:
+            return None
+        if uses is not None:
+            again = (self._at_normed(uses), self.dx)
+        given = (run.x, first.weight, run.scale, at_normed)
+        found: Tensor = ops.rms_norm_backward(
+            *given, self._everywhere(change[:, :d]), *again, below
+        )
+        return found
 
-    def _attention_back(self, e: Tensor | None, de: Tensor | None) -> tuple[list[Tensor], ...]:
-        """Return cotangents of what the projections gave, and their changes."""
-        given, dsides, sides = self.run._attention(), [], []
-        along = (None,) * 3 if e is None else (self.dq, self.dk, self.dv)
-        dsides = self._turned_back(ops.attention_backward(*given, de, e, *along))
-        if e is not None:
-            sides = self._turned_back(ops.attention_backward(*given, e))
-        return sides, dsides
+    def _at_normed(self, uses: dict[Joint, Use]) -> Tensor | None:
+        """The primal cotangent of the first norm's output."""
+        run, e = self.run, uses[self.run.qkv].e
+        if run.places.wanted is None or e is None:
+            return e
+        return e.index_add(0, run.places.wanted, uses[run.only_q].e)  # type: ignore[arg-type]
 
-    def _turned_back(self, cotangents: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
-        to_q, to_k, _ = cotangents
-        places, width = self.run.places, to_k.shape[1]
+    def _attention_back(self, de: Tensor) -> list[Tensor]:
+        """Return the changes of the projections' cotangents: of one product, or of two."""
+        run, uses, places = self.run, self.run.uses, self.run.places
+        again = (None,) * 4 if uses is None else (uses[run.o].e, *self.dqkv)
+        free = self._free(run.qkv)
+        to_q, to_k, _ = ops.attention_backward(*run._attention(), de, *again, free)
+        width = to_k.shape[1]
         if places.wanted is None:
             columns = to_q.shape[1] + 2 * width
-            side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
+            side = to_q.as_strided((to_q.shape[0], columns + free), to_q.stride())
             ops.rotate_heads(side[:, : columns - width], places.cos, places.sin, True)
             return [side]
         ops.rotate_heads(to_k, places.cos, places.sin, True)
-        ops.rotate_heads(to_q, *self.run.at, True)
-        return [to_k.as_strided((to_k.shape[0], 2 * width), to_k.stride()), to_q]
+        ops.rotate_heads(to_q, *run.at, True)
+        room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self._free(run.only_q))
+        room[:, : to_q.shape[1]] = to_q
+        return [to_k.as_strided((to_k.shape[0], 2 * width + free), to_k.stride()), room]
 
-    def _inputs_back(
-        self, sides: list[Tensor], dsides: list[Tensor], below: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        e, de = self.to.back(self.qkv, sides[0] if sides else None, dsides[0], below)
-        if len(dsides) == 1:
-            return e, de
-        eq, deq = self.to.back(self.only_q, sides[1] if sides else None, dsides[1], below)
-        if not below:
-            return None, None
-        assert de is not None
-        de = de + self._everywhere(deq, self.to.k)
-        return (None if e is None else e + self._everywhere(eq, 1)), de
+    def _inputs_back(self, changes: list[Tensor], below: bool) -> Tensor | None:
+        run = self.run
+        de = self._back(run.qkv, run.normed, run.u, changes[0], below)
+        if len(changes) == 1:
+            return de
+        some = self._back(run.only_q, run.some, run.uq, changes[1], below)
+        return de + self._everywhere(some) if below else None
 
-    def _everywhere(self, rows: Tensor | None, k: int) -> Tensor:
+    def _everywhere(self, rows: Tensor) -> Tensor:
         """Rows of the wanted positions at their places among all, zero elsewhere."""
-        assert rows is not None
         wanted = self.run.places.wanted
         if wanted is None:
             return rows
-        full = rows.new_zeros(self.run.x.shape[0], k, rows.shape[1])
-        return full.index_copy_(0, wanted, rows.reshape(-1, k, rows.shape[1])).flatten(0, 1)
+        full = rows.new_zeros(self.run.x.shape[0], self.k, rows.shape[1])
+        return full.index_copy_(0, wanted, rows.reshape(-1, self.k, rows.shape[1])).flatten(0, 1)
 
 
 class Recorder:
@@ -248,18 +291,30 @@ class Recorder:
         self.leaves.append(self.runs[-1].out.detach().requires_grad_())
         return self.leaves[-1]
 
+    def adapted(self) -> list[Pass]:
+        """Return what hangs on the adapter: the lowest layer that it has a part in, and above."""
+        first = next(i for i, run in enumerate(self.runs) if run.layer.adapted)
+        return self.runs[first:]
+
+    def descend(self, delta: Tensor) -> None:
+        """Go back with the last output's cotangent [T, d], which second derivatives want."""
+        runs = self.adapted()
+        grad: Tensor | None = delta.contiguous()
+        for run in reversed(runs):
+            assert grad is not None
+            grad = run.keep(grad, run is not runs[0])
+
     def bytes_each(self) -> int:
         """Memory that one direction takes, about."""
         kept = 0
         for run in self.runs:
-            tensors = (run.x, run.normed, run.q, run.k, run.v, run.attended, run.x2, run.normed2)
-            wide = (run.gu, run.hidden, run.out)
-            kept += sum(tensor.numel() for tensor in (*tensors, *wide)) * run.x.element_size()
+            tensors = (run.x, run.q, run.k, run.v, run.x2, run.gu, run.out)
+            kept += sum(tensor.numel() for tensor in tensors) * run.x.element_size()
         return kept
 
     def along(self, vectors: Tensor) -> Along:
-        """Take the tangents for vectors [k, d]."""
-        return Along(self.runs, vectors)
+        """Take the tangents for vectors [k, d]; after `descend`, for second derivatives."""
+        return Along(self.adapted(), vectors)
 
 
 class Along:
@@ -270,22 +325,44 @@ class Along:
     """
 
     def __init__(self, runs: list[Pass], vectors: Tensor) -> None:
-        self.to = Directions(vectors)
-        self.layers: list[LayerTangents] = []
-        dx = None
-        for run in runs:
-            if dx is None and not run.layer.adapted:
-                continue  # nothing below hangs on the adapter
-            self.layers.append(LayerTangents(run, self.to, dx))
-            dx = self.layers[-1].out
-        assert dx is not None
-        self.out: Tensor = dx
+        self._sums = torch.zeros_like(vectors)
+        second = runs[0].uses is not None
+        self._turns = {j: Turn(j, vectors, second) for run in runs for j in run.joints}
+        self._parts: list[list[LayerTangents]] = []
+        for samples in _parts(runs, len(vectors)):
+            dx, layers = None, []
+            for run in runs:
+                layers.append(LayerTangents(run.part(samples), self._turns, dx))
+                dx = layers[-1].out
+            self._parts.append(layers)
+        self.out = torch.cat([layers[-1].out for layers in self._parts])
 
-    def back(self, delta: Tensor | None, change: Tensor) -> Tensor:
-        """Return the parameters' part [k, d] for δ [T, d], or None, and δ' [T k, d]."""
-        for place in range(len(self.layers) - 1, -1, -1):
-            found = self.layers[place].back(delta, change, place > 0)
-            if place:
-                assert found[1] is not None
-                delta, change = found[0], found[1]
-        return self.to.sums
+    def back(self, change: Tensor) -> Tensor:
+        """Return the parameters' part [k, d] for the last output's δ' [T k, d]."""
+        counts = [len(layers[-1].out) for layers in self._parts]
+        while self._parts:
+            layers = self._parts.pop()
+            free = layers[-1]._free(layers[-1].run.down)
+            at = sum(counts[: len(self._parts)])
+            given = change[at : at + counts[len(self._parts)]]
+            found: Tensor | None = torch.nn.functional.pad(given, (0, free))
+            while layers:
+                layer = layers.pop()
+                assert found is not None
+                found = layer.back(found, layers[-1]._free(layers[-1].run.down) if layers else None)
+        for turn in self._turns.values():
+            turn.add_to(self._sums)
+        return self._sums
+
+
+def _parts(runs: list[Pass], k: int) -> Iterator[slice]:
+    """Divide the samples into runs of them whose tangents are small enough."""
+    widest = max(joint.d_out for run in runs for joint in run.joints)
+    each = max(1, k * widest * runs[0].x.element_size())
+    most = PART_BYTES * torch.get_num_threads() // each
+    offsets = runs[0].places.offsets.tolist()
+    first = 0
+    for i in range(1, len(offsets)):
+        if i + 1 == len(offsets) or offsets[i + 1] - offsets[first] > most:
+            yield slice(first, i)
+            first = i

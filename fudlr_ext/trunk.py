@@ -334,5 +334,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
-        grad = ctx.run.backward(ctx.tape, delta.contiguous(), ctx.needs_input_grad[0])
+        tape = ctx.tape
+        grad = ctx.run.backward(
+            lambda use: use.emit(tape), delta.contiguous(), ctx.needs_input_grad[0]
+        )
         return grad, None, None, None

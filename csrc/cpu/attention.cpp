@@ -62,14 +62,14 @@ at::Tensor attention_tangent(const at::Tensor& q, const at::Tensor& k, const at:
                              const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                              const at::Tensor& limits, int64_t heads, int64_t key_heads,
                              double scale, const at::Tensor& dq, const at::Tensor& dk,
-                             const at::Tensor& dv) {
+                             const at::Tensor& dv, int64_t room) {
   const char* op = "attention_tangent";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
   const int64_t count = tangents_per_row(op, q, dq);
   check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1));
   check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
-  at::Tensor out = at::empty(dq.sizes(), q.options());
+  at::Tensor out = with_room(op, dq.size(0), q.size(1), room, q);
   all.run(count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
     using Real = decltype(real);
     kernels.tangent(all.shape(), all.input<Real>(),
@@ -84,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& key_offsets, const at::Tensor& limits, int64_t heads, int64_t key_heads,
     double scale, const at::Tensor& grads, const std::optional<at::Tensor>& delta,
     const std::optional<at::Tensor>& dq, const std::optional<at::Tensor>& dk,
-    const std::optional<at::Tensor>& dv) {
+    const std::optional<at::Tensor>& dv, int64_t room) {
   const char* op = "attention_backward";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
@@ -96,16 +96,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
   check_together(op, "dk", dk.has_value(), "dq", dq.has_value());
   check_together(op, "dv", dv.has_value(), "dq", dq.has_value());
   // Queries and, where they have as many rows, keys and values lie side by side, as the products
-  // that follow want them.
+  // that follow want them, with the room beside them.
   const int64_t columns = q.size(1), narrow = k.size(1);
   at::Tensor to_q, to_k, to_v;
   if (q.size(0) == k.size(0)) {
-    const at::Tensor side = at::empty({q.size(0) * count, columns + 2 * narrow}, q.options());
+    const at::Tensor side = with_room(op, q.size(0) * count, columns + 2 * narrow, room, q);
     to_q = side.narrow(1, 0, columns);
     to_k = side.narrow(1, columns, narrow);
     to_v = side.narrow(1, columns + narrow, narrow);
   } else {
-    const at::Tensor side = at::empty({k.size(0) * count, 2 * narrow}, q.options());
+    const at::Tensor side = with_room(op, k.size(0) * count, 2 * narrow, room, q);
     to_q = at::empty({q.size(0) * count, columns}, q.options());
     to_k = side.narrow(1, 0, narrow);
     to_v = side.narrow(1, narrow, narrow);

@@ -44,13 +44,13 @@ NormInput<Real> norm_input(const at::Tensor& x, const at::Tensor& weight, const 
 }
 
 at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& dx) {
+                            const at::Tensor& dx, int64_t room) {
   const int64_t k = tangents_per_row("rms_norm_tangent", x, dx);
   check_rows("rms_norm_tangent", x, {{"dx", dx}}, x.size(0) * k, x.size(1));
   check_vector("rms_norm_tangent", "weight", x, weight, x.size(1));
   check_vector("rms_norm_tangent", "scale", x, scale, x.size(0));
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor dy = at::empty(dx.sizes(), x.options());
+  at::Tensor dy = with_room("rms_norm_tangent", dx.size(0), x.size(1), room, x);
   run_trunk(x, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_positions(x.size(0), dx.size(1) * k, [&](int64_t begin, int64_t end) {
@@ -64,7 +64,7 @@ at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const
 at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
                              const at::Tensor& grads, const std::optional<at::Tensor>& added,
                              const std::optional<at::Tensor>& delta,
-                             const std::optional<at::Tensor>& dx) {
+                             const std::optional<at::Tensor>& dx, int64_t room) {
   const char* op = "rms_norm_backward";
   const int64_t k = tangents_per_row(op, x, grads);
   check_rows(op, x, {{"grads", grads}, {"added", added}, {"dx", dx}}, x.size(0) * k, x.size(1));
@@ -73,7 +73,7 @@ at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, cons
   check_vector(op, "scale", x, scale, x.size(0));
   check_together(op, "delta", delta.has_value(), "dx", dx.has_value());
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor result = at::empty(grads.sizes(), x.options());
+  at::Tensor result = with_room(op, grads.size(0), x.size(1), room, x);
   run_trunk(x, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_positions(x.size(0), grads.size(1) * k, [&](int64_t begin, int64_t end) {
@@ -98,10 +98,10 @@ at::Tensor swiglu(const at::Tensor& gu) {
   return a;
 }
 
-at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu) {
+at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t room) {
   const int64_t k = tangents_per_row("swiglu_tangent", gu, dgu), width = gu.size(1) / 2;
   check_rows("swiglu_tangent", gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
-  at::Tensor da = at::empty({dgu.size(0), width}, gu.options());
+  at::Tensor da = with_room("swiglu_tangent", dgu.size(0), width, room, gu);
   run_trunk(gu, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_positions(gu.size(0), (8 + k) * width, [&](int64_t begin, int64_t end) {
@@ -114,14 +114,14 @@ at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu) {
 
 at::Tensor swiglu_backward(const at::Tensor& gu, const at::Tensor& grads,
                            const std::optional<at::Tensor>& delta,
-                           const std::optional<at::Tensor>& dgu) {
+                           const std::optional<at::Tensor>& dgu, int64_t room) {
   const char* op = "swiglu_backward";
   const int64_t k = tangents_per_row(op, gu, grads), width = gu.size(1) / 2;
   check_rows(op, gu, {{"grads", grads}}, gu.size(0) * k, width);
   check_rows(op, gu, {{"delta", delta}}, gu.size(0), width);
   check_rows(op, gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
   check_together(op, "delta", delta.has_value(), "dgu", dgu.has_value());
-  at::Tensor result = at::empty({grads.size(0), gu.size(1)}, gu.options());
+  at::Tensor result = with_room(op, grads.size(0), gu.size(1), room, gu);
   run_trunk(gu, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_positions(gu.size(0), (8 + 2 * k) * width, [&](int64_t begin, int64_t end) {

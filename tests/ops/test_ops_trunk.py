@@ -194,6 +194,31 @@ def test_threads_change_no_number(op):
         torch.set_num_threads(1)
 
 
+def test_room_is_left_beside_the_results():
+    x, grads = torch.randn(4, 8), torch.randn(8, 8)
+    scale, offsets = x[:, 0].contiguous(), torch.tensor([0, 4])
+    heads = (x, x, x, offsets, offsets, torch.arange(1, 5), 2, 2, 0.7)
+    calls = (
+        lambda **room: OPS.rms_norm_tangent(x, x[0], scale, grads, **room),
+        lambda **room: OPS.rms_norm_backward(x, x[0], scale, grads, **room),
+        lambda **room: OPS.swiglu_tangent(x, grads, **room),
+        lambda **room: OPS.swiglu_backward(x, grads[:, :4], **room),
+        lambda **room: OPS.attention_tangent(*heads, grads, grads, grads, **room),
+    )
+    for call in calls:
+        plain, wide = call(), call(room=3)
+        assert wide.shape == (plain.shape[0], plain.shape[1] + 3)
+        assert torch.equal(wide[:, : plain.shape[1]], plain)
+    plain, wide = (
+        OPS.attention_backward(*heads, grads),
+        OPS.attention_backward(*heads, grads, room=3),
+    )
+    assert wide[2].stride(0) == plain[2].stride(0) + 3
+    assert all(torch.equal(a, b) for a, b in zip(wide, plain, strict=True))
+    with pytest.raises(ValueError, match="room must not be negative"):
+        OPS.swiglu_tangent(x, grads, room=-1)
+
+
 def test_wrong_arguments_are_refused():
     x = torch.randn(6, 8)
     with pytest.raises(ValueError, match="weight must be 8 numbers"):
