@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +19,7 @@ from fudlr.store.audit import load_audit
 from fudlr.store.encoding import decode, row_bytes
 from fudlr.store.errors import StoreError
 from fudlr.store.facts import Facts, load_facts
+from fudlr.store.ids import rising
 from fudlr.store.projection import Projection
 from fudlr.store.shards import Shard, check_content, read_part, refuse
 from fudlr.store.spec import Binding, StoreSpec, tensor_bytes
@@ -83,8 +85,9 @@ class Store:
         self.folder = folder
         self.spec = spec
         self.shards = list(shards)
-        self._ids = {shard.name: own for shard, own in zip(shards, ids, strict=True)}
         self.ids = torch.cat([torch.empty(0, dtype=torch.int64), *ids])
+        own = self.ids.split([shard.rows for shard in shards])
+        self._ids = {shard.name: part for shard, part in zip(shards, own, strict=True)}
         self._trusted: set[str] = set()
 
     @classmethod
@@ -253,7 +256,7 @@ class Store:
         Raises:
             StoreError: A sample is not in the store.
         """
-        values, order = self.ids.sort()
+        values, order = self._sorted
         place = torch.searchsorted(values, ids).clamp(max=max(self.n - 1, 0))
         absent = ids if not self.n else ids[values[place] != ids]
         if absent.numel():
@@ -262,7 +265,15 @@ class Store:
                 f"{absent.numel()} are not in it, sample {int(absent[0])} the first",
                 "Record them, or ask for samples that are stored",
             )
-        return order[place]
+        return place if order is None else order[place]
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor | None]:
+        """The ids ascending, and where they lie; None where they lie so."""
+        if rising(self.ids):
+            return self.ids, None
+        values, order = self.ids.sort()
+        return values, order
 
     def content_sha256(self) -> str:
         """sha256 over (id, row, scales) in the order of ids: equal for equal content, however it

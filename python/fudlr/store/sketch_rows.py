@@ -10,6 +10,7 @@ from torch import Tensor
 from fudlr.errors import UsageError
 from fudlr.store.encoding import decode
 from fudlr.store.errors import StoreError
+from fudlr.store.ids import ascending, rising
 from fudlr.store.products import block_products
 from fudlr.store.reader import WINDOW_BYTES, Store, Window, read_ahead
 from fudlr.store.rows import MemoryRows, check_columns
@@ -42,8 +43,8 @@ class StoredRows:
                 "it has none",
                 "Record some samples first",
             )
-        order = store.ids.sort().values if order is None else order.detach().to("cpu", torch.int64)
-        if order.unique().numel() != order.numel():
+        order = ascending(store.ids) if order is None else order.detach().to("cpu", torch.int64)
+        if not rising(order) and order.unique().numel() != order.numel():
             raise UsageError(
                 "an order of samples was to be set",
                 f"{order.numel() - order.unique().numel()} of {order.numel()} ids are repeated",
@@ -52,9 +53,10 @@ class StoredRows:
         self.store = store
         self.order = order
         self._window_bytes = window_bytes
-        places = store.places(order)
-        self._position = torch.full((store.n,), -1, dtype=torch.int64)
-        self._position[places] = torch.arange(order.numel())
+        self._position: Tensor | None = None  # row i of the store is row i here
+        if not torch.equal(order, store.ids):
+            self._position = torch.full((store.n,), -1, dtype=torch.int64)
+            self._position[store.places(order)] = torch.arange(order.numel())
 
     @property
     def n(self) -> int:
@@ -98,10 +100,16 @@ class StoredRows:
         """All rows as one float32 matrix in memory, for a store that is small."""
         matrix = torch.empty(self.n, self.d)
         for window, rows, scales in read_ahead(self._windows()):
-            position = self._position[window.places]
+            position = self._at(window)
             here = (position >= 0).nonzero().flatten()
             matrix[position[here]] = decode(rows[here], None if scales is None else scales[here])
         return MemoryRows(matrix)
+
+    def _at(self, window: Window) -> Tensor:
+        """Which rows the window's are, `[b]`, -1 for those that are left out."""
+        if self._position is None:
+            return torch.arange(window.places.start, window.places.stop)
+        return self._position[window.places]
 
     def _pass(self, vectors: Tensor | None, weights: Tensor | None, dots: Tensor | None) -> Tensor:
         """One pass over the store: fills `dots` `[n, k]`, returns the sums `[w or k, p]`."""
@@ -109,7 +117,7 @@ class StoredRows:
         assert lines is not None
         sums = torch.zeros(lines.shape[0], self.d, dtype=torch.float64)
         for window, rows, scales in read_ahead(self._windows(weights)):
-            position = self._position[window.places]
+            position = self._at(window)
             here = position >= 0
             part = None
             if weights is not None:
@@ -124,7 +132,7 @@ class StoredRows:
     def _windows(self, weights: Tensor | None = None) -> Iterator[Window]:
         """Those with a row of the order that has a weight, if there are weights."""
         for window in self.store.windows(self._window_bytes):
-            position = self._position[window.places]
+            position = self._at(window)
             position = position[position >= 0]
             if position.numel() and (weights is None or weights[:, position].count_nonzero()):
                 yield window

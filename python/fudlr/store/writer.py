@@ -21,6 +21,7 @@ from fudlr.store import manifest
 from fudlr.store.encoding import encode, room, row_bytes
 from fudlr.store.errors import StoreError
 from fudlr.store.facts import Facts, load_facts, remove_stale
+from fudlr.store.ids import ascending, contains
 from fudlr.store.locks import folder_lock, lock_writer, writer_lock_path
 from fudlr.store.projection import Projection
 from fudlr.store.shards import NAME, Part, Shard, shard_name, write_shard
@@ -83,6 +84,7 @@ class StoreWriter:
         description = {} if projection is None else projection.description()
         self.spec = StoreSpec(dim, dtype, binding, description)
         self.writer = writer
+        self.projection = projection
         self.shard_rows = shard_rows or max(1, SHARD_BYTES // row_bytes(dim, dtype))
         self.kept = dict(kept or {})
         check_options(writer, self.shard_rows, dim, projection)
@@ -98,7 +100,6 @@ class StoreWriter:
         self._filled = 0
         self._spare: list[Part] = []
         self._waiting: set[int] = set()  # buffered
-        self._fresh: set[int] = set()  # appended since opening
         self._since: list[tuple[Tensor, Tensor]] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fudlr-store")
         self._written: Future[Shard] | None = None
@@ -144,7 +145,6 @@ class StoreWriter:
             self._facts.gradient_sum.add_(found.gradient_sum)
             self._since.append((found.ids, found.losses))
         self._waiting.update(names)
-        self._fresh.update(names)
         while len(ids):
             count = self._fill(ids, rows)
             ids, rows = ids[count:], rows[count:]
@@ -160,11 +160,13 @@ class StoreWriter:
         """Those of `ids` that are neither stored nor appended, in their order, `[m]`."""
         ids = ids.detach().to("cpu", torch.int64).contiguous()
         waiting = torch.tensor([name in self._waiting for name in ids.tolist()], dtype=torch.bool)
-        return ids[~(_contains(self._stored, ids) | waiting)]
+        return ids[~(contains(self._stored, ids) | waiting)]
 
     def recorded(self, ids: Tensor) -> bool:
         """Whether some of `ids` were appended by this writer since it was opened."""
-        return not self._fresh.isdisjoint(ids.tolist())
+        ids = ids.detach().to("cpu", torch.int64)
+        written = contains(self._stored, ids) & ~contains(self._found, ids)
+        return bool(written.any()) or not self._waiting.isdisjoint(ids.tolist())
 
     def flush(self) -> None:
         """Write what is buffered as a shard, and wait until it is safe on disk."""
@@ -232,7 +234,8 @@ class StoreWriter:
         self._enter_facts(shards, ids)
         own = [NAME.fullmatch(shard.name) for shard in shards if shard.writer == self.writer]
         self._sequence = 1 + max((int(name["sequence"]) for name in own if name), default=-1)
-        self._stored = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).sort().values
+        self._found = ascending(torch.cat([torch.empty(0, dtype=torch.int64), *ids]))
+        self._stored = self._found
 
     def _enter_facts(self, shards: list[Shard], ids: list[Tensor]) -> None:
         """Go on with the facts of this writer's shards."""
@@ -262,7 +265,7 @@ class StoreWriter:
 
     def _refuse_stored(self, ids: Tensor, names: list[int]) -> None:
         doubled = [name for name in names if name in self._waiting]
-        doubled += ids[_contains(self._stored, ids)].tolist()
+        doubled += ids[contains(self._stored, ids)].tolist()
         if len(set(names)) < len(names):
             doubled += [name for name, count in Counter(names).items() if count > 1]
         if doubled:
@@ -293,7 +296,7 @@ class StoreWriter:
         self._wait()
         assert self._buffer is not None
         part = self._buffer.take(slice(0, self._filled))
-        self._stored = torch.cat([self._stored, part.ids]).sort().values
+        self._stored = ascending(torch.cat([self._stored, part.ids]))
         self._waiting.difference_update(part.ids.tolist())
         self._writing, self._buffer, self._filled = self._buffer, None, 0
         self._written = self._pool.submit(
@@ -362,11 +365,3 @@ def _batch_facts(
         )
     known = torch.full((len(ids),), torch.nan) if losses is None else losses.detach().float().cpu()
     return Facts(ids, known, gradient_sum.detach().cpu())
-
-
-def _contains(ascending: Tensor, ids: Tensor) -> Tensor:
-    """Which of `ids` are in `ascending`, `[b]` bool."""
-    if not ascending.numel():
-        return torch.zeros(ids.shape, dtype=torch.bool)
-    place = torch.searchsorted(ascending, ids).clamp(max=ascending.numel() - 1)
-    return ascending[place] == ids
