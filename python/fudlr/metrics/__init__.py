@@ -4,10 +4,12 @@ from fudlr.metrics.base import Metric, Side, SummedMetric, catalogue_softmax, to
 from fudlr.metrics.evaluate import evaluate, evaluate_lists
 from fudlr.metrics.objective import Objective, Term, metric_gradient
 from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
+from fudlr.metrics.score_function import DrawnLists, from_lists
 from fudlr.metrics.table import METRICS, find_metric, from_function, register
 
 __all__ = [
     "METRICS",
+    "DrawnLists",
     "Interval",
     "Metric",
     "Null",
@@ -21,6 +23,7 @@ __all__ = [
     "evaluate_lists",
     "find_metric",
     "from_function",
+    "from_lists",
     "metric_gradient",
     "permutation_null",
     "register",
