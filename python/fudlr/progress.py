@@ -97,9 +97,13 @@ class StageClock:
         ...     scores = sorted(range(10))
         >>> list(clock.seconds)
         ['score']
+
+    Args:
+        announce: Whether stages are told on stderr; not where one is entered a thousand times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce: bool = True) -> None:
+        self._announce = _announce if announce else lambda _: None
         self._wall: dict[str, float] = {}
         self._cpu: dict[str, float] = {}
         self._stack: list[str] = []
@@ -132,7 +136,7 @@ class StageClock:
         self._cpu.setdefault(name, 0.0)
         self._stack.append(name)
         before = self._wall[name]
-        _announce(f"{name} …")
+        self._announce(f"{name} …")
         outcome = "stopped after"
         try:
             yield
@@ -140,7 +144,7 @@ class StageClock:
         finally:
             self._charge()
             self._stack.pop()
-            _announce(f"{name} {outcome} {duration(self._wall[name] - before)}")
+            self._announce(f"{name} {outcome} {duration(self._wall[name] - before)}")
 
 
 def _announce(text: str) -> None:

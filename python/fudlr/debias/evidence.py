@@ -103,7 +103,7 @@ def solvers(job: Job, found: _Found) -> Evidence:
     about = {"rows": found.source, "slope_left": stationarity(*face), **found.about}
     space = found.space
     if found.source == "store":
-        solve = _sketch_solver(job, space, damping)
+        solve = sketch_solver(space, damping, config.max_steps)
         remove = _one_step(job, space, solve)
     else:
         removal = _removal(job, space, damping)
@@ -270,7 +270,7 @@ def _removal(job: Job, space: Space, damping: float) -> Removal:
     return Removal(job.config, parts, space.rows, batches_of, trained)
 
 
-def _sketch_solver(job: Job, space: Space, damping: float) -> Solve:
+def sketch_solver(space: Space, damping: float, max_steps: int | None = None) -> Solve:
     """H⁻¹ in sketch space: conjugate gradients, preconditioned with a sample of the rows."""
     every = max(1, space.rows.n // PRECONDITIONER_ROWS)
     part = space.rows.take(torch.arange(0, space.rows.n, every))  # type: ignore[attr-defined]
@@ -278,7 +278,7 @@ def _sketch_solver(job: Job, space: Space, damping: float) -> Solve:
         EmpiricalFisher(space.rows),
         damping,
         "cg",
-        max_steps=job.config.max_steps or SKETCH_STEPS,
+        max_steps=max_steps or SKETCH_STEPS,
         tolerance=SKETCH_TOLERANCE,
         preconditioner=sampled_preconditioner(part, damping),
     )

@@ -23,6 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fudlr.data import Interactions
+from fudlr.experiments.recbole_files import write_recbole
 from fudlr.files import atomic_file
 
 Ints = NDArray[np.int64]
@@ -114,29 +115,10 @@ def _items() -> pl.DataFrame:
 
 
 def write_planted(folder: Path, planted: Planted) -> Path:
-    """Write RecBole files that `data.source` reads, and planted.csv with the truth."""
-    data = planted.interactions
-    events = pl.DataFrame(
-        {
-            "user_id:token": data.users["user_id"].gather(data.user),
-            "item_id:token": data.items["item_id"].gather(data.item),
-            "timestamp:float": data.time,
-        }
-    )
-    users = data.users.rename({"user_id": "user_id:token", "gender": "gender:token"})
-    items = data.items.select(
-        pl.col("item_id").alias("item_id:token"),
-        pl.col("title").alias("movie_title:token_seq"),
-        pl.col("genres").list.join("|").str.replace_all(" ", "-").alias("genre:token_seq"),
-    )
+    """Write files that `data.source` reads, and planted.csv with the truth."""
+    write_recbole(folder, "planted", planted.interactions)
     pairs = [(*pair, kind) for kind, found in planted.pairs.items() for pair in found]
     truth = pl.DataFrame(pairs, schema=["user_id", "target", "kind"], orient="row")
-    for name, table, separator in (
-        ("planted.inter", events, "\t"),
-        ("planted.user", users, "\t"),
-        ("planted.item", items, "\t"),
-        ("planted.csv", truth, ","),
-    ):
-        with atomic_file(folder / name) as temporary:
-            table.write_csv(temporary, separator=separator)
+    with atomic_file(folder / "planted.csv") as temporary:
+        truth.write_csv(temporary)
     return folder / "planted.csv"

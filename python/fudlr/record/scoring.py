@@ -7,13 +7,13 @@ byte in content, to one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fudlr.config import RecordConfig
+from fudlr.data import Samples
 from fudlr.errors import UsageError
 from fudlr.progress import track
 from fudlr.recording import STORE, audit_or_warn, whole_rows
@@ -66,7 +66,9 @@ def record_run(
         projection=projection,
         facts=run.engine.d,
     ) as writer:
-        _pass(run, writer, projection, config)
+        samples = run.split.train
+        ids = torch.from_numpy(samples.ids)
+        append_samples(run, samples, ids, writer, config, description="record gradients")
     store = Store.open(folder, run.binding)
     if store.audit() is None:
         audit_or_warn(
@@ -75,32 +77,42 @@ def record_run(
     return store
 
 
-def _pass(run: Run, writer: StoreWriter, projection: Projection, config: RecordConfig) -> None:
-    """Store what is missing, batch by batch."""
-    samples = run.split.train
-    left = [index for index in _batches(run, config) if len(writer.missing(_ids(run, index)))]
+def append_samples(
+    run: Run,
+    samples: Samples,
+    ids: Tensor,
+    writer: StoreWriter,
+    config: RecordConfig,
+    *,
+    description: str = "",
+) -> None:
+    """Append the rows of `samples` that are missing, batch by batch, at the adapter as it is.
+
+    Args:
+        run: Gives model and recommender.
+        samples: Of the run's catalogue.
+        ids: What the store calls them, `[n]`.
+        writer: Of a store with a projection and facts.
+        config: Batch size.
+        description: What the progress line says; none where empty.
+    """
+    projection = writer.projection
+    assert projection is not None
+    batches = torch.arange(len(samples)).split(config.batch)
+    left = [index for index in batches if len(writer.missing(ids[index]))]
     sketches, ones = Sketch(projection.sides), torch.ones(1, config.batch)
-    for index in track(left, description="record gradients"):
+    for index in track(left, description=description) if description else left:
         batch = run.recommender.collate(samples.take(index.numpy()))
         total = Sums(ones[:, : len(index)])
         losses = run.engine.reduce(
             run.recommender.forward, run.recommender.loss, batch, [sketches, total]
         )
         writer.append(
-            _ids(run, index),
+            ids[index],
             sketches.result(),
             gradient_sum=total.result()[0],
             losses=losses,
         )
-
-
-def _batches(run: Run, config: RecordConfig) -> Iterator[Tensor]:
-    """The samples' indices in their order, the same on every call."""
-    yield from torch.arange(len(run.split.train)).split(config.batch)
-
-
-def _ids(run: Run, index: Tensor) -> Tensor:
-    return torch.from_numpy(run.split.train.ids)[index]
 
 
 def _fit(run: Run, config: RecordConfig) -> Projection:
