@@ -27,6 +27,7 @@ from tables import (
     lds,
     llm,
     loop,
+    mask_step,
     not_differentiable,
     occupations,
     planted,
@@ -71,6 +72,7 @@ TABLES: tuple[ModuleType, ...] = (
     scoring_memory,
     llm,
     row_products,
+    mask_step,
 )
 """In the order of the pages."""
 

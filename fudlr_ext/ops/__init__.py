@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fudlr_ext.ops._masks import MaskSums
 from fudlr_ext.ops.catalogue_mean import catalogue_mean
 from fudlr_ext.ops.catalogue_share import catalogue_share
 from fudlr_ext.ops.catalogue_top import catalogue_top
 from fudlr_ext.ops.grad_sum import grad_sum
+from fudlr_ext.ops.mask_step import mask_step
+from fudlr_ext.ops.mask_sums import mask_sums
 from fudlr_ext.ops.row_dots import row_dots
 from fudlr_ext.ops.row_gram import row_gram
 from fudlr_ext.ops.row_sums import row_sums
@@ -29,15 +32,20 @@ OPS: dict[str, Callable[..., Any]] = {
         catalogue_mean,
         catalogue_share,
         catalogue_top,
+        mask_sums,
+        mask_step,
     )
 }
 
 __all__ = [
     "OPS",
+    "MaskSums",
     "catalogue_mean",
     "catalogue_share",
     "catalogue_top",
     "grad_sum",
+    "mask_step",
+    "mask_sums",
     "row_dots",
     "row_gram",
     "row_sums",

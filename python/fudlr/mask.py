@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fudlr.errors import DataError, NumericalError, UsageError
+from fudlr_ext.ops import MaskSums, mask_step, mask_sums
 
 LAST = 0.1
 """Share of a descent's steps by whose end its mask should have settled."""
@@ -149,6 +150,7 @@ def gradient_descent_mask(
 
     While the budget binds, the gradient is projected on its tangent (Rosen 1960), and each step
     ends with the common shift of z that meets it again. The result is rounded to whole samples.
+    A step is one pass over samples, and two or three that only read where the budget binds.
 
     Args:
         score: `[n]`; see `scores`.
@@ -164,22 +166,29 @@ def gradient_descent_mask(
     n = score.numel()
     room = _room(budget, n)
     slope = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
+    influence, one = slope[:, None], torch.ones(1, dtype=torch.float64)
     z = torch.full_like(slope, -4.0)  # nearly nothing removed, where the gradient still lives
     first, second = torch.zeros_like(z), torch.zeros_like(z)
-    decay_first, decay_second = 0.9, 0.99
     late, flipped = math.ceil((1 - LAST) * steps), torch.zeros_like(z, dtype=torch.bool)
+    shift, sums = 0.0, mask_sums(influence, z)
     for step in range(1, steps + 1):
-        side = z > 0
-        gradient = _projected_gradient(z, slope, room)
-        first.lerp_(gradient, 1 - decay_first)
-        second.lerp_(gradient.square(), 1 - decay_second)
-        # Next to no ε: the step must not know the scores' scale, however small some of them are.
-        scale = (second / (1 - decay_second**step)).sqrt_().add_(1e-150)
-        z = z - learning_rate * (first / (1 - decay_first**step)) / scale
-        # Beyond ±20 a sample is decided; without a bound it could never change its mind.
-        z = _within_budget(z.clamp_(-20, 20), room)
-        if step > late:
-            flipped |= side != (z > 0)
+        before = z > shift if step > late else None
+        sums = mask_step(
+            influence,
+            one,
+            z,
+            first,
+            second,
+            step,
+            price=_multiplier(sums, room),
+            shift=shift,
+            rate=learning_rate,
+            eps=1e-150,  # next to none: the step must not know the scores' scale
+        )
+        shift, sums = _within_budget(influence, z, sums, room)
+        if before is not None:
+            flipped |= before != (z > shift)
+    z -= shift
     soft = z.sigmoid()
     whole = min(round(float(soft.sum())), room)
     remove = torch.zeros_like(score, dtype=torch.bool)
@@ -188,30 +197,33 @@ def gradient_descent_mask(
     return Mask(remove, soft.to(score.dtype), _warnings(budget, whole, n), unsettled)
 
 
-def _projected_gradient(z: Tensor, slope: Tensor, room: int) -> Tensor:
-    """∂(Σ σ(z) slope)/∂z, without its part along Σ σ(z) where that would break the budget."""
-    mask = z.sigmoid()
-    derivative = mask * (1 - mask)
-    if float(mask.sum()) >= room - 1e-9:
-        square = derivative.square()
-        multiplier = -float((square * slope).sum() / square.sum())
-        if multiplier > 0:
-            return derivative * (slope + multiplier)
-    return derivative * slope
+def _multiplier(sums: MaskSums, room: int) -> float:
+    """What the slope is raised by where the budget binds: its part along Σ σ(z), if it grows."""
+    if float(sums.mask) < room - 1e-9 * max(room, 1):
+        return 0.0
+    return max(0.0, -float(sums.squares[0] / sums.square))
 
 
-def _within_budget(z: Tensor, room: int) -> Tensor:
-    """`z` less the smallest common shift with which Σ σ(z) ≤ room; by bisection."""
-    if float(z.sigmoid().sum()) <= room:
-        return z
-    low, high = 0.0, 64.0
-    for _ in range(48):
-        middle = (low + high) / 2
-        if float((z - middle).sigmoid().sum()) > room:
-            low = middle
-        else:
-            high = middle
-    return z - high
+def _within_budget(
+    influence: Tensor, z: Tensor, sums: MaskSums, room: int
+) -> tuple[float, MaskSums]:
+    """The smallest common shift of `z` with which Σ σ(z) ≤ room, and the sums there.
+
+    Newton's method on log Σ σ(z − shift), which is nearly straight, within a bracket.
+    """
+    shift, low, high = 0.0, 0.0, 64.0
+    total = float(sums.mask)
+    for _ in range(60):
+        if (shift == 0 and total <= room) or abs(total - room) <= 1e-12 * room:
+            break
+        low, high = (shift, high) if total > room else (low, shift)
+        if room:
+            shift += math.log(total / room) * total / float(sums.slope)
+        if not low < shift < high:
+            shift = (low + high) / 2
+        sums = mask_sums(influence, z, shift)
+        total = float(sums.mask)
+    return shift, sums
 
 
 def _room(budget: float, n: int) -> int:

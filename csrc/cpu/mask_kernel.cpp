@@ -1,0 +1,254 @@
+// m = σ(z), d = m (1 − m), g = d (price + Σ_j w_j s_j), Adam (Kingma and Ba 2015) on z, and the
+// sums over samples at the new z, in one pass: the totals Σ m s_j that the objective's gradient of
+// the next step hangs on are formed while this step's logits are in registers.
+//
+// With t = e^(−|z|) and r = 1 / (1 + t), σ is r or t r and d is t r², exact in both tails, where
+// m (1 − m) would have lost all digits.
+//
+// Sums are formed in Real over a block and in float64 across blocks, in the samples' order.
+#include "cpu/mask_kernel.h"
+
+#include "cpu/tile.h"
+#include "cpu/vexp.h"
+
+namespace fudlr::FUDLR_ISA {
+namespace {
+
+constexpr int64_t kBlock = 256;
+
+template <typename Real>
+struct Sigmoid {
+  Vector<Real> mask, slope;
+};
+
+template <typename Real>
+inline Sigmoid<Real> sigmoid(Vector<Real> z) {
+  const Vector<Real> zero{};
+  const Vector<Real> t = vexp<Real>(z < zero ? z : zero - z);
+  const Vector<Real> r = (zero + Real(1)) / (t + Real(1));
+  return {z < zero ? t * r : r, t * r * r};
+}
+
+inline float root_of(float x) { return __builtin_sqrtf(x); }
+inline double root_of(double x) { return __builtin_sqrt(x); }
+template <typename Real>
+inline Vector<Real> root(Vector<Real> x) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kWidth<Real>; ++i) x[i] = root_of(x[i]);
+  return x;
+}
+#if defined(__AVX512F__)
+template <>
+inline Vector<float> root<float>(Vector<float> x) {
+  return reinterpret_cast<Vector<float>>(_mm512_sqrt_ps(reinterpret_cast<__m512>(x)));
+}
+template <>
+inline Vector<double> root<double>(Vector<double> x) {
+  return reinterpret_cast<Vector<double>>(_mm512_sqrt_pd(reinterpret_cast<__m512d>(x)));
+}
+#elif defined(__AVX2__)
+template <>
+inline Vector<float> root<float>(Vector<float> x) {
+  return reinterpret_cast<Vector<float>>(_mm256_sqrt_ps(reinterpret_cast<__m256>(x)));
+}
+template <>
+inline Vector<double> root<double>(Vector<double> x) {
+  return reinterpret_cast<Vector<double>>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(x)));
+}
+#endif
+
+// to[j][t] = from[t][j]; K: the number of metrics where rows lie side by side, 0: any.
+template <int K, typename In, typename Real>
+void split(const In* __restrict from, int64_t stride, int64_t k, int64_t count,
+           Real* __restrict to) {
+  if constexpr (K > 0) {
+    for (int64_t t = 0; t < count; ++t) {
+#pragma GCC unroll 4
+      for (int j = 0; j < K; ++j) to[j * kBlock + t] = widen(from[t * K + j]);
+    }
+  } else {
+    for (int64_t t = 0; t < count; ++t) {
+      for (int64_t j = 0; j < k; ++j) to[j * kBlock + t] = widen(from[t * stride + j]);
+    }
+  }
+}
+
+template <typename In, typename Real>
+auto choose_split(int64_t stride, int64_t k) {
+  if (stride != k) return split<0, In, Real>;
+  return k == 1   ? split<1, In, Real>
+         : k == 2 ? split<2, In, Real>
+         : k == 3 ? split<3, In, Real>
+         : k == 4 ? split<4, In, Real>
+                  : split<0, In, Real>;
+}
+
+// A block of samples: their influences metric by metric, m, d and d², zeros behind them.
+template <typename In, typename Real>
+class Block {
+ public:
+  explicit Block(const Influences<In>& influences)
+      : from_(influences), split_(choose_split<In, Real>(influences.stride, influences.k)) {
+    metrics_ = room_.get(influences.k * kBlock);
+  }
+
+  void set(int64_t first, int64_t count) {
+    count_ = count;
+    padded_ = blocks(count, kWidth<Real>) * kWidth<Real>;
+    split_(from_.data + first * from_.stride, from_.stride, from_.k, count, metrics_);
+    for (int64_t j = 0; count < padded_ && j < from_.k; ++j) {
+      for (int64_t t = count; t < padded_; ++t) metrics_[j * kBlock + t] = Real(0);
+    }
+  }
+
+  // Calls update(t) → z for all vectors of samples, and keeps what hangs on z.
+  template <typename Update>
+  void for_logits(Update update) {
+    for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      const Sigmoid<Real> now = sigmoid<Real>(update(t));
+      store(mask_ + t, now.mask);
+      store(slope_ + t, now.slope);
+      store(square_ + t, now.slope * now.slope);
+    }
+    for (int64_t t = count_; t < padded_; ++t) mask_[t] = slope_[t] = square_[t] = Real(0);
+  }
+
+  // price + Σ_j weights_j s_j
+  Vector<Real> weighed(const Real* weights, Real price, int64_t t) const {
+    Vector<Real> sum = Vector<Real>{} + price;
+    for (int64_t j = 0; j < from_.k; ++j) sum += weights[j] * load(metrics_ + j * kBlock + t);
+    return sum;
+  }
+
+  void add_to(double* sums) const {
+    Vector<Real> mask{}, slope{}, square{};
+    for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      mask += load(mask_ + t);
+      slope += load(slope_ + t);
+      square += load(square_ + t);
+    }
+    add(mask, sums);
+    add(slope, sums + 1);
+    add(square, sums + 2);
+    int64_t j = 0;
+    for (; j + 4 <= from_.k; j += 4) add_metrics<4>(j, sums + kMaskSums + j);
+    for (; j < from_.k; ++j) add_metrics<1>(j, sums + kMaskSums + j);
+  }
+
+  int64_t count() const { return count_; }
+
+ private:
+  static void add(Vector<Real> sum, double* to) {
+    Real lanes[kWidth<Real>];
+    store(lanes, sum);
+    *to += static_cast<double>(lanes_sum(lanes));
+  }
+
+  template <int C>
+  void add_metrics(int64_t j, double* to) const {
+    Vector<Real> changes[C], squares[C];
+    for (int c = 0; c < C; ++c) changes[c] = squares[c] = Vector<Real>{};
+    for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      const Vector<Real> mask = load(mask_ + t), square = load(square_ + t);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const Vector<Real> s = load(metrics_ + (j + c) * kBlock + t);
+        changes[c] += mask * s;
+        squares[c] += square * s;
+      }
+    }
+    for (int c = 0; c < C; ++c) {
+      add(changes[c], to + c);
+      add(squares[c], to + from_.k + c);
+    }
+  }
+
+  const Influences<In>& from_;
+  void (*split_)(const In*, int64_t, int64_t, int64_t, Real*);
+  Scratch<Real> room_;
+  Real* metrics_;  // [k, kBlock]
+  int64_t count_ = 0;
+  int64_t padded_ = 0;
+  alignas(64) Real mask_[kBlock];
+  alignas(64) Real slope_[kBlock];
+  alignas(64) Real square_[kBlock];
+};
+
+// A vector of `data`, of whose numbers from `count` on there are none.
+template <typename Real>
+inline Vector<Real> load_part(const Real* data, int64_t t, int64_t count) {
+  if (t + kWidth<Real> <= count) return load(data + t);
+  Real lanes[kWidth<Real>] = {};
+  std::memcpy(lanes, data + t, static_cast<size_t>(count - t) * sizeof(Real));
+  return load(lanes);
+}
+
+template <typename Real>
+inline void store_part(Real* data, int64_t t, int64_t count, Vector<Real> value) {
+  if (t + kWidth<Real> <= count) return store(data + t, value);
+  Real lanes[kWidth<Real>];
+  store(lanes, value);
+  std::memcpy(data + t, lanes, static_cast<size_t>(count - t) * sizeof(Real));
+}
+
+// Calls update(block, first sample), which gives a block its logits, and sums, for all blocks.
+template <typename In, typename Real, typename Update>
+void for_blocks(const Influences<In>& influences, int64_t begin, int64_t end, double* sums,
+                Update update) {
+  for (int64_t j = 0; j < kMaskSums + 2 * influences.k; ++j) sums[j] = 0;
+  Block<In, Real> block(influences);
+  for (int64_t first = begin; first < end; first += kBlock) {
+    block.set(first, least(kBlock, end - first));
+    update(block, first);
+    block.add_to(sums);
+  }
+}
+
+template <typename In, typename Real>
+void step(const Influences<In>& influences, const MaskStep<Real>& task, Real shift, int64_t begin,
+          int64_t end, double* sums) {
+  const auto update = [&](Block<In, Real>& block, int64_t start) {
+    const int64_t count = block.count();
+    Real* logits = task.logits + start;
+    Real* firsts = task.first + start;
+    Real* seconds = task.second + start;
+    block.for_logits([&](int64_t t) {
+      Vector<Real> z = load_part(logits, t, count) - shift;
+      const Vector<Real> g = sigmoid<Real>(z).slope * block.weighed(task.weights, task.price, t);
+      Vector<Real> first = load_part(firsts, t, count), second = load_part(seconds, t, count);
+      first += (g - first) * task.fresh_first;
+      second += (g * g - second) * task.fresh_second;
+      z -= task.rate * first / (root<Real>(second * task.correction) + task.eps);
+      z = z > task.limit ? Vector<Real>{} + task.limit : z;
+      z = z < -task.limit ? Vector<Real>{} - task.limit : z;
+      store_part(firsts, t, count, first);
+      store_part(seconds, t, count, second);
+      store_part(logits, t, count, z);
+      return z;
+    });
+  };
+  for_blocks<In, Real>(influences, begin, end, sums, update);
+}
+
+template <typename In, typename Real>
+void sums_at(const Influences<In>& influences, const Real* logits, Real shift, int64_t begin,
+             int64_t end, double* sums) {
+  const auto update = [&](Block<In, Real>& block, int64_t start) {
+    const Real* from = logits + start;
+    const int64_t count = block.count();
+    block.for_logits([&](int64_t t) { return load_part(from, t, count) - shift; });
+  };
+  for_blocks<In, Real>(influences, begin, end, sums, update);
+}
+
+template <typename In, typename Real>
+constexpr MaskKernels<In, Real> kernels() {
+  return {step<In, Real>, sums_at<In, Real>};
+}
+
+}  // namespace
+
+const MaskTable mask_steps = {kernels<float, float>(), kernels<double, double>(),
+                              kernels<Bfloat16, float>()};
+
+}  // namespace fudlr::FUDLR_ISA
