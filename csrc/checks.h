@@ -81,11 +81,18 @@ void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& 
                      const std::optional<at::Tensor>& seen_offsets,
                      const std::optional<at::Tensor>& seen_items);
 
+// The target that takes no part, as in torch.nn.functional.cross_entropy.
+constexpr int64_t kIgnoredTarget = -100;
+
+// Checks hidden [m, d], weight [V, d] with V > 0, and targets [m].
+void check_cross_entropy(const char* op, const at::Tensor& hidden, const at::Tensor& weight,
+                         const at::Tensor& targets);
+
 // Checks that the catalogue has `k` items.
 void check_top(const char* op, int64_t k, const at::Tensor& items);
 
-// Checks influence [n, k], and that each of `state` is a mask's [n], in the result's dtype and
-// dense.
+// Checks influence [n, k], and that each of `state`, which changes in place, is [n], in the
+// result's dtype and without gaps.
 void check_influence(
     const char* op, const at::Tensor& influence,
     std::initializer_list<std::pair<const char*, std::reference_wrapper<const at::Tensor>>> state);

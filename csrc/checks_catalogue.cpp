@@ -35,17 +35,23 @@ void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offs
   }
 }
 
+// Checks that `rows` [., w], called `name`, are at least one, of a dtype that the kernels know.
+void check_softmax_rows(const char* op, const char* name, const char* shape,
+                        const at::Tensor& rows) {
+  const at::ScalarType dtype = rows.scalar_type();
+  FUDLR_CHECK(rows.dim() == 2 && rows.size(0) > 0, op, c10::str(name, " must be ", shape),
+              c10::str("their shape is ", rows.sizes()), "Give one row for each");
+  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
+              c10::str(name, " must be float32, float64 or bfloat16"), c10::str("they are ", dtype),
+              "Convert them with .float()");
+}
+
 }  // namespace
 
 void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
                      const std::optional<at::Tensor>& seen_offsets,
                      const std::optional<at::Tensor>& seen_items) {
-  const at::ScalarType dtype = items.scalar_type();
-  FUDLR_CHECK(items.dim() == 2 && items.size(0) > 0, op, "items must be [M, w] with M > 0",
-              c10::str("their shape is ", items.sizes()), "Give one row an item");
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
-              "items must be float32, float64 or bfloat16", c10::str("they are ", dtype),
-              "Convert them with .float()");
+  check_softmax_rows(op, "items", "[M, w] with M > 0", items);
   check_tensor(op, "users", users, {-1, items.size(1)}, result_type(items), "items", items);
   FUDLR_CHECK(seen_offsets.has_value() == seen_items.has_value(), op,
               "seen_offsets and seen_items go together",
@@ -53,6 +59,22 @@ void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& 
               "Give both or none");
   if (seen_offsets) {
     check_seen(op, users.size(0), items.size(0), *seen_offsets, *seen_items, items);
+  }
+}
+
+void check_cross_entropy(const char* op, const at::Tensor& hidden, const at::Tensor& weight,
+                         const at::Tensor& targets) {
+  check_softmax_rows(op, "weight", "[V, d] with V > 0", weight);
+  check_tensor(op, "hidden", hidden, {-1, weight.size(1)}, result_type(weight), "weight", weight);
+  check_tensor(op, "targets", targets, {hidden.size(0)}, at::kLong, "weight", weight);
+  const at::Tensor listed = targets.contiguous();
+  const int64_t* numbers = listed.const_data_ptr<int64_t>();
+  const int64_t count = weight.size(0);
+  for (int64_t i = 0; i < listed.numel(); ++i) {
+    FUDLR_CHECK(
+        numbers[i] == kIgnoredTarget || (numbers[i] >= 0 && numbers[i] < count), op,
+        c10::str("targets must be rows of weight, 0 to ", count - 1, ", or ", kIgnoredTarget),
+        c10::str("number ", i, " is ", numbers[i]), "Look whether the tokenizer is the model's");
   }
 }
 

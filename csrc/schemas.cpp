@@ -44,6 +44,12 @@ TORCH_LIBRARY(fudlr, m) {
       "catalogue_top(Tensor users, Tensor items, int k, Tensor? seen_offsets=None, "
       "Tensor? seen_items=None) -> (Tensor scores, Tensor top)");
 
+  // A head's cross-entropy: log Σ exp(h Wᵀ) - h · W[target] for hidden [m, d], weight [V, d] and
+  // targets [m], 0 at -100; and log Σ exp [m]
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets) -> (Tensor loss, "
+      "Tensor lse)");
+
   // A mask m = σ(z) over n samples whose removal changes k metrics by influence [n, k]. Both return
   // sums over the samples in float64, [3 + 2 k]: Σ m, Σ d, Σ d² with d = m (1 - m), Σ m s and
   // Σ d² s. At z - shift
@@ -63,6 +69,10 @@ TORCH_LIBRARY(fudlr_grad, m) {
       "Tensor? seen_offsets, Tensor? seen_items, Tensor mean, Tensor lse, Tensor grad_mean, "
       "Tensor grad_lse, bool need_users, bool need_items, bool need_values) -> (Tensor, Tensor, "
       "Tensor)");
+  // in hidden and weight; empty where not needed
+  m.def(
+      "linear_cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
+      "Tensor grad, bool need_hidden, bool need_weight) -> (Tensor, Tensor)");
 }
 
 // Ops without an autograd rule, for the engine's own passes.

@@ -19,6 +19,7 @@ from tables import (
     catalogue,
     closer,
     compare,
+    cross_entropy,
     curvature_products,
     curvatures,
     damping,
@@ -73,6 +74,7 @@ TABLES: tuple[ModuleType, ...] = (
     llm,
     row_products,
     mask_step,
+    cross_entropy,
 )
 """In the order of the pages."""
 

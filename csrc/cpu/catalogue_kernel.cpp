@@ -7,7 +7,7 @@
 // users: within a tile in Real, across tiles in float64 (forward) or Real (gradients of a chunk).
 #include "cpu/catalogue_kernel.h"
 
-#include "cpu/tile.h"
+#include "cpu/panels.h"
 #include "cpu/vexp.h"
 
 namespace fudlr::FUDLR_ISA {
@@ -23,10 +23,11 @@ int64_t padded(int64_t width) {
   return blocks(width, kWidth<Real>) * kWidth<Real>;
 }
 
-// e^x for x ≤ 0, and 0 below the smallest normal number: an item that is left out has none at all.
+// e^x for x ≤ 0 but for rounding, and 0 below the smallest normal number: an item that is left out
+// has none at all.
 template <typename Real>
 inline Vector<Real> exponential(Vector<Real> x) {
-  return x < Bits<Real>::smallest ? Vector<Real>{} : vexp<Real>(x);
+  return x < Bits<Real>::smallest ? Vector<Real>{} : vexp_within<Real>(x);
 }
 
 inline void narrow(float from, float& to) { to = from; }
@@ -70,18 +71,33 @@ void add_products(const Real* row, const Real* values, double* state) {
   }
 }
 
-template <typename Real>
-void add_row(Real* row, Real shift, const Real* values, int64_t c, double* state) {
-  Vector<Real> sum{};
+// row = exp(row − shift); adds its sum to state[0], and its products with C values to what follows.
+template <typename Real, int C>
+void add_exponentials(Real* row, Real shift, const Real* values, double* state) {
+  Vector<Real> sum[C + 1];
+  for (int j = 0; j <= C; ++j) sum[j] = Vector<Real>{};
   for (int64_t t = 0; t < kItemTile; t += kWidth<Real>) {
     const Vector<Real> p = exponential<Real>(load(row + t) - shift);
     store(row + t, p);
-    sum += p;
+    sum[C] += p;
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) sum[j] += p * load(values + j * kItemTile + t);
   }
   Real lanes[kWidth<Real>];
-  store(lanes, sum);
-  state[0] += static_cast<double>(lanes_sum(lanes));
-  int64_t j = 0;
+  for (int j = 0; j <= C; ++j) {
+    store(lanes, sum[j]);
+    state[j == C ? 0 : j + 1] += static_cast<double>(lanes_sum(lanes));
+  }
+}
+
+template <typename Real>
+void add_row(Real* row, Real shift, const Real* values, int64_t c, double* state) {
+  int64_t j = least(c, 4);
+  (j == 0   ? add_exponentials<Real, 0>
+   : j == 1 ? add_exponentials<Real, 1>
+   : j == 2 ? add_exponentials<Real, 2>
+   : j == 3 ? add_exponentials<Real, 3>
+            : add_exponentials<Real, 4>)(row, shift, values, state);
   for (; j + 4 <= c; j += 4) add_products<Real, 4>(row, values + j * kItemTile, state + 1 + j);
   for (; j < c; ++j) add_products<Real, 1>(row, values + j * kItemTile, state + 1 + j);
 }
@@ -117,28 +133,32 @@ class Tile {
     count_ = count;
     for (int64_t t = 0; t < kItemTile; ++t) {
       const In* from = all_.items + (first + t) * all_.item_stride;
-      Real* to = dense_ + t * all_.padded;
-      for (int64_t j = 0; j < all_.width; ++j) to[j] = t < count ? widen(from[j]) : Real(0);
-      for (int64_t j = all_.width; j < all_.padded; ++j) to[j] = Real(0);
+      for_panels<Real>(all_.padded, [&](int64_t c, int64_t wide) {
+        Real* to = dense_ + c * kItemTile + t * wide;
+        for (int64_t j = c; j < c + wide; ++j) {
+          to[j - c] = t < count && j < all_.width ? widen(from[j]) : Real(0);
+        }
+      });
       for (int64_t j = 0; j < all_.c; ++j) {
         const bool given = all_.values != nullptr && t < count;
         values_[j * kItemTile + t] = given ? all_.values[(first + t) * all_.c + j] : Real(0);
       }
     }
-    // In blocks whose lines stay in L1 from one row to the next.
-    for (int64_t start = 0; start < kItemTile; start += 16) {
-      for (int64_t j = 0; j < all_.width; ++j) {
-        for (int64_t t = start; t < start + 16; ++t) {
-          across_[j * kItemTile + t] = dense_[t * all_.padded + j];
+    for_panels<Real>(kItemTile, [&](int64_t start, int64_t items) {
+      Real* to = across_ + start * all_.width;
+      for_panels<Real>(all_.padded, [&](int64_t c, int64_t wide) {
+        const Real* from = dense_ + c * kItemTile + start * wide;
+        for (int64_t j = c; j < least(c + wide, all_.width); ++j) {
+          for (int64_t t = 0; t < items; ++t) to[j * items + t] = from[t * wide + j - c];
         }
-      }
-    }
+      });
+    });
   }
 
   // Scores of the users first .. first + count, −∞ where seen or beyond the tile's items.
   Real* score(int64_t first, int64_t count) {
-    multiply<Real, Real>(all_.users + first * all_.padded, all_.padded, count, all_.width, across_,
-                         kItemTile, kItemTile, false, scores_, kItemTile);
+    multiply_panels(all_.users + first * all_.padded, all_.padded, count, all_.width, across_,
+                    kItemTile, false, scores_, kItemTile);
     for (int64_t i = 0; i < count; ++i) {
       Real* row = scores_ + i * kItemTile;
       for (int64_t t = count_; t < kItemTile; ++t) row[t] = kNone<Real>;
@@ -161,8 +181,8 @@ class Tile {
   int64_t count_ = 0;
   Scratch<Real> across_room_, dense_room_, values_room_, scores_room_;
   Scratch<int64_t> seen_room_;
-  Real* across_;  // [width, tile]
-  Real* dense_;   // [tile, padded width]
+  Real* across_;  // [width, tile] in panels
+  Real* dense_;   // [tile, padded width] in panels
   Real* values_;  // [c, tile]
   Real* scores_;  // [user block, tile]
   int64_t* next_seen_ = nullptr;
@@ -229,32 +249,48 @@ void row_gradient(const Tile<In, Real>& tile, int64_t c, const Real* weights, Re
   }
 }
 
-// to[t] += Σ_i scores[i][t] users_i, [tile, padded width].
+// to[t] += Σ_i scores[i][t] users_i, [tile, padded width], with the users in panels.
 template <typename Real>
-void add_item_gradients(const Real* scores, int64_t users, const Real* rows, int64_t width,
+void add_item_gradients(const Real* scores, int64_t users, const Real* panels, int64_t width,
                         Real* to) {
   alignas(64) Real sums[kTile<Real>];
-  for (int64_t t = 0; t < kItemTile; t += kRows) {
-    for (int64_t j = 0; j < width; j += kColumns<Real>) {
-      const int64_t columns = least(kColumns<Real>, width - j);
-      choose_outer<Real, false>(kRows, columns / kWidth<Real>)(scores + t, kItemTile, rows + j,
-                                                               width, users, sums, nullptr);
+  for_panels<Real>(width, [&](int64_t j, int64_t wide) {
+    const auto products = choose_outer<Real, false>(kRows, wide / kWidth<Real>);
+    for (int64_t t = 0; t < kItemTile; t += kRows) {
+      products(scores + t, kItemTile, panels + users * j, wide, users, sums, nullptr);
       for (int64_t r = 0; r < kRows; ++r) {
-        for (int64_t x = 0; x < columns; x += kWidth<Real>) {
+        for (int64_t x = 0; x < wide; x += kWidth<Real>) {
           Real* place = to + (t + r) * width + j + x;
-          store(place, load(place) + load(sums + r * columns + x));
+          store(place, load(place) + load(sums + r * wide + x));
         }
       }
     }
+  });
+}
+
+// The users of every block in panels, block after block.
+template <typename In, typename Real>
+void pack_users(const Catalogue<In, Real>& all, Real* to) {
+  for (int64_t first = 0; first < all.n; first += kUserBlock) {
+    const int64_t count = least(kUserBlock, all.n - first);
+    for_panels<Real>(all.padded, [&](int64_t c, int64_t wide) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Real* from = all.users + (first + i) * all.padded + c;
+        std::memcpy(to, from, static_cast<size_t>(wide) * sizeof(Real));
+        to += wide;
+      }
+    });
   }
 }
 
 template <typename In, typename Real>
 void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>& to, int64_t begin,
               int64_t end) {
-  Scratch<Real> item_room, value_room;
+  Scratch<Real> item_room, value_room, user_room;
   Real* items = to.items == nullptr ? nullptr : item_room.get(kItemTile * all.padded);
   Real* values = to.values == nullptr ? nullptr : value_room.get(kItemTile * all.c);
+  Real* packed = items == nullptr ? nullptr : user_room.get(all.n * all.padded);
+  if (packed != nullptr) pack_users(all, packed);
   if (to.users != nullptr) {
     for (int64_t i = 0; i < all.n * all.padded; ++i) to.users[i] = Real(0);
   }
@@ -271,11 +307,11 @@ void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>
                        scores + i * kItemTile);
         }
         if (to.users != nullptr) {
-          multiply<Real, Real>(scores, kItemTile, users, kItemTile, tile.dense(), all.padded,
-                               all.padded, true, to.users + user * all.padded, all.padded);
+          multiply_panels(scores, kItemTile, users, kItemTile, tile.dense(), all.padded, true,
+                          to.users + user * all.padded, all.padded);
         }
         if (items != nullptr) {
-          add_item_gradients(scores, users, all.users + user * all.padded, all.padded, items);
+          add_item_gradients(scores, users, packed + user * all.padded, all.padded, items);
         }
       },
       [&](int64_t first, int64_t count) {

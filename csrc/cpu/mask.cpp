@@ -43,14 +43,16 @@ Influences<In> influences(const at::Tensor& rows) {
 
 at::Tensor mask_sums(const at::Tensor& influence, const at::Tensor& logits, double shift) {
   constexpr const char* op = "mask_sums";
-  check_influence(op, influence, {{"logits", logits}});
-  const at::Tensor rows = with_dense_rows(influence);
+  check_influence(op, influence, {});
+  check_tensor(op, "logits", logits, {influence.size(0)}, result_type(influence), "influence",
+               influence);
+  const at::Tensor rows = with_dense_rows(influence), dense = logits.contiguous();
   at::Tensor sums;
   dispatch(influence.scalar_type(), FUDLR_TABLE(mask_steps),
            [&](const auto& kernels, auto in, auto real) {
              using Real = decltype(real);
              const auto view = influences<decltype(in)>(rows);
-             const Real* z = logits.const_data_ptr<Real>();
+             const Real* z = dense.const_data_ptr<Real>();
              sums = total(rows.size(0), rows.size(1), rows,
                           [&](int64_t begin, int64_t end, double* to) {
                             kernels.sums(view, z, static_cast<Real>(shift), begin, end, to);

@@ -24,7 +24,9 @@ struct Sigmoid {
 template <typename Real>
 inline Sigmoid<Real> sigmoid(Vector<Real> z) {
   const Vector<Real> zero{};
-  const Vector<Real> t = vexp<Real>(z < zero ? z : zero - z);
+  const Vector<Real> x = z < zero ? z : zero - z;
+  const Vector<Real> t =
+      vexp_within<Real>(x < Bits<Real>::smallest ? zero + Bits<Real>::smallest : x);
   const Vector<Real> r = (zero + Real(1)) / (t + Real(1));
   return {z < zero ? t * r : r, t * r * r};
 }
@@ -101,23 +103,28 @@ class Block {
     }
   }
 
-  // Calls update(t) → z for all vectors of samples, and keeps what hangs on z.
-  template <typename Update>
-  void for_logits(Update update) {
+  // d at the logits z_at(t), vector by vector. What the next block needs is asked for meanwhile:
+  // the phases of a block would leave memory idle otherwise.
+  template <typename LogitsAt>
+  void set_slopes(const In* next, LogitsAt logits_at) {
+    const auto* ahead = reinterpret_cast<const char*>(next);
+    const int64_t step = kWidth<Real> * from_.stride * static_cast<int64_t>(sizeof(In));
+    for (int64_t t = 0; t < padded_; t += kWidth<Real>, ahead += step) {
+      for (int64_t byte = 0; byte < step; byte += 64) __builtin_prefetch(ahead + byte);
+      store(slope_ + t, sigmoid<Real>(logits_at(t)).slope);
+    }
+  }
+
+  // All that the sums need, at the logits logits_at(t).
+  template <typename LogitsAt>
+  void set_logits(LogitsAt logits_at) {
     for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
-      const Sigmoid<Real> now = sigmoid<Real>(update(t));
+      const Sigmoid<Real> now = sigmoid<Real>(logits_at(t));
       store(mask_ + t, now.mask);
       store(slope_ + t, now.slope);
       store(square_ + t, now.slope * now.slope);
     }
     for (int64_t t = count_; t < padded_; ++t) mask_[t] = slope_[t] = square_[t] = Real(0);
-  }
-
-  // price + Σ_j weights_j s_j
-  Vector<Real> weighed(const Real* weights, Real price, int64_t t) const {
-    Vector<Real> sum = Vector<Real>{} + price;
-    for (int64_t j = 0; j < from_.k; ++j) sum += weights[j] * load(metrics_ + j * kBlock + t);
-    return sum;
   }
 
   void add_to(double* sums) const {
@@ -136,8 +143,20 @@ class Block {
   }
 
   int64_t count() const { return count_; }
+  int64_t padded() const { return padded_; }
+
+  // d (price + Σ_j weights_j s_j), after set_slopes
+  Vector<Real> gradient(const Real* weights, Real price, int64_t t) const {
+    return load(slope_ + t) * weighed(weights, price, t);
+  }
 
  private:
+  Vector<Real> weighed(const Real* weights, Real price, int64_t t) const {
+    Vector<Real> sum = Vector<Real>{} + price;
+    for (int64_t j = 0; j < from_.k; ++j) sum += weights[j] * load(metrics_ + j * kBlock + t);
+    return sum;
+  }
+
   static void add(Vector<Real> sum, double* to) {
     Real lanes[kWidth<Real>];
     store(lanes, sum);
@@ -207,25 +226,32 @@ void for_blocks(const Influences<In>& influences, int64_t begin, int64_t end, do
 template <typename In, typename Real>
 void step(const Influences<In>& influences, const MaskStep<Real>& task, Real shift, int64_t begin,
           int64_t end, double* sums) {
+  // Phases of their own: in one, e^x, quotients and the root of a vector would wait for each other
+  // longer than a CPU looks ahead.
   const auto update = [&](Block<In, Real>& block, int64_t start) {
     const int64_t count = block.count();
     Real* logits = task.logits + start;
     Real* firsts = task.first + start;
     Real* seconds = task.second + start;
-    block.for_logits([&](int64_t t) {
-      Vector<Real> z = load_part(logits, t, count) - shift;
-      const Vector<Real> g = sigmoid<Real>(z).slope * block.weighed(task.weights, task.price, t);
+    const auto moved = [&](int64_t t) { return load_part(logits, t, count) - shift; };
+    block.set_slopes(influences.data + (start + kBlock) * influences.stride, moved);
+    for (int64_t t = 0; t < block.padded(); t += kWidth<Real>) {
+      __builtin_prefetch(logits + kBlock + t, 1);
+      __builtin_prefetch(firsts + kBlock + t, 1);
+      __builtin_prefetch(seconds + kBlock + t, 1);
+      const Vector<Real> g = block.gradient(task.weights, task.price, t);
       Vector<Real> first = load_part(firsts, t, count), second = load_part(seconds, t, count);
       first += (g - first) * task.fresh_first;
       second += (g * g - second) * task.fresh_second;
+      Vector<Real> z = moved(t);
       z -= task.rate * first / (root<Real>(second * task.correction) + task.eps);
       z = z > task.limit ? Vector<Real>{} + task.limit : z;
       z = z < -task.limit ? Vector<Real>{} - task.limit : z;
       store_part(firsts, t, count, first);
       store_part(seconds, t, count, second);
       store_part(logits, t, count, z);
-      return z;
-    });
+    }
+    block.set_logits([&](int64_t t) { return load_part(logits, t, count); });
   };
   for_blocks<In, Real>(influences, begin, end, sums, update);
 }
@@ -236,7 +262,7 @@ void sums_at(const Influences<In>& influences, const Real* logits, Real shift, i
   const auto update = [&](Block<In, Real>& block, int64_t start) {
     const Real* from = logits + start;
     const int64_t count = block.count();
-    block.for_logits([&](int64_t t) { return load_part(from, t, count) - shift; });
+    block.set_logits([&](int64_t t) { return load_part(from, t, count) - shift; });
   };
   for_blocks<In, Real>(influences, begin, end, sums, update);
 }

@@ -35,12 +35,11 @@ constexpr Real inverse_factorial(int n) {
   return static_cast<Real>(1 / product);
 }
 
+// Of numbers between the smallest and the largest; of others it is without meaning, of NaN NaN.
 template <typename Real>
-inline Vector<Real> vexp(Vector<Real> x) {
+inline Vector<Real> vexp_within(Vector<Real> x) {
   using B = Bits<Real>;
   const Vector<Real> zero{};
-  x = x < B::smallest ? zero + B::smallest : x;
-  x = x > B::largest ? zero + B::largest : x;
   const Vector<Real> shifted = x * Real(1.4426950408889634) + B::round;
   const Vector<Real> n = shifted - B::round;
   const Vector<Real> r = (x - n * B::ln2_high) - n * B::ln2_low;
@@ -56,6 +55,15 @@ inline Vector<Real> vexp(Vector<Real> x) {
   Vector<Real> power;
   std::memcpy(&power, &bits, sizeof(power));
   return sum * power;
+}
+
+template <typename Real>
+inline Vector<Real> vexp(Vector<Real> x) {
+  using B = Bits<Real>;
+  const Vector<Real> zero{};
+  x = x < B::smallest ? zero + B::smallest : x;
+  x = x > B::largest ? zero + B::largest : x;
+  return vexp_within<Real>(x);
 }
 
 // Calls map(Vector) on `count` numbers, the last ones in a vector filled up with zeros.

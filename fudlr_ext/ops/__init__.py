@@ -10,6 +10,7 @@ from fudlr_ext.ops.catalogue_mean import catalogue_mean
 from fudlr_ext.ops.catalogue_share import catalogue_share
 from fudlr_ext.ops.catalogue_top import catalogue_top
 from fudlr_ext.ops.grad_sum import grad_sum
+from fudlr_ext.ops.linear_cross_entropy import linear_cross_entropy
 from fudlr_ext.ops.mask_step import mask_step
 from fudlr_ext.ops.mask_sums import mask_sums
 from fudlr_ext.ops.row_dots import row_dots
@@ -32,6 +33,7 @@ OPS: dict[str, Callable[..., Any]] = {
         catalogue_mean,
         catalogue_share,
         catalogue_top,
+        linear_cross_entropy,
         mask_sums,
         mask_step,
     )
@@ -44,6 +46,7 @@ __all__ = [
     "catalogue_share",
     "catalogue_top",
     "grad_sum",
+    "linear_cross_entropy",
     "mask_step",
     "mask_sums",
     "row_dots",

@@ -15,8 +15,8 @@ def mask_step(
     logits: Tensor,
     first: Tensor,
     second: Tensor,
-    step: int,
     *,
+    step: int,
     price: float = 0.0,
     shift: float = 0.0,
     rate: float = 0.3,
@@ -34,7 +34,7 @@ def mask_step(
         sums = mask_sums(influence, logits)
         for step in range(1, steps + 1):
             weights = ∂f/∂c at sums.changes
-            sums = mask_step(influence, weights, logits, first, second, step)
+            sums = mask_step(influence, weights, logits, first, second, step=step)
 
     `shift` moves all logits before the step, as a limit on Σ m may ask for. Sums are formed as in
     `mask_sums`. Not differentiable.

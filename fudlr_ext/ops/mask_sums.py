@@ -18,11 +18,11 @@ def mask_sums(influence: Tensor, logits: Tensor, shift: float = 0.0) -> MaskSums
     Args:
         influence: s [n, k], what the removal of a sample changes every metric by; float32, float64
             or bfloat16; any strides.
-        logits: z [n], without gaps; float64 where influence is, else float32.
+        logits: z [n]; float64 where influence is, else float32; any strides.
         shift: Taken from every logit.
 
     Raises:
-        ValueError: Shapes, dtypes, strides or devices that do not fit.
+        ValueError: Shapes, dtypes or devices that do not fit.
     """
     same_device("mask_sums", influence=influence, logits=logits)
     return MaskSums.of(torch.ops.fudlr.mask_sums(influence, logits, shift))

@@ -24,16 +24,13 @@ def mask_step(
     logits: Tensor,
     first: Tensor,
     second: Tensor,
-    step: int,
-    price: float = 0.0,
-    shift: float = 0.0,
-    rate: float = 0.3,
-    decay_first: float = 0.9,
-    decay_second: float = 0.99,
-    eps: float = 1e-8,
-    limit: float = 20.0,
+    *numbers: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sums after a step of Adam, and the new logits and moments [n]; nothing changes."""
+    """Return the sums after a step of Adam, and the new logits and moments [n]; nothing changes.
+
+    The numbers are the schema's: step, price, shift, rate, both decays, eps and limit.
+    """
+    step, price, shift, rate, decay_first, decay_second, eps, limit = numbers
     z = logits - shift
     slope = influence.to(z.dtype) @ weights + price
     gradient = z.sigmoid() * (-z).sigmoid() * slope

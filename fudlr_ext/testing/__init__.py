@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fudlr_ext.testing import catalogue, masks, rows, samples
+from fudlr_ext.testing import catalogue, cross_entropy, masks, rows, samples
 from fudlr_ext.testing.agreement import check_agreement
 from fudlr_ext.testing.case import (
     DTYPES,
@@ -15,7 +15,13 @@ from fudlr_ext.testing.case import (
 )
 from fudlr_ext.testing.samples import Shape
 
-OP_CASES: tuple[OpCase, ...] = (*samples.CASES, *rows.CASES, *catalogue.CASES, *masks.CASES)
+OP_CASES: tuple[OpCase, ...] = (
+    *samples.CASES,
+    *rows.CASES,
+    *catalogue.CASES,
+    *cross_entropy.CASES,
+    *masks.CASES,
+)
 
 __all__ = [
     "DTYPES",

@@ -44,13 +44,16 @@ def _make(shape: MaskShape, dtype: torch.dtype, seed: int = 0, *, step: bool) ->
     return influence, random(shape.k).to(kind), *state, STEP, PRICE, SHIFT, *adam
 
 
-def _sums_sizes(influence: Tensor, logits: Tensor, shift: float) -> Tensor:
-    """A rounding of z, which is of the size of |z| + |shift|, moves ln m and ln d by so much."""
-    z = logits - shift
-    far = 1 + 2 * (logits.abs() + abs(shift))
+def _sizes(influence: Tensor, z: Tensor, terms: Tensor) -> Tensor:
+    """Of the sums at z, whose own terms have these sizes: their rounding moves ln m and ln d."""
     mask, slope, s = z.sigmoid(), z.sigmoid() * (-z).sigmoid(), influence.abs()
-    single = torch.stack([(x * far).sum() for x in (mask, slope, slope.square())])
-    return torch.cat([single, (mask * far) @ s, (slope.square() * far) @ s])
+    mask, slope, square = (x * (1 + 2 * terms) for x in (mask, slope, slope.square()))
+    single = torch.stack([mask.sum(), slope.sum(), square.sum()])
+    return torch.cat([single, mask @ s, square @ s])
+
+
+def _sums_sizes(influence: Tensor, logits: Tensor, shift: float) -> Tensor:
+    return _sizes(influence, logits - shift, logits.abs() + abs(shift))
 
 
 def _step_sizes(
@@ -68,8 +71,7 @@ def _step_sizes(
     relative = 1 + squares / found[3].clamp_min(1e-30)
     moved = rate * means / (1 - keep_first**step) / size * relative
     steps = logits.abs() + abs(shift) + moved
-    sums = _sums_sizes(influence, found[1], float(steps.max()) if len(steps) else 0.0)
-    return sums, steps, means, squares
+    return _sizes(influence, found[1], steps), steps, means, squares
 
 
 # Vectors hold 4, 8 or 16 numbers, blocks 256 samples, chunks 4,096; one to four metrics have
@@ -93,6 +95,8 @@ _case = partial(
     shapes=SHAPES,
     small=(MaskShape(5, 2),),
     large=MaskShape(20_011, 4),
+    # Equal rows round in one direction over a block: measured 5.8 roundings in float64.
+    rounding=(1.5, 9.0),
 )
 CASES = (
     _case(

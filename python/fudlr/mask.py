@@ -179,7 +179,7 @@ def gradient_descent_mask(
             z,
             first,
             second,
-            step,
+            step=step,
             price=_multiplier(sums, room),
             shift=shift,
             rate=learning_rate,

@@ -1,0 +1,101 @@
+// The catalogue as kernels want it, and its items shared out between threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "cpu/catalogue_kernel.h"
+#include "cpu/choose.h"
+
+namespace fudlr {
+
+// Results of so many chunks a thread wait to be joined, so that fast threads need not.
+constexpr int64_t kChunksPerThread = 2;
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct CatalogueArguments {
+  const at::Tensor& users;
+  const at::Tensor& items;
+  const OptionalTensor& seen_offsets;
+  const OptionalTensor& seen_items;
+  double scale;
+};
+
+// The catalogue as the kernels want it, and what has to stay alive for that.
+template <typename In, typename Real>
+class CatalogueView {
+ public:
+  CatalogueView(const CatalogueKernels<In, Real>& kernels, const CatalogueArguments& given,
+                const OptionalTensor& values, int64_t c)
+      : items_(with_dense_rows(given.items)),
+        values_(values ? values->contiguous() : at::Tensor()) {
+    const int64_t n = given.users.size(0);
+    const int64_t width = given.items.size(1);
+    const int64_t padded = kernels.padded(width);
+    users_ = at::zeros({n, padded}, given.users.options());
+    users_.narrow(1, 0, width).copy_(given.users).mul_(given.scale);
+    sort_seen(given, n);
+    view_ = {users_.template const_data_ptr<Real>(),
+             n,
+             padded,
+             static_cast<const In*>(items_.const_data_ptr()),
+             items_.stride(0),
+             width,
+             values ? values_.template const_data_ptr<Real>() : nullptr,
+             c,
+             given.seen_offsets ? offsets_.const_data_ptr<int64_t>() : nullptr,
+             seen_.data()};
+  }
+
+  const Catalogue<In, Real>& operator*() const { return view_; }
+  int64_t count() const { return items_.size(0); }
+  int64_t chunk_work() const { return view_.n * view_.width * kItemChunk; }
+
+ private:
+  void sort_seen(const CatalogueArguments& given, int64_t n) {
+    if (!given.seen_offsets) return;
+    offsets_ = given.seen_offsets->contiguous();
+    const int64_t* offsets = offsets_.const_data_ptr<int64_t>();
+    const at::Tensor seen = given.seen_items->contiguous();
+    const int64_t* data = seen.const_data_ptr<int64_t>();
+    seen_.assign(data, data + seen.numel());
+    for (int64_t i = 0; i < n; ++i) {
+      std::sort(seen_.begin() + offsets[i], seen_.begin() + offsets[i + 1]);
+    }
+  }
+
+  at::Tensor items_, values_, users_, offsets_;
+  std::vector<int64_t> seen_;
+  Catalogue<In, Real> view_;
+};
+
+// How many chunks' results exist at one time.
+inline int64_t catalogue_slots() {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return threads == 1 ? 1 : threads * kChunksPerThread;
+}
+
+// Calls work(begin, end, slot) for the chunks of the items, shared between threads, and join(slot)
+// for each of them in the items' order, so that no number depends on the threads.
+template <typename AnyView, typename Work, typename Join>
+void for_chunks(const AnyView& view, int64_t at_once, Work work, Join join) {
+  const int64_t count = view.count();
+  const int64_t chunks = (count + kItemChunk - 1) / kItemChunk;
+  const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, view.chunk_work()));
+  for (int64_t first = 0; first < chunks; first += at_once) {
+    const int64_t wave = std::min(at_once, chunks - first);
+    at::parallel_for(0, wave, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) {
+        const int64_t start = (first + slot) * kItemChunk;
+        work(start, std::min(start + kItemChunk, count), slot);
+      }
+    });
+    for (int64_t slot = 0; slot < wave; ++slot) join(slot);
+  }
+}
+
+}  // namespace fudlr
