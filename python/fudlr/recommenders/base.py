@@ -15,13 +15,14 @@ was collated with `scoring=True`; its outputs are then a pair, the loss's and th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fudlr.batches import in_order, token_batches
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.progress import PATIENCE, track
@@ -108,28 +109,59 @@ class Recommender(ABC):
             part = samples.take(np.arange(start, min(start + size, len(samples))))
             yield self.collate(part, scoring)
 
+    def lengths(self, samples: Samples) -> Tensor | None:
+        """Tokens of every sample [n], which batches are padded to the longest of; or None.
+
+        With them, `evaluate` puts samples of like length together.
+        """
+        return None
+
     def losses(self, samples: Samples, size: int = 256) -> Tensor:
         """ℓ_i [n] of `samples`, as `evaluate`; scores are not kept."""
-        cuts = [np.arange(s, min(s + size, len(samples))) for s in range(0, len(samples), size)]
-        parts = [self.evaluate(samples.take(index), size)[1] for index in cuts]
-        return torch.cat(parts) if parts else torch.empty(0, device=self.device)
+        index = self._like_batches(samples, size, None)
+        parts = [losses for _, losses in self._scored(samples, index)]
+        return in_order(parts, index) if parts else torch.empty(0, device=self.device)
 
-    def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
-        """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients."""
-        was_training = self.model.training
-        self.model.eval()
-        scores, losses = [], []
-        try:
-            with torch.no_grad():
-                batches = self.batches(samples, size, scoring=True)
-                count = -(-len(samples) // size)
-                for batch in track(batches, count, "score users", delay=PATIENCE):
-                    outputs = self.forward(self.model, batch)
-                    scores.append(self.item_scores(outputs, batch).float())
-                    losses.append(self.loss(outputs, batch).float())
-        finally:
-            self.model.train(was_training)
-        if not scores:
+    def evaluate(
+        self, samples: Samples, size: int = 256, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients.
+
+        Args:
+            samples: The n samples; results are in their order, whatever the batches.
+            size: Most samples of a batch.
+            tokens: Most tokens of a batch, padding included, where `lengths` are known; `size`
+                samples of mean length, and no less than the longest one, where None.
+
+        Raises:
+            UsageError: A budget of tokens that the longest sample does not fit into.
+        """
+        index = self._like_batches(samples, size, tokens)
+        found = list(self._scored(samples, index))
+        if not found:
             empty = torch.empty(0, device=self.device)
             return empty.reshape(0, self.n_items), empty
-        return torch.cat(scores), torch.cat(losses)
+        scores, losses = zip(*found, strict=True)
+        return in_order(scores, index), in_order(losses, index)
+
+    def _like_batches(self, samples: Samples, size: int, tokens: int | None) -> Sequence[Tensor]:
+        lengths = self.lengths(samples)
+        if lengths is None or not len(samples):
+            return torch.arange(len(samples)).split(size) if len(samples) else []
+        if tokens is None:
+            tokens = max(int(lengths.max()), -(-int(lengths.sum()) * size // len(lengths)), 1)
+        return token_batches(lengths, tokens, size)
+
+    def _scored(self, samples: Samples, index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores and losses of each batch, in evaluation mode and without gradients."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for part in track(index, len(index), "score users", delay=PATIENCE):
+                    batch = self.collate(samples.take(part.numpy()), scoring=True)
+                    outputs = self.forward(self.model, batch)
+                    scores = self.item_scores(outputs, batch).float()
+                    yield scores, self.loss(outputs, batch).float()
+        finally:
+            self.model.train(was_training)

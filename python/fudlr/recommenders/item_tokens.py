@@ -77,6 +77,11 @@ class ItemTokens(Recommender):
         """Which token stands for which item."""
         return {"tokens": self.item_tokens.tolist(), "pad_token": self.pad_token}
 
+    def lengths(self, samples: Samples) -> Tensor:
+        """Items of every history that the window shows, [n]."""
+        start = samples.interactions.user_starts[samples.user]
+        return torch.from_numpy(np.minimum(samples.position - start, self.window))
+
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index."""
         start = samples.interactions.user_starts[samples.user]

@@ -216,6 +216,15 @@ class Prompted(Recommender):
         histories = (samples.history(i)[-self.window :].tolist() for i in range(len(samples)))
         return [self.pieces.prompt(history, self.config.max_tokens) for history in histories]
 
+    def lengths(self, samples: Samples) -> Tensor:
+        """Tokens of every prompt with its answer, [n]."""
+        prompts, targets = self.prompts(samples), samples.target.tolist()
+        sizes = [
+            len(prompt.tokens) + len(self.pieces.answers[target])
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        return torch.tensor(sizes, dtype=torch.int64)
+
     def notes(self, samples: Samples) -> list[str]:
         """How many prompts were too long, and what was left out of them."""
         prompts = self.prompts(samples)
