@@ -1,9 +1,9 @@
 // d_i = V g_i for the rows of a tile, then S += Σ_i c_i g_iᵀ with c_i = w_i d_i while the tile is
 // in L2. Numbers are turned to Real on the way into a register, both times: that costs less than a
-// buffer of them would. The first product takes a few rows × a few vectors at once, so that a
-// loaded vector serves several rows; the second keeps a few lines × a few vectors of sums in
-// registers over all rows of the tile, and meanwhile asks for the next tile, which would else be
-// waited for.
+// buffer of them would. Both products take a few rows × a few vectors at once, so that what is
+// loaded of a vector, or of the sums, serves several rows: the first holds its sums in registers,
+// the second its coefficients. Both meanwhile ask for the next tile, which would else be waited
+// for.
 //
 // The scale of an int8 block multiplies the block's part of d_i, and c_i for the block: once every
 // 128 columns.
@@ -18,10 +18,9 @@
 namespace fudlr::FUDLR_ISA {
 namespace {
 
-constexpr int64_t kDepth = 1024;         // columns of d_i that are summed in lanes
+constexpr int64_t kDepth = 512;          // columns taken at once: their vectors or sums stay in L1
 constexpr int64_t kTileBytes = 3 << 16;  // of stored rows; two tiles and the vectors fit L2
 constexpr int64_t kManyRows = 24, kFewRows = 12;  // of a tile; multiples of the rows of a step
-constexpr int64_t kBand = 6;                      // rows that add to the sums one after the other
 constexpr int kLines = 4;                         // vectors or sums that are taken at once
 
 inline float number(float value) { return value; }
@@ -46,6 +45,13 @@ inline Vector<float> fetch(const Bfloat16* from) {
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
+// The same with an instruction less, and a register more, which the second product has.
+inline Vector<float> fetch_wide(const Bfloat16* from) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256i to = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7,  //
+                                      -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), to));
+}
 inline Vector<float> fetch(const Int8* from) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
@@ -58,6 +64,10 @@ inline Vector<float> fetch(const In* from) {
   return load(numbers);
 }
 #endif
+template <typename In>
+inline auto fetch_wide(const In* from) {
+  return fetch(from);
+}
 
 template <typename In>
 constexpr bool kScaled = false;
@@ -73,12 +83,15 @@ struct Ahead {
   int64_t step = 0;
 };
 
+// Neither product is inlined: the pointers of its inner loop would be left no registers.
+#define FUDLR_APART __attribute__((noinline))
+
 // dots[r][k] += <rows[r], vectors[k]> over `columns` columns, whole vectors of them, of R rows and
 // K vectors; where the rows are scaled, with the scale of each block.
 template <typename In, typename Real, int R, int K>
-void dot_step(const In* rows, int64_t stride, int64_t columns, const float* scales,
-              int64_t scale_stride, const Real* vectors, int64_t vector_stride, Ahead& ahead,
-              Real* lanes, int64_t lane_stride) {
+FUDLR_APART void dot_step(const In* rows, int64_t stride, int64_t columns, const float* scales,
+                          int64_t scale_stride, const Real* vectors, int64_t vector_stride,
+                          Ahead& ahead, Real* lanes, int64_t lane_stride) {
   const char* line = ahead.next;
   const int64_t line_step = line < ahead.end ? ahead.step : 0;
   const int64_t run = kScaled<In> ? kScaleBlock : columns;
@@ -145,67 +158,57 @@ void dot_rows(const In* rows, int64_t stride, int64_t count, int64_t columns, co
   }
 }
 
-// sums[k][C vectors] += Σ_t coefs[t][k] rows_t over `count` rows.
-template <typename In, typename Real, int K, int C>
-void sum_step(const In* rows, int64_t stride, int64_t count, const Real* coefs, int64_t coef_stride,
-              Ahead& ahead, Real* sums, int64_t sum_stride) {
+// sums[k] += Σ_r coefs[r][k] rows[r] over `columns` columns, whole vectors of them, of R rows;
+// where the rows are scaled, each block's coefficients lie `coef_block` after those of the one
+// before.
+template <typename In, typename Real, int R, int K>
+FUDLR_APART void sum_step(const In* rows, int64_t stride, int64_t columns, const Real* coefs,
+                          int64_t coef_stride, int64_t coef_block, Ahead& ahead, Real* sums,
+                          int64_t sum_stride) {
   const char* line = ahead.next;
   const int64_t line_step = line < ahead.end ? ahead.step : 0;
-  Vector<Real> sum[K][C];
+  const int64_t run = kScaled<In> ? kScaleBlock : columns;
+  for (int64_t start = 0; start < columns; start += run) {
+    const int64_t stop = least(start + run, columns);
+    Vector<Real> coef[R][K];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-  for (int k = 0; k < K; ++k) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[k][c] = load(sums + k * sum_stride + c * kWidth<Real>);
-  }
-  for (int64_t t = 0; t < count; ++t) {
-    Vector<Real> row[C];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) row[c] = fetch(rows + c * kWidth<Real>);
-    __builtin_prefetch(line, 0, 2);
-    line += line_step;
-#pragma GCC unroll 4
-    for (int k = 0; k < K; ++k) {
-      const Vector<Real> coef = coefs[k] - Vector<Real>{};
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sum[k][c] += coef * row[c];
+      for (int k = 0; k < K; ++k) coef[r][k] = coefs[r * coef_stride + k] - Vector<Real>{};
     }
-    rows += stride;
-    coefs += coef_stride;
+    for (int64_t c = start; c < stop; c += kWidth<Real>) {
+      Vector<Real> row[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) row[r] = fetch_wide(rows + r * stride + c);
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+        Real* to = sums + k * sum_stride + c;
+        Vector<Real> sum = load(to);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum += coef[r][k] * row[r];
+        store(to, sum);
+      }
+      __builtin_prefetch(line, 0, 2);
+      line += line_step;
+    }
+    coefs += coef_block;
   }
   ahead.next = line;
-#pragma GCC unroll 4
-  for (int k = 0; k < K; ++k) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(sums + k * sum_stride + c * kWidth<Real>, sum[k][c]);
-  }
 }
 
-// Vectors of sums a line that a step holds with K lines: the fewer lines, the more, since a sum can
-// be added to once in four cycles.
-constexpr int step_vectors(int K) {
-  constexpr int vectors[] = {8, 4, 2, 2};
-  return vectors[K - 1];
-}
-
-// The same over `columns` columns, in bands of rows that are few enough to stay in L1 from one step
-// to the next, which reads on in the same lines of memory.
 template <typename In, typename Real, int K>
-void sum_columns(const In* rows, int64_t stride, int64_t count, int64_t columns, const Real* coefs,
-                 int64_t coef_stride, Ahead& ahead, Real* sums, int64_t sum_stride) {
-  constexpr int C = step_vectors(K);
-  for (int64_t t = 0; t < count; t += kBand) {
-    const int64_t band = least(kBand, count - t);
-    const In* from = rows + t * stride;
-    const Real* with = coefs + t * coef_stride;
-    int64_t c = 0;
-    for (; c + C * kWidth<Real> <= columns; c += C * kWidth<Real>) {
-      sum_step<In, Real, K, C>(from + c, stride, band, with, coef_stride, ahead, sums + c,
-                               sum_stride);
-    }
-    for (; c < columns; c += kWidth<Real>) {
-      sum_step<In, Real, K, 1>(from + c, stride, band, with, coef_stride, ahead, sums + c,
-                               sum_stride);
-    }
+void sum_rows(const In* rows, int64_t stride, int64_t count, int64_t columns, const Real* coefs,
+              int64_t coef_stride, int64_t coef_block, Ahead& ahead, Real* sums,
+              int64_t sum_stride) {
+  constexpr int R = step_rows(K);
+  int64_t t = 0;
+  for (; t + R <= count; t += R) {
+    sum_step<In, Real, R, K>(rows + t * stride, stride, columns, coefs + t * coef_stride,
+                             coef_stride, coef_block, ahead, sums, sum_stride);
+  }
+  for (; t < count; ++t) {
+    sum_step<In, Real, 1, K>(rows + t * stride, stride, columns, coefs + t * coef_stride,
+                             coef_stride, coef_block, ahead, sums, sum_stride);
   }
 }
 
@@ -300,28 +303,31 @@ class Tile {
     for (int64_t i = 0; i < count_ * k; ++i) dots[i] = lanes_sum(lanes + i * kWidth<Real>);
   }
 
-  // sums[k] += Σ_t coefs[t][k] rows_t; `scaled` has room for as many numbers as there are coefs.
+  // sums[k] += Σ_t coefs[t][k] rows_t; `scaled` has room for the coefficients of kDepth columns.
   void sums(int64_t k, const Real* coefs, Real* scaled, Real* sums) {
-    const int64_t run = kScaled<In> ? kScaleBlock : whole_;
-    for (int64_t start = 0; start < whole_; start += run) {
+    const int64_t coef_block = kScaled<In> ? count_ * k : 0;
+    for (int64_t start = 0; start < whole_; start += kDepth) {
+      const int64_t columns = least(kDepth, whole_ - start);
       const Real* used = coefs;
       if constexpr (kScaled<In>) {
-        for (int64_t t = 0; t < count_; ++t) {
-          const Real scale = scales_[t * rows_.scale_stride + start / kScaleBlock];
-          for (int64_t j = 0; j < k; ++j) scaled[t * k + j] = scale * coefs[t * k + j];
+        Real* to = scaled;
+        for (int64_t c = start; c < start + columns; c += kScaleBlock) {
+          for (int64_t t = 0; t < count_; ++t, to += k) {
+            const Real scale = scales_[t * rows_.scale_stride + c / kScaleBlock];
+            for (int64_t j = 0; j < k; ++j) to[j] = scale * coefs[t * k + j];
+          }
         }
         used = scaled;
       }
-      const int64_t columns = least(run, whole_ - start);
       for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
-        sum_columns<In, Real, K>(data_ + start, rows_.stride, count_, columns, used + first, k,
-                                 ahead_, sums + first * size_ + start, size_);
+        sum_rows<In, Real, K>(data_ + start, rows_.stride, count_, columns, used + first, k,
+                              coef_block, ahead_, sums + first * size_ + start, size_);
       });
     }
     if (whole_ == rows_.size) return;
     for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
-      sum_step<Real, Real, K, 1>(ends_, kWidth<Real>, count_, coefs + first, k, ahead_,
-                                 sums + first * size_ + whole_, size_);
+      sum_rows<Real, Real, K>(ends_, kWidth<Real>, count_, kWidth<Real>, coefs + first, k, 0,
+                              ahead_, sums + first * size_ + whole_, size_);
     });
   }
 
@@ -332,7 +338,7 @@ class Tile {
     int64_t found = 1;
     for_lines(task.lines, [&]<int K>(Lines<K>, int64_t) {
       if (task.vectors != nullptr) found += vectors / step_rows(K);
-      if (task.sums) found += vectors / step_vectors(K);
+      if (task.sums) found += vectors / step_rows(K);
     });
     return found;
   }
@@ -355,7 +361,7 @@ void chunk(const StoredRows<In>& rows, const RowTask<Real>& task, int64_t begin,
   Tile<In, Real> tile(rows);
   Scratch<Real> lane_scratch, coef_scratch;
   Real* lanes = lane_scratch.get(tile_rows * k * kWidth<Real>);
-  Real* coefs = coef_scratch.get(2 * tile_rows * k);
+  Real* coefs = coef_scratch.get(2 * (1 + kDepth / kScaleBlock) * tile_rows * k);
   if (task.sums) {
     for (int64_t i = 0; i < k * line_size<Real>(rows.size); ++i) partial[i] = Real(0);
   }
