@@ -1,6 +1,6 @@
 """Sample ids in rising order: recordings mostly append them so, and then nothing need be sorted.
 
-A sort of n ids takes five times their memory, which for 10⁷ samples is more than a store's window.
+A sort takes several times the ids' memory, which for 10⁷ samples is more than a store's window.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ TINY = {
     "model.pretrain_epochs": 1,
     "train.epochs": 2,
 }
+FEW = {"data.train_samples": 150, "data.prompt_users": 100}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def test_scale_on_a_tiny_stream(tmp_path):
 
 
 def test_not_differentiable_on_a_tiny_run(tmp_path):
-    more = {"data.source": "synthetic", "lora.rank": 1, "data.train_samples": 300}
+    more = {"data.source": "synthetic", "data.k": 2, "lora.rank": 1, **FEW}
     record = run_tiny("not_differentiable", tmp_path, **more)
     cells = record["cells"]
     assert "no gradient" in cells["flat, seed 0"]["refused"]
@@ -69,11 +70,11 @@ def test_not_differentiable_on_a_tiny_run(tmp_path):
 
 
 def test_full_parameters_on_a_tiny_run(tmp_path):
-    record = run_tiny("full_parameters", tmp_path, **{"data.train_samples": 200})
+    record = run_tiny("full_parameters", tmp_path, **{"data.source": "synthetic", **FEW})
     cell = record["cells"]["seed 0"]
     adapter, whole = (cell["sides"][side] for side in ("LoRA", "all parameters"))
     assert whole["parameters"] > adapter["parameters"]
-    assert whole["samples"] == adapter["samples"] == 200
+    assert whole["samples"] == adapter["samples"] == 150
     for side in (adapter, whole):
         assert side["losses"][1] < side["losses"][0]
         assert side["cosine"] > 0

@@ -77,7 +77,7 @@ def test_value_and_gradient_are_those_of_exact_enumeration(kind):
     leaf = scores.clone().requires_grad_()
     exact = expectation(leaf, side, RULES[kind], temperature)
     (slope,) = torch.autograd.grad(exact, leaf)
-    drawn = from_lists("rule", RULES[kind], False, draws=1200, temperature=temperature)
+    drawn = from_lists("rule", RULES[kind], False, draws=600, temperature=temperature)
     value, gradient = metric_gradient(drawn, scores, side)
     assert float(value) == pytest.approx(float(exact.detach()), abs=0.03)
     # Twice the error of so few draws; a wrong sign, τ or divisor is off by the whole and more.
