@@ -15,15 +15,6 @@ std::string text(const Parts&... parts) {
   return c10::str(parts...);
 }
 
-// The emulation of the GPU's kernels (tests/emu/) has its tensors on the CPU.
-bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
-#if defined(FUDLR_EMULATED)
-  return true;
-#else
-  return tensor.is_cuda();
-#endif
-}
-
 void check_offsets(const char* op, const at::Tensor& left, const at::Tensor& offsets) {
   FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong, op,
               "offsets must be int64 of shape [n + 1]",
@@ -53,6 +44,14 @@ void check_like(const char* op, const char* name, const char* shape_name, const 
 }
 
 }  // namespace
+
+bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
+#if defined(FUDLR_EMULATED)
+  return true;
+#else
+  return tensor.is_cuda();
+#endif
+}
 
 at::ScalarType result_type(const at::Tensor& left) {
   return left.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

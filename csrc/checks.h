@@ -25,6 +25,10 @@ struct SampleShape {
 // others, in which their products are accumulated.
 at::ScalarType result_type(const at::Tensor& left);
 
+// Whether kernels for GPUs take this tensor; their emulation (tests/emu/) has them on the CPU. The
+// host cannot look at numbers there without waiting for the device: the kernels do.
+bool on_gpu(const at::Tensor& tensor);
+
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.
 SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
                           const at::Tensor& offsets);
@@ -50,8 +54,10 @@ void check_weights(const char* op, const SampleShape& shape, const at::Tensor& l
 // k for an array of tangents of `primal`.
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);
 
-// Raises where fewer than no columns are to be left free.
-void check_room(const char* op, int64_t room);
+// Rows of `width` numbers to be written, and `room` more beside them that are left as they are;
+// raises where those are fewer than none.
+at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
+                     const at::Tensor& like);
 
 // Checks that each that is given has this shape and the dtype and device of `like`, and that its
 // rows, and those of `like`, have no gaps within.

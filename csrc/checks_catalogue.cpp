@@ -14,6 +14,7 @@ void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offs
                 const at::Tensor& items, const at::Tensor& like) {
   check_tensor(op, "seen_offsets", offsets, {n + 1}, at::kLong, "items", like);
   check_tensor(op, "seen_items", items, {-1}, at::kLong, "items", like);
+  if (on_gpu(like)) return;
   const at::Tensor dense = offsets.contiguous();
   const int64_t* rows = dense.const_data_ptr<int64_t>();
   FUDLR_CHECK(

@@ -1,5 +1,6 @@
 // Argument checks of the trunk's ops.
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -40,9 +41,11 @@ int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Ten
   return k;
 }
 
-void check_room(const char* op, int64_t room) {
+at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
+                     const at::Tensor& like) {
   FUDLR_CHECK(room >= 0, op, "room must not be negative", c10::str("it is ", room),
               "Give the number of columns to leave free");
+  return at::empty({rows, width + room}, like.options());
 }
 
 void check_rows(const char* op, const at::Tensor& like,
@@ -59,13 +62,14 @@ void check_rows(const char* op, const at::Tensor& like,
     FUDLR_CHECK(tensor->dim() == 2 && tensor->size(0) == rows && tensor->size(1) == width, op,
                 c10::str(name, " must be [", rows, ", ", width, "]"),
                 c10::str("its shape is ", tensor->sizes()), "Give k rows a position");
-    FUDLR_CHECK(tensor->scalar_type() == like.scalar_type() && tensor->device() == like.device() &&
-                    (tensor->size(1) <= 1 || tensor->stride(1) == 1),
-                op,
-                c10::str(name, " must be ", like.scalar_type(), " rows without gaps, on the CPU"),
-                c10::str("it is ", tensor->scalar_type(), " with strides ", tensor->strides(),
-                         " on ", tensor->device()),
-                "Convert it, or use .contiguous()");
+    FUDLR_CHECK(
+        tensor->scalar_type() == like.scalar_type() && tensor->device() == like.device() &&
+            (tensor->size(1) <= 1 || tensor->stride(1) == 1),
+        op,
+        c10::str(name, " must be ", like.scalar_type(), " rows without gaps, on ", like.device()),
+        c10::str("it is ", tensor->scalar_type(), " with strides ", tensor->strides(), " on ",
+                 tensor->device()),
+        "Convert it, or use .contiguous()");
   }
 }
 

@@ -4,7 +4,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <optional>
@@ -26,13 +25,6 @@ Lines<const Real> lines(const std::optional<at::Tensor>& rows) {
 template <typename Real>
 Lines<Real> mutable_lines(at::Tensor& rows) {
   return {rows.mutable_data_ptr<Real>(), rows.stride(0)};
-}
-
-// Rows of `width` numbers to be written, and `room` more beside them that are left as they are.
-inline at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
-                            const at::Tensor& like) {
-  check_room(op, room);
-  return at::empty({rows, width + room}, like.options());
 }
 
 // Calls run(kernels, Real{}) for float32 or float64.

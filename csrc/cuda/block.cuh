@@ -91,6 +91,20 @@ FUDLR_DEVICE Number warp_max(Number value) {
   return value;
 }
 
+// The sum over a block of at most 8 warps, for each of its threads: lanes, then warps. Begins with
+// a barrier.
+template <typename Number>
+FUDLR_DEVICE Number block_total(Number value) {
+  FUDLR_SHARED(Number, sums, [8]);
+  value = warp_sum(value);
+  __syncthreads();  // the sums of the call before have been read
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  Number sum = sums[0];
+  for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += sums[w];
+  return sum;
+}
+
 // to[j] = Σ over the block of product(j), for 0 <= j < k: in a warp by warp_sum, then warp after
 // warp. Begins and ends with a barrier. At most 8 warps.
 template <typename Number, typename Product>

@@ -51,6 +51,7 @@ inline const char* launch_error() {
 
 FUDLR_DEVICE float widen(float x) { return x; }
 FUDLR_DEVICE double widen(double x) { return x; }
+FUDLR_DEVICE float widen(int8_t x) { return x; }
 FUDLR_DEVICE float widen(Bf16 x) { return __bfloat162float(x); }
 FUDLR_DEVICE float widen(Half x) { return __half2float(x); }
 

@@ -4,15 +4,19 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include "cuda/number.h"
+
+// Registers the kernels of ops of `library`: fudlr, fudlr_grad or fudlr_trunk.
 #if defined(FUDLR_EMULATED)
-#define FUDLR_GPU_LIBRARY(m) TORCH_LIBRARY_IMPL(fudlr_emulated, CPU, m)
+#define FUDLR_GPU_LIBRARY(library, m) TORCH_LIBRARY_IMPL(library##_emulated, CPU, m)
 #else
-#define FUDLR_GPU_LIBRARY(m) TORCH_LIBRARY_IMPL(fudlr, CUDA, m)
+#define FUDLR_GPU_LIBRARY(library, m) TORCH_LIBRARY_IMPL(library, CUDA, m)
 #endif
 
 namespace fudlr {
@@ -35,10 +39,35 @@ class OnDevice {
 #endif
 };
 
+// Room for so many numbers like those of `like`.
+inline at::Tensor scratch(int64_t size, const at::Tensor& like) {
+  return at::empty({size}, like.options());
+}
+
 // Raises where a launcher was refused.
 inline void check_launch(const char* op, const char* error) {
   TORCH_CHECK(error == nullptr, op, ": its kernel was to be launched: the device says ", error,
               ". Rebuild for this GPU's architecture, or free what occupies it");
+}
+
+// Rows one after the other with any stride, the elements of a row without a gap.
+inline at::Tensor with_dense_rows(const at::Tensor& factor) {
+  return factor.size(1) <= 1 || factor.stride(1) == 1 ? factor : factor.contiguous();
+}
+
+inline gpu::Number number_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return gpu::Number::f64;
+    case at::kBFloat16:
+      return gpu::Number::bf16;
+    case at::kHalf:
+      return gpu::Number::f16;
+    case at::kChar:
+      return gpu::Number::int8;
+    default:
+      return gpu::Number::f32;
+  }
 }
 
 }  // namespace fudlr

@@ -10,24 +10,6 @@
 
 namespace fudlr {
 
-// Rows one after the other with any stride, the elements of a row without a gap.
-inline at::Tensor with_dense_rows(const at::Tensor& factor) {
-  return factor.size(1) <= 1 || factor.stride(1) == 1 ? factor : factor.contiguous();
-}
-
-inline gpu::Number number_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return gpu::Number::f64;
-    case at::kBFloat16:
-      return gpu::Number::bf16;
-    case at::kHalf:
-      return gpu::Number::f16;
-    default:
-      return gpu::Number::f32;
-  }
-}
-
 inline gpu::Rows rows_of(const at::Tensor& factor) {
   return {factor.const_data_ptr(), factor.size(0) <= 1 ? factor.size(1) : factor.stride(0),
           factor.size(1)};

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-namespace fudlr::gpu {
+#include "cuda/number.h"
 
-enum class Number { f32, f64, bf16, f16 };
+namespace fudlr::gpu {
 
 // [rows, size] in device memory: row p starts at data + p * stride, its elements follow each other.
 struct Rows {

@@ -63,7 +63,7 @@ at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::T
 
 }  // namespace
 
-FUDLR_GPU_LIBRARY(m) {
+FUDLR_GPU_LIBRARY(fudlr, m) {
   m.impl("sample_grads", &sample_grads);
   m.impl("sample_dots", &sample_dots);
   m.impl("grad_sum", &grad_sum);

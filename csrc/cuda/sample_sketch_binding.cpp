@@ -44,6 +44,6 @@ at::Tensor sample_sketch(const at::Tensor& left, const at::Tensor& right, const 
 
 }  // namespace
 
-FUDLR_GPU_LIBRARY(m) { m.impl("sample_sketch", &sample_sketch); }
+FUDLR_GPU_LIBRARY(fudlr, m) { m.impl("sample_sketch", &sample_sketch); }
 
 }  // namespace fudlr

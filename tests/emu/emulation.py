@@ -18,6 +18,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "emulated"
+LIBRARIES = ("fudlr", "fudlr_grad", "fudlr_trunk")
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 
@@ -54,7 +55,7 @@ def library_path(name: str) -> Path:
 
 @cache
 def load(name: str) -> ctypes.CDLL:
-    """Build and load one library; `emulated_*` then serve torch.ops.fudlr_emulated.
+    """Build and load one library; `emulated_*` then serve torch.ops.fudlr_emulated and its kin.
 
     Only one emulated library can be loaded in a process: they register the same ops.
     """
@@ -69,15 +70,16 @@ def load(name: str) -> ctypes.CDLL:
 
 
 @cache
-def define_ops() -> torch.library.Library:
-    """Define torch.ops.fudlr_emulated with the schemas of torch.ops.fudlr."""
+def define_ops() -> list[torch.library.Library]:
+    """Define torch.ops.fudlr_emulated and so on, with the schemas of torch.ops.fudlr and so on."""
     import fudlr_ext  # noqa: F401  registers the schemas
 
-    library = torch.library.Library("fudlr_emulated", "DEF")
+    libraries = {name: torch.library.Library(f"{name}_emulated", "DEF") for name in LIBRARIES}
     for schema in torch._C._jit_get_all_schemas():
-        if schema.name.startswith("fudlr::"):
-            library.define(str(schema).removeprefix("fudlr::"))
-    return library
+        name, _, _ = schema.name.partition("::")
+        if name in libraries:
+            libraries[name].define(str(schema).removeprefix(f"{name}::"))
+    return list(libraries.values())
 
 
 @contextmanager

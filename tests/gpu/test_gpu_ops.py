@@ -10,12 +10,16 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from fudlr_ext import _C, Engine, label_logits, label_loss, ops
 from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
+from cases import every_job, every_op, has_kernel
 
 
 def missing():
@@ -31,18 +35,8 @@ if missing() and os.environ.get("FUDLR_REQUIRE_GPU") == "1":
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(missing()), reason=str(missing()))]
 
 # docs/cuda.md lists the ops that have no kernel for GPUs yet.
-ON_GPU = [
-    case
-    for case in OP_CASES
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fudlr::{case.name}", "CUDA")
-]
+ON_GPU = [case for case in OP_CASES if has_kernel("fudlr", case.name, "cuda")]
 PACKED = [case for case in ON_GPU if case.packed]
-EVERY = [
-    (case, shape, dtype)
-    for case in ON_GPU
-    for shape in case.shapes
-    for dtype in (*case.dtypes, *((torch.float16,) if case.packed else ()))
-]
 LLAMA = Shape((512, 100, 700, 3), 16, 2048, 8)
 
 
@@ -60,10 +54,28 @@ def results(case, arguments):
     return got.cpu() if isinstance(got, torch.Tensor) else on_cpu(got)
 
 
-@pytest.mark.parametrize(("case", "shape", "dtype"), EVERY, ids=str)
-def test_agrees_with_reference(case, shape, dtype):
-    arguments = case.make(shape, dtype)
-    check_agreement(results(case, arguments), case, arguments)
+@pytest.mark.parametrize("op", sorted(op for _, op in every_op()))
+def test_agrees_with_reference(op):
+    """All cases of tests/emu/, on the real kernels."""
+    for job in every_job("cuda", only=(op,)):
+        try:
+            job.check(job.run())
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise AssertionError(job.label) from error
+
+
+SEEN = [case for case in ON_GPU if case.variant == "unseen"]
+
+
+@pytest.mark.parametrize("case", SEEN, ids=str)
+def test_seen_items_that_make_no_sense_give_nan_and_touch_nothing(case):
+    *given, offsets, listed = moved(case.make(case.small[0], torch.float32))
+    for wrong in (offsets + 1, offsets.flip(0) + 1, offsets - (1 << 40)):
+        found = as_tuple(case.op(*given, wrong, listed))
+        assert all(x.isnan().all() if is_float(x) else (x == -1).all() for x in found)
+    found = as_tuple(case.op(*given, offsets, torch.full_like(listed, 1 << 40)))
+    assert not listed.numel() or found[0].isnan().all()
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -199,7 +211,7 @@ def test_compute_sanitizer():
         pytest.skip("compute-sanitizer is not installed")
     script = (
         "import torch; from fudlr_ext.testing import OP_CASES\n"
-        "for case in (x for x in OP_CASES if x.packed):\n"
+        "for case in OP_CASES:\n"
         "    for dtype in case.dtypes:\n"
         "        for shape in case.small:\n"
         "            case.op(*(x.cuda() if isinstance(x, torch.Tensor) else x\n"

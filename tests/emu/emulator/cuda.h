@@ -182,3 +182,4 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 using std::exp;
 using std::fmax;
 using std::log;
+using std::sqrt;

@@ -1,0 +1,274 @@
+"""What is run on the kernels for GPUs, emulated or real: OP_CASES, and what has no row there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from emulation import LIBRARIES
+from torch import Tensor
+
+from fudlr_ext.testing import OP_CASES, OpCase, Shape, as_tuple, check_agreement, on_floats
+from fudlr_ext.testing.catalogue import CatalogueShape
+from fudlr_ext.testing.rows import RowShape
+
+# Where the kernels for GPUs change. Samples: 128 threads of 4 or 8 columns, chunks of 512
+# positions, parts of 256, tiles of 8, 16 or 64 rows, 128 columns and 32 positions on tensor cores.
+# Rows: parts of 4,096 columns, chunks of 256 rows, waves of 16 MB. Catalogues: tiles of 64 users,
+# items and columns, chunks of 1,024 items, parts of the users.
+MORE = {
+    Shape: (
+        Shape((513, 3, 1024), 3, 9, 2),
+        Shape((40, 1), 8, 516, 9),
+        Shape((33, 64, 31), 16, 130, 2),
+        Shape((5,), 17, 1030, 1),
+        Shape((34, 7), 72, 136, 3),
+        Shape((2, 30), 100, 72, 10),
+    ),
+    RowShape: (RowShape(260, 16700, 1), RowShape(70, 8200, 9)),
+    CatalogueShape: (
+        CatalogueShape(65, 1090, 70, 66),
+        CatalogueShape(330, 70, 5, 2),
+        CatalogueShape(66, 130, 17, 5),
+    ),
+}
+LONG_LIST = CatalogueShape(3, 2100, 3, 1100)  # longer than a chunk
+
+EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+
+# Where not all cases are run: of samples, rows, catalogues and the trunk every so many, prime to
+# the number of dtypes.
+STEPS = {Shape: 3, RowShape: 19, CatalogueShape: 16, None: 5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of one op: what it gives on the emulated kernels, and what must hold of that."""
+
+    op: str
+    label: str
+    run: Callable[[], tuple[Tensor, ...]]
+    check: Callable[[tuple[Tensor, ...]], None]
+
+
+def _call(where: str, library: str, name: str, arguments: tuple) -> tuple[Tensor, ...]:
+    """What an op returns, or changes in place. where: "native" (CPU), "emulated" or "cuda"."""
+    if where == "emulated":
+        library = f"{library}_emulated"
+    if where == "cuda":
+        arguments = tuple(x.cuda() if isinstance(x, Tensor) else x for x in arguments)
+    result = getattr(getattr(torch.ops, library), name).default(*arguments)
+    changed = arguments[0] if result is None else result
+    return tuple(x.cpu() for x in as_tuple(changed))
+
+
+def has_kernel(library: str, op: str, where: str) -> bool:
+    """Ask the dispatcher for a kernel on "cuda", or an emulated one."""
+    if where == "emulated":
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}_emulated::{op}", "CPU")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{op}", "CUDA")
+
+
+def dtypes_of(case: OpCase) -> tuple[torch.dtype, ...]:
+    """What the kernels take: what the CPU's do, and float16."""
+    return (*case.dtypes, torch.float16) if case.packed else case.dtypes
+
+
+def shapes_of(case: OpCase) -> tuple[object, ...]:
+    """The sizes at which something changes, on the CPU or on a GPU."""
+    long = (LONG_LIST,) if case.name == "catalogue_top" else ()
+    return (*long, *case.shapes, *MORE.get(type(case.shapes[0]), ()))
+
+
+def _job(case: OpCase, shape: object, dtype: torch.dtype, where: str) -> Job:
+    arguments = case.make(shape, dtype)
+
+    def run() -> tuple[Tensor, ...]:
+        return _call(where, "fudlr", case.name, arguments)
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        check_agreement(got if len(got) > 1 else got[0], case, arguments)
+
+    return Job(case.name, f"{case} {shape} {dtype}", run, check)
+
+
+def _kin(library: str, name: str, label: str, make: Callable[[], tuple], where: str) -> Job:
+    """An op without a row in OP_CASES, held to the CPU's kernel.
+
+    It may have twice its error, and four roundings of the largest number, one in 16 bits. In
+    float64, where nothing more exact is at hand, that error is the one in float32, scaled, and
+    the CPU's kernel may have it as well.
+    """
+    given = make()
+
+    def call(where: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        if name not in WITH_ROOM:
+            return _call(where, library, name, on_floats(given, change))
+        result = _call(where, library, name, (*on_floats(given, change), ROOM))
+        return tuple(x[:, :-ROOM] for x in result)
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        exact = call("native", lambda x: x.to(torch.float64, copy=True))
+        near = call("native", Tensor.clone)
+        worst = [
+            (x.double() - y).abs().max() for x, y in zip(near, exact, strict=True) if y.numel()
+        ]
+        if near[0].dtype == torch.float64:
+            rough = call("native", Tensor.float)
+            truth = call("native", lambda x: x.float().double())
+            worst = [
+                2 * (x.double() - y).abs().max() * (EPS[torch.float64] / EPS[torch.float32])
+                for x, y in zip(rough, truth, strict=True)
+                if y.numel()
+            ]
+        assert len(got) == len(exact)
+        for result, wanted, kind in zip(got, exact, near, strict=True):
+            assert (result.dtype, result.shape) == (kind.dtype, wanted.shape)
+            if not wanted.numel():
+                continue
+            roundings = (1 if result.dtype.itemsize == 2 else 4) * EPS[result.dtype]
+            error = (result.double() - wanted).abs().max()
+            assert error <= 2 * worst.pop(0) + roundings * wanted.abs().max(), float(error)
+
+    return Job(name, f"{name} {label}", partial(call, where, _spaced), check)
+
+
+def _spaced(rows: Tensor) -> Tensor:
+    """The same numbers, a matrix with a gap between its rows."""
+    if rows.dim() != 2:
+        return rows.clone()
+    wide = torch.full((rows.shape[0], rows.shape[1] + 3), torch.nan).to(rows.dtype)
+    wide[:, : rows.shape[1]] = rows
+    return wide[:, : rows.shape[1]]
+
+
+def _mean_backward(case: OpCase, shape: object, dtype: torch.dtype) -> tuple:
+    users, items, values, scale, *seen = case.make(shape, dtype)
+    mean, lse = torch.ops.fudlr.catalogue_mean(users, items, values, scale, *seen)
+    generator = torch.Generator().manual_seed(1)
+    to_mean, to_lse = (
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+        for x in (mean, lse)
+    )
+    needs = (True, True, True)
+    return users, items, values, scale, *seen, mean, lse, to_mean, to_lse, *needs
+
+
+# Columns left free beside the results of these.
+ROOM = 3
+WITH_ROOM = (
+    "rms_norm_tangent",
+    "rms_norm_backward",
+    "swiglu_tangent",
+    "swiglu_backward",
+    "attention_tangent",
+)
+Random = Callable[..., Tensor]
+
+
+def _norm(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
+    rows, width, k = size
+    x, weight = random(rows, width), random(width)
+    if op == "rms_norm":
+        return x, random(rows, width) if way == "added" else None, weight, 0.1
+    scale = torch.rsqrt(x.double().square().mean(1) + 0.1).to(x.dtype)
+    grads, added, dx = (random(rows * k, width) for _ in range(3))
+    if op == "rms_norm_tangent":
+        return x, weight, scale, dx
+    second = (random(rows, width), dx) if way == "second" else (None, None)
+    return x, weight, scale, grads, added if way == "added" else None, *second
+
+
+def _swiglu(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
+    rows, width, k = size
+    gu = random(rows, 2 * width) * 3
+    if op == "swiglu":
+        return (gu,)
+    if op == "swiglu_tangent":
+        return gu, random(rows * k, 2 * width)
+    second = (random(rows, width), random(rows * k, 2 * width))
+    return gu, random(rows * k, width), *(second if way == "second" else (None, None))
+
+
+def _rotate(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
+    rows, width, k = size
+    angles = random(rows, width)
+    return random(rows * k, 3 * width), angles.cos(), angles.sin(), way == "inverse"
+
+
+def _trunk(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    op, *others = rest
+    return make(op, random, *others)
+
+
+# Rows have blocks of 32 to 256 threads, a thread vectors of 2 or 4 numbers.
+TRUNK_SIZES = ((11, 1, 3), (3, 7, 2), (5, 64, 1), (2, 1101, 3))
+TRUNK_WAYS = {
+    "rms_norm": (_norm, "plain", "added"),
+    "rms_norm_tangent": (_norm, "plain"),
+    "rms_norm_backward": (_norm, "plain", "added", "second"),
+    "swiglu": (_swiglu, "plain"),
+    "swiglu_tangent": (_swiglu, "plain"),
+    "swiglu_backward": (_swiglu, "plain", "second"),
+    "rotate_heads": (_rotate, "plain", "inverse"),
+}
+
+
+def _families() -> Iterator[tuple[str, str, list[Callable[[str], Job]], int]]:
+    """Library, op, makers of its jobs, and which of them are taken where not all are."""
+    for case in OP_CASES:
+        jobs = [
+            partial(_job, case, shape, dtype)
+            for shape in shapes_of(case)
+            for dtype in dtypes_of(case)
+        ]
+        yield "fudlr", case.name, jobs, STEPS.get(type(case.shapes[0]), 3)
+    for case in OP_CASES:
+        if case.name != "catalogue_mean":
+            continue
+        name = "catalogue_mean_backward"
+        jobs = [
+            partial(_kin, "fudlr_grad", name, f"{case.variant} {shape} {dtype}", make)
+            for shape in shapes_of(case)
+            for dtype in case.dtypes
+            for make in [partial(_mean_backward, case, shape, dtype)]
+        ]
+        yield "fudlr_grad", name, jobs, STEPS[CatalogueShape]
+    for op, (maker, *ways) in TRUNK_WAYS.items():
+        jobs = [
+            partial(_kin, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
+            for size in TRUNK_SIZES
+            for way in ways
+            for dtype in (torch.float32, torch.float64)
+            for make in [partial(_trunk, maker, dtype, op, size, way)]
+        ]
+        yield "fudlr_trunk", op, jobs, STEPS[None]
+
+
+def every_job(where: str, *, some: bool = False, only: tuple[str, ...] = ()) -> Iterator[Job]:
+    """Every job of the ops that have a kernel "emulated" or on "cuda".
+
+    some: Of each op's the last, and every so many before it. only: These ops.
+    """
+    for library, op, jobs, step in _families():
+        if (not only or op in only) and has_kernel(library, op, where):
+            for make in jobs[::-1][:: step if some else 1]:
+                yield make(where=where)
+
+
+def every_op() -> list[tuple[str, str]]:
+    """Library and name of every op."""
+    names = (schema.name.partition("::") for schema in torch._C._jit_get_all_schemas())
+    return [(library, op) for library, _, op in names if library in LIBRARIES]
+
+
+def without_kernel(where: str) -> list[str]:
+    """The ops that have no kernel there."""
+    return sorted(op for library, op in every_op() if not has_kernel(library, op, where))
