@@ -5,10 +5,12 @@
 
 The mean over users of p C for four value columns, p = softmax(h Eᵀ), and its gradient in h and E.
 Rivals: torch in chunks of items, online softmax forward, probabilities formed again backward, the
-fastest of several sizes of chunks; and, with --full, all logits with autograd. Answers are compared
-before anything is timed. Times are medians of an interleaved run: processor time with one thread,
-wall time with several. Peak memory beyond inputs and outputs is that of a process of its own
-(Linux). The result goes to benchmarks/results/catalogue.json.
+fastest of several sizes of chunks; and, with --full, all logits with autograd. Beside them: the
+time of the four products n·M·w alone (scores twice, both gradients), at the rate of torch's product
+of 2,048² in the same run. Answers are compared before anything is timed. Times are medians of an
+interleaved run: processor time with one thread, wall time with several. Peak memory beyond inputs
+and outputs is that of a process of its own (Linux). The result goes to
+benchmarks/results/catalogue.json.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor
 from fudlr_ext.ops import catalogue_mean, catalogue_top
 
 COLUMNS, TOP = 4, 10
+SIDE, PRODUCTS = 2048, 4
 CHUNKS = (1_000, 4_000, 16_000, 64_000)
 Result = tuple[Tensor, Tensor, Tensor]
 """The mean over users of p C [c], and the gradients of its sum weighed 1, 2, … in h and E."""
@@ -185,16 +188,24 @@ def main() -> None:
         h, e = given[:2]
         if not torch.equal(catalogue_top(h, e, TOP)[1], chunked_top(h, e, CHUNKS[1])):
             raise SystemExit("the highest items differ; nothing was timed")
+        square = torch.ones(SIDE, SIDE)
+        work["square product"] = lambda x=square: x @ x
         work["top ours"] = lambda h=h, e=e: catalogue_top(h, e, TOP)
         work[f"top chunks of {CHUNKS[1]}"] = lambda h=h, e=e: chunked_top(h, e, CHUNKS[1])
         found = interleaved(work, args.repeats)
         seconds = {other: float(times[clock]) for other, times in found.items()}  # type: ignore[arg-type]
         best = min((c for c in seconds if c.startswith("chunks")), key=seconds.__getitem__)
+        rate = SIDE**3 / seconds["square product"]
+        products = PRODUCTS * args.users * args.items * args.width / rate
         peak = peak_bytes([__file__, *sizes, f"--peak={name}"])
         result["expectation"][name] = {
             "seconds": seconds,
             "best_chunked": best,
             "times_chunked": seconds[best] / seconds["ours"],
+            "multiply_adds_g_per_s": rate / 1e9,
+            "products_seconds": products,
+            "products_share": products / seconds["ours"],
+            "products_times_chunked": seconds[best] / products,
             "times_top_chunked": seconds[f"top chunks of {CHUNKS[1]}"] / seconds["top ours"],
             "largest_difference": error,
             "peak_bytes": peak,

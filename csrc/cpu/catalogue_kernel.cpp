@@ -249,22 +249,33 @@ void row_gradient(const Tile<In, Real>& tile, int64_t c, const Real* weights, Re
   }
 }
 
+// Of `C` vectors of columns of the users, and as many items at a time as keep the adders busy.
+template <typename Real, int C>
+void add_item_panel(const Real* scores, int64_t users, const Real* panel, int64_t width, Real* to) {
+  constexpr int R = multiply_rows(C);
+  static_assert(kItemTile % R == 0);
+  alignas(64) Real sums[R * C * kWidth<Real>];
+  for (int64_t t = 0; t < kItemTile; t += R) {
+    outer<Real, R, C, false>(scores + t, kItemTile, panel, C * kWidth<Real>, users, sums, nullptr);
+    for (int64_t r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < C * kWidth<Real>; x += kWidth<Real>) {
+        Real* place = to + (t + r) * width + x;
+        store(place, load(place) + load(sums + r * C * kWidth<Real> + x));
+      }
+    }
+  }
+}
+
 // to[t] += Σ_i scores[i][t] users_i, [tile, padded width], with the users in panels.
 template <typename Real>
 void add_item_gradients(const Real* scores, int64_t users, const Real* panels, int64_t width,
                         Real* to) {
-  alignas(64) Real sums[kTile<Real>];
   for_panels<Real>(width, [&](int64_t j, int64_t wide) {
-    const auto products = choose_outer<Real, false>(kRows, wide / kWidth<Real>);
-    for (int64_t t = 0; t < kItemTile; t += kRows) {
-      products(scores + t, kItemTile, panels + users * j, wide, users, sums, nullptr);
-      for (int64_t r = 0; r < kRows; ++r) {
-        for (int64_t x = 0; x < wide; x += kWidth<Real>) {
-          Real* place = to + (t + r) * width + j + x;
-          store(place, load(place) + load(sums + r * wide + x));
-        }
-      }
-    }
+    const auto panel = wide == kColumns<Real>     ? add_item_panel<Real, kVectors>
+                       : wide == 2 * kWidth<Real> ? add_item_panel<Real, 2>
+                                                  : add_item_panel<Real, 1>;
+    panel(scores, users, panels + users * j, width, to + j);
   });
 }
 

@@ -75,6 +75,31 @@ void split(const In* __restrict from, int64_t stride, int64_t k, int64_t count,
   }
 }
 
+#if defined(__AVX2__)
+// Eight samples of four metrics: halves of registers are loaded where they belong, since shuffles
+// across halves cost more than all others together.
+template <>
+void split<4, float, float>(const float* __restrict from, int64_t stride, int64_t k, int64_t count,
+                            float* __restrict to) {
+  int64_t t = 0;
+  for (; t + 8 <= count; t += 8, from += 32) {
+    __m256 row[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      row[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + 4 * j)),
+                                    _mm_loadu_ps(from + 4 * j + 16), 1);
+    }
+    const __m256 a = _mm256_unpacklo_ps(row[0], row[1]), b = _mm256_unpacklo_ps(row[2], row[3]);
+    const __m256 c = _mm256_unpackhi_ps(row[0], row[1]), d = _mm256_unpackhi_ps(row[2], row[3]);
+    _mm256_storeu_ps(to + t, _mm256_shuffle_ps(a, b, 0x44));
+    _mm256_storeu_ps(to + t + kBlock, _mm256_shuffle_ps(a, b, 0xee));
+    _mm256_storeu_ps(to + t + 2 * kBlock, _mm256_shuffle_ps(c, d, 0x44));
+    _mm256_storeu_ps(to + t + 3 * kBlock, _mm256_shuffle_ps(c, d, 0xee));
+  }
+  split<0>(from, 4, 4, count - t, to + t);
+}
+#endif
+
 template <typename In, typename Real>
 auto choose_split(int64_t stride, int64_t k) {
   if (stride != k) return split<0, In, Real>;
@@ -85,7 +110,7 @@ auto choose_split(int64_t stride, int64_t k) {
                   : split<0, In, Real>;
 }
 
-// A block of samples: their influences metric by metric, m, d and d², zeros behind them.
+// A block of samples: their influences metric by metric, m and d (or g), zeros behind them.
 template <typename In, typename Real>
 class Block {
  public:
@@ -103,36 +128,34 @@ class Block {
     }
   }
 
-  // d at the logits z_at(t), vector by vector. What the next block needs is asked for meanwhile:
-  // the phases of a block would leave memory idle otherwise.
+  // g at the logits logits_at(t), vector by vector; asks for the next block's influences meanwhile.
   template <typename LogitsAt>
-  void set_slopes(const In* next, LogitsAt logits_at) {
-    const auto* ahead = reinterpret_cast<const char*>(next);
-    const int64_t step = kWidth<Real> * from_.stride * static_cast<int64_t>(sizeof(In));
-    for (int64_t t = 0; t < padded_; t += kWidth<Real>, ahead += step) {
-      for (int64_t byte = 0; byte < step; byte += 64) __builtin_prefetch(ahead + byte);
-      store(slope_ + t, sigmoid<Real>(logits_at(t)).slope);
-    }
+  void set_gradients(const Real* weights, Real price, const In* next, LogitsAt logits_at) {
+    if (from_.k == 4) return set_gradients_of<4>(weights, price, next, logits_at);
+    set_gradients_of<0>(weights, price, next, logits_at);
   }
 
-  // All that the sums need, at the logits logits_at(t).
+  Vector<Real> gradient(int64_t t) const { return load(slope_ + t); }
+
+  // m and d at the logits logits_at(t); asks for the next block's influences where they are given.
   template <typename LogitsAt>
-  void set_logits(LogitsAt logits_at) {
+  void set_logits(const In* next, LogitsAt logits_at) {
     for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      if (next != nullptr) prefetch(next, t);
       const Sigmoid<Real> now = sigmoid<Real>(logits_at(t));
       store(mask_ + t, now.mask);
       store(slope_ + t, now.slope);
-      store(square_ + t, now.slope * now.slope);
     }
-    for (int64_t t = count_; t < padded_; ++t) mask_[t] = slope_[t] = square_[t] = Real(0);
+    for (int64_t t = count_; t < padded_; ++t) mask_[t] = slope_[t] = Real(0);
   }
 
   void add_to(double* sums) const {
     Vector<Real> mask{}, slope{}, square{};
     for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      const Vector<Real> d = load(slope_ + t);
       mask += load(mask_ + t);
-      slope += load(slope_ + t);
-      square += load(square_ + t);
+      slope += d;
+      square += d * d;
     }
     add(mask, sums);
     add(slope, sums + 1);
@@ -145,16 +168,24 @@ class Block {
   int64_t count() const { return count_; }
   int64_t padded() const { return padded_; }
 
-  // d (price + Σ_j weights_j s_j), after set_slopes
-  Vector<Real> gradient(const Real* weights, Real price, int64_t t) const {
-    return load(slope_ + t) * weighed(weights, price, t);
+ private:
+  // What the next block has at t. Without, memory would be idle during a block's phases.
+  void prefetch(const In* next, int64_t t) const {
+    const auto* ahead = reinterpret_cast<const char*>(next + t * from_.stride);
+    const int64_t bytes = kWidth<Real> * from_.stride * static_cast<int64_t>(sizeof(In));
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
   }
 
- private:
-  Vector<Real> weighed(const Real* weights, Real price, int64_t t) const {
-    Vector<Real> sum = Vector<Real>{} + price;
-    for (int64_t j = 0; j < from_.k; ++j) sum += weights[j] * load(metrics_ + j * kBlock + t);
-    return sum;
+  template <int K, typename LogitsAt>
+  void set_gradients_of(const Real* weights, Real price, const In* next, LogitsAt logits_at) {
+    const int64_t k = K > 0 ? K : from_.k;
+    for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
+      prefetch(next, t);
+      Vector<Real> sum = Vector<Real>{} + price;
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < k; ++j) sum += weights[j] * load(metrics_ + j * kBlock + t);
+      store(slope_ + t, sigmoid<Real>(logits_at(t)).slope * sum);
+    }
   }
 
   static void add(Vector<Real> sum, double* to) {
@@ -168,7 +199,8 @@ class Block {
     Vector<Real> changes[C], squares[C];
     for (int c = 0; c < C; ++c) changes[c] = squares[c] = Vector<Real>{};
     for (int64_t t = 0; t < padded_; t += kWidth<Real>) {
-      const Vector<Real> mask = load(mask_ + t), square = load(square_ + t);
+      const Vector<Real> mask = load(mask_ + t), slope = load(slope_ + t);
+      const Vector<Real> square = slope * slope;
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
         const Vector<Real> s = load(metrics_ + (j + c) * kBlock + t);
@@ -190,7 +222,6 @@ class Block {
   int64_t padded_ = 0;
   alignas(64) Real mask_[kBlock];
   alignas(64) Real slope_[kBlock];
-  alignas(64) Real square_[kBlock];
 };
 
 // A vector of `data`, of whose numbers from `count` on there are none.
@@ -234,12 +265,13 @@ void step(const Influences<In>& influences, const MaskStep<Real>& task, Real shi
     Real* firsts = task.first + start;
     Real* seconds = task.second + start;
     const auto moved = [&](int64_t t) { return load_part(logits, t, count) - shift; };
-    block.set_slopes(influences.data + (start + kBlock) * influences.stride, moved);
+    block.set_gradients(task.weights, task.price,
+                        influences.data + (start + kBlock) * influences.stride, moved);
     for (int64_t t = 0; t < block.padded(); t += kWidth<Real>) {
       __builtin_prefetch(logits + kBlock + t, 1);
       __builtin_prefetch(firsts + kBlock + t, 1);
       __builtin_prefetch(seconds + kBlock + t, 1);
-      const Vector<Real> g = block.gradient(task.weights, task.price, t);
+      const Vector<Real> g = block.gradient(t);
       Vector<Real> first = load_part(firsts, t, count), second = load_part(seconds, t, count);
       first += (g - first) * task.fresh_first;
       second += (g * g - second) * task.fresh_second;
@@ -251,7 +283,7 @@ void step(const Influences<In>& influences, const MaskStep<Real>& task, Real shi
       store_part(seconds, t, count, second);
       store_part(logits, t, count, z);
     }
-    block.set_logits([&](int64_t t) { return load_part(logits, t, count); });
+    block.set_logits(nullptr, [&](int64_t t) { return load_part(logits, t, count); });
   };
   for_blocks<In, Real>(influences, begin, end, sums, update);
 }
@@ -262,7 +294,8 @@ void sums_at(const Influences<In>& influences, const Real* logits, Real shift, i
   const auto update = [&](Block<In, Real>& block, int64_t start) {
     const Real* from = logits + start;
     const int64_t count = block.count();
-    block.set_logits([&](int64_t t) { return load_part(from, t, count) - shift; });
+    block.set_logits(influences.data + (start + kBlock) * influences.stride,
+                     [&](int64_t t) { return load_part(from, t, count) - shift; });
   };
   for_blocks<In, Real>(influences, begin, end, sums, update);
 }
