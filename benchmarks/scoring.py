@@ -38,6 +38,7 @@ SCORING = {512: (1.3, 1.2), 256: (1.4, 1.3), 128: (1.7, 1.5)}
 """Least speed in peft steps, and beside the fastest peer."""
 TITLES = 2.0
 OURS = "fudlr_ext"
+COMPILED = "frozen limit, torch.compile"
 
 
 def speeds(found: dict[str, Any], clock: str) -> dict[str, Any]:
@@ -83,7 +84,9 @@ def check_engine(work: Work) -> float:
     return worst
 
 
-def synthetic(hidden: int, names: list[str], repeats: int, threads: int) -> dict[str, Any]:
+def synthetic(
+    hidden: int, names: list[str], repeats: int, threads: int, compiled: bool
+) -> dict[str, Any]:
     """One size: all rows, timed in turn."""
     torch.set_num_threads(threads)
     work = Work(hidden)
@@ -95,6 +98,9 @@ def synthetic(hidden: int, names: list[str], repeats: int, threads: int) -> dict
         "frozen limit": lambda: frozen_pass(work.frozen, work.batch),
         OURS: lambda: work.engine.sample_dots(*FACE, work.batch, work.vectors),
     }
+    if compiled:
+        frozen = torch.compile(work.frozen)
+        calls[COMPILED] = lambda: frozen_pass(frozen, work.batch)
     for name in names:
         label = RIVALS[name]
         try:
@@ -149,7 +155,7 @@ def bars(cases: list[dict[str, Any]], title_cases: list[dict[str, Any]]) -> list
         met = measured >= threshold
         found.append({"bar": name, "measured": measured, "threshold": threshold, "met": met})
 
-    ways = ("peft", "peft, logits at labels", "frozen limit", OURS)
+    ways = ("peft", "peft, logits at labels", "frozen limit", COMPILED, OURS)
     for case in (case for case in cases if case["threads"] == 1):
         speed = {name: row["speed"] for name, row in case["rows"].items()}
         step, peer = SCORING[case["hidden"]]
@@ -170,6 +176,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--compile", choices=("yes", "no"), default="no")
     parser.add_argument("--titles", choices=("yes", "no"), default="yes")
     default = Path(__file__).parent / "results" / "scoring.json"
     parser.add_argument("--out", type=Path, default=default)
@@ -179,7 +186,7 @@ def main() -> None:
     for hidden in args.hidden:
         for threads in args.threads:
             names = args.rivals if threads == 1 else []
-            cases.append(synthetic(hidden, names, args.repeats, threads))
+            cases.append(synthetic(hidden, names, args.repeats, threads, args.compile == "yes"))
             print(json.dumps({k: round(r["speed"], 3) for k, r in cases[-1]["rows"].items()}),
                   cases[-1]["failed"], flush=True)  # fmt: skip
             if args.titles == "yes":
@@ -189,7 +196,7 @@ def main() -> None:
     chosen = " ".join(map(str, args.hidden))
     result = {
         "command": f"python benchmarks/scoring.py --hidden {chosen} --repeats {args.repeats} "
-        f"--threads {' '.join(map(str, args.threads))}",
+        f"--threads {' '.join(map(str, args.threads))} --compile {args.compile}",
         "machine": {**describe(), "load": os.getloadavg()},
         "bars": bars(cases, title_cases),
         "cases": cases,

@@ -6,6 +6,7 @@
 // Queries that see no key of a block are left out of its products: half of them, in the mean.
 #include "cpu/attention_kernel.h"
 
+#include "cpu/transpose.h"
 #include "cpu/vexp.h"
 
 namespace fudlr::FUDLR_ISA {
@@ -114,10 +115,7 @@ class Head {
 
   // to [width, padded] = rows [keys, width] transposed, zero beyond the keys.
   void transpose(Lines<const Real> rows, Real* to) const {
-    for (int64_t i = 0; i < width; ++i) {
-      for (int64_t t = 0; t < keys; ++t) to[i * padded + t] = rows.data[t * rows.stride + i];
-      for (int64_t t = keys; t < padded; ++t) to[i * padded + t] = Real(0);
-    }
+    transposed(rows, keys, width, to, padded);
   }
 
   // c [queries, padded] (+)= a [queries, width] bᵀ, where queries see something.
