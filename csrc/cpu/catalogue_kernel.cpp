@@ -127,31 +127,34 @@ class Tile {
     }
   }
 
-  // Items first .. first + count; what a whole tile has more is zero.
-  void set(int64_t first, int64_t count) {
+  // Items first .. first + count; what a whole tile has more is zero. Rows as they are only where
+  // gradients in users need them.
+  void set(int64_t first, int64_t count, bool rows) {
     first_ = first;
     count_ = count;
+    const In* from = all_.items + first * all_.item_stride;
+    for_panels<Real>(kItemTile, [&](int64_t start, int64_t items) {
+      Real* to = across_ + start * all_.width;
+      const int64_t given = least(items, count > start ? count - start : 0);
+      turn(from + start * all_.item_stride, all_.item_stride, given, all_.width, to, items);
+      for (int64_t j = 0; given < items && j < all_.width; ++j) {
+        for (int64_t t = given; t < items; ++t) to[j * items + t] = Real(0);
+      }
+    });
     for (int64_t t = 0; t < kItemTile; ++t) {
-      const In* from = all_.items + (first + t) * all_.item_stride;
-      for_panels<Real>(all_.padded, [&](int64_t c, int64_t wide) {
-        Real* to = dense_ + c * kItemTile + t * wide;
-        for (int64_t j = c; j < c + wide; ++j) {
-          to[j - c] = t < count && j < all_.width ? widen(from[j]) : Real(0);
-        }
-      });
       for (int64_t j = 0; j < all_.c; ++j) {
         const bool given = all_.values != nullptr && t < count;
         values_[j * kItemTile + t] = given ? all_.values[(first + t) * all_.c + j] : Real(0);
       }
     }
-    for_panels<Real>(kItemTile, [&](int64_t start, int64_t items) {
-      Real* to = across_ + start * all_.width;
-      for_panels<Real>(all_.padded, [&](int64_t c, int64_t wide) {
-        const Real* from = dense_ + c * kItemTile + start * wide;
-        for (int64_t j = c; j < least(c + wide, all_.width); ++j) {
-          for (int64_t t = 0; t < items; ++t) to[j * items + t] = from[t * wide + j - c];
-        }
-      });
+    for_panels<Real>(rows ? all_.padded : 0, [&](int64_t c, int64_t wide) {
+      const int64_t given = least(wide, all_.width - c);
+      Real* to = dense_ + c * kItemTile;
+      for (int64_t t = 0; t < kItemTile; ++t, to += wide) {
+        const int64_t kept = t < count ? given : 0;
+        for (int64_t j = 0; j < kept; ++j) to[j] = widen(from[t * all_.item_stride + c + j]);
+        for (int64_t j = kept; j < wide; ++j) to[j] = Real(0);
+      }
     });
   }
 
@@ -190,12 +193,12 @@ class Tile {
 
 // Calls visit(tile, first item, items, first user, users, scores) for all users and tiles.
 template <typename In, typename Real, typename Open, typename Visit, typename Close>
-void for_tiles(const Catalogue<In, Real>& all, int64_t begin, int64_t end, Open open, Visit visit,
-               Close close) {
+void for_tiles(const Catalogue<In, Real>& all, int64_t begin, int64_t end, bool rows, Open open,
+               Visit visit, Close close) {
   Tile<In, Real> tile(all, begin);
   for (int64_t first = begin; first < end; first += kItemTile) {
     const int64_t items = least(kItemTile, end - first);
-    tile.set(first, items);
+    tile.set(first, items, rows);
     open();
     for (int64_t user = 0; user < all.n; user += kUserBlock) {
       const int64_t users = least(kUserBlock, all.n - user);
@@ -214,7 +217,7 @@ void forward(const Catalogue<In, Real>& all, int64_t begin, int64_t end, double*
   }
   const auto nothing = [](auto...) {};
   for_tiles(
-      all, begin, end, nothing,
+      all, begin, end, false, nothing,
       [&](const Tile<In, Real>& tile, int64_t, int64_t user, int64_t users, Real* scores) {
         for (int64_t i = 0; i < users; ++i) {
           Real* row = scores + i * kItemTile;
@@ -306,7 +309,7 @@ void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>
     for (int64_t i = 0; i < all.n * all.padded; ++i) to.users[i] = Real(0);
   }
   for_tiles(
-      all, begin, end,
+      all, begin, end, to.users != nullptr,
       [&] {
         for (int64_t i = 0; items != nullptr && i < kItemTile * all.padded; ++i) items[i] = 0;
         for (int64_t i = 0; values != nullptr && i < kItemTile * all.c; ++i) values[i] = 0;
@@ -346,7 +349,7 @@ void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, 
   }
   const auto nothing = [](auto...) {};
   for_tiles(
-      all, begin, end, nothing,
+      all, begin, end, false, nothing,
       [&](const Tile<In, Real>&, int64_t first, int64_t user, int64_t users, const Real* rows) {
         for (int64_t i = 0; i < users; ++i) {
           const Real* row = rows + i * kItemTile;

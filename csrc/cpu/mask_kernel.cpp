@@ -1,6 +1,6 @@
 // m = σ(z), d = m (1 − m), g = d (price + Σ_j w_j s_j), Adam (Kingma and Ba 2015) on z, and the
 // sums over samples at the new z, in one pass: the totals Σ m s_j that the objective's gradient of
-// the next step hangs on are formed while this step's logits are in registers.
+// the next step hangs on are formed while this step's logits are in L1.
 //
 // With t = e^(−|z|) and r = 1 / (1 + t), σ is r or t r and d is t r², exact in both tails, where
 // m (1 − m) would have lost all digits.
@@ -8,7 +8,7 @@
 // Sums are formed in Real over a block and in float64 across blocks, in the samples' order.
 #include "cpu/mask_kernel.h"
 
-#include "cpu/tile.h"
+#include "cpu/panels.h"
 #include "cpu/vexp.h"
 
 namespace fudlr::FUDLR_ISA {
@@ -59,70 +59,17 @@ inline Vector<double> root<double>(Vector<double> x) {
 }
 #endif
 
-// to[j][t] = from[t][j]; K: the number of metrics where rows lie side by side, 0: any.
-template <int K, typename In, typename Real>
-void split(const In* __restrict from, int64_t stride, int64_t k, int64_t count,
-           Real* __restrict to) {
-  if constexpr (K > 0) {
-    for (int64_t t = 0; t < count; ++t) {
-#pragma GCC unroll 4
-      for (int j = 0; j < K; ++j) to[j * kBlock + t] = widen(from[t * K + j]);
-    }
-  } else {
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t j = 0; j < k; ++j) to[j * kBlock + t] = widen(from[t * stride + j]);
-    }
-  }
-}
-
-#if defined(__AVX2__)
-// Eight samples of four metrics: halves of registers are loaded where they belong, since shuffles
-// across halves cost more than all others together.
-template <>
-void split<4, float, float>(const float* __restrict from, int64_t stride, int64_t k, int64_t count,
-                            float* __restrict to) {
-  int64_t t = 0;
-  for (; t + 8 <= count; t += 8, from += 32) {
-    __m256 row[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      row[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + 4 * j)),
-                                    _mm_loadu_ps(from + 4 * j + 16), 1);
-    }
-    const __m256 a = _mm256_unpacklo_ps(row[0], row[1]), b = _mm256_unpacklo_ps(row[2], row[3]);
-    const __m256 c = _mm256_unpackhi_ps(row[0], row[1]), d = _mm256_unpackhi_ps(row[2], row[3]);
-    _mm256_storeu_ps(to + t, _mm256_shuffle_ps(a, b, 0x44));
-    _mm256_storeu_ps(to + t + kBlock, _mm256_shuffle_ps(a, b, 0xee));
-    _mm256_storeu_ps(to + t + 2 * kBlock, _mm256_shuffle_ps(c, d, 0x44));
-    _mm256_storeu_ps(to + t + 3 * kBlock, _mm256_shuffle_ps(c, d, 0xee));
-  }
-  split<0>(from, 4, 4, count - t, to + t);
-}
-#endif
-
-template <typename In, typename Real>
-auto choose_split(int64_t stride, int64_t k) {
-  if (stride != k) return split<0, In, Real>;
-  return k == 1   ? split<1, In, Real>
-         : k == 2 ? split<2, In, Real>
-         : k == 3 ? split<3, In, Real>
-         : k == 4 ? split<4, In, Real>
-                  : split<0, In, Real>;
-}
-
 // A block of samples: their influences metric by metric, m and d (or g), zeros behind them.
 template <typename In, typename Real>
 class Block {
  public:
   explicit Block(const Influences<In>& influences)
-      : from_(influences), split_(choose_split<In, Real>(influences.stride, influences.k)) {
-    metrics_ = room_.get(influences.k * kBlock);
-  }
+      : from_(influences), metrics_(room_.get(influences.k * kBlock)) {}
 
   void set(int64_t first, int64_t count) {
     count_ = count;
     padded_ = blocks(count, kWidth<Real>) * kWidth<Real>;
-    split_(from_.data + first * from_.stride, from_.stride, from_.k, count, metrics_);
+    turn(from_.data + first * from_.stride, from_.stride, count, from_.k, metrics_, kBlock);
     for (int64_t j = 0; count < padded_ && j < from_.k; ++j) {
       for (int64_t t = count; t < padded_; ++t) metrics_[j * kBlock + t] = Real(0);
     }
@@ -215,7 +162,6 @@ class Block {
   }
 
   const Influences<In>& from_;
-  void (*split_)(const In*, int64_t, int64_t, int64_t, Real*);
   Scratch<Real> room_;
   Real* metrics_;  // [k, kBlock]
   int64_t count_ = 0;
