@@ -191,13 +191,14 @@ def complaints(table):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--files", nargs="+", help="libraries or objects in place of the engine's")
     options = parser.parse_args()
-    if "cuda" not in _C.devices():
+    if not options.files and "cuda" not in _C.devices():
         sys.exit("cuda_static: the library has no GPU kernels. Build it with FUDLR_CUDA=ON")
     tool = find_tool()
     if tool is None:
         sys.exit("cuda_static: cuobjdump is missing. pip install .[cuda]")
-    table = rows(tool, _C.__file__)
+    table = [row for file in options.files or [_C.__file__] for row in rows(tool, file)]
     lost = complaints(table)
     print("\n".join(lost) or f"{len(table)} kernels: no spills, all claims hold")
     if lost:

@@ -30,7 +30,7 @@ ASKED = 1.15  # of the bytes that the fused products kernel must move, at most
 def sources():
     """One digest of the kernels, the emulator and the cases."""
     digest = hashlib.sha256()
-    for folder in ("csrc", "tests/emu", "fudlr_ext/testing", "fudlr_ext/reference"):
+    for folder in ("csrc/cuda", "tests/emu", "fudlr_ext/testing", "fudlr_ext/reference"):
         for path in sorted((HERE.parent / folder).rglob("*")):
             if path.suffix in (".cu", ".cuh", ".h", ".cpp", ".py", ".txt"):
                 digest.update(path.read_bytes())
@@ -56,15 +56,22 @@ def start(digest):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--ops", nargs="+", help="these alone")
+    options = parser.parse_args()
+    ops = options.ops or [op for _, op in every_op()]
     record = start(sources())
     record |= {"machine": describe(), "seeds": SEEDS, "asked_ratio": ASKED}
-    for variant, seeds in VARIANTS.items():
-        for _, op in every_op():
+    record["ops"] = [op for _, op in every_op()]
+    if "traffic" not in record:
+        record["traffic"] = script("traffic.py", variant="check")
+    for variant in options.variants:
+        for op in ops:
             piece = f"{variant} {op}"
             if piece not in record["pieces"]:
-                options = ["--seeds", str(seeds), "--only", op]
-                found = script("run_cases.py", variant, *options, variant=variant)
+                how = ["--seeds", str(VARIANTS[variant]), "--only", op]
+                found = script("run_cases.py", variant, *how, variant=variant)
                 del found["cases_of"]
                 record["without_kernel"] = found.pop("without_kernel")
                 record["pieces"][piece] = found
@@ -72,8 +79,6 @@ def main():
             found = record["pieces"][piece]
             print(piece, found["cases"], "cases", found["disagreements"], "disagreements",
                   found.get("races", 0), "races", found["seconds"], "s", flush=True)  # fmt: skip
-    record["traffic"] = script("traffic.py", variant="check")
-    write_json(RESULT, record)
     wrong = [
         piece for piece, found in record["pieces"].items()
         if found["disagreements"] or found.get("races")

@@ -20,6 +20,7 @@ from tables import (
     closer,
     compare,
     cross_entropy,
+    cuda,
     curvature_products,
     curvatures,
     damping,
@@ -80,5 +81,9 @@ TABLES: tuple[ModuleType, ...] = (
 
 INSERTS: dict[str, dict[str, tuple[Callable[[dict], list[str]], str]]] = {
     "method": {"bed": (bed.method, "bed")},
+    "cuda": {
+        "emulated runs": (cuda.emulated, "emu"),
+        "static evidence": (cuda.static, "cuda_static"),
+    },
 }
 """Tables inside written pages: page, mark, and the function with its result file."""

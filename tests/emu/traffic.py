@@ -1,9 +1,9 @@
 """Counts the global memory that the fused products kernel asks for, and prints it as JSON.
 
-The checker counts the 32-byte sectors that each instruction of a warp touches: what a GPU's L2 is
-asked for, whatever its caches then save. Beside it the bytes that the op must move: the factors
-once, the vectors once a block (a block is a chunk of one sample's positions here), the products
-once.
+The checker counts the 32-byte sectors that each instruction of a warp touches, twice where two
+instructions touch one, though L1 would serve the second. Beside it the bytes that the op must move:
+the factors once, the vectors once a block (a block is a chunk of one sample's positions here), the
+products once.
 """
 
 from __future__ import annotations
