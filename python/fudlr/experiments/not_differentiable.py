@@ -13,7 +13,8 @@ retraining. The estimate's variance is measured against the number of draws,
 
     v_R = Σ_s ‖g_R,s − ḡ_R‖² / (S − 1) / ‖ḡ‖²
 
-over S seeds, ḡ being the mean of the estimates of most draws; with control variates and without.
+over S seeds, ḡ being the mean of the estimates of most draws; with control variates, without, and
+with the metric as one number for all prompts, of which none knows its own part.
 A fourth rule is flat. It has to be refused with its reason, and not to crash.
 """
 
@@ -96,6 +97,12 @@ def rules() -> dict[str, Rule]:
     }
 
 
+def _number(hard: Metric | Callable[[Tensor, Side], Tensor]) -> Callable[[Tensor, Side], Tensor]:
+    """The same metric as a function that gives one number."""
+    metric = hard if isinstance(hard, Metric) else from_lists("number", hard, lower_is_better=False)
+    return metric.hard
+
+
 def _cells(options: Options) -> Mapping[str, Callable[[], Record]]:
     cells: dict[str, Callable[[], Record]] = {}
     for seed in options.seeds:
@@ -124,6 +131,10 @@ def _compare(options: Options, seed: int, name: str) -> Record:
     # Of as many draws as the family in the middle, so that the two can be compared.
     plain = draws[len(draws) // 2]
     families["without control"] = [drawn(plain, at, control=False) for at in seeds]
+    families["one number"] = [
+        DrawnLists(f"drawn_{plain}_{at}_number", _number(rule.hard), False, draws=plain, seed=at)
+        for at in seeds
+    ]
     asked = [metric for family in families.values() for metric in family]
     job = prepare(run, run.config.debias, StageClock())
     job = replace(job, metrics=[rule.smooth, *asked])
@@ -257,7 +268,10 @@ def _outcomes(cells: Cells) -> list[Outcome]:
     rows = list(_compared(cells).values())
     falls = [_fall(cell) for cell in rows]
     controls = [
-        cell["variance"]["without control"] / cell["variance"][str(cell["draws_without_control"])]
+        [
+            cell["variance"][other] / cell["variance"][str(cell["draws_without_control"])]
+            for other in ("without control", "one number")
+        ]
         for cell in rows
     ]
     spearman = [cell["influence"]["smooth and drawn"]["spearman"] for cell in rows]
@@ -275,9 +289,9 @@ def _outcomes(cells: Cells) -> list[Outcome]:
             listed([f"{found:.1f} times, {expected:.0f} expected" for found, expected in falls]),
         ),
         Outcome(
-            "its control variates lower the variance",
-            all(each > 1 for each in controls),
-            listed([f"{each:.1f} times" for each in controls]),
+            "its control variates lower the variance, and so does a value of each prompt's own",
+            all(each > 1 for pair in controls for each in pair),
+            listed([f"{none:.3g} and {number:.3g} times" for none, number in controls]),
         ),
         Outcome(
             f"the two ways rank samples alike: Spearman of their influences at least {AGREE:g}",

@@ -116,7 +116,8 @@ def test_half_of_the_popular_kind_alone_is_popular():
 
 
 def test_lambdas_on_a_tiny_run(tmp_path):
-    options = Options(merge(RunConfig(), TINY), tmp_path, small=True)
+    few = {"data.train_samples": 400, "data.prompt_users": 100}
+    options = Options(merge(RunConfig(), TINY | few), tmp_path, small=True)
     record = run_experiment(EXPERIMENTS["lambdas"], options)
     spa = record["cells"]["lambda_spa, seed 0"]
     removed = [point["removed"] for point in spa["points"]]

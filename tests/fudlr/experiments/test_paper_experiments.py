@@ -60,6 +60,7 @@ def test_not_differentiable_on_a_tiny_run(tmp_path):
         cell = cells[f"{name}, seed 0"]
         assert cell["variance"]["4"] > cell["variance"]["8"] > 0
         assert cell["variance"]["without control"] > cell["variance"]["8"]
+        assert cell["variance"]["one number"] > 3 * cell["variance"]["8"]
         assert set(cell["hard"]) == {
             "trained",
             *(f"{way}, {state}" for way in ("smooth", "drawn")
