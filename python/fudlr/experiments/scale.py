@@ -20,7 +20,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,8 @@ SLOPE = 0.1
 it smaller at the first sizes."""
 MEMORY = 2.0
 """Times the peak memory at the smallest size: what a thousand times the data may take."""
-NOISE = 1.1
-"""Times the share of retraining at the size before: what counts as no growth."""
+GROWTH = 0.02
+"""Largest slope of log share over log size that counts as none: 5% for ten times the data."""
 
 
 def _stream(options: Options, seed: int) -> tuple[Stream, tuple[int, ...]]:
@@ -117,6 +116,12 @@ def _by_seed(cells: Cells) -> list[list[Record]]:
     return [sorted(line, key=lambda cell: int(cell["interactions"])) for line in found]
 
 
+def _trend(line: Sequence[Record], values: Sequence[float]) -> float:
+    """Slope of the least squares line of log values over log size."""
+    sizes = np.log([cell["interactions"] for cell in line])
+    return float(np.polyfit(sizes, np.log(values), 1)[0])
+
+
 def _cost(cell: Record) -> float:
     return float(cell["record_seconds"] + cell["request_seconds"])
 
@@ -126,7 +131,7 @@ def _slopes(line: Sequence[Record]) -> list[float]:
     sizes = np.log([cell["interactions"] for cell in line])
     costs = np.log([_cost(cell) for cell in line])
     steps = np.diff(costs) / np.diff(sizes)
-    return [float(np.polyfit(sizes, costs, 1)[0]), *steps.tolist()]
+    return [_trend(line, [_cost(cell) for cell in line]), *steps.tolist()]
 
 
 def _outcomes(cells: Cells) -> list[Outcome]:
@@ -159,10 +164,13 @@ def _outcomes(cells: Cells) -> list[Outcome]:
             ),
         ),
         Outcome(
-            "the share of retraining (extrapolated from slices) does not grow: at no size more "
-            f"than {NOISE:g} times that at the size before",
-            all(b <= NOISE * a for line in shares for a, b in pairwise(line)),
-            "; ".join(" ".join(f"{each:.1%}" for each in line) for line in shares),
+            "the share of retraining (extrapolated from slices) does not grow: the slope of its "
+            f"logarithm over log size is at most {GROWTH:g}",
+            all(_trend(*pair) <= GROWTH for pair in zip(lines, shares, strict=True)),
+            "; ".join(
+                " ".join(f"{each:.1%}" for each in line) + f", slope {_trend(cells_, line):+.3f}"
+                for cells_, line in zip(lines, shares, strict=True)
+            ),
         ),
         Outcome(
             "every sample has a row, and the update lowers the metric that was asked for",

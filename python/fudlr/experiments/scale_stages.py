@@ -38,7 +38,7 @@ PROMPTS = 200
 PART = 10**6
 """Interactions recorded under one writer's name: facts are written anew with each of its shards."""
 SHARD_ROWS = 10**5
-DEPTHS = 3
+DEPTHS = 5
 """Places of the stream at which training is measured."""
 STORE, POPULARITY = "store", "popularity.npy"
 

@@ -49,8 +49,11 @@ def test_spread_takes_users_from_all_of_it():
 
 
 def test_a_process_of_its_own_has_its_own_memory_and_its_end_is_told():
+    before = dict(os.environ)
     held = np.ones(40_000_000)  # 320 MB here, and none there
     assert peak_bytes() > held.nbytes
     assert 5e6 < in_own_process(peak_bytes) < held.nbytes
     with pytest.raises(UsageError, match="killed"):
         in_own_process(os._exit, 1)
+    assert in_own_process(os.getenv, "MALLOC_MMAP_THRESHOLD_") == str(2**22)
+    assert dict(os.environ) == before
