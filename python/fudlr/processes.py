@@ -17,8 +17,8 @@ from fudlr.errors import UsageError
 
 T = TypeVar("T")
 _STATUS = Path("/proc/self/status")
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
-"""Has glibc give freed blocks of 4 MiB and more back to the system at once. Left alone it raises
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Has glibc give freed blocks of 1 MiB and more back to the system at once. Left alone it raises
 this threshold as it goes, and blocks of growing sizes then leave holes that count as the process's
 memory. A lower one costs time: each block's pages are then made anew."""
 

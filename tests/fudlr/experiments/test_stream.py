@@ -55,5 +55,5 @@ def test_a_process_of_its_own_has_its_own_memory_and_its_end_is_told():
     assert 5e6 < in_own_process(peak_bytes) < held.nbytes
     with pytest.raises(UsageError, match="killed"):
         in_own_process(os._exit, 1)
-    assert in_own_process(os.getenv, "MALLOC_MMAP_THRESHOLD_") == str(2**22)
+    assert in_own_process(os.getenv, "MALLOC_MMAP_THRESHOLD_") == str(2**20)
     assert dict(os.environ) == before
