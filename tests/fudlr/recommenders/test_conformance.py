@@ -54,18 +54,19 @@ def test_scores_do_not_depend_on_batch_or_padding(made, data):
 
 
 def test_batches_by_tokens_give_the_same_in_the_order_of_the_samples(made, data):
-    starts = data.interactions.user_starts[:12]  # histories of one item to four
-    samples = type(data.valid)(data.interactions, starts + 1 + np.arange(12) % 4)
+    starts = data.interactions.user_starts[:8]  # histories of one item to four
+    samples = type(data.valid)(data.interactions, starts + 1 + np.arange(8) % 4)
     lengths = made.lengths(samples)
     assert len(set(lengths.tolist())) > 1
-    inputs = made.collate(samples)["attention_mask"]
-    if inputs.dim() == 2:  # rows without questions packed behind
-        assert torch.equal(inputs.sum(1), lengths)
-    together, losses = made.evaluate(samples, size=12, tokens=12 * int(lengths.max()))
-    for tokens in (int(lengths.max()), 2 * int(lengths.max()) + 1):
-        scores, found = made.evaluate(samples, size=12, tokens=tokens)
-        torch.testing.assert_close(scores, together, rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-5)
+    batch = made.collate(samples, scoring=True)
+    if batch["attention_mask"].dim() == 2:  # else questions are packed behind the prompts
+        assert torch.equal(batch["attention_mask"].sum(1), lengths)
+    with torch.no_grad():  # all in one batch, as they stand
+        outputs = made.forward(made.model, batch)
+        together, losses = made.item_scores(outputs, batch), made.loss(outputs, batch)
+    scores, found = made.evaluate(samples, tokens=2 * int(lengths.max()) + 1)
+    torch.testing.assert_close(scores, together, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="Raise the budget"):
         made.evaluate(samples, tokens=int(lengths.max()) - 1)
 
