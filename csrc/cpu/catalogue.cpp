@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -14,8 +13,6 @@
 
 namespace fudlr {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::tuple<at::Tensor, at::Tensor> catalogue_mean(const at::Tensor& users, const at::Tensor& items,
                                                   const at::Tensor& values, double scale,

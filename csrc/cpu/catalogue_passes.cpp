@@ -3,12 +3,9 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
-#include <limits>
 
 namespace fudlr {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Joins a user's sums over some items, relative to the largest score `from[0]`, with those of
 // others.

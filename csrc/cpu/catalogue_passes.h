@@ -3,12 +3,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <optional>
 #include <tuple>
 
 #include "cpu/catalogue_view.h"
 
 namespace fudlr {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // p C [n, c] for values C [M, c], or for none with c = 0, and log Σ exp of the scores [n].
 std::tuple<at::Tensor, at::Tensor> catalogue_mean_and_lse(const CatalogueArguments& given,
