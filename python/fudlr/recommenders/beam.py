@@ -48,7 +48,7 @@ def beam_search(
         beams: Beginnings that are followed.
         k: Titles wanted.
     """
-    values, cache = logits_step(model, **prompt, past_key_values=DynamicCache(), last=True)
+    values, cache = logits_step(model, DynamicCache(), **prompt, last=True)
     alive = [_Beam(tuple(answers), 0.0)]
     rows = values[:, -1].float().log_softmax(-1)
     done: list[Leaf] = []
@@ -82,10 +82,10 @@ def beam_search(
         sees[:, :, :width] = prompt["attention_mask"].bool()
         values, cache = logits_step(
             model,
+            cache,
             input_ids=torch.tensor([[token] for _, token, _ in grown], device=device),
             attention_mask=additive(sees, weight_dtype(model)),
             position_ids=torch.full((n, 1), first + depth, device=device),
-            past_key_values=cache,
             last=True,
         )
         rows = values[:, -1].float().log_softmax(-1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fudlr.errors import ModelError
+from fudlr.recommenders.cached import cache_of, with_cache
 
 Ints = NDArray[np.int64]
 ROOT = -1  # the prompt's last token
@@ -128,21 +129,21 @@ class Seen:
 
 
 Step = Callable[..., tuple[Tensor, Any]]
-"""(model, **inputs) to values [n, t, ...] and the cache."""
+"""(model, cache, **inputs) to values [n, t, ...] and the cache, grown."""
 
 
-def logits_step(model: nn.Module, **inputs: Any) -> tuple[Tensor, Any]:
+def logits_step(model: nn.Module, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
     """Logits [n, t, vocabulary]; of the last token alone with `last=True`."""
     keep = 1 if inputs.pop("last", False) else 0
-    out = model(**inputs, logits_to_keep=keep, use_cache=True)
-    return out.logits, out.past_key_values
+    out = model(**inputs, logits_to_keep=keep, **with_cache(model, cache))
+    return out.logits, cache_of(out)
 
 
-def states_step(model: nn.Module, **inputs: Any) -> tuple[Tensor, Any]:
+def states_step(model: nn.Module, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
     """Last hidden states [n, t, hidden], as the output matrix gets them."""
     inputs.pop("last", None)
-    out = model.get_decoder()(**inputs, use_cache=True)  # type: ignore[operator]
-    return out.last_hidden_state, out.past_key_values
+    out = model.get_decoder()(**inputs, **with_cache(model, cache))  # type: ignore[operator]
+    return out.last_hidden_state, cache_of(out)
 
 
 def walk(
@@ -164,7 +165,7 @@ def walk(
     Yields:
         The values after the prompt, then those of the nodes in their order.
     """
-    values, cache = step(model, **prompt, past_key_values=DynamicCache(), last=True)
+    values, cache = step(model, DynamicCache(), **prompt, last=True)
     yield Seen(ROOT, 0, values[:, -1:])
     kept = _Keys(cache, prompt["input_ids"].shape[1])
     mask = prompt["attention_mask"].bool()
@@ -179,10 +180,10 @@ def walk(
         )
         values, cache = step(
             model,
+            kept.below(stretch),
             input_ids=token[part].to(device).expand(n, t),
             attention_mask=additive(sees, weight_dtype(model)),
             position_ids=first + depth[part].to(device),
-            past_key_values=kept.below(stretch),
         )
         kept.remember(cache, stretch)
         yield Seen(stretch.start, stretch.stop, values)

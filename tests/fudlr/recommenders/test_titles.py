@@ -10,6 +10,7 @@ from fudlr.recommenders.titles import Titles
 from fudlr.recommenders.tree import TokenTree, walk
 from fudlr.small_text import train_tokenizer
 from prompt_models import ARCHITECTURES, adapted, base, config, recommender, split
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 SEQUENCES = [[5, 6, 7], [5, 6], [5, 8, 9, 10], [2], [5, 6, 7, 1], [2, 3]]
@@ -160,3 +161,25 @@ def test_committed_figure_of_the_movielens_catalogue():
         assert row["ratio"] == pytest.approx(row["token_passes_alone"] / row["token_passes_tree"])
         assert row["ratio"] >= 15
         assert row["largest_difference_of_scores"] < 1e-5
+
+
+def test_the_cache_goes_by_the_name_that_the_model_has_for_it(data, recwarn, caplog):
+    """transformers 5.24 renamed it, and warns of the old name until 5.40."""
+    from fudlr.recommenders.cached import cache_of, with_cache
+
+    class New(nn.Module):
+        def forward(self, input_ids, cache=None):
+            """As from 5.24 on."""
+
+    class Old(nn.Module):
+        def forward(self, input_ids, past_key_values=None):
+            """As before."""
+
+    for kind, name in ((New, "cache"), (Old, "past_key_values")):
+        kind.get_decoder = lambda self: self
+        assert with_cache(kind(), 3) == {name: 3, "use_cache": True}
+        assert cache_of({name: 3}) == 3
+    with caplog.at_level("WARNING"):
+        recommender("titles", data).evaluate(data.valid.take(np.arange(2)))
+    said = [*(str(w.message) for w in recwarn), *(r.getMessage() for r in caplog.records)]
+    assert not [text for text in said if "past_key_values" in text or "`cache`" in text]
