@@ -20,6 +20,7 @@ from fudlr.cli.experiment import experiment
 from fudlr.cli.export import export
 from fudlr.cli.grouped import grouped
 from fudlr.cli.options import escape
+from fudlr.cli.push import push
 from fudlr.cli.record import record
 from fudlr.cli.sweep import sweep
 from fudlr.cli.train import train
@@ -36,6 +37,7 @@ COMMANDS = (
     evaluate,
     verify,
     export,
+    push,
     compare,
     experiment,
 )

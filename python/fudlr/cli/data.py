@@ -45,7 +45,7 @@ def check(
 
     options = {"data.source": data, "data.form": form, "data.name": name}
     chosen = configure(config, settings, None, options).data
-    check = check_data(lambda: read_data(chosen), chosen.max_train_per_user, chosen.pretrain_share)
+    check = check_data(lambda: read_data(chosen), chosen)
     if as_json:
         typer.echo(json.dumps(check.to_plain(), indent=2, allow_nan=False))
     else:

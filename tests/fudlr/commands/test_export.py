@@ -99,6 +99,52 @@ def test_model_card_says_what_was_removed_and_what_changed(folders):
         assert f"| {metric} |" in card
 
 
+def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, monkeypatch):
+    taken = {}
+
+    class Made(str):
+        repo_id = "somebody/fair"
+
+    class Hub:
+        def create_repo(self, repository, *, private, exist_ok):
+            assert exist_ok
+            taken["asked"] = (repository, private)
+            return Made("https://hub/somebody/fair")
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            taken["to"] = repo_id
+            taken["files"] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    adapter = folders / "result" / "adapter"
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    said = fudlr("push", folders / "result", "fair", "--base", "maker/model", "--private")
+    assert "https://hub/somebody/fair" in said.output.replace("\n", "")
+    assert (taken["asked"], taken["to"]) == (("fair", True), "somebody/fair")
+    files = taken["files"]
+    assert files.keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert files["adapter_model.safetensors"] == before["adapter_model.safetensors"]
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "maker/model"
+    assert (
+        yaml.safe_load(files["README.md"].decode().split("---")[1])["base_model"] == "maker/model"
+    )
+    assert not any(str(folders).encode() in content for content in files.values())
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+    def refused(*arguments):
+        result = CliRunner().invoke(app, ["push", str(folders / "result"), "fair", *arguments])
+        assert is_expected(result.exception), result.exception
+        return str(result.exception)
+
+    assert "--base OWNER/NAME" in refused()
+
+    def offline(self, *given, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(Hub, "create_repo", offline)
+    assert "did not take it (no route)" in refused("--base", "maker/model")
+
+
 @pytest.mark.parametrize("kind", ["item_tokens", "yes_no", "titles", "grounded"])
 def test_example_of_each_recommender(kind, capsys):
     main = runpy.run_path(str(EXAMPLES / "recommender.py"))["main"]
