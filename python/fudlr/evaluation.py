@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fudlr.config import DataConfig
 from fudlr.data import (
+    Candidates,
     Samples,
     Split,
-    candidate_mask,
     history_groups,
     item_groups,
     tail_items,
@@ -62,8 +62,9 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
     seen = torch.from_numpy(samples.seen())
-    if config.candidates is not None:  # what is no candidate is as good as seen: never listed
-        seen |= ~torch.from_numpy(candidate_mask(samples, config.candidates, config.candidate_seed))
+    candidates = Candidates(config)
+    if candidates:  # what is no candidate is as good as seen: never listed
+        seen |= ~torch.from_numpy(candidates.mask(samples))
     unseen = n_items - int(seen.sum(1).max()) if n else n_items
     if config.k > unseen:
         raise UsageError(
@@ -91,7 +92,7 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
 
 def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int = 256) -> Measured:
     """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now."""
-    _, valid_losses = recommender.evaluate(valid.samples, batch)
+    valid_losses = recommender.losses(valid.samples, batch)
     scores, losses = recommender.evaluate(test.samples, batch)
     figures = evaluate(scores, test.side) | pairwise(scores, test.side)
     figures["val_loss"] = float(valid_losses.mean())

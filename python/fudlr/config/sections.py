@@ -64,6 +64,10 @@ class DataConfig(Record):
     """Item column whose values are the item groups."""
     tail: OpenShare = 0.2
     """Share of most popular items that are not tail."""
+    split: Literal["leave_last_out", "time"] = "leave_last_out"
+    """Targets are each user's last two, or what lies on the two sides of one time for all."""
+    time_share: OpenShare = 0.8
+    """split time: share of all interactions that lies before that time."""
     max_train_per_user: Count = 8
     train_samples: Count | None = None
     """Training samples in all, drawn from those; without it every one."""
@@ -81,6 +85,14 @@ class DataConfig(Record):
     """Items that each prompt chooses from: the target and others drawn at random; without it the
     whole catalogue."""
     candidate_seed: Seed = 0
+    candidate_lists: Name | None = None
+    """A table of `user_id` and `item_id`: what each user chooses from, beside the target."""
+
+    @model_validator(mode="after")
+    def _drawn_or_named(self) -> Self:
+        if self.candidates is not None and self.candidate_lists is not None:
+            raise ValueError("candidates should be null with candidate_lists, which names them")
+        return self
 
 
 class ModelConfig(Record):
@@ -157,6 +169,9 @@ class TrainConfig(Record):
     epochs: Count = 10
     learning_rate: Positive = 5e-3
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    through: Literal["peft", "engine"] = "peft"
+    """What makes a step's gradient: peft's own backward pass, or the engine's, which pays for no
+    padding and for no logits but the answer's; the same to rounding. See docs/engine.md."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory for a second forward pass."""
     checkpoint: Annotated[int, Field(ge=0)] = 0
@@ -165,6 +180,12 @@ class TrainConfig(Record):
     l2: NotNegative = 0.01
     """λ of the loss, centred on θ₀."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_way_back(self) -> Self:
+        if self.checkpointing and self.through == "engine":
+            raise ValueError("checkpointing should be false with through engine, which has none")
+        return self
 
 
 class RecordConfig(Record):

@@ -1,18 +1,19 @@
 """Interactions, samples, splits and groups; readers of the forms that data come in."""
 
 from fudlr.data.build import build_interactions
-from fudlr.data.candidates import candidate_items, candidate_mask
+from fudlr.data.candidates import Candidates, candidate_items
 from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
 from fudlr.data.groups import count_groups, history_groups, item_groups, tail_items, user_groups
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
 from fudlr.data.readers import READERS, read_data
 from fudlr.data.recbole import read_recbole
-from fudlr.data.splits import drawn, holdout_users, leave_last_out
+from fudlr.data.splits import drawn, holdout_users, leave_last_out, split_as, time_split
 from fudlr.data.synthetic import synthetic
 
 __all__ = [
     "READERS",
+    "Candidates",
     "DataCheck",
     "DataWarning",
     "Interactions",
@@ -20,7 +21,6 @@ __all__ = [
     "Split",
     "build_interactions",
     "candidate_items",
-    "candidate_mask",
     "check_data",
     "count_groups",
     "drawn",
@@ -34,7 +34,9 @@ __all__ = [
     "print_check",
     "read_data",
     "read_recbole",
+    "split_as",
     "synthetic",
     "tail_items",
+    "time_split",
     "user_groups",
 ]

@@ -1,11 +1,106 @@
-"""Candidates: the items that a prompt chooses from, where the whole catalogue costs too much."""
+"""Candidates: the items that a prompt chooses from, where the whole catalogue is not what is meant.
+
+They are drawn for each prompt, or named for each user by a table of one's own.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from fudlr.data.interactions import Bools, Ints, Samples
-from fudlr.errors import UsageError
+import numpy as np
+import polars as pl
+
+from fudlr.config import DataConfig
+from fudlr.data.interactions import Bools, Interactions, Ints, Samples
+from fudlr.data.tables import READ
+from fudlr.errors import DataError, UsageError
+
+
+class Candidates:
+    """What prompts choose from, as the options say.
+
+    Args:
+        config: `candidates` and `candidate_seed`, or `candidate_lists`.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._count, self._seed = config.candidates, config.candidate_seed
+        self._lists = None if config.candidate_lists is None else Path(config.candidate_lists)
+        self._read: tuple[Interactions, Ints, Ints] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there are any: without, the whole catalogue is chosen from."""
+        return self._count is not None or self._lists is not None
+
+    def items(self, samples: Samples) -> Ints:
+        """[n, c] int64, ascending in each row; shorter rows repeat their target.
+
+        Raises:
+            UsageError: A sample has fewer unseen items than are to be drawn.
+            DataError: The lists cannot be read, or lack a user.
+        """
+        if self._lists is None:
+            assert self._count is not None  # else nobody asks
+            return candidate_items(samples, self._count, self._seed)
+        starts, items = self._of(samples.interactions)
+        targets = samples.target.tolist()
+        own = [items[starts[u] : starts[u + 1]] for u in samples.user.tolist()]
+        if empty := sum(not len(row) for row in own):
+            raise DataError(
+                f"the candidates in {self._lists} were to be chosen from",
+                f"it names none for {empty} of the {len(own)} users that are asked",
+                "Add them, or draw candidates with data.candidates",
+            )
+        width = max((len(row) for row in own), default=0) + 1
+        rows = [
+            np.concatenate([row, np.full(width - len(row), target)])
+            for row, target in zip(own, targets, strict=True)
+        ]
+        return np.sort(np.array(rows, dtype=np.int64).reshape(-1, width), axis=1)
+
+    def mask(self, samples: Samples) -> Bools:
+        """The same as [n, M] bool."""
+        mask = np.zeros((len(samples), samples.interactions.n_items), dtype=bool)
+        np.put_along_axis(mask, self.items(samples), True, axis=1)
+        return mask
+
+    def _of(self, data: Interactions) -> tuple[Ints, Ints]:
+        """Where each user's items start [U + 1], and the items, from the file."""
+        assert self._lists is not None  # asked before
+        if self._read is None or self._read[0] is not data:
+            self._read = (data, *_by_user(self._lists, data))
+        return self._read[1:]
+
+
+def _by_user(path: Path, data: Interactions) -> tuple[Ints, Ints]:
+    asked = f"the candidates in {path} were to be read"
+    if path.suffix not in READ or not path.is_file():
+        raise DataError(asked, "it is no file of a known form", f"Name one with {', '.join(READ)}")
+    table = READ[path.suffix](path)
+    missing = [name for name in ("user_id", "item_id") if name not in table.columns]
+    if missing:
+        raise DataError(
+            asked,
+            f"it has no column {missing[0]}",
+            "Write user_id and item_id: a row for each candidate, or a list of them in a row",
+        )
+    table = table.select("user_id", "item_id")
+    if table.schema["item_id"] == pl.List:
+        table = table.explode("item_id")
+    table = table.select(pl.all().cast(pl.String)).drop_nulls().unique()
+    users = data.users.select("user_id").with_row_index("user")
+    items = data.items.select("item_id").with_row_index("item")
+    found = table.join(items, on="item_id", how="left")
+    unknown = found.filter(pl.col("item").is_null())["item_id"]
+    if len(unknown):
+        raise DataError(
+            asked,
+            f"{unknown.n_unique()} of its items are not in the data (the first: {unknown[0]!r})",
+            "Correct the ids, or add the items to the item table",
+        )
+    found = found.join(users, on="user_id", how="inner").sort("user", "item")
+    starts = np.searchsorted(found["user"].to_numpy(), np.arange(data.n_users + 1))
+    return starts.astype(np.int64), found["item"].to_numpy().astype(np.int64)
 
 
 def candidate_items(samples: Samples, count: int, seed: int) -> Ints:
@@ -38,10 +133,3 @@ def candidate_items(samples: Samples, count: int, seed: int) -> Ints:
         drawn = rng.choice(others, count - 1, replace=False)
         rows[i] = np.sort(np.append(drawn, target))
     return rows
-
-
-def candidate_mask(samples: Samples, count: int, seed: int) -> Bools:
-    """The same as [n, M] bool."""
-    mask = np.zeros((len(samples), samples.interactions.n_items), dtype=bool)
-    np.put_along_axis(mask, candidate_items(samples, count, seed), True, axis=1)
-    return mask

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.config import DataConfig
 from fudlr.data.groups import UNKNOWN, count_groups
 from fudlr.data.interactions import DataWarning, Interactions
-from fudlr.data.splits import leave_last_out
+from fudlr.data.splits import split_as
 from fudlr.errors import DataError
 
 SMALL_GROUP = 10  # as `user_groups` has it: the gap to so few users is chance
@@ -115,15 +116,12 @@ def _groups(table: pl.DataFrame, what: str) -> list[GroupSizes]:
     return found
 
 
-def check_data(
-    read: Callable[[], Interactions], max_train_per_user: int = 8, pretrain_share: float = 0.5
-) -> DataCheck:
+def check_data(read: Callable[[], Interactions], config: DataConfig | None = None) -> DataCheck:
     """Read data, try the split on them, and count what is there.
 
     Args:
         read: the reader, called once; its warnings become part of the record.
-        max_train_per_user: as in `leave_last_out`.
-        pretrain_share: as in `leave_last_out`.
+        config: says how they are split; the defaults where None.
 
     Raises:
         FudlrError: the data cannot be read. Data that can be read but not split have `problems`.
@@ -134,7 +132,7 @@ def check_data(
         warnings.simplefilter("always", DataWarning)
         data = read()
         try:
-            split = leave_last_out(data, max_train_per_user, pretrain_share)
+            split = split_as(config or DataConfig(), data)
         except DataError as error:
             problems.append(str(error))
     said = [w.message for w in caught if isinstance(w.message, DataWarning)]

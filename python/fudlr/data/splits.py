@@ -1,4 +1,4 @@
-"""Splits: what trains, what steers the debiasing, and what judges it."""
+"""Splits, each user's own time or one time for all: what trains, what steers, what judges."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fudlr.config import DataConfig
 from fudlr.data.interactions import DataWarning, Interactions, Ints, Samples, Split
 from fudlr.errors import DataError, UsageError
 
@@ -74,6 +75,82 @@ def leave_last_out(
         popularity.astype(np.int64),
         left_out,
     )
+
+
+def time_split(
+    interactions: Interactions,
+    max_train_per_user: int = 8,
+    pretrain_share: float = 0.5,
+    min_history: int = 1,
+    time_share: float = 0.8,
+) -> Split:
+    """Split at one time for all users: nothing that trains is younger than a prompt's target.
+
+    The cut is where a share of `time_share` of all interactions lies before. What a user chose
+    before it is for pretraining and training, as in `leave_last_out` less its last two. From the
+    cut on, a user's last interaction is the test target, and the one before it the validation
+    target; histories hold all that came before a target.
+
+    Popularity counts the interactions before the cut.
+
+    Raises:
+        UsageError: a setting out of range.
+        DataError: no training target before the cut, or fewer than two users with two from it on.
+    """
+    if max_train_per_user < 1 or not 0 <= pretrain_share < 1 or not 0 < time_share < 1:
+        raise UsageError(
+            "a split at one time was asked for",
+            f"max_train_per_user={max_train_per_user}, pretrain_share={pretrain_share}, "
+            f"time_share={time_share}",
+            "At least 1, a share from 0 to below 1, and one between 0 and 1 are needed",
+        )
+    place = int(time_share * len(interactions))
+    cut = int(np.partition(interactions.time, place)[place])
+    early = interactions.time < cut
+    starts, stops = interactions.user_starts[:-1], interactions.user_starts[1:]
+    middle = starts + np.bincount(interactions.user[early], minlength=starts.size)
+    half = starts + np.floor(pretrain_share * (middle - starts)).astype(np.int64)
+    first = np.maximum(np.maximum(half, starts + min_history), middle - max_train_per_user)
+    train = _ranges(np.minimum(first, middle), middle)
+    kept = (stops - middle >= 2) & (stops - 2 >= starts + min_history)
+    if not train.size or kept.sum() < 2:
+        raise DataError(
+            f"a split at one time was asked for, with {time_share:.0%} of the interactions before",
+            f"there are {train.size} training targets before time {cut}, and {int(kept.sum())} "
+            "users with a validation and a test target from it on",
+            "Lower data.time_share, or split each user's own time (data.split=leave_last_out)",
+        )
+    left_out = int((~kept).sum())
+    if left_out:
+        warnings.warn(
+            f"{left_out} of {starts.size} users have fewer than two interactions from time {cut} "
+            "on; they have no validation and no test target",
+            DataWarning,
+            stacklevel=2,
+        )
+    pretrain = np.stack([np.arange(starts.size), starts, half], axis=1)[half > starts]
+    popularity = np.bincount(interactions.item[early], minlength=interactions.n_items)
+    return Split(
+        interactions,
+        pretrain,
+        Samples(interactions, train),
+        Samples(interactions, stops[kept] - 2),
+        Samples(interactions, stops[kept] - 1),
+        popularity.astype(np.int64),
+        left_out,
+    )
+
+
+def split_as(config: DataConfig, interactions: Interactions) -> Split:
+    """`interactions` split as the options say.
+
+    Raises:
+        DataError: as the split's.
+    """
+    given = (interactions, config.max_train_per_user, config.pretrain_share)
+    if config.split == "time":
+        return time_split(*given, time_share=config.time_share)
+    return leave_last_out(*given)
 
 
 def drawn(split: Split, train_samples: int | None, prompt_users: int | None, seed: int) -> Split:

@@ -117,9 +117,9 @@ class Recommender(ABC):
         return None
 
     def losses(self, samples: Samples, size: int = 256) -> Tensor:
-        """ℓ_i [n] of `samples`, as `evaluate`; scores are not kept."""
+        """ℓ_i [n] of `samples`, as `evaluate` gives them, without the cost of scores."""
         index = self._like_batches(samples, size, None)
-        parts = [losses for _, losses in self._scored(samples, index)]
+        parts = [losses for _, losses in self._scored(samples, index, scoring=False)]
         return in_order(parts, index) if parts else torch.empty(0, device=self.device)
 
     def evaluate(
@@ -152,16 +152,19 @@ class Recommender(ABC):
             tokens = max(int(lengths.max()), -(-int(lengths.sum()) * size // len(lengths)), 1)
         return token_batches(lengths, tokens, size)
 
-    def _scored(self, samples: Samples, index: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores and losses of each batch, in evaluation mode and without gradients."""
+    def _scored(
+        self, samples: Samples, index: Sequence[Tensor], scoring: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scores (none but with `scoring`) and losses of each batch, in evaluation mode."""
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 for part in track(index, len(index), "score users", delay=PATIENCE):
-                    batch = self.collate(samples.take(part.numpy()), scoring=True)
+                    batch = self.collate(samples.take(part.numpy()), scoring)
                     outputs = self.forward(self.model, batch)
-                    scores = self.item_scores(outputs, batch).float()
-                    yield scores, self.loss(outputs, batch).float()
+                    losses = self.loss(outputs, batch).float()
+                    scores = self.item_scores(outputs, batch).float() if scoring else losses
+                    yield scores, losses
         finally:
             self.model.train(was_training)

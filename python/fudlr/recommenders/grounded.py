@@ -5,8 +5,9 @@
 e_j is the last hidden state at the end of title j, written after a prompt without history by the
 base model (the adapter off, so that the catalogue does not move with θ). q is the state at the end
 of the title that the model writes itself (greedily; which tokens it writes is held fixed in the
-gradient), or at the prompt's end. σ, the spread of the items' own scores, makes the catalogue
-softmax neither flat nor a single item. The loss is the title's, as in `titles`.
+gradient), or at the prompt's end. Without gradients, loss and q share one pass over the prompt.
+σ, the spread of the items' own scores, makes the catalogue softmax neither flat nor a single item.
+The loss is the title's, as in `titles`.
 
 Bao et al. 2023, "A bi-step grounding paradigm", arXiv 2308.08434.
 """
@@ -14,19 +15,20 @@ Bao et al. 2023, "A bi-step grounding paradigm", arXiv 2308.08434.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs
+from fudlr.recommenders.cached import NONE, Step, followed, fork, step
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.titles import scores_of
 from fudlr.recommenders.tree import TokenTree, states_step, walk
-from fudlr_ext import label_logits, label_loss
+from fudlr_ext import label_logits, label_loss, label_targets, states_at
 
 
 class Grounded(Prompted):
@@ -53,24 +55,29 @@ class Grounded(Prompted):
         prompts = self.prompts(samples)
         batch = self.answered(samples, prompts)
         if scoring:
+            self.embeddings  # noqa: B018  (made now: in an engine's pass no adapter can be off)
             batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates is not None:
-                chosen = candidate_items(samples, self.candidates, self.candidate_seed)
+            if self.candidates:
+                chosen = self.candidates.items(samples)
                 batch["candidates"] = torch.from_numpy(chosen).to(self.device)
         return batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Logits at the title's tokens; for scoring beside them the states q [n, hidden]."""
-        given = {k: v for k, v in batch.items() if k not in ("prompt", "candidates")}
-        logits = label_logits(model, given)
+        """Logits at the title's tokens; for scoring beside them the states q [n, hidden].
+
+        What the model writes is kept in the batch, and read again while the weights are the same.
+        """
+        given = {k: v for k, v in batch.items() if k not in ("prompt", "candidates", "written")}
         if "prompt" not in batch:
-            return logits
-        row, place = batch["prompt"], -torch.ones(len(logits), dtype=torch.int64)
+            return label_logits(model, given)
+        if not torch.is_grad_enabled():
+            return self._read(model, batch)
+        prompt = batch["prompt"]
+        tokens = prompt["input_ids"][:, :0]
         if self.config.query == "generated":
-            row, place = self._written(model, row)
-        states = model.get_decoder()(**row, use_cache=False).last_hidden_state  # type: ignore[operator]
-        picked = (place % states.shape[1]).to(states.device)
-        return logits, states[torch.arange(len(states), device=states.device), picked]
+            tokens = self._written(model, batch)
+        row, end = followed(prompt, tokens, self.pieces.pad)
+        return label_logits(model, given), states_at(model, row, end)[:, 0]
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean −log p over the title's tokens and its end, [n]."""
@@ -115,42 +122,58 @@ class Grounded(Prompted):
         assert found is not None  # the prompt itself is always walked
         return found.float() if found.dtype != torch.float64 else found
 
-    def _written(
-        self, model: nn.Module, prompt: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The prompts with what the model writes after them, and where that ends, [n]."""
-        end = self.pieces.end
-        longest = max(len(answer) for answer in self.pieces.answers) - 1
-        ids, mask = prompt["input_ids"], prompt["attention_mask"]
-        position = prompt["position_ids"][:, -1:]
-        open_ = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        rows, masks, places = [ids], [mask], [prompt["position_ids"]]
-        given = dict(prompt)
-        cache: Any = DynamicCache()
-        with torch.no_grad():
-            for _ in range(longest):
-                out = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = out.past_key_values
-                token = out.logits[:, -1].argmax(-1)
-                open_ = open_ & (token != end)
-                if not bool(open_.any()):
-                    break
-                position = position + 1
-                rows.append(torch.where(open_, token, self.pieces.pad)[:, None])
-                masks.append(open_[:, None].to(mask.dtype))
-                places.append(position)
-                given = {
-                    "input_ids": rows[-1],
-                    "attention_mask": torch.cat(masks, 1),
-                    "position_ids": position,
-                }
-        row = {
-            "input_ids": torch.cat(rows, 1),
-            "attention_mask": torch.cat(masks, 1),
-            "position_ids": torch.cat(places, 1),
-        }
-        written = row["attention_mask"][:, ids.shape[1] :].sum(1)
-        return row, ids.shape[1] - 1 + written
+    def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, with the prompt computed once: without gradients alone."""
+        prompt = batch["prompt"]
+        begun = step(model, prompt, DynamicCache(), last=True)
+        logits, state = begun.logits, begun.states[:, -1]
+        answer = label_targets(batch)[:, :-1]
+        if answer.shape[1]:
+            row, _ = followed(prompt, answer, self.pieces.pad)
+            after = step(model, row, fork(begun.cache), skip=prompt["input_ids"].shape[1])
+            logits = torch.cat([logits, after.logits], 1)
+        if self.config.query == "generated":
+            state = self._write(model, batch, begun)
+        return logits, state
+
+    def _written(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Tokens [n, w] that the model writes after the prompts, `NONE` where it has ended."""
+        found = batch.get("written")
+        if found is None or found.versions != _versions(model):
+            with torch.no_grad():
+                self._write(model, batch, step(model, batch["prompt"], DynamicCache(), last=True))
+        return batch["written"].tokens
+
+    def _write(self, model: nn.Module, batch: Batch, begun: Step) -> Tensor:
+        """Write on greedily, a title at most; returns the states [n, hidden] where it ends."""
+        prompt, now = batch["prompt"], begun
+        tokens = prompt["input_ids"][:, :0]
+        state = begun.states[:, -1]
+        open_ = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+        width = prompt["input_ids"].shape[1]
+        for _ in range(max(len(answer) for answer in self.pieces.answers) - 1):
+            token = now.logits[:, -1].argmax(-1)
+            open_ = open_ & (token != self.pieces.end)
+            if not bool(open_.any()):
+                break
+            tokens = torch.cat([tokens, torch.where(open_, token, NONE)[:, None]], 1)
+            row, _ = followed(prompt, tokens, self.pieces.pad)
+            now = step(model, row, now.cache, skip=width + tokens.shape[1] - 1)
+            state = torch.where(open_[:, None], now.states[:, -1], state)
+        batch["written"] = _Written(tokens, _versions(model))
+        return state
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Tokens [n, w], and the versions of the weights that wrote them."""
+
+    tokens: Tensor
+    versions: list[int]
+
+
+def _versions(model: nn.Module) -> list[int]:
+    return [id(model), *(parameter._version for parameter in model.parameters())]
 
 
 def _without_adapter(model: nn.Module) -> AbstractContextManager[Any]:

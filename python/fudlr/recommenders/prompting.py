@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fudlr.config import RunConfig
+from fudlr.data.candidates import Candidates
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.recommenders.base import Batch, Recommender
@@ -175,7 +176,7 @@ class Prompted(Recommender):
         super().__init__(model, len(pieces.answers))
         self.pieces, self.config = pieces, config.recommender
         self.window, self.seed = config.data.window, config.seed
-        self.candidates, self.candidate_seed = config.data.candidates, config.data.candidate_seed
+        self.candidates = Candidates(config.data)
         check_attention(model)
         answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
         needed = self.config.max_tokens + answer + len(pieces.suffix)
@@ -279,6 +280,12 @@ def _positions(model: nn.Module) -> int | None:
 
 
 def scattered(values: Tensor, columns: Tensor, n_items: int) -> Tensor:
-    """`values` [n, c] at `columns` [n, c] of rows [n, M], the rows' smallest elsewhere."""
+    """`values` [n, c] at `columns` [n, c] of rows [n, M], the rows' smallest elsewhere.
+
+    Columns that stand twice in a row stand side by side, with equal values; one has the gradient.
+    """
+    again = columns[:, 1:] == columns[:, :-1]
+    again = torch.cat([torch.zeros_like(columns[:, :1], dtype=torch.bool), again], 1)
+    values = torch.where(again, values.detach(), values)
     floor = values.detach().amin(1, keepdim=True).expand(-1, n_items)
     return floor.scatter(1, columns, values)

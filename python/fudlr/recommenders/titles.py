@@ -16,7 +16,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
 from fudlr.errors import UsageError
 from fudlr.progress import track
@@ -93,8 +92,8 @@ class Titles(Prompted):
         batch = self.answered(samples, prompts)
         if scoring:
             batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates is not None:
-                chosen = candidate_items(samples, self.candidates, self.candidate_seed)
+            if self.candidates:
+                chosen = self.candidates.items(samples)
                 batch["candidates"] = torch.from_numpy(chosen).to(self.device)
         return batch
 

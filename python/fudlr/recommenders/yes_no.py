@@ -77,8 +77,8 @@ class YesNo(Prompted):
         batch: Batch = {**packed.inputs, "place": places}
         if scoring:
             batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates is not None:
-                chosen = candidate_items(samples, self.candidates, self.candidate_seed)
+            if self.candidates:
+                chosen = self.candidates.items(samples)
                 batch["candidates"] = torch.from_numpy(chosen).to(self.device)
         return batch
 

@@ -32,9 +32,9 @@ from fudlr.data import (
     Split,
     drawn,
     find_ml100k,
-    leave_last_out,
     read_recbole,
     readers,
+    split_as,
     synthetic,
 )
 from fudlr.errors import DataError, ModelError, UsageError
@@ -119,12 +119,8 @@ def read_data(config: DataConfig) -> Interactions:
 
 
 def make_split(interactions: Interactions, config: DataConfig) -> Split:
-    """Leave-last-out and a draw from it, as the configuration says."""
-    split = leave_last_out(
-        interactions,
-        max_train_per_user=config.max_train_per_user,
-        pretrain_share=config.pretrain_share,
-    )
+    """A split and a draw from it, as the configuration says."""
+    split = split_as(config, interactions)
     return drawn(split, config.train_samples, config.prompt_users, config.draw_seed)
 
 

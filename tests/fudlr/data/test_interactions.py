@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from fudlr.config import RunConfig, merge
 from fudlr.data import (
     DataWarning,
     Interactions,
@@ -10,7 +11,9 @@ from fudlr.data import (
     drawn,
     holdout_users,
     leave_last_out,
+    split_as,
     synthetic,
+    time_split,
 )
 from fudlr.errors import DataError, UsageError
 
@@ -117,6 +120,46 @@ def test_no_user_is_long_enough():
 def test_split_settings_out_of_range(setting):
     with pytest.raises(UsageError, match="a split was asked for"):
         leave_last_out(one_user(10), **setting)
+
+
+def users_at(*times):
+    """One user for each list of times; every interaction is with an item of its own."""
+    user = np.repeat(np.arange(len(times)), [len(own) for own in times])
+    return Interactions(
+        user,
+        np.arange(len(user)),
+        np.concatenate([np.array(own) for own in times]),
+        pl.DataFrame({"user_id": [str(i) for i in range(len(times))]}),
+        pl.DataFrame({"item_id": [str(i) for i in range(len(user))]}),
+    )
+
+
+def test_time_split_by_hand():
+    """Twenty interactions, half of them before time 10: users that end, that stay, that begin."""
+    ends, stays = [0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11, 12]
+    data = users_at(ends, stays, [13, 14, 15], [16], [17, 18, 19])
+    with pytest.warns(DataWarning, match="2 of 5 users have fewer than two interactions from time"):
+        split = time_split(data, max_train_per_user=2, time_share=0.5)
+    assert split.pretrain.tolist() == [[0, 0, 2], [1, 5, 7]]
+    assert split.train.ids.tolist() == [3, 4, 8, 9], "of a user without prompts as well"
+    assert split.valid.ids.tolist() == [11, 14, 18]
+    assert split.test.ids.tolist() == [12, 15, 19]
+    assert split.popularity.tolist() == [1] * 10 + [0] * 10
+    assert split.left_out == 2
+    assert data.time[split.train.ids].max() < data.time[split.valid.ids].min()
+    chosen = merge(RunConfig(), {"data.split": "time", "data.time_share": 0.5}).data
+    with pytest.warns(DataWarning):
+        assert split_as(chosen, data).valid.ids.tolist() == [11, 14, 18]
+
+
+def test_time_split_that_leaves_a_part_empty_is_refused():
+    late = users_at([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10])
+    with pytest.raises(DataError, match="1 users with a validation and a test target"):
+        time_split(late, time_share=0.75)
+    with pytest.raises(DataError, match="0 training targets before time 0"):
+        time_split(late, time_share=0.01)
+    with pytest.raises(UsageError, match="time_share=1"):
+        time_split(late, time_share=1.0)
 
 
 def test_split_parts_do_not_overlap():

@@ -1,11 +1,16 @@
 """What every recommender of the table must do, whatever it is."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from fudlr.config import merge
-from fudlr.errors import UsageError
+from fudlr.errors import DataError, UsageError
+from fudlr.evaluation import make_prompts
+from fudlr.gradients import metric_gradients
 from fudlr.recommenders import RECOMMENDERS
+from fudlr.recommenders.prompting import scattered
 from prompt_models import (
     ITEMS,
     KINDS,
@@ -77,6 +82,48 @@ def test_loss_of_a_training_batch_is_that_of_a_scoring_batch(made, data):
         batch = made.collate(samples)
         losses = made.loss(made.forward(made.model, batch), batch)
     torch.testing.assert_close(losses, made.evaluate(samples)[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.losses(samples, 4), losses, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_alone_do_not_pay_for_scores(made, data, monkeypatch):
+    asked = []
+    collate = made.collate
+    monkeypatch.setattr(
+        made, "collate", lambda part, scoring=False: (asked.append(scoring), collate(part))[1]
+    )
+    made.losses(data.valid.take(np.arange(4)), 2)
+    assert asked == [False, False]
+
+
+def test_a_pass_without_gradients_gives_what_one_with_gradients_does(made, data):
+    """Where there is no gradient, a cached prompt may serve loss and scores."""
+    samples = data.valid.take(np.arange(6))
+    batch = made.collate(samples, scoring=True)
+    found = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            outputs = made.forward(made.model, dict(batch))
+            found.append((made.item_scores(outputs, batch), made.loss(outputs, batch)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.detach(), other, rtol=1e-4, atol=2e-5)
+
+
+def test_metric_gradients_are_the_same_with_graphs_and_without(made, data):
+    samples = data.valid.take(np.arange(6))
+
+    class Weighted:
+        name = "weighted"
+
+        def surrogate(self, scores, side):
+            return (scores.softmax(1) * side).sum()
+
+    side = torch.randn(6, ITEMS, generator=torch.Generator().manual_seed(1))
+    given = (made, Engine(made.model), samples, side, [Weighted()])
+    kept = metric_gradients(*given, batch_size=2)
+    again = metric_gradients(*given, batch_size=2, graph_bytes=0)
+    for name, (value, gradient) in kept.items():
+        assert again[name].value == pytest.approx(value, rel=1e-4)
+        assert float((again[name].gradient - gradient).norm() / gradient.norm()) < 1e-4
 
 
 def test_sample_gradients_are_those_of_batches_of_one(made, data):
@@ -162,6 +209,41 @@ def test_candidates_have_the_scores_of_the_whole_catalogue(kind, data):
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
+def test_candidates_may_be_named(kind, data, tmp_path):
+    """Lists of unlike length, in a table or as lists of a row: scores and seen items follow."""
+    samples = data.valid.take(np.arange(4))
+    users, items = (data.interactions.users["user_id"], data.interactions.items["item_id"])
+    named = {users[int(u)]: items[i : 2 * i + 3].to_list() for i, u in enumerate(samples.user)}
+    lines = [f"{user},{item}" for user, own in named.items() for item in own]
+    (tmp_path / "long.csv").write_text("user_id,item_id\n" + "\n".join(lines) + "\nnobody,i1\n")
+    rows = [{"user_id": user, "item_id": own} for user, own in named.items()]
+    (tmp_path / "wide.json").write_text(json.dumps(rows))
+    whole, _ = recommender(kind, data).evaluate(samples)
+    for file in ("long.csv", "wide.json"):
+        options = config(kind, **{"data.candidate_lists": str(tmp_path / file), "data.k": 1})
+        some = recommender(kind, data, **{"data.candidate_lists": str(tmp_path / file)})
+        scores, _ = some.evaluate(samples)
+        side = make_prompts(data, samples, options.data).side
+        for i, (user, target) in enumerate(zip(samples.user, samples.target, strict=True)):
+            own = {items.to_list().index(item) for item in named[users[int(user)]]} | {int(target)}
+            inside = torch.tensor(sorted(own))
+            torch.testing.assert_close(scores[i, inside], whole[i, inside], rtol=1e-4, atol=2e-5)
+            assert set((~side.seen[i]).nonzero().flatten().tolist()) <= own
+            rest = [j for j in range(ITEMS) if j not in own]
+            assert (scores[i, rest] == scores[i, inside].min()).all()
+    with pytest.raises(DataError, match="names none for 2 of the 6 users"):
+        some.evaluate(data.valid.take(np.arange(6)))
+
+
+def test_a_candidate_that_stands_twice_counts_once():
+    values = torch.tensor([[1.0, 2.0, 2.0, 3.0]], requires_grad=True)
+    rows = scattered(values, torch.tensor([[0, 2, 2, 3]]), 5)
+    assert rows.tolist() == [[1, 1, 2, 3, 1]]
+    (rows * torch.arange(1.0, 6)).sum().backward()
+    assert values.grad.tolist() == [[1, 3, 0, 4]]
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
 def test_loss_is_on_the_answer_alone(kind, data):
     """Another word in the instruction's labels would change the loss of a model that ignores it."""
     made = recommender(kind, data)
@@ -193,3 +275,18 @@ def test_a_prompt_longer_than_the_model_is_refused_before_work(kind, data):
     options = merge(config(kind), {"recommender.max_tokens": 200})
     with pytest.raises(UsageError, match="knows 128 positions"):
         RECOMMENDERS[kind].create(short, words, data.interactions, options)
+
+
+def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkeypatch):
+    made = recommender("grounded", data)
+    engine, batch = Engine(made.model), made.collate(data.valid.take(np.arange(3)), scoring=True)
+    written = []
+    write = made._write
+    monkeypatch.setattr(made, "_write", lambda *given: (written.append(1), write(*given))[1])
+    with torch.no_grad():
+        made.forward(made.model, batch)
+    engine.pullback(made.forward, batch)
+    assert len(written) == 1
+    engine.load(engine.theta() * 1.5)
+    engine.pullback(made.forward, batch)
+    assert len(written) == 2
