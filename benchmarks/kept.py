@@ -15,19 +15,24 @@ from fudlr.files import atomic_file
 from fudlr.progress import track
 from safetensors.torch import load_file, save_file
 
+USERS = 20
+"""In a file: what a kill costs at most."""
+
 
 def keep_evaluations(run, folder: Path):
     """`run`, whose recommender reads from `folder` what it has measured before."""
-    run.recommender.evaluate = Kept(run, folder)
+    kept = Kept(run, folder)
+    run.recommender.evaluate, run.recommender.losses = kept.evaluate, kept.losses
     return run
 
 
 class Kept:
-    """In place of a recommender's `evaluate`."""
+    """In place of a recommender's `evaluate` and `losses`."""
 
     def __init__(self, run, folder: Path) -> None:
         self.run, self.folder = run, folder
-        self.measure = run.recommender.evaluate
+        recommender = run.recommender
+        self.measure, self.measure_losses = recommender.evaluate, recommender.losses
         config = run.config
         way = [
             run.recommender.name, run.recommender.record(), config.model.base,
@@ -35,18 +40,30 @@ class Kept:
         ]  # fmt: skip
         self.way = json.dumps(way, sort_keys=True, default=str)
 
-    def __call__(self, samples, size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluate(self, samples, size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [n, M] and losses [n]."""
+
+        def measure(part):
+            return dict(zip(("scores", "losses"), self.measure(part, size), strict=True))
+
+        found = self._kept(samples, "", measure)
+        return found["scores"], found["losses"]
+
+    def losses(self, samples, size: int = 256) -> torch.Tensor:
+        """Losses [n] alone."""
+        measure = self.measure_losses
+        return self._kept(samples, "losses", lambda part: {"losses": measure(part, size)})["losses"]
+
+    def _kept(self, samples, kind: str, measure) -> dict[str, torch.Tensor]:
         theta = self.run.engine.theta()
-        cuts = range(0, len(samples), size)
+        cuts = range(0, len(samples), USERS)
         found = []
         for start in track(cuts, len(cuts), "evaluate users"):
-            part = samples.take(np.arange(start, min(start + size, len(samples))))
-            key = digest([theta, torch.from_numpy(part.ids.copy())], self.way)
+            part = samples.take(np.arange(start, min(start + USERS, len(samples))))
+            key = digest([theta, torch.from_numpy(part.ids.copy())], self.way + kind)
             path = self.folder / f"{key}.safetensors"
             if not path.is_file():
-                scores, losses = self.measure(part, size)
                 with atomic_file(path) as temporary:
-                    save_file({"scores": scores, "losses": losses}, temporary)
+                    save_file(measure(part), temporary)
             found.append(load_file(path))
-        return tuple(torch.cat([each[name] for each in found]) for name in ("scores", "losses"))
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}

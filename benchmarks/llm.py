@@ -42,8 +42,9 @@ OPTIONS = {
     "data.prompt_users": 200, "recommender.kind": "grounded", "recommender.template": "bigrec",
     "recommender.max_tokens": 400, "lora.rank": 8, "lora.targets": ["q_proj", "v_proj"],
     "train.epochs": 3, "train.batch": 16, "train.learning_rate": 1e-3, "train.checkpoint": 4,
-    "record.ride": False, "record.batch": 4, "record.fit_samples": 64, "record.audit": 16,
-    "debias.batch": 4, "debias.curve": [], "debias.heldout": False, "debias.force": True,
+    "train.through": "engine",
+    "record.ride": False, "record.batch": 8, "record.fit_samples": 64, "record.audit": 16,
+    "debias.batch": 8, "debias.curve": [], "debias.heldout": False, "debias.force": True,
 }  # fmt: skip
 """λ, its damping and the mask's rule are the defaults. A signature of failure is written down and
 not obeyed (debias.force): what the run gives is to be seen, whatever it is."""
@@ -97,7 +98,8 @@ class Stage:
 
 def fetch(work: Work) -> None:
     fetch_ml100k()
-    smollm.fetch()
+    if not smollm.converted():
+        smollm.fetch()
 
 
 def train(work: Work) -> None:
@@ -261,11 +263,11 @@ def stages(work: Work) -> dict[str, Stage]:
     return {
         "fetch": Stage(fetch, never, 1),
         "convert": Stage(lambda work: print(work.base()), never, 2),
-        "train": Stage(train, exists("run", "config.yaml"), 106),
-        "record": Stage(record, exists("run", "store", "audit.json"), 33),
-        **each("debias", request, lambda name: exists(name, "summary.json"), 110),
-        **each("retrain", retrained, kept_retrainings, 106),
-        **each("verify", verify, verified, 83),
+        "train": Stage(train, exists("run", "config.yaml"), 74),
+        "record": Stage(record, exists("run", "store", "audit.json"), 27),
+        **each("debias", request, lambda name: exists(name, "summary.json"), 35),
+        **each("retrain", retrained, kept_retrainings, 74),
+        **each("verify", verify, verified, 24),
         "titles": Stage(
             titles, lambda work: len(list(work.out.glob("titles/*.json"))) == adapters_in_all, 35
         ),

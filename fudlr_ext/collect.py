@@ -50,13 +50,20 @@ class Collector:
         layout: The layers that have to take part.
         sinks: What to reduce to.
         n: The number of samples; None: the whole batch counts as one.
+        seen: Names of layers that were reached before, to which those reached now are added.
     """
 
-    def __init__(self, layout: Layout, sinks: Sequence[Sink], n: int | None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        sinks: Sequence[Sink],
+        n: int | None,
+        seen: set[str] | None = None,
+    ) -> None:
         self._layout = layout
         self._sinks = sinks
         self._n = n
-        self._seen: set[str] = set()
+        self._seen: set[str] = set() if seen is None else seen
         self._offsets: Tensor | None = None
         for sink in sinks:
             sink.start(layout, n or 1)

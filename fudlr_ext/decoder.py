@@ -268,6 +268,14 @@ class Pass:
         some = [] if self.places.wanted is None else [self.only_q]
         return [self.qkv, *some, self.o, self.gate_up, self.down]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, merged weights included."""
+        tensors = [each for each in self.__dict__.values() if isinstance(each, Tensor)]
+        tensors += [joint.whole for joint in self.joints]
+        storages = {each.untyped_storage().data_ptr(): each for each in tensors}
+        return sum(each.untyped_storage().nbytes() for each in storages.values())
+
     def part(self, samples: slice) -> Pass:
         """Return the share of some samples, as views."""
         found, places = copy(self), self.places

@@ -88,6 +88,28 @@ def label_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         handle.remove()
 
 
+def states_at(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) -> Tensor:
+    """Run a causal language model's decoder and return its last hidden states at some positions.
+
+    Within an engine's pass the last layer computes these positions alone, without padding.
+
+    Args:
+        model: A Hugging Face causal language model, with an adapter or without.
+        batch: input_ids [n, t], attention_mask [n, t] if samples are padded, and what else the
+            model takes; no labels.
+        positions: [n, L], of tokens that are no padding.
+
+    Returns:
+        States [n, L, hidden], as the output matrix gets them.
+    """
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    with only(positions, batch.get("attention_mask")) as request:
+        states: Tensor = decoder(**batch, use_cache=False).last_hidden_state
+    if request.served:
+        return states
+    return states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[2]))
+
+
 def label_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return each sample's mean cross-entropy over its labels, [n], from `label_logits`."""
     targets = label_targets(batch)

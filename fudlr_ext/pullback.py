@@ -24,6 +24,7 @@ class Pullback:
 
     Attributes:
         outputs: What `forward` returned, detached, as a tuple.
+        held: Bytes that the graph's fused layers keep, which hooks on saved tensors do not see.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, forward: Forward, batch: Any) -> None:
@@ -31,10 +32,14 @@ class Pullback:
         with capturing(model, layout) as self._tape:
             self._graph: tuple[Tensor, ...] | None = as_tuple(forward(model, batch))
         self.outputs = tuple(tensor.detach() for tensor in self._graph)
+        self.held: int = self._tape.held
         self._versions = self._weight_versions()
 
     def vjp(self, cotangents: Tensor | tuple[Tensor, ...], *, keep: bool = False) -> Tensor:
         """Return Σ cotangent · ∂outputs/∂θ for k cotangents, [k, d].
+
+        An output whose cotangent is all zero takes no part in a pass, so that outputs with graphs
+        of their own cost no more than they must.
 
         Args:
             cotangents: [k, ...outputs], one such tensor for every output tensor.
@@ -61,16 +66,23 @@ class Pullback:
             raise no_gradient([layer.name for layer in self._layout.layers], self._layout)
         k = counts.pop()
         layout = self._layout
-        result = torch.empty(k, layout.d, dtype=layout.dtype, device=layout.device)
+        result = torch.zeros(k, layout.d, dtype=layout.dtype, device=layout.device)
         one = torch.ones(1, 1, dtype=layout.dtype, device=layout.device)
+        live = [[i for i in wanted if bool(cotangents[i][j].any())] for j in range(k)]
+        # Whether all layers are reached is a question of all outputs: the rest goes along at last.
+        if k:
+            live[-1] = [i for i in wanted if i in live[-1] or not any(i in each for each in live)]
+        passes = [j for j in range(k) if live[j]]
+        seen: set[str] = set()
         with torch.inference_mode(False):
-            for j in range(k):
-                total = Sums(one)
+            for j in passes:
+                total, last = Sums(one), j == passes[-1]
                 self._tape.backward(
-                    [graph[i] for i in wanted],
-                    [cotangents[i][j].to(graph[i]) for i in wanted],
-                    Collector(layout, [total], None),
-                    keep=keep or j + 1 < k,
+                    [graph[i] for i in live[j]],
+                    [cotangents[i][j].to(graph[i]) for i in live[j]],
+                    Collector(layout, [total], None, seen),
+                    keep=keep or not last,
+                    check=last,
                 )
                 result[j] = total.result()[0]
         if not keep:

@@ -329,6 +329,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, x: Tensor, anchor: Tensor, run: tuple[Decoder, Places], tape: Any
     ) -> Tensor:
         ctx.run, ctx.tape = Pass(*run, x), tape
+        tape.held += ctx.run.nbytes
         out = ctx.run.out
         # The output's graph holds this node. Were the output held by the node too, nothing of the
         # pass would go before Python looks for cycles, which few large tensors give it no cause to.

@@ -4,7 +4,8 @@
 
 ∂F_j/∂scores_u hangs on all users together (group means, entropies), so that nothing can go back
 before every user is scored. The forward passes' graphs are kept until then where they fit into
-memory; where they do not, each batch is run again. Both are exact, and never a sample of the users.
+memory; where they do not, users are scored without a graph, which some recommenders do for less,
+and each batch is run again. Both are exact, and never a sample of the users.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Pullback(Protocol):
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """What it gave, detached."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """Bytes that its graph keeps beside what autograd saves."""
         ...
 
     def vjp(self, cotangents: Any) -> Tensor:
@@ -127,7 +133,8 @@ def metric_gradients(
     def scores_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         outputs = recommender.forward(model, batch)
         scores = recommender.item_scores(outputs, batch).float()
-        return scores, recommender.loss(outputs, batch).float()
+        losses = recommender.loss(outputs, batch).float()
+        return scores, losses if validation_loss else losses.detach()
 
     parts = min(parts, len(samples))
     if parts:
@@ -181,12 +188,12 @@ def _pull(way: Pullback, through_scores: Tensor, through_loss: Tensor) -> Tensor
 
 
 class _Batches:
-    """The prompts batch by batch, collated once where the graphs are kept."""
+    """The prompts batch by batch, the same batches on every pass: a recommender may keep in them
+    what it wrote."""
 
     def __init__(self, recommender: Recommender, samples: Samples, size: int) -> None:
-        self._source: Callable[[], Iterator[Any]] = lambda: recommender.batches(
-            samples, size, scoring=True
-        )
+        self._source = recommender.batches(samples, size, scoring=True)
+        self._made: list[Any] = []
         self._cuts = [
             slice(start, min(start + size, len(samples))) for start in range(0, len(samples), size)
         ]
@@ -195,7 +202,10 @@ class _Batches:
         return len(self._cuts)
 
     def __iter__(self) -> Iterator[tuple[slice, Any]]:
-        return zip(self._cuts, self._source(), strict=True)
+        for number, cut in enumerate(self._cuts):
+            if number == len(self._made):
+                self._made.append(next(self._source))
+            yield cut, self._made[number]
 
 
 def _score(
@@ -206,6 +216,11 @@ def _score(
     weights: Container[int],
 ) -> tuple[list[Pullback], Tensor, Tensor]:
     """Scores and losses of all prompts; the way back from each batch, or none where too large."""
+
+    def without_graph(model: nn.Module, batch: Any) -> Any:
+        with torch.no_grad():
+            return forward(model, batch)
+
     kept: list[Pullback] = []
     scores, losses = [], []
     fits = True
@@ -214,9 +229,9 @@ def _score(
         if number == 0:
             with _saved_bytes(weights) as sizes:
                 way = engine.pullback(forward, batch)
-            fits = sum(sizes.values()) * len(batches) <= graph_bytes
+            fits = (way.held + sum(sizes.values())) * len(batches) <= graph_bytes
         else:
-            way = engine.pullback(forward, batch)
+            way = engine.pullback(forward if fits else without_graph, batch)
         found_scores, found_losses = way.outputs
         scores.append(found_scores)
         losses.append(found_losses)

@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.batches import token_batches
 from fudlr.checkpoint import Checkpoint, State, adam_moments, digest, load_moments
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
-from fudlr.errors import ModelError, NumericalError
+from fudlr.errors import ModelError, NumericalError, UsageError
 from fudlr.progress import track
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
+from fudlr_ext.sinks import Sums
+
+ENGINE_TOKENS = 2048
+"""Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
 
 
 class Ride(Protocol):
@@ -87,9 +92,11 @@ def train_adapter(
     Raises:
         NumericalError: The loss is not finite.
         ModelError: A LoRA matrix gets no gradient.
+        UsageError: The engine was to train a model with dropout.
         DataError: The checkpoint is damaged.
     """
-    model = recommender.model
+    if config.through == "engine":
+        _check_no_dropout(recommender.model, description)
     engine.load(start)
     parameters = engine.parameters()
     centre = [p.detach().clone() for p in parameters]
@@ -117,21 +124,21 @@ def train_adapter(
         for step, (epoch, index) in enumerate(
             track(order, steps, description, initial=done), start=done + 1
         ):
-            batch = recommender.collate(samples.take(index.numpy()))
+            part = samples.take(index.numpy())
+            weighted = None if weights is None else weights[index]
             optimiser.zero_grad(set_to_none=True)
             with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
-                losses = recommender.loss(recommender.forward(model, batch), batch)
+                if config.through == "engine" and ride is None:
+                    loss = _through_engine(recommender, engine, part, weighted)
+                else:
+                    loss = _through_peft(recommender, part, weighted, ride)
                 if ride is not None:
-                    ride.losses = losses.detach()
                     keeper.stop()
-                if weights is not None:
-                    losses = losses * weights[index].to(losses)
-                (losses.sum() / len(index)).backward()
             _check_reached(engine, parameters, description)
             _add_l2(parameters, centre, config.l2)
             optimiser.step()
             scheduler.step()
-            totals[epoch] += float(losses.detach().sum()) / n
+            totals[epoch] += loss / n
             if not math.isfinite(float(totals[epoch])):
                 raise NumericalError(
                     f"{description} at epoch {epoch + 1} of {config.epochs}",
@@ -141,6 +148,61 @@ def train_adapter(
             keeper.keep(step, engine, optimiser, totals)
     keeper.clear()
     return Training(engine.theta(), [float(t) for t in totals])
+
+
+def _through_peft(
+    recommender: Recommender, samples: Samples, weights: Tensor | None, ride: Ride | None
+) -> float:
+    """Give the parameters the gradient of (1/b) Σ w_i ℓ_i; returns Σ w_i ℓ_i."""
+    batch = recommender.collate(samples)
+    losses = recommender.loss(recommender.forward(recommender.model, batch), batch)
+    if ride is not None:
+        ride.losses = losses.detach()
+    if weights is not None:
+        losses = losses * weights.to(losses)
+    (losses.sum() / len(samples)).backward()
+    return float(losses.detach().sum())
+
+
+def _through_engine(
+    recommender: Recommender, engine: Engine, samples: Samples, weights: Tensor | None
+) -> float:
+    """The same from the engine, samples of like length together; none of weight 0 is computed."""
+    weights = torch.ones(len(samples)) if weights is None else weights
+    live = weights.nonzero().flatten()
+    total = torch.zeros(engine.d, dtype=engine.dtype)
+    loss = 0.0
+    for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
+        index = live[part]
+        batch = recommender.collate(samples.take(index.numpy()))
+        sums = Sums(weights[index][None].to(total))
+        losses = engine.reduce(recommender.forward, recommender.loss, batch, [sums])
+        total += sums.result()[0].cpu()
+        loss += float(losses.cpu() @ weights[index].to(losses.cpu()))
+    gradients = engine.unflatten(total / len(samples)).values()
+    for parameter, gradient in zip(engine.parameters(), gradients, strict=True):
+        parameter.grad = gradient.to(parameter)
+    return loss
+
+
+def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
+    """Indices of n samples, a few at a time."""
+    if lengths is None or not n:
+        return [torch.arange(n)] if n else []
+    return token_batches(lengths, max(int(lengths.max()), ENGINE_TOKENS))
+
+
+def _check_no_dropout(model: torch.nn.Module, description: str) -> None:
+    """Raise where training would drop activations at random, which the engine does not."""
+    for name, module in model.named_modules():
+        rate = getattr(module, "attention_dropout", 0.0)
+        rate = module.p if isinstance(module, torch.nn.Dropout) else rate
+        if isinstance(rate, float) and rate > 0:
+            raise UsageError(
+                f"{description} through the engine (train.through=engine)",
+                f"the model drops activations in training ({name}: {rate:g}), the engine none",
+                "Set the model's dropout to 0, or train.through=peft",
+            )
 
 
 class _Keeper:

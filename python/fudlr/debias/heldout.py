@@ -40,7 +40,7 @@ def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
             part = torch.from_numpy(other)
             test, valid = job.test.take(other).samples, job.valid.take(other).samples
             scores[part], losses[part] = run.recommender.evaluate(test, config.batch)
-            valid_losses[part] = run.recommender.evaluate(valid, config.batch)[1]
+            valid_losses[part] = run.recommender.losses(valid, config.batch)
         figures = evaluate(scores, job.test.side) | pairwise(scores, job.test.side)
         figures |= {"val_loss": float(valid_losses.mean()), "test_loss": float(losses.mean())}
         drawn = bootstrap(

@@ -167,7 +167,7 @@ def _start_loss(job: Job) -> float:
     """Validation loss at θ₀; the model holds θ* afterwards."""
     run = job.run
     run.engine.load(run.start)
-    losses = run.recommender.evaluate(job.valid.samples, job.config.batch)[1]
+    losses = run.recommender.losses(job.valid.samples, job.config.batch)
     run.engine.load(run.theta)
     return float(losses.mean())
 

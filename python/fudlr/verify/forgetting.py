@@ -73,5 +73,5 @@ def returned(
 def _state(case: Case, theta: torch.Tensor, forgotten: torch.Tensor) -> dict[str, float]:
     figures = case.measure(theta).metrics
     samples = case.run.split.train.take(forgotten.numpy())
-    _, losses = case.run.recommender.evaluate(samples, case.config.batch)
+    losses = case.run.recommender.losses(samples, case.config.batch)
     return {**figures, "loss_of_forgotten": float(losses.mean())}
