@@ -2,24 +2,30 @@
 
     make emu-full
 
-Writes results/emu.json after every op and variant, and goes on where it stopped as long as the
-sources are the same; counts the traffic of the fused products kernel besides. No GPU takes part:
-what this proves, and what not, is in docs/cuda.md.
+Writes results/emu.json after every op and variant, and goes on where it stopped: what was found
+of an op stands as long as the sources that it hangs on are the same. Counts the traffic of the
+fused products kernel besides. No GPU takes part: what this proves, and what not, is in
+docs/cuda.md.
 """
 
 import argparse
 import hashlib
 import json
+import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from fudlr.files import write_json
 from machine import describe
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CUDA = ROOT / "csrc" / "cuda"
+EMU = ROOT / "tests" / "emu"
 RESULT = HERE / "results" / "emu.json"
-sys.path.insert(0, str(HERE.parent / "tests" / "emu"))
-from cases import every_op  # noqa: E402
+sys.path.insert(0, str(EMU))
+from cases import case_names, every_op  # noqa: E402
 from emulation import build, separately  # noqa: E402
 
 SEEDS = 20
@@ -27,32 +33,86 @@ VARIANTS = {"plain": SEEDS, "check": 1, "sanitize": 1}
 ASKED = 1.15  # of the bytes that the fused products kernel must move, at most
 
 
-def sources():
-    """One digest of the kernels, the emulator and the cases."""
-    digest = hashlib.sha256()
-    for folder in ("csrc/cuda", "tests/emu", "fudlr_ext/testing", "fudlr_ext/reference"):
-        for path in sorted((HERE.parent / folder).rglob("*")):
-            if path.suffix in (".cu", ".cuh", ".h", ".cpp", ".py", ".txt"):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
+def kernel_sources(op):
+    """The binding that registers an op, and all of csrc/cuda that it hangs on."""
+    found = set()
+    ahead = [path for path in CUDA.glob("*_binding.cpp") if f'm.impl("{op}"' in path.read_text()]
+    while ahead:
+        path = ahead.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        if path.suffix == ".h":
+            ahead.append(path.with_suffix(".cu"))
+        ahead += (CUDA / name for name in re.findall(r'#include "cuda/(.*)"', path.read_text()))
+    return found
+
+
+@cache
+def watcher_sources():
+    """The emulator, and what holds results to the reference."""
+    folders = (EMU / "emulator", ROOT / "fudlr_ext" / "testing", ROOT / "fudlr_ext" / "reference")
+    files = [path for folder in folders for path in folder.glob("*.*")]
+    return {EMU / "run_cases.py", EMU / "emulation.py", *files}
+
+
+def digest(op):
+    """Of the sources that an op's results hang on, and of its cases' names."""
+    found = hashlib.sha256("\n".join(case_names(op)).encode())
+    for path in sorted(kernel_sources(op) | watcher_sources()):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def script(name, *options, variant):
+    """What a script of tests/emu prints; None, and what it said, where a sanitizer ended it."""
     build(f"emulated_{variant}")
     done = separately(name, *options, variant=variant)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"{name} {' '.join(options)} ended with {done.returncode}: a sanitizer's "
-                         f"report, or a crash\n{done.stderr[-4000:]}")  # fmt: skip
-    return json.loads(done.stdout)
+    if done.returncode in (0, 1):
+        return json.loads(done.stdout), ""
+    return None, done.stderr[-4000:]
 
 
-def start(digest):
-    """What was found before, if of the same sources."""
-    if RESULT.is_file():
-        record = json.loads(RESULT.read_text())
-        if record.get("sources") == digest:
-            return record
-    return {"command": "python benchmarks/emu.py", "sources": digest, "pieces": {}}
+def piece_of(op, variant):
+    """Run an op's cases under a variant."""
+    sources = digest(op)
+    how = ["--seeds", str(VARIANTS[variant]), "--only", op]
+    found, crash = script("run_cases.py", variant, *how, variant=variant)
+    if found is None:
+        return {"crash": crash}
+    del found["cases_of"], found["without_kernel"]
+    return {"sources": sources, **found}
+
+
+def traffic():
+    """The counts of tests/emu/traffic.py."""
+    found, crash = script("traffic.py", variant="check")
+    if found is None:
+        raise SystemExit(f"traffic.py ended with\n{crash}")
+    return {"traffic": found, "traffic_sources": digest("sample_dots")}
+
+
+def start():
+    """What was found before, where its sources are the same."""
+    record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    pieces = {
+        name: found
+        for name, found in record.get("pieces", {}).items()
+        if found.get("sources") == digest(name.split()[1])
+    }
+    counted = {key: record.get(key) for key in ("traffic", "traffic_sources")}
+    if counted["traffic_sources"] != digest("sample_dots"):
+        counted = traffic()
+    return {
+        "command": "python benchmarks/emu.py",
+        "machine": describe(),
+        "seeds": SEEDS,
+        "asked_ratio": ASKED,
+        "ops": [op for _, op in every_op()],
+        "without_kernel": [op for _, op in every_op() if not kernel_sources(op)],
+        "pieces": pieces,
+        **counted,
+    }
 
 
 def main():
@@ -60,29 +120,25 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--ops", nargs="+", help="these alone")
     options = parser.parse_args()
-    ops = options.ops or [op for _, op in every_op()]
-    record = start(sources())
-    record |= {"machine": describe(), "seeds": SEEDS, "asked_ratio": ASKED}
-    record["ops"] = [op for _, op in every_op()]
-    if "traffic" not in record:
-        record["traffic"] = script("traffic.py", variant="check")
+    record = start()
+    write_json(RESULT, record)
+    wrong = []
     for variant in options.variants:
-        for op in ops:
+        for op in options.ops or record["ops"]:
+            if op in record["without_kernel"]:
+                continue
             piece = f"{variant} {op}"
-            if piece not in record["pieces"]:
-                how = ["--seeds", str(VARIANTS[variant]), "--only", op]
-                found = script("run_cases.py", variant, *how, variant=variant)
-                del found["cases_of"]
-                record["without_kernel"] = found.pop("without_kernel")
-                record["pieces"][piece] = found
-                write_json(RESULT, record)
-            found = record["pieces"][piece]
+            found = record["pieces"].get(piece) or piece_of(op, variant)
+            if "crash" in found:
+                print(piece, "was ended by a sanitizer, or a crash:", found["crash"], flush=True)
+                wrong.append(piece)
+                continue
+            record["pieces"][piece] = found
+            write_json(RESULT, record)
             print(piece, found["cases"], "cases", found["disagreements"], "disagreements",
                   found.get("races", 0), "races", found["seconds"], "s", flush=True)  # fmt: skip
-    wrong = [
-        piece for piece, found in record["pieces"].items()
-        if found["disagreements"] or found.get("races")
-    ]  # fmt: skip
+            if found["disagreements"] or found.get("races"):
+                wrong.append(piece)
     for row in record["traffic"]:
         print("sample_dots", row["shape"], row["dtype"], f"{row['ratio']:.3f} of the bytes")
         if row["ratio"] > ASKED:

@@ -68,6 +68,7 @@ void check_cross_entropy(const char* op, const at::Tensor& hidden, const at::Ten
   check_softmax_rows(op, "weight", "[V, d] with V > 0", weight);
   check_tensor(op, "hidden", hidden, {-1, weight.size(1)}, result_type(weight), "weight", weight);
   check_tensor(op, "targets", targets, {hidden.size(0)}, at::kLong, "weight", weight);
+  if (on_gpu(weight)) return;
   const at::Tensor listed = targets.contiguous();
   const int64_t* numbers = listed.const_data_ptr<int64_t>();
   const int64_t count = weight.size(0);

@@ -53,7 +53,8 @@ Pulled<Real> pulled(const Catalogue& c, const Cotangents& from) {
   return {{static_cast<const Real*>(from.weights), from.c, c.n, from.c},
           {static_cast<const Real*>(from.values), from.c, c.m, from.c},
           static_cast<const Real*>(from.shift),
-          static_cast<const Real*>(from.lse)};
+          static_cast<const Real*>(from.lse),
+          from.targets};
 }
 
 template <typename In, Gradient kOf, typename Out>

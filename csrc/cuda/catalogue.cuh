@@ -140,14 +140,16 @@ catalogue_mean_finish_kernel(const int* bad, const Real* states, const Real* sum
   }
 }
 
-// What the backward passes read: g [n, c], C [M, c] or nothing, shift [n] and lse [n].
+// What the backward passes read: g [n, c], C [M, c] or nothing, shift [n], lse [n] and targets [n]
+// or nothing.
 template <typename Real>
 struct Pulled {
   Matrix<Real> weights, values;
   const Real *shift, *lse;
+  const int64_t* targets;
 };
 
-// A tile's p, or its ∂s = p (g · C − shift) where there are values.
+// A tile's p, or its slopes ∂s = p (g · C − shift), p less 1 at a target; 0 where there is no user.
 template <typename In>
 FUDLR_DEVICE void gradient_tile(const gpu::Catalogue& c, const Scorer<In>& scorer,
                                 const Pulled<Sum<In>>& from, bool slopes, int64_t user,
@@ -156,17 +158,24 @@ FUDLR_DEVICE void gradient_tile(const gpu::Catalogue& c, const Scorer<In>& score
   using Real = Sum<In>;
   score_tile<In>(c, scorer, user, item, left, right, tile);
   Share<Real> slope;
-  if (slopes) multiply_rows(from.weights, user, from.values, item, left, right, slope);
+  if (slopes && from.values.columns > 0) {
+    multiply_rows(from.weights, user, from.values, item, left, right, slope);
+  } else {
+    clear(slope);
+  }
 #pragma unroll
   for (int i = 0; i < kTall; ++i) {
-    const int64_t u = least(user + share_row() + i, c.n - 1);
+    const bool here = user + share_row() + i < c.n;
+    const int64_t u = here ? user + share_row() + i : c.n - 1;
     const Real lse = from.lse[u];
     const Real shift = slopes ? from.shift[u] : Real(0);
+    const int64_t target = slopes && from.targets != nullptr ? from.targets[u] - item : -1;
 #pragma unroll
     for (int j = 0; j < kWide; ++j) {
-      Real& at = tile[share_row() + i][share_column() + j];
-      const Real p = at == no_score<Real>() ? Real(0) : exp(at - lse);
-      at = slopes ? p * (slope[i][j] - shift) : p;
+      const int column = share_column() + j;
+      Real& at = tile[share_row() + i][column];
+      const Real p = here && at != no_score<Real>() ? exp(at - lse) : Real(0);
+      at = slopes ? (column == target ? p - 1 : p) * (slope[i][j] - shift) : p;
     }
   }
 }

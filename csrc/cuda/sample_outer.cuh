@@ -235,15 +235,51 @@ sample_grads_kernel(gpu::Samples s, int64_t tiles, gpu::Stack grads) {
   }
 }
 
+// A thread's columns of a vector, in pieces of 16 bytes. 16-bit inputs have two of them, a sector
+// of 32 bytes: a warp that loaded its first pieces and then its second ones would ask for half of
+// every sector, twice. So the lanes of a pair trade a piece of their sums, once for all vectors:
+// each then has one of the even lane's columns and one of the odd lane's, and a load takes whole
+// sectors.
+template <typename In, int N>
+struct Pieces {
+  using Real = Sum<In>;
+  static constexpr int V = kVector<In>;
+  static constexpr int W = kVector<Real>;
+  static constexpr bool kTraded = V == 2 * W;
+
+  // The first column of the thread's sums[.][piece * W].
+  static FUDLR_DEVICE int64_t column(const Spot& spot, int piece) {
+    if (!kTraded) return spot.column + piece * W;
+    const int odd = threadIdx.x % 2;
+    return spot.column - odd * V + piece * V + odd * W;
+  }
+  static FUDLR_DEVICE void trade(Real (&sums)[N][V]) {
+    if constexpr (kTraded) {
+      const bool odd = threadIdx.x % 2 == 1;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+#pragma unroll
+        for (int w = 0; w < W; ++w) {
+          const Real given = odd ? sums[i][w] : sums[i][W + w];
+          const Real got = __shfl_xor_sync(kAllLanes, given, 1);
+          sums[i][w] = odd ? got : sums[i][w];
+          sums[i][W + w] = odd ? sums[i][W + w] : got;
+        }
+      }
+    }
+  }
+};
+
 // work[slot, tile, j] = the products of one chunk of a sample in one tile.
 template <typename In, int N>
 FUDLR_KERNEL(kThreads, 3)
 sample_dots_kernel(gpu::Samples s, int64_t tiles, int64_t slots, const Sum<In>* vectors, int64_t k,
                    Sum<In>* work) {
-  constexpr int V = kVector<In>;
+  using Parts = Pieces<In, N>;
+  constexpr int V = Parts::V, W = Parts::W;
   if (*s.bad) return;
   const int64_t matrix = s.narrow.size * s.wide.size;
-  const bool aligned = is_aligned(vectors) && s.wide.size % V == 0;
+  const bool aligned = is_aligned(vectors) && s.wide.size % W == 0;
   for (int64_t unit = blockIdx.x; unit < slots * tiles; unit += gridDim.x) {
     const Chunk chunk = chunk_at(s, unit / tiles);
     if (chunk.begin >= chunk.end) continue;
@@ -251,16 +287,21 @@ sample_dots_kernel(gpu::Samples s, int64_t tiles, int64_t slots, const Sum<In>* 
     alignas(16) Sum<In> sums[N][V];
     PlainRows<In> rows{s};
     accumulate<In, N>(s, spot, chunk.begin, chunk.end, rows, sums);
+    Parts::trade(sums);
     block_sums(k, work + unit * k, [&](int64_t j) {
-      const Sum<In>* from = vectors + j * matrix + spot.row * s.wide.size + spot.column;
+      const Sum<In>* from = vectors + j * matrix + spot.row * s.wide.size;
       Sum<In> sum = 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (i < spot.rows) {
-          alignas(16) Sum<In> vector[V];
-          load_some(from + i * s.wide.size, spot.columns, aligned, vector);
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum += vector[v] * sums[i][v];
+        for (int piece = 0; piece < V / W; ++piece) {
+          if (i < spot.rows) {
+            const int64_t column = Parts::column(spot, piece);
+            alignas(16) Sum<In> vector[W];
+            load_some(from + i * s.wide.size + column, s.wide.size - column, aligned, vector);
+#pragma unroll
+            for (int w = 0; w < W; ++w) sum += vector[w] * sums[i][piece * W + w];
+          }
         }
       }
       return sum;

@@ -61,7 +61,7 @@ def _part(arguments: Arguments, start: int, stop: int) -> Arguments:
     return users[start:stop], *rest, None if offsets is None else offsets[start : stop + 1], listed
 
 
-def _softmax_sizes(users: Tensor, items: Tensor, scale: float, hidden: Any) -> tuple[Any, ...]:
+def softmax_sizes(users: Tensor, items: Tensor, scale: float, hidden: Any) -> tuple[Any, ...]:
     """p, the sizes of the scores' terms |s| [n, M], and log Σ exp: a score's rounding moves p by
     p times that."""
     _, lse = reference.catalogue_mean(users, items, items[:, :0], scale, *hidden)
@@ -73,14 +73,14 @@ def _softmax_sizes(users: Tensor, items: Tensor, scale: float, hidden: Any) -> t
 def _mean_sizes(
     users: Tensor, items: Tensor, values: Tensor, scale: float, *hidden: Any
 ) -> tuple[Tensor, Tensor]:
-    p, sizes, lse = _softmax_sizes(users, items, scale, hidden)
+    p, sizes, lse = softmax_sizes(users, items, scale, hidden)
     return (p * (1 + sizes)) @ values.abs(), (p * sizes).sum(1) + lse.abs()
 
 
 def _share_sizes(
     users: Tensor, items: Tensor, weights: Tensor, scale: float, *hidden: Any
 ) -> Tensor:
-    p, sizes, _ = _softmax_sizes(users, items, scale, hidden)
+    p, sizes, _ = softmax_sizes(users, items, scale, hidden)
     return (p * (1 + sizes)).t() @ weights.abs()
 
 

@@ -11,13 +11,16 @@ from emulation import LIBRARIES
 from torch import Tensor
 
 from fudlr_ext.testing import OP_CASES, OpCase, Shape, as_tuple, check_agreement, on_floats
-from fudlr_ext.testing.catalogue import CatalogueShape
+from fudlr_ext.testing.catalogue import CatalogueShape, softmax_sizes
+from fudlr_ext.testing.cross_entropy import HeadShape
+from fudlr_ext.testing.masks import MaskShape
 from fudlr_ext.testing.rows import RowShape
 
 # Where the kernels for GPUs change. Samples: 128 threads of 4 or 8 columns, chunks of 512
 # positions, parts of 256, tiles of 8, 16 or 64 rows, 128 columns and 32 positions on tensor cores.
 # Rows: parts of 4,096 columns, chunks of 256 rows, waves of 16 MB. Catalogues: tiles of 64 users,
-# items and columns, chunks of 1,024 items, parts of the users.
+# items and columns, chunks of 1,024 items, parts of the users; heads like them. Masks: 256 threads,
+# chunks of 1,024 samples, 8 metrics at a time.
 MORE = {
     Shape: (
         Shape((513, 3, 1024), 3, 9, 2),
@@ -33,14 +36,17 @@ MORE = {
         CatalogueShape(330, 70, 5, 2),
         CatalogueShape(66, 130, 17, 5),
     ),
+    HeadShape: (HeadShape(65, 1090, 70), HeadShape(330, 70, 5)),
+    MaskShape: (MaskShape(1030, 17),),
 }
 LONG_LIST = CatalogueShape(3, 2100, 3, 1100)  # longer than a chunk
 
+ROUNDINGS = OP_CASES[0].rounding  # in float32 and in float64
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
 
-# Where not all cases are run: of samples, rows, catalogues and the trunk every so many, prime to
-# the number of dtypes.
-STEPS = {Shape: 3, RowShape: 19, CatalogueShape: 16, None: 5}
+# Where not all cases are run: of samples, rows, catalogues, heads, masks and the trunk every so
+# many, prime to the number of dtypes.
+STEPS = {Shape: 3, RowShape: 19, CatalogueShape: 16, HeadShape: 7, MaskShape: 5, None: 5}
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,21 @@ class Job:
     check: Callable[[tuple[Tensor, ...]], None]
 
 
-def _call(where: str, library: str, name: str, arguments: tuple) -> tuple[Tensor, ...]:
-    """What an op returns, or changes in place. where: "native" (CPU), "emulated" or "cuda"."""
+def _call(
+    where: str, library: str, name: str, arguments: tuple, updates: tuple[int, ...] = ()
+) -> tuple[Tensor, ...]:
+    """What an op returns, and the arguments that it changes in place, or changes alone.
+
+    where: "native" (CPU), "emulated" or "cuda".
+    """
     if where == "emulated":
         library = f"{library}_emulated"
     if where == "cuda":
         arguments = tuple(x.cuda() if isinstance(x, Tensor) else x for x in arguments)
+    arguments = tuple(x.clone() if i in updates else x for i, x in enumerate(arguments))
     result = getattr(getattr(torch.ops, library), name).default(*arguments)
-    changed = arguments[0] if result is None else result
-    return tuple(x.cpu() for x in as_tuple(changed))
+    changed = (arguments[0],) if result is None else as_tuple(result)
+    return tuple(x.cpu() for x in (*changed, *(arguments[i] for i in updates)))
 
 
 def has_kernel(library: str, op: str, where: str) -> bool:
@@ -86,7 +98,7 @@ def _job(case: OpCase, shape: object, dtype: torch.dtype, where: str) -> Job:
     arguments = case.make(shape, dtype)
 
     def run() -> tuple[Tensor, ...]:
-        return _call(where, "fudlr", case.name, arguments)
+        return _call(where, "fudlr", case.name, arguments, case.updates)
 
     def check(got: tuple[Tensor, ...]) -> None:
         check_agreement(got if len(got) > 1 else got[0], case, arguments)
@@ -94,12 +106,21 @@ def _job(case: OpCase, shape: object, dtype: torch.dtype, where: str) -> Job:
     return Job(case.name, f"{case} {shape} {dtype}", run, check)
 
 
-def _kin(library: str, name: str, label: str, make: Callable[[], tuple], where: str) -> Job:
+def _kin(
+    library: str,
+    name: str,
+    label: str,
+    make: Callable[[], tuple],
+    *,
+    sizes: Callable[..., tuple[Tensor, ...]] | None = None,
+    where: str,
+) -> Job:
     """An op without a row in OP_CASES, held to the CPU's kernel.
 
     It may have twice its error, and four roundings of the largest number, one in 16 bits. In
     float64, where nothing more exact is at hand, that error is the one in float32, scaled, and
-    the CPU's kernel may have it as well.
+    the CPU's kernel may have it as well. sizes: Of its arguments, the sums of the sizes of the
+    terms of every result, of which it may have roundings as an op with a row may.
     """
     given = make()
 
@@ -124,13 +145,18 @@ def _kin(library: str, name: str, label: str, make: Callable[[], tuple], where: 
                 if y.numel()
             ]
         assert len(got) == len(exact)
-        for result, wanted, kind in zip(got, exact, near, strict=True):
+        terms = [torch.zeros(1)] * len(exact)
+        if sizes is not None:
+            terms = [x.flatten() for x in sizes(*on_floats(given, Tensor.double))]
+        count, accumulated = ROUNDINGS[near[0].dtype == torch.float64], EPS[near[0].dtype]
+        for result, wanted, kind, size in zip(got, exact, near, terms, strict=True):
             assert (result.dtype, result.shape) == (kind.dtype, wanted.shape)
             if not wanted.numel():
                 continue
             roundings = (1 if result.dtype.itemsize == 2 else 4) * EPS[result.dtype]
             error = (result.double() - wanted).abs().max()
-            assert error <= 2 * worst.pop(0) + roundings * wanted.abs().max(), float(error)
+            allowed = 2 * worst.pop(0) + roundings * wanted.abs().max()
+            assert error <= allowed + count * accumulated * size.max(), (error, allowed)
 
     return Job(name, f"{name} {label}", partial(call, where, _spaced), check)
 
@@ -144,17 +170,71 @@ def _spaced(rows: Tensor) -> Tensor:
     return wide[:, : rows.shape[1]]
 
 
-def _mean_backward(case: OpCase, shape: object, dtype: torch.dtype) -> tuple:
-    users, items, values, scale, *seen = case.make(shape, dtype)
-    mean, lse = torch.ops.fudlr.catalogue_mean(users, items, values, scale, *seen)
+def _cotangents(*results: Tensor) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    to_mean, to_lse = (
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
-        for x in (mean, lse)
-    )
-    needs = (True, True, True)
-    return users, items, values, scale, *seen, mean, lse, to_mean, to_lse, *needs
+    return [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in results
+    ]
 
+
+def _mean_backward(
+    case: OpCase, shape: object, dtype: torch.dtype, below: float | None = None
+) -> tuple:
+    """below: So many times farther below 0 than they would be above it lie all scores."""
+    users, items, values, scale, *seen = case.make(shape, dtype)
+    if below is not None:
+        users, items = users.abs() * below, -items.abs()
+    mean, lse = torch.ops.fudlr.catalogue_mean(users, items, values, scale, *seen)
+    needs = (True, True, True)
+    return users, items, values, scale, *seen, mean, lse, *_cotangents(mean, lse), *needs
+
+
+def _mean_backward_sizes(
+    users: Tensor, items: Tensor, values: Tensor, scale: float, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    *seen, mean, lse, to_mean, to_lse, _, _, _ = rest
+    p, terms, _ = softmax_sizes(users, items, scale, seen)
+    p = p * (1 + terms + lse.abs()[:, None])
+    shift = (to_mean * mean).abs().sum(1) + to_lse.abs()
+    slopes = abs(scale) * p * (to_mean.abs() @ values.abs().t() + shift[:, None])
+    return slopes @ items.abs(), slopes.t() @ users.abs(), p.t() @ to_mean.abs()
+
+
+def _cross_entropy_backward(case: OpCase, shape: object, dtype: torch.dtype) -> tuple:
+    hidden, weight, targets = case.make(shape, dtype)
+    # Of nobody's own float32 scores, whose errors would cancel in one kernel alone.
+    _, lse = torch.ops.fudlr.linear_cross_entropy(hidden.double(), weight.double(), targets)
+    lse = lse.to(hidden.dtype)
+    return hidden, weight, targets, lse, *_cotangents(lse), True, True
+
+
+def _cross_entropy_backward_sizes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, *needs: bool
+) -> tuple[Tensor, ...]:
+    p, terms, _ = softmax_sizes(hidden, weight, 1.0, (None, None))
+    slopes = p * (1 + terms + lse.abs()[:, None])
+    rows = (targets >= 0).nonzero()[:, 0]
+    slopes[rows, targets[rows]] += 1
+    slopes *= ((targets >= 0) * grad.abs())[:, None]
+    return slopes @ weight.abs(), slopes.t() @ hidden.abs()
+
+
+# Of an op with a row: its backward, what makes that one's arguments, their terms' sizes, and cases
+# beside the row's.
+BACKWARDS = {
+    "catalogue_mean": (
+        "catalogue_mean_backward",
+        _mean_backward,
+        _mean_backward_sizes,
+        [(CatalogueShape(3, 5, 4), {"below": 200})],
+    ),
+    "linear_cross_entropy": (
+        "linear_cross_entropy_backward",
+        _cross_entropy_backward,
+        _cross_entropy_backward_sizes,
+        [],
+    ),
+}
 
 # Columns left free beside the results of these.
 ROOM = 3
@@ -221,7 +301,7 @@ TRUNK_WAYS = {
 }
 
 
-def _families() -> Iterator[tuple[str, str, list[Callable[[str], Job]], int]]:
+def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
     """Library, op, makers of its jobs, and which of them are taken where not all are."""
     for case in OP_CASES:
         jobs = [
@@ -231,16 +311,23 @@ def _families() -> Iterator[tuple[str, str, list[Callable[[str], Job]], int]]:
         ]
         yield "fudlr", case.name, jobs, STEPS.get(type(case.shapes[0]), 3)
     for case in OP_CASES:
-        if case.name != "catalogue_mean":
-            continue
-        name = "catalogue_mean_backward"
-        jobs = [
-            partial(_kin, "fudlr_grad", name, f"{case.variant} {shape} {dtype}", make)
-            for shape in shapes_of(case)
-            for dtype in case.dtypes
-            for make in [partial(_mean_backward, case, shape, dtype)]
-        ]
-        yield "fudlr_grad", name, jobs, STEPS[CatalogueShape]
+        if case.name in BACKWARDS:
+            name, make_from, sizes, more = BACKWARDS[case.name]
+            shapes = [(shape, {}) for shape in shapes_of(case)]
+            jobs = [
+                partial(
+                    _kin,
+                    "fudlr_grad",
+                    name,
+                    f"{case.variant} {shape} {dtype} {how or ''}".strip(),
+                    make,
+                    sizes=sizes,
+                )
+                for shape, how in (*shapes, *more)
+                for dtype in case.dtypes
+                for make in [partial(make_from, case, shape, dtype, **how)]
+            ]
+            yield "fudlr_grad", name, jobs, STEPS[type(case.shapes[0])]
     for op, (maker, *ways) in TRUNK_WAYS.items():
         jobs = [
             partial(_kin, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
@@ -261,6 +348,16 @@ def every_job(where: str, *, some: bool = False, only: tuple[str, ...] = ()) -> 
         if (not only or op in only) and has_kernel(library, op, where):
             for make in jobs[::-1][:: step if some else 1]:
                 yield make(where=where)
+
+
+def case_names(wanted: str) -> list[str]:
+    """What tells the jobs of an op apart, without making them."""
+    return [
+        " ".join(map(str, make.args[:3]))
+        for _, op, jobs, _ in _families()
+        if op == wanted
+        for make in jobs
+    ]
 
 
 def every_op() -> list[tuple[str, str]]:

@@ -20,10 +20,6 @@ WITHOUT = [
     "attention",
     "attention_backward",
     "attention_tangent",
-    "linear_cross_entropy",
-    "linear_cross_entropy_backward",
-    "mask_step",
-    "mask_sums",
 ]
 
 

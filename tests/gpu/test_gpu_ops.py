@@ -78,6 +78,52 @@ def test_seen_items_that_make_no_sense_give_nan_and_touch_nothing(case):
     torch.cuda.synchronize()
 
 
+def test_targets_that_make_no_sense_give_nan_and_touch_nothing():
+    hidden, weight = torch.randn(70, 5, device="cuda"), torch.randn(9, 5, device="cuda")
+    for wrong in (9, -1, -99, 1 << 40):
+        targets = torch.zeros(70, dtype=torch.int64, device="cuda")
+        targets[66] = wrong
+        loss, lse = torch.ops.fudlr.linear_cross_entropy(hidden, weight, targets)
+        found = torch.ops.fudlr_grad.linear_cross_entropy_backward(
+            hidden, weight, targets, torch.zeros_like(lse), torch.ones_like(lse), True, True
+        )
+        assert all(x.isnan().all() for x in (loss, lse, *found))
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("op", ["catalogue_mean", "linear_cross_entropy", "mask_sums"])
+def test_float16_is_refused_in_the_same_words_as_on_the_cpu(op):
+    case = next(case for case in ON_GPU if case.name == op)
+    given = case.make(case.small[0], torch.float32)
+    given = [x.half() if is_float(x) else x for x in given]
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.raises(ValueError, match="float32, float64 or bfloat16") as caught:
+            case.op(*moved(given, device))
+        said.append(str(caught.value).splitlines()[0])
+    assert said[0] == said[1]
+
+
+def test_losses_train_a_head():
+    """Forward and backward through autograd, beside torch's own, with the logits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(size, generator=generator).cuda().requires_grad_()
+        for size in ((300, 64), (5000, 64))
+    )
+    targets = torch.randint(5000, (300,), generator=generator).cuda()
+    targets[::7] = -100
+    found = torch.autograd.grad(
+        ops.linear_cross_entropy(hidden, weight, targets).sum(), (hidden, weight)
+    )
+    logits = hidden.double() @ weight.double().t()
+    wanted = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), (hidden, weight)
+    )
+    for got, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rank", [8, 64, 256])
 @pytest.mark.parametrize("case", PACKED, ids=str)

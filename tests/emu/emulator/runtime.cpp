@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -19,6 +20,10 @@ extern const char _end[] __attribute__((visibility("hidden")));
 }
 
 namespace emulator {
+
+Fiber* running_fiber = nullptr;
+Launch running_launch;
+
 namespace {
 
 struct SharedArray {
@@ -26,17 +31,20 @@ struct SharedArray {
   size_t bytes = 0;
 };
 
+struct Warp {
+  uint64_t priority = 0;
+  uint32_t ready = 0;  // the lanes that are
+};
+
 struct Machine {
   Order order = Order::forward;
   std::mt19937_64 random;
   Counts counts;
 
-  Launch launch;
   const std::function<void()>* thread = nullptr;
   std::vector<Fiber> fibers;
-  std::vector<uint64_t> priority;  // of each warp
-  std::vector<char*> stacks;       // kept between launches
-  Fiber* running = nullptr;
+  std::vector<Warp> warps;
+  std::vector<char*> stacks;  // kept between launches
   Context main;
 
   std::map<const void*, SharedArray> shared;
@@ -56,9 +64,16 @@ std::string where(const Place& place) {
 }
 
 std::string who(const Fiber& fiber) {
-  const Index& block = machine().launch.block_index;
+  const Index& block = running_launch.block_index;
   return "thread " + std::to_string(fiber.thread) + " of block (" + std::to_string(block.x) + ", " +
          std::to_string(block.y) + ", " + std::to_string(block.z) + ")";
+}
+
+void set_state(Fiber& fiber, State state) {
+  fiber.state = state;
+  Warp& warp = machine().warps[fiber.warp];
+  const uint32_t lane = uint32_t{1} << fiber.lane;
+  warp.ready = state == State::ready ? warp.ready | lane : warp.ready & ~lane;
 }
 
 void entry() {
@@ -67,18 +82,17 @@ void entry() {
   try {
     (*m.thread)();
   } catch (const std::exception& error) {
-    m.failure = who(*m.running) + ": " + error.what();
+    m.failure = who(*running_fiber) + ": " + error.what();
   }
-  m.running->state = State::done;
+  set_state(*running_fiber, State::done);
   leave_for_good(m.main);
 }
 
 // Gives the processor back to the scheduler until it picks this fiber again.
 void wait(State state) {
-  Machine& m = machine();
-  Fiber& self = *m.running;
-  self.state = state;
-  switch_from_fiber(self.stack_pointer, m.main);
+  Fiber& self = *running_fiber;
+  set_state(self, state);
+  switch_from_fiber(self.stack_pointer, machine().main);
 }
 
 char* new_stack() {
@@ -90,12 +104,13 @@ char* new_stack() {
 
 void prepare_block() {
   Machine& m = machine();
-  const size_t threads = m.launch.block.size();
+  const size_t threads = running_launch.block.size();
   while (m.stacks.size() < threads) m.stacks.push_back(new_stack());
   m.fibers.assign(threads, Fiber());
+  m.warps.assign((threads + kWarp - 1) / kWarp, Warp());
   for (size_t i = 0; i < threads; ++i) {
     Fiber& fiber = m.fibers[i];
-    const Extent& block = m.launch.block;
+    const Extent& block = running_launch.block;
     fiber.index = {static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
                    static_cast<unsigned>(i / block.x / block.y)};
     fiber.thread = static_cast<int>(i);
@@ -103,40 +118,37 @@ void prepare_block() {
     fiber.warp = static_cast<int>(i / kWarp);
     fiber.stack = m.stacks[i];
     fiber.stack_pointer = new_context(fiber.stack, kStackBytes, entry);
+    set_state(fiber, State::ready);
   }
-  m.priority.assign((threads + kWarp - 1) / kWarp, 0);
   m.shared.clear();
 }
 
 void draw_priorities() {
   Machine& m = machine();
-  for (uint64_t& priority : m.priority) priority = m.random();
+  for (Warp& warp : m.warps) warp.priority = m.random();
 }
 
 // The ready fiber that runs next, or null. Random: the warps have priorities, drawn anew at every
 // barrier, so that one of them may run far ahead of another; lanes are drawn one by one.
 Fiber* pick() {
   Machine& m = machine();
-  Fiber* best = nullptr;
-  uint64_t best_priority = 0;
-  int ties = 0;
-  for (Fiber& fiber : m.fibers) {
-    if (fiber.state != State::ready) continue;
-    if (m.order == Order::forward) return &fiber;
-    if (m.order == Order::reverse) {
-      best = &fiber;
-      continue;
-    }
-    const uint64_t priority = m.priority[fiber.warp];
-    if (best == nullptr || priority > best_priority) {
-      best = &fiber;
-      best_priority = priority;
-      ties = 1;
-    } else if (priority == best_priority && m.random() % ++ties == 0) {
-      best = &fiber;
-    }
+  const Warp* best = nullptr;
+  for (const Warp& warp : m.warps) {
+    if (warp.ready == 0) continue;
+    const bool later = m.order == Order::reverse ||
+                       (m.order == Order::random && best && warp.priority > best->priority);
+    if (best == nullptr || later) best = &warp;
   }
-  return best;
+  if (best == nullptr) return nullptr;
+  uint32_t lanes = best->ready;
+  int lane = m.order == Order::reverse ? std::bit_width(lanes) - 1 : std::countr_zero(lanes);
+  if (m.order == Order::random) {
+    for (int skip = static_cast<int>(m.random() % std::popcount(lanes)); skip > 0; --skip) {
+      lanes &= lanes - 1;
+    }
+    lane = std::countr_zero(lanes);
+  }
+  return &m.fibers[static_cast<size_t>(best - m.warps.data()) * kWarp + lane];
 }
 
 // Lets the block go on once every thread that has not ended waits at its barrier.
@@ -156,7 +168,7 @@ bool release_barrier() {
   if (first == nullptr) return false;
   for (Fiber& fiber : m.fibers) {
     if (fiber.state != State::at_barrier) continue;
-    fiber.state = State::ready;
+    set_state(fiber, State::ready);
     ++fiber.block_epoch;
   }
   draw_priorities();
@@ -166,6 +178,7 @@ bool release_barrier() {
 // Combines what the lanes of a warp brought, once all that are named have come.
 bool release_warp(Fiber& one) {
   Machine& m = machine();
+  if (one.mask & m.warps[one.warp].ready) return false;
   Fiber* lanes = &m.fibers[static_cast<size_t>(one.warp) * kWarp];
   const size_t count =
       std::min<size_t>(kWarp, m.fibers.size() - static_cast<size_t>(one.warp) * kWarp);
@@ -185,7 +198,7 @@ bool release_warp(Fiber& one) {
   if (one.combine != nullptr) one.combine(payloads);
   for (int lane = 0; lane < kWarp; ++lane) {
     if (!(one.mask >> lane & 1)) continue;
-    lanes[lane].state = State::ready;
+    set_state(lanes[lane], State::ready);
     // A shuffle orders no memory; __syncwarp, which combines nothing, does.
     if (one.combine == nullptr) ++lanes[lane].warp_epoch;
   }
@@ -219,9 +232,9 @@ void run_block() {
       if (release_barrier()) continue;
       report_stuck();
     }
-    m.running = next;
+    running_fiber = next;
     switch_to_fiber(m.main, next->stack_pointer, next->stack, kStackBytes);
-    m.running = nullptr;
+    running_fiber = nullptr;
     if (!m.failure.empty()) throw std::runtime_error(m.failure);
     if (next->state == State::at_warp) release_warp(*next);
   }
@@ -235,9 +248,6 @@ void set_schedule(Order order, uint64_t seed) {
   machine().random.seed(seed);
 }
 
-Fiber& fiber() { return *machine().running; }
-bool in_fiber() { return machine().running != nullptr; }
-const Launch& launch_now() { return machine().launch; }
 const Counts& counts() { return machine().counts; }
 
 void block_barrier(Place place) {
@@ -296,7 +306,7 @@ void run(Extent grid, Extent block, size_t dynamic_bytes, const std::function<vo
     throw std::runtime_error("a launch of " + std::to_string(grid.size()) + " blocks of " +
                              std::to_string(block.size()) + " threads is no launch");
   }
-  m.launch = {grid, block, {}};
+  running_launch = {grid, block, {}};
   m.thread = &thread;
   m.dynamic_bytes = dynamic_bytes;
   m.failure.clear();
@@ -308,9 +318,9 @@ void run(Extent grid, Extent block, size_t dynamic_bytes, const std::function<vo
   if (m.order == Order::random) std::shuffle(blocks.begin(), blocks.end(), m.random);
   check_begin_launch();
   for (const size_t i : blocks) {
-    m.launch.block_index = {static_cast<unsigned>(i % grid.x),
-                            static_cast<unsigned>(i / grid.x % grid.y),
-                            static_cast<unsigned>(i / grid.x / grid.y)};
+    running_launch.block_index = {static_cast<unsigned>(i % grid.x),
+                                  static_cast<unsigned>(i / grid.x % grid.y),
+                                  static_cast<unsigned>(i / grid.x / grid.y)};
     run_block();
   }
   m.shared.clear();

@@ -70,10 +70,12 @@ enum class Order { forward, reverse, random };
 // Schedules blocks, warps and lanes of all later launches.
 void set_schedule(Order order, uint64_t seed);
 
-// The fiber that runs now, and its launch.
-Fiber& fiber();
-bool in_fiber();
-const Launch& launch_now();
+// The fiber that runs now, or null, and its launch. Kernels ask for them at every turn.
+extern Fiber* running_fiber;
+extern Launch running_launch;
+inline Fiber& fiber() { return *running_fiber; }
+inline bool in_fiber() { return running_fiber != nullptr; }
+inline const Launch& launch_now() { return running_launch; }
 
 // Waits for all threads of the block that have not ended.
 void block_barrier(Place place);
