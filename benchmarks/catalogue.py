@@ -7,9 +7,9 @@ The mean over users of p C for four value columns, p = softmax(h Eᵀ), and its 
 Rivals: torch in chunks of items, online softmax forward, probabilities formed again backward, the
 fastest of several sizes of chunks; and, with --full, all logits with autograd. Beside them: the
 time of the four products n·M·w alone (scores twice, both gradients), at the rate of torch's product
-of 2,048² in the same run. Answers are compared before anything is timed. Times are medians of an
-interleaved run: processor time with one thread, wall time with several. Peak memory beyond inputs
-and outputs is that of a process of its own (Linux). The result goes to
+of 2,048² in the same run. All answers are compared with float64's before anything is timed. Times
+are medians of an interleaved run: processor time with one thread, wall time with several. Peak
+memory beyond inputs and outputs is that of a process of its own (Linux). The result goes to
 benchmarks/results/catalogue.json.
 """
 
@@ -33,6 +33,9 @@ from fudlr_ext.ops import catalogue_mean, catalogue_top
 COLUMNS, TOP = 4, 10
 SIDE, PRODUCTS = 2048, 4
 CHUNKS = (1_000, 4_000, 16_000, 64_000)
+OURS, RIVALS = 1e-5, 1e-4
+"""The largest relative error beside float64. BLAS adds a chunk's items one after the other in
+float32: at 64,000 a chunk that is 4e-5."""
 Result = tuple[Tensor, Tensor, Tensor]
 """The mean over users of p C [c], and the gradients of its sum weighed 1, 2, … in h and E."""
 
@@ -79,7 +82,9 @@ def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Res
         shrink = (most - above).exp_()
         s.sub_(above).exp_()
         sums.mul_(shrink).add_(s.sum(1, keepdim=True))
-        totals.mul_(shrink).addmm_(s, c[cut])
+        # Not addmm_: BLAS adds item after item to the running totals, and beside those most of a
+        # million items are too small (the mean was 7e-4 off, and the gradients 2e-3 with it).
+        totals.mul_(shrink).add_(s @ c[cut])
         most = above
     mean, lse = totals / sums, most + sums.log()
     slope = (weights / n).expand(n, -1)
@@ -111,15 +116,14 @@ def chunked_top(h: Tensor, e: Tensor, chunk: int) -> Tensor:
     return top
 
 
-def compare(got: Result, expected: Result) -> float:
-    """The largest relative difference of the three parts; ends the run where it is large."""
-    errors = [
-        float((a.double() - b.double()).norm() / b.double().norm())
-        for a, b in zip(got, expected, strict=True)
-    ]
-    if max(errors) > (5e-3 if got[2].dtype == torch.bfloat16 else 1e-4):
-        raise SystemExit(f"answers differ by {errors}; nothing was timed")
-    return max(errors)
+def compare(name: str, got: Result, exact: Result, most: float) -> list[float]:
+    """Relative errors of the three parts beside float64's; ends the run where one is large."""
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
+    # A gradient in bfloat16 items is rounded to bfloat16: 1.7e-3 by that alone.
+    allowed = [most, most, 3e-3 if got[2].dtype == torch.bfloat16 else most]
+    if any(not error <= limit for error, limit in zip(errors, allowed, strict=True)):
+        raise SystemExit(f"{name}: off from float64 by {errors}; nothing was timed")
+    return errors
 
 
 def peak_bytes(command: list[str]) -> int:
@@ -182,9 +186,12 @@ def main() -> None:
             work[f"chunks of {chunk}"] = lambda g=given, c=chunk: chunked(*g, c)
         if args.full:
             work["all logits"] = lambda g=given: full(*g)
-        error = max(
-            compare(work["ours"](), run()) for other, run in work.items() if other != "ours"
-        )
+        exact = chunked(*(x.double() for x in given), CHUNKS[1])
+        errors = {
+            other: compare(other, run(), exact, OURS if other == "ours" else RIVALS)
+            for other, run in work.items()
+        }
+        del exact
         h, e = given[:2]
         if not torch.equal(catalogue_top(h, e, TOP)[1], chunked_top(h, e, CHUNKS[1])):
             raise SystemExit("the highest items differ; nothing was timed")
@@ -207,7 +214,7 @@ def main() -> None:
             "products_share": products / seconds["ours"],
             "products_times_chunked": seconds[best] / products,
             "times_top_chunked": seconds[f"top chunks of {CHUNKS[1]}"] / seconds["top ours"],
-            "largest_difference": error,
+            "errors_beside_float64": errors,
             "peak_bytes": peak,
             "logits_over_peak": logits / max(peak, 1),
             "times": found,

@@ -2,8 +2,7 @@
 // in L2. Numbers are turned to Real on the way into a register, both times: that costs less than a
 // buffer of them would. Both products take a few rows × a few vectors at once, so that what is
 // loaded of a vector, or of the sums, serves several rows: the first holds its sums in registers,
-// the second its coefficients. Both meanwhile ask for the next tile, which would else be waited
-// for.
+// the second its coefficients. Both meanwhile ask for the next tile, whose pages were asked for.
 //
 // The scale of an int8 block multiplies the block's part of d_i, and c_i for the block: once every
 // 128 columns.
@@ -19,7 +18,7 @@ namespace fudlr::FUDLR_ISA {
 namespace {
 
 constexpr int64_t kDepth = 512;          // columns taken at once: their vectors or sums stay in L1
-constexpr int64_t kTileBytes = 3 << 16;  // of stored rows; two tiles and the vectors fit L2
+constexpr int64_t kTileBytes = 3 << 15;  // of stored rows; two tiles, vectors and sums fit L2
 constexpr int64_t kManyRows = 24, kFewRows = 12;  // of a tile; multiples of the rows of a step
 constexpr int kLines = 4;                         // vectors or sums that are taken at once
 
@@ -265,6 +264,7 @@ class Tile {
     const char* next = reinterpret_cast<const char*>(data_ + count * rows_.stride);
     const int64_t bytes = count * rows_.stride * static_cast<int64_t>(sizeof(In));
     ahead_ = more ? Ahead{next, next + bytes, bytes / calls(task) + 1} : Ahead{};
+    if (more && !kScaled<In>) ask_for_pages(next, bytes);  // int8's are few, and gain nothing
     const int64_t rest = rows_.size - whole_;
     if (rest == 0) return;
     for (int64_t t = 0; t < count; ++t) {

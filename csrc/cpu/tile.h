@@ -102,6 +102,13 @@ inline float lanes_sum(const float* lanes) {
 #endif
 #endif
 
+// Asks for a line of every page, of the smallest size there is, so that addresses are known before
+// the other lines are asked for: those that wait for one set off together when it is known, and
+// those that then find no room are dropped.
+inline void ask_for_pages(const char* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 4096) __builtin_prefetch(from + at, 0, 2);
+}
+
 // Memory for one call, aligned to vectors; grows, never shrinks.
 template <typename Real>
 class Scratch {
