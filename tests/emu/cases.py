@@ -106,6 +106,22 @@ def _job(case: OpCase, shape: object, dtype: torch.dtype, where: str) -> Job:
     return Job(case.name, f"{case} {shape} {dtype}", run, check)
 
 
+def _nonsense(case: OpCase, label: str, where: str) -> Job:
+    """Offsets, seen items or targets that lie nowhere: nothing is read there, and all is NaN."""
+    arguments = tuple(
+        x + (1 << 40) if isinstance(x, Tensor) and x.dtype == torch.int64 else x
+        for x in case.make(case.small[0], torch.float32)
+    )
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        for result in got:
+            assert (result.isnan() if result.is_floating_point() else result == -1).all()
+
+    return Job(
+        case.name, f"{case} {label}", lambda: _call(where, "fudlr", case.name, arguments), check
+    )
+
+
 def _kin(
     library: str,
     name: str,
@@ -309,7 +325,12 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             for shape in shapes_of(case)
             for dtype in dtypes_of(case)
         ]
-        yield "fudlr", case.name, jobs, STEPS.get(type(case.shapes[0]), 3)
+        given = case.make(case.small[0], torch.float32)
+        if any(isinstance(x, Tensor) and x.dtype == torch.int64 for x in given):
+            jobs.append(partial(_nonsense, case, "indices without sense"))
+        # A sketch is two of torch's products before the kernels of sample_grads.
+        step = 11 if case.name == "sample_sketch" else STEPS.get(type(case.shapes[0]), 3)
+        yield "fudlr", case.name, jobs, step
     for case in OP_CASES:
         if case.name in BACKWARDS:
             name, make_from, sizes, more = BACKWARDS[case.name]

@@ -17,6 +17,11 @@ from cases import Job, every_job, without_kernel
 from emulation import load, poisoned, report, schedule, source_lines
 
 
+def same(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether all numbers are the same, NaN among them."""
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
 def complaint(job: Job, schedules, library) -> str | None:
     """What is wrong with a job under these schedules, or None."""
     first = None
@@ -27,7 +32,7 @@ def complaint(job: Job, schedules, library) -> str | None:
                 if first is None:
                     job.check(got)
                     first = got
-                elif not all(map(torch.equal, got, first)):
+                elif not all(map(same, got, first)):
                     raise AssertionError("another schedule gives other bits")
             except (AssertionError, RuntimeError, ValueError) as error:
                 return f"{job.label} {order} {seed}: {error}"
