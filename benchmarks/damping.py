@@ -6,10 +6,10 @@ Two trainings a seed: *stopped early*, the demo's own, and *converged*, with ten
 twice its epochs, so that the slope all but vanishes. For each, random and targeted removals of 10%
 are really retrained (3 and 2 of the first, 1 and 1 of the second: about ten of the demo's
 trainings), and for the rule's damping times 1/10, 1/3, 1, 3 and 10 the predicted changes Σ m_i s_i
-and the closed form's are compared with the actual ones, on the validation prompts. Runs and
-retrainings are those of benchmarks/lds.py where it ran before. Writes
-benchmarks/results/damping.json; --small checks that all parts work, on a fraction of the samples,
-and writes into --out.
+and the closed form's are compared with the actual ones, on the validation prompts, and the closed
+form's parameters with the retrained ones. Runs and retrainings are those of benchmarks/lds.py where
+it ran before. Writes benchmarks/results/damping.json; --small checks that all parts work, on a
+fraction of the samples, and writes into --out.
 """
 
 import argparse
@@ -61,6 +61,13 @@ def errors(found: list[dict[str, float]], actual: list[dict[str, float]]) -> dic
     return result
 
 
+def shifts(found: list[torch.Tensor], actual: list[torch.Tensor]) -> dict[str, float]:
+    """The same two of the parameters' shifts θ − θ* [d], all removals together."""
+    p, a = torch.stack(found).double(), torch.stack(actual).double()
+    ratio = float((p * a).sum() / a.square().sum())
+    return {"ratio": ratio, "error": float((p - a).norm() / a.norm())}
+
+
 def of_training(run: Run, kept: Path, counts: tuple[int, int], processes: int) -> dict:
     """Predicted, closed-form and actual changes under each damping."""
     options = {"objective": "arp", "also": METRICS[1:], "rows": "memory"}
@@ -95,11 +102,15 @@ def of_training(run: Run, kept: Path, counts: tuple[int, int], processes: int) -
             {name: float(mask.double() @ values.of(name).double()) for name in METRICS}
             for mask in masks
         ]
-        closed = [changes(removal_update(run.theta, rows, mask, solve).theta) for mask in masks]
+        updated = [removal_update(run.theta, rows, mask, solve).theta for mask in masks]
+        closed = [changes(theta) for theta in updated]
         table[f"{factor:.3g}"] = {
             "damping": factor * rule,
             "predicted": errors(predicted, actual),
             "closed form": errors(closed, actual),
+            "parameters": shifts(
+                [theta - run.theta for theta in updated], [each.theta - run.theta for each in done]
+            ),
         }
     return {
         "l2": l2,

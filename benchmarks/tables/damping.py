@@ -18,7 +18,8 @@ def render(record: dict) -> list[str]:
         "samples, random and targeted, on the validation prompts: *ratio* is the change found over "
         "the actual one (least squares through the origin), *error* the distance of the found "
         "changes from the actual ones as a share of these; means over the seeds. *Predicted* is "
-        "first order, *closed form* the updated adapter measured.",
+        "first order, *closed form* the updated adapter measured; *parameters* compares its shift "
+        "with the retrained one's.",
         "",
         machine(record),
         "",
@@ -40,6 +41,7 @@ def render(record: dict) -> list[str]:
         head = ["factor"]
         for metric in ("arp", "hellinger"):
             head += [f"{metric}, {kind}: {what}" for kind in KINDS for what in ("ratio", "error")]
+        head += ["parameters: ratio", "error"]
         body = []
         for factor in found[0]["factors"]:
             cells = [factor]
@@ -48,6 +50,9 @@ def render(record: dict) -> list[str]:
                     each = [f["factors"][factor][kind][metric] for f in found]
                     cells += [f"{mean(e['ratio'] for e in each):.2f}"]
                     cells += [f"{mean(e['error'] for e in each):.0%}"]
+            each = [f["factors"][factor]["parameters"] for f in found]
+            cells += [f"{mean(e['ratio'] for e in each):.2f}"]
+            cells += [f"{mean(e['error'] for e in each):.0%}"]
             body.append(cells)
         lines += [*rows(head, body), ""]
     return lines[:-1]
