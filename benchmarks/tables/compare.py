@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from tables.shared import machine, percent, rows
 
 PAGE = "results"
-RESULTS = ("compare_arp",)
+RESULTS = ("compare_arp", "compare_hellinger")
+NAMES = {"arp": "ARP", "hellinger": "the gap between genders"}
 MARKERS = "oosDv^<>PXdp"
 
 
@@ -27,10 +28,15 @@ def _span(records: list[dict], rival: str, name: str) -> str:
     return f"{percent(low / record['trained'][name])} to {percent(high / record['trained'][name])}"
 
 
-def render(record: dict) -> list[str]:
-    """The section."""
+def render(*given: dict) -> list[str]:
+    """A section for each objective."""
+    lines = [line for record in given for line in [*_section(record), ""]]
+    return lines[:-1]
+
+
+def _section(record: dict) -> list[str]:
     records = record["records"]
-    steered, ndcg = records[0]["steered"], "ndcg@10"
+    objective, steered, ndcg = records[0]["objective"], records[0]["steered"], "ndcg@10"
     body = []
     for rival, found in records[0]["rivals"].items():
         kl = [_chosen(r, rival)["kl_to_retrained"] for r in records]
@@ -53,7 +59,7 @@ def render(record: dict) -> list[str]:
     start = mean(r["trained_kl_to_retrained"] for r in records)
     assert ours["uses_users"], "our own row is on held-out users"
     return [
-        f"## Rivals, steered at {records[0]['objective'].upper()}",
+        f"## Rivals, steered at {NAMES[objective]}",
         "",
         f"Means over seeds {', '.join(map(str, record['seeds']))}, relative to the trained "
         "adapter, "
@@ -75,7 +81,7 @@ def render(record: dict) -> list[str]:
         f"By chance: with the genders permuted the Hellinger distance is "
         f"{mean(n['mean'] for n in nulls):.4f}, the trained adapters' {mean(trained):.4f}.",
         "",
-        "![NDCG against ARP](plots/compare_arp.svg)",
+        f"![NDCG against {steered}](plots/compare_{objective}.svg)",
         "",
         *_winners(records, steered, ndcg),
     ]  # fmt: skip
@@ -104,8 +110,12 @@ def _winners(records: list[dict], steered: str, ndcg: str) -> list[str]:
     ]  # fmt: skip
 
 
-def plot(record: dict) -> dict:
-    """All points of the first seed, as lines; the table's points large."""
+def plot(*given: dict) -> dict:
+    """All points of each file's first seed, as lines; the table's points large."""
+    return {f"compare_{r['records'][0]['objective']}": _points(r) for r in given}
+
+
+def _points(record: dict) -> Figure:
     first = record["records"][0]
     steered, ndcg = first["steered"], "ndcg@10"
     figure = Figure(figsize=(8, 5))
@@ -131,4 +141,4 @@ def plot(record: dict) -> dict:
     axes.set_xlabel(f"{steered} (lower is fairer)")
     axes.set_ylabel(ndcg)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return {f"compare_{first['objective']}": figure}
+    return figure

@@ -29,11 +29,9 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory, tiny_config) -> Path:
+def run_folder(once, tiny_config) -> Path:
     """A trained run on disk; tests load it, and none changes it."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train_run(tiny_config, folder)
-    return folder
+    return once("loop", lambda folder: train_run(tiny_config, folder))
 
 
 @pytest.fixture(autouse=True)

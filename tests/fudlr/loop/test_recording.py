@@ -116,6 +116,13 @@ def two_uses(monkeypatch):
 BRIEF = {"model.pretrain_epochs": 0, "train.epochs": 2}
 
 
+@pytest.fixture(scope="module")
+def alone(tiny_config, tmp_path_factory):
+    """A brief training that was never to be recorded."""
+    brief = merge(tiny_config, {**BRIEF, "record.ride": False})
+    return train_run(brief, tmp_path_factory.mktemp("alone") / "run")
+
+
 @pytest.mark.parametrize("hindrance", [too_large, dropout, two_uses], ids=lambda f: f.__name__)
 def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, hindrance):
     said = hindrance(monkeypatch)
@@ -134,9 +141,10 @@ def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, 
 
 @pytest.mark.parametrize("ride", [None, True], ids=["by default", "asked for"])
 @pytest.mark.parametrize("fails", ["_begin", "_take", "_fit", "finish", "an arrival"])
-def test_what_fails_later_ends_the_recording_alone(tmp_path, tiny_config, monkeypatch, fails, ride):
+def test_what_fails_later_ends_the_recording_alone(
+    tmp_path, tiny_config, monkeypatch, *, alone, fails, ride
+):
     brief = merge(tiny_config, BRIEF)
-    alone = train_run(merge(brief, {"record.ride": False}), tmp_path / "alone")
 
     def fail(*args):
         raise StoreError("a shard was to be written", "the disk is full", "Make room")

@@ -29,11 +29,9 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory) -> Path:
+def run_folder(once) -> Path:
     """A trained run on disk; tests load it, and none changes it."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train_run(merge(RunConfig(), SMALL), folder)
-    return folder
+    return once("verify", lambda folder: train_run(merge(RunConfig(), SMALL), folder))
 
 
 @pytest.fixture(autouse=True)
