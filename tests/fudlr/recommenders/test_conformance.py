@@ -290,3 +290,21 @@ def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkey
     engine.load(engine.theta() * 1.5)
     engine.pullback(made.forward, batch)
     assert len(written) == 2
+
+
+def test_a_title_that_ends_early_is_read_where_it_ends(data):
+    made = recommender("grounded", data)
+    batch = made.collate(data.valid.take(np.arange(6)), scoring=True)
+    with torch.no_grad():
+        made.forward(made.model, batch)
+    rows = [set(row) for row in batch.pop("written").tokens.tolist()]
+    made.pieces.end = next(t for row in rows for t in sorted(row) if not all(t in r for r in rows))
+    found = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            given = dict(batch)
+            found.append(made.forward(made.model, given)[1].detach())
+            ended = given["written"].tokens[:, -1] == -100
+            assert ended.any()
+            assert not ended.all()
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
