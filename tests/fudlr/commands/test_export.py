@@ -10,6 +10,7 @@ import pytest
 import yaml
 from fudlr.cli import app, is_expected
 from peft import PeftModel
+from safetensors.torch import load_file
 from test_recommenders_cli import OWN, TINY, fudlr
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -74,6 +75,24 @@ def test_the_example_trains_with_the_weights(folders, tmp_path):
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     none = main(str(tmp_path / "s.jsonl"), str(folders / "run" / "base"), str(tmp_path / "b"))
     assert none == [0.0, 0.0]
+
+
+def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(folders, tmp_path):
+    """Its start is not known; verification retrains from the base model's own function."""
+    theirs = load_file(folders / "run" / "adapter" / "adapter_model.safetensors")
+    chosen = ["recommender.kind=titles", f"recommender.template={folders / 'own.yaml'}",
+              f"lora.adapter={folders / 'run' / 'adapter'}"]  # fmt: skip
+    settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
+    base = folders / "run" / "base"
+    fudlr("train", "--data", "synthetic", "--base", base, "--out", tmp_path / "run", *settings)
+    kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    start = load_file(tmp_path / "run" / "start" / "adapter_model.safetensors")
+    for name, matrix in theirs.items():
+        assert kept[name].equal(matrix), name
+        assert start[name].equal(matrix if ".lora_A." in name else matrix * 0), name
+    fudlr("debias", tmp_path / "run", "--out", tmp_path / "result", "--force")
+    found = load_file(tmp_path / "result" / "adapter" / "adapter_model.safetensors")
+    assert not all(found[name].equal(theirs[name]) for name in theirs)
 
 
 def test_another_ending_is_refused(folders, tmp_path):

@@ -26,6 +26,14 @@ CASES = [
     ("grounded", "saved_dataset"),
 ]  # fmt: skip
 
+FURTHER = {
+    ("titles", "parquet"): ["train.checkpointing=true"],
+    ("grounded", "jsonl"): ["train.through=engine"],
+    ("yes_no", "csv"): ["model.dtype=bfloat16"],
+    ("item_tokens", "dat"): ["data.split=time", "data.time_share=0.7", "data.candidates=null"],
+}
+"""What else has to work from the command line, each with one of the cases."""
+
 
 def fudlr(*arguments):
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
@@ -47,6 +55,7 @@ def test_train_debias_evaluate_and_save(kind, form, tmp_path, monkeypatch):
     template = tmp_path / "own.yaml"
     template.write_text(yaml.safe_dump(ASKS if kind == "yes_no" else OWN))
     chosen = [f"recommender.kind={kind}", f"recommender.template={template}"]
+    chosen += FURTHER.get((kind, form), [])
     if form in ("bigrec", "tallrec"):  # a row is a user: no older half, and no groups
         chosen += ["data.pretrain_share=0.4"]
     settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
