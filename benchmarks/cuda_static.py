@@ -61,6 +61,10 @@ CLAIMS = {
     "swiglu_tangent_kernel": (256, {"wide"}),
     "swiglu_backward_kernel": (256, {"wide"}),
     "rotate_heads_kernel": (256, set()),
+    "attention_kernel": (256, {"wide"}),
+    "attention_sums_kernel": (256, {"wide"}),
+    "attention_part_kernel": (256, {"wide"}),
+    "check_attention_kernel": (256, set()),
 }
 
 # Registers, shared bytes and warps of a multiprocessor.

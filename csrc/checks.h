@@ -60,10 +60,11 @@ at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
                      const at::Tensor& like);
 
 // Checks that each that is given has this shape and the dtype and device of `like`, and that its
-// rows, and those of `like`, have no gaps within.
+// rows, and those of `like`, have no gaps within. narrow: on a GPU, numbers of 16 bits may be
+// given.
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
-                int64_t rows, int64_t width);
+                int64_t rows, int64_t width, bool narrow = false);
 
 // Checks that `vector` has `size` numbers like those of `like`.
 void check_vector(const char* op, const char* name, const at::Tensor& like,
@@ -77,6 +78,26 @@ void check_together(const char* op, const char* first, bool has_first, const cha
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                      const at::Tensor& limits, int64_t heads, int64_t key_heads);
+
+// Checks the tangents of checked queries, keys and values; returns how many there are a position.
+int64_t check_attention_tangents(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                 const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv);
+
+// Checks the cotangents, and what their derivative is taken of and along; returns how many there
+// are a position.
+int64_t check_attention_backward(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                 const at::Tensor& grads, const std::optional<at::Tensor>& delta,
+                                 const std::optional<at::Tensor>& dq,
+                                 const std::optional<at::Tensor>& dk,
+                                 const std::optional<at::Tensor>& dv);
+
+// Rows for the cotangents of keys and values, and of the queries where they have as many: side by
+// side, as the products that follow want them, with the room beside them.
+struct AttentionCotangents {
+  at::Tensor q, k, v;
+};
+AttentionCotangents attention_cotangents(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                         int64_t count, int64_t room);
 
 // Checks stored rows [n, p] and their scales, which int8 rows have and no others.
 void check_stored_rows(const char* op, const at::Tensor& rows,

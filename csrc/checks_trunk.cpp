@@ -13,12 +13,16 @@ namespace {
 #define FUDLR_CHECK(condition, op, asked, found, remedy) \
   TORCH_CHECK_VALUE(condition, op, ": ", asked, ": ", found, ". ", remedy)
 
-void check_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t rows) {
+// The device is that of the rows: a GPU's kernels look at the numbers themselves.
+void check_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t rows,
+                   const at::Tensor& like) {
   FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong &&
-                  offsets.is_contiguous() && offsets.is_cpu(),
-              op, c10::str(name, " must be int64 of shape [n + 1]"),
-              c10::str("they are ", offsets.scalar_type(), " of shape ", offsets.sizes()),
+                  offsets.is_contiguous() && offsets.device() == like.device(),
+              op, c10::str(name, " must be int64 of shape [n + 1] on ", like.device()),
+              c10::str("they are ", offsets.scalar_type(), " of shape ", offsets.sizes(), " on ",
+                       offsets.device()),
               "Give the row at which each sample starts, and the end of the last one");
+  if (on_gpu(like)) return;
   const int64_t* data = offsets.const_data_ptr<int64_t>();
   const int64_t n = offsets.size(0) - 1;
   FUDLR_CHECK(data[0] == 0 && data[n] == rows && std::is_sorted(data, data + n + 1), op,
@@ -50,10 +54,14 @@ at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
 
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
-                int64_t rows, int64_t width) {
-  FUDLR_CHECK(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble, op,
-              "float32 or float64 was expected", c10::str("it is ", like.scalar_type()),
-              "Convert it with .float()");
+                int64_t rows, int64_t width, bool narrow) {
+  const at::ScalarType dtype = like.scalar_type();
+  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble ||
+                  (narrow && on_gpu(like) && (dtype == at::kBFloat16 || dtype == at::kHalf)),
+              op,
+              narrow ? "float32 or float64 was expected, or on a GPU bfloat16 or float16"
+                     : "float32 or float64 was expected",
+              c10::str("it is ", dtype, " on ", like.device()), "Convert it with .float()");
   FUDLR_CHECK(like.dim() == 2 && (like.size(1) <= 1 || like.stride(1) == 1), op,
               "rows [T, width] without gaps were expected",
               c10::str("shape ", like.sizes(), ", strides ", like.strides()), "Use .contiguous()");
@@ -92,23 +100,26 @@ void check_together(const char* op, const char* first, bool has_first, const cha
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                      const at::Tensor& limits, int64_t heads, int64_t key_heads) {
-  check_rows(op, q, {}, q.size(0), q.size(1));
+  check_rows(op, q, {}, q.size(0), q.size(1), true);
   FUDLR_CHECK(heads > 0 && key_heads > 0 && heads % key_heads == 0 && q.size(1) % heads == 0, op,
               "heads must divide the queries' width, and the key heads the heads",
               c10::str(heads, " heads, ", key_heads, " key heads, width ", q.size(1)),
               "Give the numbers of the model's configuration");
-  check_rows(op, q, {{"k", k}, {"v", v}}, k.size(0), q.size(1) / heads * key_heads);
-  check_offsets(op, "query_offsets", query_offsets, q.size(0));
-  check_offsets(op, "key_offsets", key_offsets, k.size(0));
+  check_rows(op, q, {{"k", k}, {"v", v}}, k.size(0), q.size(1) / heads * key_heads, true);
+  check_offsets(op, "query_offsets", query_offsets, q.size(0), q);
+  check_offsets(op, "key_offsets", key_offsets, k.size(0), q);
   FUDLR_CHECK(query_offsets.size(0) == key_offsets.size(0), op,
               "queries and keys of the same samples were expected",
               c10::str("there are ", query_offsets.size(0) - 1, " and ", key_offsets.size(0) - 1),
               "Give every sample a place in both, if an empty one");
   FUDLR_CHECK(limits.dim() == 1 && limits.size(0) == q.size(0) &&
-                  limits.scalar_type() == at::kLong && limits.is_contiguous() && limits.is_cpu(),
-              op, "limits must be int64, one for each query",
-              c10::str("they are ", limits.scalar_type(), " of shape ", limits.sizes()),
+                  limits.scalar_type() == at::kLong && limits.is_contiguous() &&
+                  limits.device() == q.device(),
+              op, c10::str("limits must be int64 on ", q.device(), ", one for each query"),
+              c10::str("they are ", limits.scalar_type(), " of shape ", limits.sizes(), " on ",
+                       limits.device()),
               "Give the number of keys that each query sees");
+  if (on_gpu(q)) return;
   const int64_t* seen = limits.const_data_ptr<int64_t>();
   const int64_t* from = query_offsets.const_data_ptr<int64_t>();
   const int64_t* keys = key_offsets.const_data_ptr<int64_t>();
@@ -123,6 +134,39 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
       least = seen[t];
     }
   }
+}
+
+int64_t check_attention_tangents(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                 const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
+  const int64_t count = tangents_per_row(op, q, dq);
+  check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1), true);
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1), true);
+  return count;
+}
+
+int64_t check_attention_backward(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                 const at::Tensor& grads, const std::optional<at::Tensor>& delta,
+                                 const std::optional<at::Tensor>& dq,
+                                 const std::optional<at::Tensor>& dk,
+                                 const std::optional<at::Tensor>& dv) {
+  const int64_t count = tangents_per_row(op, q, grads);
+  check_rows(op, q, {{"grads", grads}, {"dq", dq}}, q.size(0) * count, q.size(1), true);
+  check_rows(op, q, {{"delta", delta}}, q.size(0), q.size(1), true);
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1), true);
+  check_together(op, "delta", delta.has_value(), "dq", dq.has_value());
+  check_together(op, "dk", dk.has_value(), "dq", dq.has_value());
+  check_together(op, "dv", dv.has_value(), "dq", dq.has_value());
+  return count;
+}
+
+AttentionCotangents attention_cotangents(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                         int64_t count, int64_t room) {
+  const int64_t columns = q.size(1), narrow = k.size(1);
+  const bool together = q.size(0) == k.size(0);
+  const int64_t start = together ? columns : 0;
+  const at::Tensor side = with_room(op, k.size(0) * count, start + 2 * narrow, room, q);
+  return {together ? side.narrow(1, 0, columns) : with_room(op, q.size(0) * count, columns, 0, q),
+          side.narrow(1, start, narrow), side.narrow(1, start + narrow, narrow)};
 }
 
 }  // namespace fudlr

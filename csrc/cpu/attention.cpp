@@ -66,9 +66,7 @@ at::Tensor attention_tangent(const at::Tensor& q, const at::Tensor& k, const at:
   const char* op = "attention_tangent";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
-  const int64_t count = tangents_per_row(op, q, dq);
-  check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1));
-  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
+  const int64_t count = check_attention_tangents(op, q, k, dq, dk, dv);
   at::Tensor out = with_room(op, dq.size(0), q.size(1), room, q);
   all.run(count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
     using Real = decltype(real);
@@ -88,36 +86,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
   const char* op = "attention_backward";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
-  const int64_t count = tangents_per_row(op, q, grads);
-  check_rows(op, q, {{"grads", grads}, {"dq", dq}}, q.size(0) * count, q.size(1));
-  check_rows(op, q, {{"delta", delta}}, q.size(0), q.size(1));
-  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
-  check_together(op, "delta", delta.has_value(), "dq", dq.has_value());
-  check_together(op, "dk", dk.has_value(), "dq", dq.has_value());
-  check_together(op, "dv", dv.has_value(), "dq", dq.has_value());
-  // Queries and, where they have as many rows, keys and values lie side by side, as the products
-  // that follow want them, with the room beside them.
-  const int64_t columns = q.size(1), narrow = k.size(1);
-  at::Tensor to_q, to_k, to_v;
-  if (q.size(0) == k.size(0)) {
-    const at::Tensor side = with_room(op, q.size(0) * count, columns + 2 * narrow, room, q);
-    to_q = side.narrow(1, 0, columns);
-    to_k = side.narrow(1, columns, narrow);
-    to_v = side.narrow(1, columns + narrow, narrow);
-  } else {
-    const at::Tensor side = with_room(op, k.size(0) * count, 2 * narrow, room, q);
-    to_q = at::empty({q.size(0) * count, columns}, q.options());
-    to_k = side.narrow(1, 0, narrow);
-    to_v = side.narrow(1, narrow, narrow);
-  }
+  const int64_t count = check_attention_backward(op, q, k, grads, delta, dq, dk, dv);
+  auto to = attention_cotangents(op, q, k, count, room);
   all.run(2 * count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
     using Real = decltype(real);
     kernels.backward(
         all.shape(), all.input<Real>(), lines<Real>(grads), lines<Real>(delta),
         {lines<Real>(dq), lines<Real>(dk), lines<Real>(dv)}, count, begin, end,
-        {mutable_lines<Real>(to_q), mutable_lines<Real>(to_k), mutable_lines<Real>(to_v)});
+        {mutable_lines<Real>(to.q), mutable_lines<Real>(to.k), mutable_lines<Real>(to.v)});
   });
-  return {to_q, to_k, to_v};
+  return {to.q, to.k, to.v};
 }
 
 }  // namespace

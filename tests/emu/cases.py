@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import attention_cases
 import torch
+from attention_cases import AttentionSize
 from emulation import LIBRARIES
 from torch import Tensor
+from trunk_cases import TRUNK_SIZES, TRUNK_WAYS
 
 from fudlr_ext.testing import OP_CASES, OpCase, Shape, as_tuple, check_agreement, on_floats
 from fudlr_ext.testing.catalogue import CatalogueShape, softmax_sizes
@@ -42,11 +45,15 @@ MORE = {
 LONG_LIST = CatalogueShape(3, 2100, 3, 1100)  # longer than a chunk
 
 ROUNDINGS = OP_CASES[0].rounding  # in float32 and in float64
-EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 
-# Where not all cases are run: of samples, rows, catalogues, heads, masks and the trunk every so
-# many, prime to the number of dtypes.
-STEPS = {Shape: 3, RowShape: 19, CatalogueShape: 16, HeadShape: 7, MaskShape: 5, None: 5}
+# Where not all cases are run: of samples, rows, catalogues, heads, masks, attention and the trunk
+# every so many, prime to the number of dtypes.
+STEPS = {
+    Shape: 3, RowShape: 19, CatalogueShape: 16, HeadShape: 7, MaskShape: 5, AttentionSize: 11,
+    None: 5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,10 @@ def _kin(
     float64, where nothing more exact is at hand, that error is the one in float32, scaled, and
     the CPU's kernel may have it as well. sizes: Of its arguments, the sums of the sizes of the
     terms of every result, of which it may have roundings as an op with a row may.
+    Where the CPU takes no 16 bits, its error is the one in float32.
     """
     given = make()
+    narrow = library == "fudlr_trunk" and given[0].dtype.itemsize == 2
 
     def call(where: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         if name not in WITH_ROOM:
@@ -148,7 +157,7 @@ def _kin(
 
     def check(got: tuple[Tensor, ...]) -> None:
         exact = call("native", lambda x: x.to(torch.float64, copy=True))
-        near = call("native", Tensor.clone)
+        near = call("native", Tensor.float if narrow else Tensor.clone)
         worst = [
             (x.double() - y).abs().max() for x, y in zip(near, exact, strict=True) if y.numel()
         ]
@@ -166,7 +175,8 @@ def _kin(
             terms = [x.flatten() for x in sizes(*on_floats(given, Tensor.double))]
         count, accumulated = ROUNDINGS[near[0].dtype == torch.float64], EPS[near[0].dtype]
         for result, wanted, kind, size in zip(got, exact, near, terms, strict=True):
-            assert (result.dtype, result.shape) == (kind.dtype, wanted.shape)
+            dtype = given[0].dtype if narrow else kind.dtype
+            assert (result.dtype, result.shape) == (dtype, wanted.shape)
             if not wanted.numel():
                 continue
             roundings = (1 if result.dtype.itemsize == 2 else 4) * EPS[result.dtype]
@@ -261,37 +271,31 @@ WITH_ROOM = (
     "swiglu_backward",
     "attention_tangent",
 )
-Random = Callable[..., Tensor]
 
 
-def _norm(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
-    rows, width, k = size
-    x, weight = random(rows, width), random(width)
-    if op == "rms_norm":
-        return x, random(rows, width) if way == "added" else None, weight, 0.1
-    scale = torch.rsqrt(x.double().square().mean(1) + 0.1).to(x.dtype)
-    grads, added, dx = (random(rows * k, width) for _ in range(3))
-    if op == "rms_norm_tangent":
-        return x, weight, scale, dx
-    second = (random(rows, width), dx) if way == "second" else (None, None)
-    return x, weight, scale, grads, added if way == "added" else None, *second
+def attention_job(op: str, size: AttentionSize, way: str, dtype: torch.dtype, where: str) -> Job:
+    """One call of an attention op."""
+    make = partial(_trunk, attention_cases.make, dtype, op, size, way)
+    return _kin("fudlr_trunk", op, f"{way} {size} {dtype}", make, where=where)
 
 
-def _swiglu(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
-    rows, width, k = size
-    gu = random(rows, 2 * width) * 3
-    if op == "swiglu":
-        return (gu,)
-    if op == "swiglu_tangent":
-        return gu, random(rows * k, 2 * width)
-    second = (random(rows, width), random(rows * k, 2 * width))
-    return gu, random(rows * k, width), *(second if way == "second" else (None, None))
+def _senseless(op: str, place: int, change: int, where: str) -> Job:
+    """The last number of offsets or limits makes no sense: all of every result is NaN.
 
+    It gives where that is so, which can be compared.
+    """
+    size = attention_cases.SIZES[0]
+    given = list(_trunk(attention_cases.make, torch.float32, op, size, "all"))
+    given[place] = given[place].clone()
+    given[place][-1] += change
 
-def _rotate(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
-    rows, width, k = size
-    angles = random(rows, width)
-    return random(rows * k, 3 * width), angles.cos(), angles.sin(), way == "inverse"
+    def run() -> tuple[Tensor, ...]:
+        return tuple(x.isnan() for x in _call(where, "fudlr_trunk", op, tuple(given)))
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        assert all(x.all() for x in got)
+
+    return Job(op, f"{op} argument {place} off by {change}", run, check)
 
 
 def _trunk(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
@@ -302,19 +306,6 @@ def _trunk(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tup
 
     op, *others = rest
     return make(op, random, *others)
-
-
-# Rows have blocks of 32 to 256 threads, a thread vectors of 2 or 4 numbers.
-TRUNK_SIZES = ((11, 1, 3), (3, 7, 2), (5, 64, 1), (2, 1101, 3))
-TRUNK_WAYS = {
-    "rms_norm": (_norm, "plain", "added"),
-    "rms_norm_tangent": (_norm, "plain"),
-    "rms_norm_backward": (_norm, "plain", "added", "second"),
-    "swiglu": (_swiglu, "plain"),
-    "swiglu_tangent": (_swiglu, "plain"),
-    "swiglu_backward": (_swiglu, "plain", "second"),
-    "rotate_heads": (_rotate, "plain", "inverse"),
-}
 
 
 def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
@@ -358,6 +349,19 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             for make in [partial(_trunk, maker, dtype, op, size, way)]
         ]
         yield "fudlr_trunk", op, jobs, STEPS[None]
+    for op, ways in attention_cases.WAYS.items():
+        jobs = [
+            partial(attention_job, op, size, way, dtype)
+            for size in attention_cases.SIZES
+            for way in ways
+            for dtype in FLOATS
+        ]
+        jobs += [
+            partial(_senseless, op, place, change)
+            for place in attention_cases.OFFSETS
+            for change in (1, 1 << 40, -(1 << 40))
+        ]
+        yield "fudlr_trunk", op, jobs, STEPS[AttentionSize]
 
 
 def every_job(where: str, *, some: bool = False, only: tuple[str, ...] = ()) -> Iterator[Job]:

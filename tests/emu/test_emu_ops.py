@@ -15,12 +15,8 @@ from emulation import ROOT, build, separately
 
 from fudlr_ext import _C
 
-# Ops that have no kernel for GPUs yet. The list may only shrink; docs/cuda.md says what they do.
-WITHOUT = [
-    "attention",
-    "attention_backward",
-    "attention_tangent",
-]
+# Ops that have no kernel for GPUs: none.
+WITHOUT: list[str] = []
 
 
 def run(variant):

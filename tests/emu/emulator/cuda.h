@@ -171,7 +171,8 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, FUDLR_HERE) {
   return mine.result;
 }
 
-inline int atomicOr(int* address, int value) { return std::exchange(*address, *address | value); }
+// Defined where nothing is watched: atomics do not race with each other.
+int atomicOr(int* address, int value);
 inline int min(int a, int b) { return std::min(a, b); }
 inline int max(int a, int b) { return std::max(a, b); }
 inline int64_t min(int64_t a, int64_t b) { return std::min(a, b); }

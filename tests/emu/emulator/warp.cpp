@@ -90,3 +90,5 @@ void load_matrices(uint32_t (&to)[4], const void* row, bool transposed, Place pl
 }
 
 }  // namespace emulator
+
+int atomicOr(int* address, int value) { return std::exchange(*address, *address | value); }
