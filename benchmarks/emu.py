@@ -79,7 +79,7 @@ def piece_of(op, variant):
     how = ["--seeds", str(VARIANTS[variant]), "--only", op]
     found, crash = script("run_cases.py", variant, *how, variant=variant)
     if found is None:
-        return {"crash": crash}
+        return {"sources": sources, "crash": crash}
     del found["cases_of"], found["without_kernel"]
     return {"sources": sources, **found}
 
@@ -98,7 +98,7 @@ def start():
     pieces = {
         name: found
         for name, found in record.get("pieces", {}).items()
-        if found.get("sources") == digest(name.split()[1])
+        if found.get("sources") == digest(name.split()[1]) and "crash" not in found
     }
     counted = {key: record.get(key) for key in ("traffic", "traffic_sources")}
     if counted["traffic_sources"] != digest("sample_dots"):
@@ -129,15 +129,14 @@ def main():
                 continue
             piece = f"{variant} {op}"
             found = record["pieces"].get(piece) or piece_of(op, variant)
-            if "crash" in found:
-                print(piece, "was ended by a sanitizer, or a crash:", found["crash"], flush=True)
-                wrong.append(piece)
-                continue
             record["pieces"][piece] = found
             write_json(RESULT, record)
-            print(piece, found["cases"], "cases", found["disagreements"], "disagreements",
-                  found.get("races", 0), "races", found["seconds"], "s", flush=True)  # fmt: skip
-            if found["disagreements"] or found.get("races"):
+            if "crash" in found:
+                print(piece, "was ended by a sanitizer, or a crash:", found["crash"], flush=True)
+            else:
+                said = f"{found['disagreements']} disagreements, {found.get('races', 0)} races"
+                print(f"{piece}: {found['cases']} cases, {said}, {found['seconds']} s", flush=True)
+            if "crash" in found or found["disagreements"] or found.get("races"):
                 wrong.append(piece)
     for row in record["traffic"]:
         print("sample_dots", row["shape"], row["dtype"], f"{row['ratio']:.3f} of the bytes")

@@ -4,20 +4,24 @@ from tables.shared import machine, rows
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 NOT_RUN = "not run yet"
+ENDED = "ended by a report"
 
 
-def _cells(record: dict, op: str) -> tuple[str, str, str]:
-    """What the three variants found of an op."""
-    plain, check, sanitize = (
-        record["pieces"].get(f"{variant} {op}") for variant in ("plain", "check", "sanitize")
+def _cells(record: dict, op: str) -> tuple[str, str, str, str]:
+    """What the three variants found of an op, and their seconds."""
+    variants = ("plain", "check", "sanitize")
+    runs = [record["pieces"].get(f"{variant} {op}") for variant in variants]
+    forms = (
+        "{disagreements} of {cases} × {schedules}",
+        "{races} in {cases}",
+        "{disagreements} in {cases}",
     )
-    return (
-        f"{plain['disagreements']} of {plain['cases']} × {plain['schedules']}"
-        if plain
-        else NOT_RUN,
-        f"{check['races']} in {check['cases']}" if check else NOT_RUN,
-        f"{sanitize['disagreements']} in {sanitize['cases']}" if sanitize else NOT_RUN,
+    found = (
+        NOT_RUN if run is None else ENDED if "crash" in run else form.format(**run)
+        for run, form in zip(runs, forms, strict=True)
     )
+    times = (f"{run['seconds']:.0f}" if run and "seconds" in run else "–" for run in runs)
+    return *found, " / ".join(times)
 
 
 def emulated(record: dict) -> list[str]:
@@ -32,7 +36,13 @@ def emulated(record: dict) -> list[str]:
         )
         for row in record["traffic"]
     ]
-    head = ("op", "disagreements, cases × schedules", "races, cases", "sanitizer reports, cases")
+    head = (
+        "op",
+        "disagreements, cases × schedules",
+        "races, cases",
+        "sanitizer reports, cases",
+        "seconds of the three",
+    )
     return [
         "",
         machine(record),

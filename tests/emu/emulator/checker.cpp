@@ -2,7 +2,8 @@
 //
 // Races: two accesses to the same two bytes by different threads, one of them a write, are ordered
 // if a barrier of the block lies between them, or a __syncwarp where both are of one warp; if they
-// are of different blocks, never. This needs no unlucky schedule to be seen.
+// are of different blocks, never. Two atomic ones never race. This needs no unlucky schedule to be
+// seen.
 //
 // Traffic: the n-th time that the lanes of a warp pass one place in the code is one instruction of
 // the warp. Its 32-byte sectors are what it asks of global memory; in shared memory, the accesses
@@ -19,6 +20,7 @@ void check_begin_block() {}
 void check_end_block() {}
 void check_end_launch() {}
 void check_matrix_row(const void*) {}
+void check_atomic(const void*, int) {}
 std::string check_report() { return "null"; }
 void check_reset() {}
 }  // namespace emulator
@@ -45,9 +47,11 @@ struct Access {
   uint32_t block_epoch = 0;
   uint32_t warp_epoch = 0;
   uintptr_t code = 0;
+  bool atomic = false;
 };
 
 bool ordered(const Access& before, const Access& now) {
+  if (before.atomic && now.atomic) return true;
   if (before.block != now.block) return false;
   if (before.thread == now.thread || before.block_epoch < now.block_epoch) return true;
   return before.warp == now.warp && before.warp_epoch < now.warp_epoch;
@@ -130,7 +134,7 @@ uint64_t block_number() {
              (launch.block_index.y + static_cast<uint64_t>(launch.grid.y) * launch.block_index.z);
 }
 
-void access(const void* address, int width, bool store, const void* code) {
+void access(const void* address, int width, bool store, const void* code, bool atomic = false) {
   Checker& c = checker();
   // Templates of the standard library may be shared with the scheduler, and watched there as well.
   if (!c.active || !in_fiber()) return;
@@ -148,7 +152,8 @@ void access(const void* address, int width, bool store, const void* code) {
                    self.warp,
                    self.block_epoch,
                    self.warp_epoch,
-                   place};
+                   place,
+                   atomic};
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
   for (uintptr_t cell = at / 2; cell <= (at + width - 1) / 2; ++cell) {
     check_race((shared ? c.shared : c.global)[cell], now, store, shared);
@@ -230,6 +235,10 @@ void check_end_block() {
 void check_end_launch() {}
 
 void check_matrix_row(const void* row) { access(row, 16, false, __builtin_return_address(0)); }
+
+void check_atomic(const void* address, int width) {
+  access(address, width, true, __builtin_return_address(0), true);
+}
 
 std::string check_report() {
   const uintptr_t base = reinterpret_cast<uintptr_t>(__ehdr_start);

@@ -15,6 +15,9 @@ void check_end_launch();
 // A row of eight 16-bit numbers that ldmatrix reads for the fiber that runs now.
 void check_matrix_row(const void* row);
 
+// An atomic change of memory by the fiber that runs now.
+void check_atomic(const void* address, int width);
+
 // What was counted since the last reset, as JSON.
 std::string check_report();
 void check_reset();

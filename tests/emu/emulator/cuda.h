@@ -99,6 +99,9 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 void load_matrices(uint32_t (&to)[4], const void* row, bool transposed,
                    Place place = {__builtin_FILE(), __builtin_LINE()});
 
+// Not inline: the checker must see one access to memory, and that it is an atomic one.
+int atomic_or(int* address, int value);
+
 // A shuffle: each lane brings a value and the lane that it wants to hear.
 template <typename Value>
 struct Shuffle {
@@ -171,8 +174,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, FUDLR_HERE) {
   return mine.result;
 }
 
-// Defined where nothing is watched: atomics do not race with each other.
-int atomicOr(int* address, int value);
+inline int atomicOr(int* address, int value) { return emulator::atomic_or(address, value); }
 inline int min(int a, int b) { return std::min(a, b); }
 inline int max(int a, int b) { return std::max(a, b); }
 inline int64_t min(int64_t a, int64_t b) { return std::min(a, b); }

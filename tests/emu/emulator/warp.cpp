@@ -1,5 +1,5 @@
-// The warp's matrix operations, by the PTX ISA's fragments; the layout is written down at
-// mma_16x8x16 and load_matrices in csrc/cuda/cuda_compat.h, and tested element by element in
+// Atomics, and the warp's matrix operations, by the PTX ISA's fragments; the layout is written down
+// at mma_16x8x16 and load_matrices in csrc/cuda/cuda_compat.h, and tested element by element in
 // tests/emu/test_emu_fragments.py.
 #include "emulator/checker.h"
 #include "emulator/cuda.h"
@@ -80,6 +80,11 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   warp_together(0xffffffffu, &mine, multiply, place);
 }
 
+int atomic_or(int* address, int value) {
+  check_atomic(address, sizeof(int));
+  return std::exchange(*address, *address | value);
+}
+
 void load_matrices(uint32_t (&to)[4], const void* row, bool transposed, Place place) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     throw std::runtime_error("ldmatrix: a row must be aligned to 16 bytes");
@@ -90,5 +95,3 @@ void load_matrices(uint32_t (&to)[4], const void* row, bool transposed, Place pl
 }
 
 }  // namespace emulator
-
-int atomicOr(int* address, int value) { return std::exchange(*address, *address | value); }
