@@ -93,6 +93,9 @@ class WholeModel:
 class WholePullback:
     """One batch's outputs and the way back from them to all parameters."""
 
+    held = 0
+    """Bytes that autograd does not know of."""
+
     def __init__(self, whole: WholeModel, outputs: Any) -> None:
         self._whole = whole
         self._graph = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -100,11 +103,12 @@ class WholePullback:
 
     def vjp(self, cotangents: tuple[Tensor, ...]) -> Tensor:
         """Return Σ cotangent · ∂outputs/∂θ for k cotangents of each output, [k, d]."""
+        wanted = [i for i, output in enumerate(self._graph) if output.requires_grad]
         found = [
             torch.autograd.grad(
-                self._graph,
+                [self._graph[i] for i in wanted],
                 self._whole.parameters(),
-                grad_outputs=[each[j] for each in cotangents],
+                grad_outputs=[cotangents[i][j] for i in wanted],
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -122,7 +126,8 @@ def whole_run(run: Run, learning_rate: float, kept: Path) -> Run:
         kept: Where the training is kept, as a retraining.
     """
     assert run.folder is not None
-    config = merge(run.config, {"train.learning_rate": learning_rate, "record.ride": False})
+    options = {"train.learning_rate": learning_rate, "train.through": "peft", "record.ride": False}
+    config = merge(run.config, options)
     model = load_base(run.folder / "base", config.model.dtype)
     kind = recommender_kind(config)
     recommender = kind.create(model, None, run.interactions, config, run.recommender.record())

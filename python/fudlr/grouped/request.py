@@ -238,6 +238,10 @@ class _CountedWay:
         found: tuple[Tensor, ...] = self._way.outputs
         return found
 
+    @property
+    def held(self) -> int:
+        return int(self._way.held)
+
     def vjp(self, cotangents: tuple[Tensor, ...]) -> Tensor:
         k, n = cotangents[0].shape[:2]
         self._counter.prompts += k * n
