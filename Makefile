@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 DEMO_ARGS ?=
 LLM_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# In the order of the folders: the files of few tests, and long ones, come first and not last.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
