@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fudlr.config import DataConfig
-from fudlr.data.interactions import DataWarning, Interactions, Ints, Samples, Split
+from fudlr.data.interactions import Bools, DataWarning, Interactions, Ints, Samples, Split
 from fudlr.errors import DataError, UsageError
 
 
@@ -65,16 +65,7 @@ def leave_last_out(
     counts = np.ones(len(interactions), dtype=bool)
     counts[stops[kept] - 2] = False
     counts[stops[kept] - 1] = False
-    popularity = np.bincount(interactions.item[counts], minlength=interactions.n_items)
-    return Split(
-        interactions,
-        pretrain,
-        Samples(interactions, train),
-        Samples(interactions, stops[kept] - 2),
-        Samples(interactions, stops[kept] - 1),
-        popularity.astype(np.int64),
-        left_out,
-    )
+    return _split(interactions, pretrain, train, stops[kept], counts, left_out)
 
 
 def time_split(
@@ -129,13 +120,26 @@ def time_split(
             stacklevel=2,
         )
     pretrain = np.stack([np.arange(starts.size), starts, half], axis=1)[half > starts]
-    popularity = np.bincount(interactions.item[early], minlength=interactions.n_items)
+    return _split(interactions, pretrain, train, stops[kept], early, left_out)
+
+
+def _split(
+    interactions: Interactions,
+    pretrain: Ints,
+    train: Ints,
+    stops: Ints,
+    counts: Bools,
+    left_out: int,
+) -> Split:
+    """A split whose prompts are for the last two before each of `stops`; popularity is of what
+    `counts`."""
+    popularity = np.bincount(interactions.item[counts], minlength=interactions.n_items)
     return Split(
         interactions,
         pretrain,
         Samples(interactions, train),
-        Samples(interactions, stops[kept] - 2),
-        Samples(interactions, stops[kept] - 1),
+        Samples(interactions, stops - 2),
+        Samples(interactions, stops - 1),
         popularity.astype(np.int64),
         left_out,
     )
