@@ -65,7 +65,7 @@ def leave_last_out(
     counts = np.ones(len(interactions), dtype=bool)
     counts[stops[kept] - 2] = False
     counts[stops[kept] - 1] = False
-    return _split(interactions, pretrain, train, stops[kept], counts, left_out)
+    return _split(interactions, pretrain, train, kept, counts)
 
 
 def time_split(
@@ -120,19 +120,14 @@ def time_split(
             stacklevel=2,
         )
     pretrain = np.stack([np.arange(starts.size), starts, half], axis=1)[half > starts]
-    return _split(interactions, pretrain, train, stops[kept], early, left_out)
+    return _split(interactions, pretrain, train, kept, early)
 
 
 def _split(
-    interactions: Interactions,
-    pretrain: Ints,
-    train: Ints,
-    stops: Ints,
-    counts: Bools,
-    left_out: int,
+    interactions: Interactions, pretrain: Ints, train: Ints, kept: Bools, counts: Bools
 ) -> Split:
-    """A split whose prompts are for the last two before each of `stops`; popularity is of what
-    `counts`."""
+    """The last two of every user that is `kept` are targets; popularity is of what `counts`."""
+    stops = interactions.user_starts[1:][kept]
     popularity = np.bincount(interactions.item[counts], minlength=interactions.n_items)
     return Split(
         interactions,
@@ -141,7 +136,7 @@ def _split(
         Samples(interactions, stops - 2),
         Samples(interactions, stops - 1),
         popularity.astype(np.int64),
-        left_out,
+        int((~kept).sum()),
     )
 
 
