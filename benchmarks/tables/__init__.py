@@ -82,6 +82,7 @@ TABLES: tuple[ModuleType, ...] = (
 INSERTS: dict[str, dict[str, tuple[Callable[[dict], list[str]], str]]] = {
     "method": {"bed": (bed.method, "bed")},
     "cuda": {
+        "cost of the build": (cuda.built, "cuda_build"),
         "emulated runs": (cuda.emulated, "emu"),
         "static evidence": (cuda.static, "cuda_static"),
     },

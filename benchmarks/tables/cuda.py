@@ -1,5 +1,7 @@
 """What is known of the GPU kernels without a GPU: emulated runs, and the compiled code."""
 
+from statistics import median
+
 from tables.shared import machine, rows
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -22,6 +24,41 @@ def _cells(record: dict, op: str) -> tuple[str, str, str, str]:
     )
     times = (f"{run['seconds']:.0f}" if run and "seconds" in run else "–" for run in runs)
     return *found, " / ".join(times)
+
+
+def built(record: dict) -> list[str]:
+    """What compiling for GPUs adds to a build, and what the emulated tests take."""
+
+    def line(name: str, seconds: dict, bar: str) -> tuple[str, str, str, str]:
+        return name, f"{seconds['wall']:.0f}", f"{seconds['cpu']:.0f}", bar
+
+    def judged(added: float, bar: float, met: bool) -> str:
+        return f"{added:.0f} of at most {bar:.0f} s ({'met' if met else 'missed'})"
+
+    lines = [
+        line(f"build, CUDA {cuda}", {key: median(t[key] for t in times) for key in times[0]}, "–")
+        for cuda, times in record["builds"].items()
+    ]
+    added = judged(record["added_seconds"], record["build_bar"], record["build_met"])
+    lines.append(("added by CUDA", "", "", added))
+    if "tests" in record:
+        wall = record["tests"]["wall"]
+        bar = judged(wall, record["tests_bar"], record["tests_met"])
+        lines.append(line("emulated tests (`tests/emu`)", record["tests"], bar))
+    longest = sorted(record["sources"].items(), key=lambda item: -item[1])
+    return [
+        "",
+        machine(record),
+        "",
+        f"Fresh builds, {record['jobs']} jobs, {len(record['builds']['ON'])} of each in turn.",
+        "",
+        *rows(("what", "wall, s", "CPU, s", "bar"), lines),
+        "",
+        "Of single files, wall seconds beside another one: "
+        + ", ".join(f"{name} {seconds:.0f}" for name, seconds in longest)
+        + ".",
+        "",
+    ]
 
 
 def emulated(record: dict) -> list[str]:
