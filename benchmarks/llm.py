@@ -25,6 +25,7 @@ from fudlr import debias, load_run, train_run, verify_result, write_result
 from fudlr.checkpoint import ENDING
 from fudlr.config import RunConfig, dump_config, load_config, merge
 from fudlr.data import fetch_ml100k
+from fudlr.errors import UsageError
 from fudlr.evaluation import make_prompts
 from fudlr.files import atomic_folder, write_json
 from fudlr.metrics import evaluate
@@ -142,7 +143,7 @@ def verify(name: str) -> Callable[[Work], None]:
 
 def adapters(work: Work) -> dict[str, Path]:
     found = {"trained": work.run / "adapter"}
-    for name in work.objectives:
+    for name in filter(lambda name: verified(name)(work), work.objectives):
         found |= {f"{name} debiased": work.out / name / "adapter",
                   f"{name} retrained": work.out / name / "retrained"}  # fmt: skip
     return found
@@ -179,11 +180,16 @@ def as_titles(work: Work) -> Path:
 
 
 def report(work: Work) -> None:
+    """What is there: requests not verified yet, and titles not scored, are named as such."""
+    done = [name for name in work.objectives if verified(name)(work)]
+    if "arp" not in done:
+        raise UsageError(
+            f"the result of {work.out} was to be written",
+            "the request for ARP, which the bar is about, is not verified",
+            "Run the stages before it: python benchmarks/llm.py, without names of stages",
+        )
     run, times = work.loaded, json.loads((work.out / "stages.json").read_text(encoding="utf-8"))
-    results = {name: outcome(work.out / name) for name in work.objectives}
-    listed = {path.stem.replace("-", " "): json.loads(path.read_text(encoding="utf-8"))
-              for path in sorted((work.out / "titles").glob("*.json"))}  # fmt: skip
-    config = load_config(work.out / "run-titles" / "config.yaml").data
+    results = {name: outcome(work.out / name) for name in done}
     name = "llm_small.json" if work.small else "llm.json"
     found = {
         "command": f"python benchmarks/llm.py{' --small' if work.small else ''}",
@@ -194,9 +200,10 @@ def report(work: Work) -> None:
         "parameters": run.engine.d,
         "losses": run.losses,
         "results": results,
+        "not_run": [name for name in work.objectives if name not in done],
         "bar": bar(results["arp"]),
-        "titles": {"users": len(make_split(run.interactions, config).test),
-                   "candidates": config.candidates, "figures": listed},
+        "shares": {name: shares(times, name) for name in done},
+        "titles": titles_found(work),
         "stages": times,
         "machine": describe(),
     }  # fmt: skip
@@ -204,11 +211,30 @@ def report(work: Work) -> None:
     print(f"{work.out / name} is written; benchmarks/results/ keeps the real run's")
 
 
+def shares(times: dict, name: str) -> dict[str, float]:
+    """CPU seconds of a request's stages, evaluations in them, and their share of a retraining's."""
+    cpu = {stage: times[stage]["cpu"] for stage in ("record", f"debias-{name}", f"retrain-{name}")}
+    record, request, retraining = cpu.values()
+    return {"record": record, "request": request, "retraining": retraining,
+            "share": (record + request) / retraining}  # fmt: skip
+
+
+def titles_found(work: Work) -> dict | None:
+    """Figures of the adapters whose titles were scored, or None."""
+    listed = {path.stem.replace("-", " "): json.loads(path.read_text(encoding="utf-8"))
+              for path in sorted((work.out / "titles").glob("*.json"))}  # fmt: skip
+    if not listed:
+        return None
+    config = load_config(work.out / "run-titles" / "config.yaml").data
+    users = len(make_split(work.loaded.interactions, config).test)
+    return {"users": users, "candidates": config.candidates, "figures": listed}
+
+
 def outcome(folder: Path) -> dict:
     """What the result file keeps of one request."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     kept = ("objective", "before", "after", "retrained", "predicted", "intervals", "agreement",
-            "null", "directions", "samples", "seconds", "cost", "solver", "signatures", "warnings",
+            "null", "directions", "samples", "solver", "signatures", "warnings",
             "verification")  # fmt: skip
     return {name: summary[name] for name in kept}
 

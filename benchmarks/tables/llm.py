@@ -35,7 +35,12 @@ def render(record: dict) -> list[str]:
         "",
     ]
     for name, found in record["results"].items():
-        lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", _cost(found), ""]
+        cost = _cost(found["samples"], record["shares"][name])
+        lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
+    if record["not_run"]:
+        lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
+    if record["titles"] is None:
+        return [*lines, "Titles were not scored yet."]
     return lines + _titles(record["titles"])
 
 
@@ -51,11 +56,13 @@ def _figures(found: dict) -> list[str]:
     return rows(("metric", *STATES, "retraining's change"), body)
 
 
-def _cost(found: dict) -> str:
-    cost, counts = found["cost"], found["samples"]
-    removed = f"{counts['removed']} of {counts['training']:,} samples removed"
-    share = f"{cost['share_of_training']:.0%} of retraining's {cost['training_seconds']:,.0f} s"
-    return f"{removed} in {cost['seconds']:,.0f} s ({share})."
+def _cost(samples: dict, cpu: dict) -> str:
+    return (
+        f"{samples['removed']} of {samples['training']:,} samples removed. CPU minutes, with "
+        f"evaluations: the store {cpu['record'] / 60:.0f}, the request {cpu['request'] / 60:.0f}, "
+        f"retraining {cpu['retraining'] / 60:.0f}, without any; the first two are "
+        f"{cpu['share']:.0%} of it."
+    )
 
 
 def _titles(found: dict) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fudlr.config import RunConfig
 from fudlr.data import fetch_ml100k, leave_last_out, synthetic
+from fudlr.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,11 +54,22 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     page = "\n".join(table.render(found))
     assert f"{arp['retrained']['arp']:.4g}" in page
     assert table.plot(found).keys() == {"llm"}
+    page = "\n".join(table.render({**found, "not_run": ["gender"], "titles": None}))
+    assert "Not run yet: gender." in page
+    assert "Titles were not scored yet." in page
+    cpu = found["shares"]["arp"]
+    assert cpu["share"] == (cpu["record"] + cpu["request"]) / cpu["retraining"]
     capsys.readouterr()
     llm.main([*out, "--list"])
     said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     done = ("train", "record", "debias-arp", "retrain-arp", "verify-arp", "titles")
     assert {said[name] for name in done} == {"done"}
+
+
+def test_a_report_wants_the_request_for_arp(modules, tmp_path):
+    llm, _, _ = modules
+    with pytest.raises(UsageError, match="request for ARP"):
+        llm.report(llm.Work(tmp_path, small=True))
 
 
 def test_the_bar_claims_nothing_where_retraining_changed_nothing(modules):
