@@ -2,7 +2,10 @@
 
 from tables.shared import machine, rows
 
-HEAD = ("op", "size", "dtype", "ms", "of copy", "of product", "beside plain", "beside the best")
+HEAD = (
+    "op", "size", "dtype", "ms", "of copy", "of product", "beside plain", "beside the best",
+    "peak, MB", "plain's",
+)  # fmt: skip
 
 
 def _cells(row: dict) -> tuple[str, ...]:
@@ -18,7 +21,9 @@ def _cells(row: dict) -> tuple[str, ...]:
         f"{row['share_of_product']:.0%}",
         f"{found['plain']:.2f}" if "plain" in found else row["left_out"].get("plain", ""),
         "" if best is None else f"{found[best]:.2f} ({best})",
-    )
+        *(f"{row['peak_bytes'][way] / 1e6:.0f}" if way in row["peak_bytes"] else ""
+          for way in ("ours", "plain")),
+    )  # fmt: skip
 
 
 def _missing(row: dict) -> str:
@@ -42,7 +47,8 @@ def measured(record: dict) -> list[str]:
         f"On {record['gpu']['name']}, {record['gpu']['bytes'] / 2**30:.0f} GiB. Shares are of a "
         f"measured copy, {found['bytes_per_second'] / 1e9:.0f} GB a second, and of measured matrix "
         f"products, {rates}; the bytes and operations of a row are in the result file. "
-        "*Beside* is another way's time over ours: above 1, ours is faster.",
+        "*Beside* is another way's time over ours: above 1, ours is faster. Peaks are of memory "
+        "beyond the inputs.",
     ]
     results = record["results"]
     for family in dict.fromkeys(row["family"] for row in results):

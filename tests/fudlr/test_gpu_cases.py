@@ -223,8 +223,9 @@ def test_the_page_has_a_table_where_there_are_results(monkeypatch, bench, gpu, t
     (tmp_path / "cuda.md").write_text(f"before\n{marks}after\n", encoding="utf-8")
     assert "Not measured yet" in tables.inserted("cuda")
     cases = list(bench("gpu_cases").cases("rows", small=True))
+    row = gpu.row_of("rows", cases[1], "cpu", RATES, lambda way: way() is None or 0.5)
     rows = [
-        gpu.row_of("rows", cases[1], "cpu", RATES, lambda way: way() is None or 0.5),
+        row | {"peak_bytes": {"ours": 3_000_000, "plain": 9_000_000}},
         gpu.facts("rows", cases[2]) | {"failed": "WrongAnswer: off by 1"},
     ]
     record = {
@@ -237,5 +238,7 @@ def test_the_page_has_a_table_where_there_are_results(monkeypatch, bench, gpu, t
     assert page.endswith("after\n")
     assert "On A made-up GPU, 1 GiB" in page
     name = "300,000 × 2,048, 1 vector"
-    assert f"| `row_dots` | {name} | bfloat16 | 500 | 0% | 0% | 1.00 | 1.00 (plain) |" in page
+    assert (
+        f"| `row_dots` | {name} | bfloat16 | 500 | 0% | 0% | 1.00 | 1.00 (plain) | 3 | 9 |" in page
+    )
     assert f"- `row_dots`, {name}, int8: failed, WrongAnswer: off by 1" in page
