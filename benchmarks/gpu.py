@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
 import sys
 import time
 from pathlib import Path
@@ -128,30 +128,34 @@ def run(args: argparse.Namespace, device: str) -> int:
     }
     record["results"] = kept_rows(args.out, record, args.only) if args.out else []
     for place, family in enumerate(args.only):
+        lost = False
         for case in cases(family, args.small):
-            late = time.monotonic() > end
-            row = (
-                facts(family, case) | {"not_measured": "no time was left"}
-                if late
-                else row_of(family, case, device, found, clock)
-            )
+            if lost or time.monotonic() > end:
+                reason = "the device was lost" if lost else "no time was left"
+                row = facts(family, case) | {"not_measured": reason}
+            else:
+                row = row_of(family, case, device, found, clock)
+                lost = "failed" in row and is_lost(device)
             record["results"].append(row)
             if args.out:
                 write_json(args.out, record)
             print(line_of(row), flush=True)
-            if "failed" in row and is_lost(device):
-                return go_on(args, args.only[place + 1 :], end)
+        if lost:
+            return go_on(args, args.only[place + 1 :], end)
     return int(any("failed" in row for row in record["results"]))
 
 
 def go_on(args: argparse.Namespace, families: list[str], end: float) -> int:
-    """The families that are left, in a process with a device of its own; the exit code is 1."""
+    """The families that are left, in a process in this one's place, which lets go of the device.
+
+    What failed so far stays in the file, and with it the exit code 1.
+    """
     print(f"gpu: the device is lost; left: {', '.join(families) or 'nothing'}", flush=True)
     if families:
         minutes = max(0.0, (end - time.monotonic()) / 60)
         options = ["--only", *families, "--minutes", str(minutes)]
         options += ["--small"] * args.small + (["--out", str(args.out)] if args.out else [])
-        subprocess.run([sys.executable, __file__, *options], check=False)
+        os.execv(sys.executable, [sys.executable, __file__, *options])
     return 1
 
 

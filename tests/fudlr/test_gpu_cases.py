@@ -203,14 +203,16 @@ def test_where_the_device_is_lost_a_new_process_goes_on(monkeypatch, gpu, tmp_pa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "measure", broken)
     monkeypatch.setattr(gpu, "is_lost", lambda device: True)
-    monkeypatch.setattr(gpu.subprocess, "run", lambda command, check: begun.append(command))
+    monkeypatch.setattr(gpu.os, "execv", lambda program, command: begun.append(command))
     monkeypatch.setattr(gpu, "describe", lambda: {"commit": "a"})
     out = tmp_path / "gpu.json"
     options = ("--small", "--only", "rows", "masks", "heads", "--out", str(out))
     assert run(monkeypatch, gpu, *options) == 1
     assert begun[0][2:5] == ["--only", "masks", "heads"]
-    (row,) = json.loads(out.read_text())["results"]
+    row, *rest = json.loads(out.read_text())["results"]
     assert row["failed"] == "RuntimeError: an illegal memory access was encountered"
+    assert len(rest) == 26
+    assert {each["not_measured"] for each in rest} == {"the device was lost"}
 
 
 def test_the_page_has_a_table_where_there_are_results(monkeypatch, bench, gpu, tmp_path):
