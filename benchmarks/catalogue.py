@@ -19,7 +19,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,17 @@ Result = tuple[Tensor, Tensor, Tensor]
 """The mean over users of p C [c], and the gradients of its sum weighed 1, 2, … in h and E."""
 
 
-def inputs(users: int, items: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def inputs(
+    users: int, items: int, width: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, ...]:
     """h, E, C and the weights of the columns."""
-    generator = torch.Generator().manual_seed(0)
-    h = torch.randn(users, width, generator=generator)
-    e = torch.randn(items, width, generator=generator).mul_(width**-0.5).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    random = partial(torch.randn, generator=generator, device=device)
+    h = random(users, width)
+    e = random(items, width).mul_(width**-0.5).to(dtype)
     # Values that hang on the items: of others the gradient in h would be what rounding leaves.
-    values = (4 * e.float() @ torch.randn(width, COLUMNS, generator=generator)).sigmoid()
-    return h, e, values, torch.arange(1.0, COLUMNS + 1)
+    values = (4 * e.float() @ random(width, COLUMNS)).sigmoid()
+    return h, e, values, torch.arange(1.0, COLUMNS + 1, device=device)
 
 
 def with_autograd(h: Tensor, e: Tensor, weights: Tensor, expectation: Any) -> Result:
@@ -64,20 +68,26 @@ def full(h: Tensor, e: Tensor, c: Tensor, weights: Tensor) -> Result:
     return with_autograd(h, e, weights, lambda h, e: (h @ e.to(h.dtype).t()).softmax(1) @ c)
 
 
-def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Result:
-    """The same in torch without autograd: operations in place, matrix products into place."""
-    n, count = h.shape[0], e.shape[0]
-    most = h.new_full((n, 1), -torch.inf)
-    sums, totals = h.new_zeros(n, 1), h.new_zeros(n, c.shape[1])
-    room = h.new_empty(n, min(chunk, count))
+class Chunks:
+    """Scores of all users with some items at a time, always in the same place."""
 
-    def scores(start: int) -> tuple[Tensor, Tensor, slice]:
-        cut = slice(start, min(start + chunk, count))
-        part = e[cut].to(h.dtype)
-        return torch.mm(h, part.t(), out=room[:, : part.shape[0]]), part, cut
+    def __init__(self, h: Tensor, e: Tensor, size: int) -> None:
+        self.h, self.e, self.size = h, e, min(size, len(e))
+        self.room = h.new_empty(len(h), self.size)
 
-    for start in range(0, count, chunk):
-        s, _, cut = scores(start)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        for start in range(0, len(self.e), self.size):
+            cut = slice(start, min(start + self.size, len(self.e)))
+            part = self.e[cut].to(self.h.dtype)
+            yield torch.mm(self.h, part.t(), out=self.room[:, : len(part)]), part, cut
+
+
+def chunked_mean(chunks: Chunks, c: Tensor) -> tuple[Tensor, Tensor]:
+    """p C [n, c] and log Σ exp [n, 1]: an online softmax, operations in place."""
+    h = chunks.h
+    most = h.new_full((len(h), 1), -torch.inf)
+    sums, totals = h.new_zeros(len(h), 1), h.new_zeros(len(h), c.shape[1])
+    for s, _, cut in chunks:
         above = torch.maximum(most, s.amax(1, keepdim=True))
         shrink = (most - above).exp_()
         s.sub_(above).exp_()
@@ -86,15 +96,20 @@ def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Res
         # million items are too small (the mean was 7e-4 off, and the gradients 2e-3 with it).
         totals.mul_(shrink).add_(s @ c[cut])
         most = above
-    mean, lse = totals / sums, most + sums.log()
-    slope = (weights / n).expand(n, -1)
+    return totals / sums, most + sums.log()
+
+
+def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Result:
+    """The same in torch without autograd: operations in place, matrix products into place."""
+    chunks = Chunks(h, e, chunk)
+    mean, lse = chunked_mean(chunks, c)
+    slope = (weights / len(h)).expand(len(h), -1)
     shift = (slope * mean).sum(1, keepdim=True)
     to_h, to_e = torch.zeros_like(h), torch.empty_like(e)
-    other = torch.empty_like(room)
-    for start in range(0, count, chunk):
-        s, part, cut = scores(start)
+    other = torch.empty_like(chunks.room)
+    for s, part, cut in chunks:
         s.sub_(lse).exp_()
-        wave = torch.mm(slope, c[cut].t(), out=other[:, : part.shape[0]])
+        wave = torch.mm(slope, c[cut].t(), out=other[:, : len(part)])
         s.mul_(wave.sub_(shift))
         to_h.addmm_(s, part)
         if e.dtype == h.dtype:
@@ -107,7 +122,7 @@ def chunked(h: Tensor, e: Tensor, c: Tensor, weights: Tensor, chunk: int) -> Res
 def chunked_top(h: Tensor, e: Tensor, chunk: int) -> Tensor:
     """Each user's best items: the best of every chunk beside the best so far."""
     best = h.new_full((h.shape[0], TOP), -torch.inf)
-    top = torch.zeros(h.shape[0], TOP, dtype=torch.int64)
+    top = torch.zeros(h.shape[0], TOP, dtype=torch.int64, device=h.device)
     for start in range(0, e.shape[0], chunk):
         s = h @ e[start : start + chunk].to(h.dtype).t()
         values, places = s.topk(min(TOP, s.shape[1]), 1)

@@ -31,7 +31,7 @@ LOGITS = 2**24
 
 
 def on_all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    return F.cross_entropy(hidden @ weight.to(hidden.dtype).t(), targets, reduction="none")
 
 
 def on_blocks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def on_blocks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def with_gradients(loss: Any, given: tuple[Tensor, ...], weights: bool) -> tuple[Tensor, ...]:
-    hidden, weight = (x.detach().clone() for x in given[:2])
+    hidden, weight = (x.detach() for x in given[:2])
     leaves = [hidden.requires_grad_()] + ([weight.requires_grad_()] if weights else [])
     value = loss(hidden, weight, given[2])
     return value.detach(), *torch.autograd.grad(value.sum(), leaves)

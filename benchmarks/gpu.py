@@ -1,178 +1,186 @@
-"""The GPU kernels on layers of Llama's 1B and 7B models, against plain PyTorch and the limits.
+"""The GPU kernels on sizes of Llama's 1B and 7B models, against plain PyTorch and the limits.
 
     FUDLR_CUDA=ON pip install --no-build-isolation -e ".[test]" && python benchmarks/gpu.py
+    python benchmarks/gpu.py --list             # the rows that would be measured; needs no GPU
+    python benchmarks/gpu.py --only rows masks  # these families; other rows in the file stay
 
-Writes results/gpu.json. For every layer, rank and dtype: products of all per-sample gradients with
-eight vectors, the gradients themselves, and their weighted sum; beside them the same in plain
-PyTorch (the gradients as one batched product, then their use), with torch.func's vmap(grad), and
-one sample at a time. Answers are compared before anything is timed; medians of interleaved repeats.
-Rates count the bytes and operations that must be moved and done, and stand beside a measured copy
-and a measured matrix product. Without a GPU it says so and measures nothing.
+Writes results/gpu.json, row after row. The rows are those of gpu_cases/: every op, beside the same
+in plain PyTorch and at its best otherwise. Answers are compared before anything is timed, and of
+a wrong one nothing is; times are medians of interleaved repeats. Rates count the bytes and
+operations that must be moved and done, by the formula beside each row, and stand beside a measured
+copy and a measured matrix product. Without a GPU it says so and measures nothing.
+
+After --minutes no further row is begun. A row that fails is noted, and the rest goes on; where it
+took the device with it, in a process of its own from the next family on. --small shows on any
+machine that the command works: all rows at sizes whose figures mean nothing.
 """
 
+from __future__ import annotations
+
 import argparse
-import statistics
+import json
+import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from fudlr.files import write_json
+from gpu_cases import FAMILIES, cases
+from gpu_cases.case import PLAIN, Case
+from gpu_cases.measure import WrongAnswer, limits, make_clock, measure
 from machine import describe
 
-from fudlr_ext import _C, ops
+from fudlr_ext import _C
 
 RESULT = Path(__file__).resolve().parent / "results" / "gpu.json"
-
-# (name, wide side of the LoRA matrix): hidden size and the feed-forward size.
-LAYERS = (("1B hidden", 2048), ("1B feed-forward", 8192), ("7B hidden", 4096), ("7B ff", 11008))
-RANKS = (8, 16, 64)
-DTYPES = (torch.float32, torch.bfloat16)
-SAMPLES, POSITIONS, VECTORS = 32, 256, 8
+MINUTES = 8.0
 
 
-def seconds(run, repeats=15):
-    """Medians of several functions' times, in turn; each is warmed up first."""
-    times = {name: [] for name in run}
-    for function in run.values():
-        for _ in range(3):
-            function()
-    for _ in range(repeats):
-        for name, function in run.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3)
+def facts(family: str, case: Case) -> dict[str, Any]:
+    """What a row says whatever is measured."""
     return {
-        name: {"median": statistics.median(t), "least": min(t), "most": max(t)}
-        for name, t in times.items()
+        "family": family,
+        "op": case.op,
+        "size": case.size.name,
+        "shape": case.shape,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "bytes": case.work.bytes,
+        "operations": case.work.operations,
+        "formula": case.work.formula,
     }
 
 
-def limits():
-    """Bytes a second of a copy, and operations a second of a matrix product."""
-    source = torch.empty(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    found = {}
-    copied = seconds({"copy": lambda: target.copy_(source)})["copy"]["median"]
-    found["bytes_per_second"] = 2 * source.nbytes / copied
-    for dtype in DTYPES:
-        a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
-        product = seconds({"product": lambda a=a: a @ a}, 5)["product"]["median"]
-        found[f"operations_per_second_{dtype}"] = 2 * 8192**3 / product
-    return found
+def row_of(family: str, case: Case, device: str, found: dict, clock: Any) -> dict[str, Any]:
+    """A row that was measured, or says under "failed" or "not_measured" why it was not."""
+    row = facts(family, case)
+    if device == "cpu" and case.cpu_refuses:
+        return row | {"not_measured": case.cpu_refuses}
+    try:
+        return row | measure(case, device, found, clock)
+    except torch.OutOfMemoryError:
+        return row | {"not_measured": "out of memory"}
+    except (WrongAnswer, RuntimeError, ValueError) as error:
+        return row | {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def rivals(left, right, vectors, weights):
-    """Functions for every op and way of doing it, on the same work."""
-    n, t = SAMPLES, POSITIONS
-    a, b = left.view(n, t, -1), right.view(n, t, -1)
-    offsets = torch.arange(n + 1, device="cuda") * t
-    flat = vectors.flatten(1).t()
+def is_lost(device: str) -> bool:
+    """Whether nothing can be run on the device any more, as after a wrong access by a kernel."""
+    if device == "cpu":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
-    def batched():
-        return torch.bmm(a.transpose(1, 2), b).float()
 
-    def loss(matrix, one_a, one_b):  # its gradient in the matrix is G_i
-        return ((one_b @ matrix.t()) * one_a).sum()
+def line_of(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    name = f"{row['op']:45} {row['size']:28} {row['dtype']:9}"
+    for reason in ("failed", "not_measured"):
+        if reason in row:
+            return f"{name} {reason.replace('_', ' ')}: {row[reason]}"
+    plain = row["faster_than"].get(PLAIN)
+    return (
+        f"{name} {row['seconds']['ours']['median'] * 1e3:9.3f} ms, "
+        f"{row['share_of_copy']:5.0%} of copy, {row['share_of_product']:5.0%} of product, "
+        + ("plain PyTorch left out" if plain is None else f"{plain:.2f}x plain PyTorch")
+    )
 
-    matrix = torch.zeros(left.shape[1], right.shape[1], device="cuda", dtype=left.dtype)
-    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
 
-    def one_by_one(use):
-        return torch.cat([use((x.t() @ y).float()[None]) for x, y in zip(a, b, strict=True)])
+def list_rows(families: list[str], small: bool) -> None:
+    for family in families:
+        for case in cases(family, small):
+            work = case.work
+            print(f"{family:10} {case}: {work.bytes / 1e6:.6g} MB, {work.operations / 1e9:.6g} G")
+            print(f"{'':10} {work.formula}")
 
-    def dot(grads):
-        return grads.flatten(1) @ flat
 
-    return {
-        "sample_dots": {
-            "ours": lambda: ops.sample_dots(left, right, vectors, offsets),
-            "plain": lambda: dot(batched()),
-            "vmap(grad)": lambda: dot(per_sample(matrix, a, b).float()),
-            "batch of one": lambda: one_by_one(dot),
-        },
-        "sample_grads": {
-            "ours": lambda: ops.sample_grads(left, right, offsets),
-            "plain": batched,
-            "vmap(grad)": lambda: per_sample(matrix, a, b).float(),
-        },
-        "grad_sum": {
-            "ours": lambda: ops.grad_sum(left, right, weights, offsets),
-            "plain": lambda: torch.einsum("wn,nab->wab", weights, batched()),
-        },
+def kept_rows(path: Path, record: dict[str, Any], families: list[str]) -> list[dict[str, Any]]:
+    """Rows of other families in the file, where the same code made them on the same GPU."""
+    if len(families) == len(FAMILIES) or not path.is_file():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if (before["gpu"], before["machine"]["commit"]) != (
+        record["gpu"],
+        record["machine"]["commit"],
+    ):
+        return []
+    return [row for row in before["results"] if row["family"] not in families]
+
+
+def run(args: argparse.Namespace, device: str) -> int:
+    """Measure and write; the exit code."""
+    end = time.monotonic() + 60 * args.minutes
+    clock = make_clock(device)
+    found = limits(device, clock, 64 if args.small else 8_192)
+    gpu = None
+    if device != "cpu":
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {"name": properties.name, "bytes": properties.total_memory}
+    record: dict[str, Any] = {
+        "command": f"python benchmarks/gpu.py{' --small' if args.small else ''}",
+        "machine": describe(),
+        "gpu": gpu,
+        "limits": found,
     }
+    record["results"] = kept_rows(args.out, record, args.only) if args.out else []
+    for place, family in enumerate(args.only):
+        lost = False
+        for case in cases(family, args.small):
+            if lost or time.monotonic() > end:
+                reason = "the device was lost" if lost else "no time was left"
+                row = facts(family, case) | {"not_measured": reason}
+            else:
+                row = row_of(family, case, device, found, clock)
+                lost = "failed" in row and is_lost(device)
+            record["results"].append(row)
+            if args.out:
+                write_json(args.out, record)
+            print(line_of(row), flush=True)
+        if lost:
+            return go_on(args, args.only[place + 1 :], end)
+    return int(any("failed" in row for row in record["results"]))
 
 
-def work(op, rank, wide, itemsize):
-    """Bytes that must be moved and operations that must be done."""
-    positions, matrix = SAMPLES * POSITIONS, rank * wide
-    inputs = positions * (rank + wide) * itemsize
-    operations = 2 * positions * matrix
-    if op == "sample_dots":
-        outputs = 4 * VECTORS * (matrix + SAMPLES)
-        return inputs + outputs, operations + 2 * SAMPLES * VECTORS * matrix
-    return inputs + 4 * matrix * (SAMPLES if op == "sample_grads" else 1), operations
+def go_on(args: argparse.Namespace, families: list[str], end: float) -> int:
+    """The families that are left, in a process in this one's place, which lets go of the device.
+
+    What failed so far stays in the file, and with it the exit code 1.
+    """
+    print(f"gpu: the device is lost; left: {', '.join(families) or 'nothing'}", flush=True)
+    if families:
+        minutes = max(0.0, (end - time.monotonic()) / 60)
+        options = ["--only", *families, "--minutes", str(minutes)]
+        options += ["--small"] * args.small + (["--out", str(args.out)] if args.out else [])
+        os.execv(sys.executable, [sys.executable, __file__, *options])
+    return 1
 
 
-def measure(name, wide, rank, dtype, found):
-    torch.manual_seed(0)
-    rows = SAMPLES * POSITIONS
-    left = torch.randn(rows, rank, device="cuda").to(dtype)
-    right = torch.randn(rows, wide, device="cuda").to(dtype)
-    vectors = torch.randn(VECTORS, rank, wide, device="cuda")
-    weights = torch.randn(1, SAMPLES, device="cuda")
-    for op, ways in rivals(left, right, vectors, weights).items():
-        truth = ways["plain"]().double()
-        error = ((ways["ours"]().double() - truth).norm() / truth.norm()).item()
-        if not error < (1e-2 if dtype == torch.bfloat16 else 1e-4):
-            sys.exit(
-                f"gpu: {op} on {name}, rank {rank}, {dtype} differs from PyTorch by {error:.1e}"
-            )
-        times = seconds(ways)
-        moved, done = work(op, rank, wide, left.element_size())
-        ours = times["ours"]["median"]
-        yield {
-            "op": op, "layer": name, "wide": wide, "rank": rank, "dtype": str(dtype),
-            "seconds": times, "relative_difference": error,
-            "bytes_per_second": moved / ours, "operations_per_second": done / ours,
-            "share_of_copy": moved / ours / found["bytes_per_second"],
-            "share_of_product": done / ours / found[f"operations_per_second_{dtype}"],
-            "faster_than": {way: t["median"] / ours for way, t in times.items() if way != "ours"},
-        }  # fmt: skip
-
-
-def main():
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    if not torch.cuda.is_available():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print the rows and measure nothing")
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--small", action="store_true", help="only to see that it works")
+    parser.add_argument("--out", type=Path, help="where to; with --small nowhere if not said")
+    args = parser.parse_args()
+    if args.list:
+        list_rows(args.only, args.small)
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not args.small:
         print("gpu: no CUDA device is at hand, so nothing was measured")
         return
-    if "cuda" not in _C.devices():
+    if device == "cuda" and "cuda" not in _C.devices():
         sys.exit("gpu: the library has no GPU kernels. Build it with FUDLR_CUDA=ON")
+    if args.out is None and not args.small:
+        args.out = RESULT
     torch.backends.cuda.matmul.allow_tf32 = False
-    found = limits()
-    results = []
-    for name, wide in LAYERS:
-        for rank in RANKS:
-            for dtype in DTYPES:
-                for row in measure(name, wide, rank, dtype, found):
-                    results.append(row)
-                    print(
-                        f"{row['op']:13} {name:15} r{rank:<3} {str(dtype)[6:]:9} "
-                        f"{row['share_of_copy']:5.0%} of copy, {row['share_of_product']:5.0%} of "
-                        f"product, {row['faster_than']['plain']:.2f}x plain PyTorch"
-                    )
-    properties = torch.cuda.get_device_properties(0)
-    gpu = {"name": properties.name, "bytes": properties.total_memory}
-    write_json(
-        RESULT,
-        {
-            "command": "python benchmarks/gpu.py", "machine": describe(), "gpu": gpu,
-            "samples": SAMPLES, "positions": POSITIONS, "vectors": VECTORS,
-            "limits": found, "results": results,
-        },
-    )  # fmt: skip
+    torch.backends.cudnn.allow_tf32 = False
+    sys.exit(run(args, device))
 
 
 if __name__ == "__main__":

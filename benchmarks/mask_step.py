@@ -33,7 +33,8 @@ BETAS = (0.9, 0.99)
 
 def objective(changes: Tensor) -> Tensor:
     """Distances from where each metric should go, which none of them reaches alone."""
-    return ((changes + 1) * torch.arange(1.0, len(changes) + 1).to(changes)).square().sum()
+    places = torch.arange(1.0, len(changes) + 1, dtype=changes.dtype, device=changes.device)
+    return ((changes + 1) * places).square().sum()
 
 
 def slope_of(changes: Tensor) -> Tensor:
@@ -42,10 +43,16 @@ def slope_of(changes: Tensor) -> Tensor:
     return torch.autograd.grad(objective(leaf), leaf)[0]
 
 
+def zeros(influence: Tensor) -> Tensor:
+    """A number a sample: as wide as influences, but for 16-bit ones."""
+    dtype = torch.promote_types(influence.dtype, torch.float32)
+    return influence.new_zeros(len(influence), dtype=dtype)
+
+
 class Ours:
     def __init__(self, influence: Tensor) -> None:
         self.influence = influence
-        self.z, self.first, self.second = (influence.new_zeros(len(influence)) for _ in range(3))
+        self.z, self.first, self.second = (zeros(influence) for _ in range(3))
         self.z.fill_(-3)
         self.sums, self.count = mask_sums(influence, self.z), 0
 
@@ -73,17 +80,16 @@ class InPlace:
 
     def __init__(self, influence: Tensor) -> None:
         self.influence = influence
-        self.z, self.first, self.second, self.mask, self.room = (
-            influence.new_zeros(len(influence)) for _ in range(5)
-        )
+        self.z, self.first, self.second, self.mask, self.room = (zeros(influence) for _ in range(5))
         self.z.fill_(-3)
         self.count = 0
 
     def step(self) -> None:
         self.count += 1
         torch.sigmoid(self.z, out=self.mask)
-        weights = slope_of(self.mask @ self.influence)
-        gradient = torch.mv(self.influence, weights, out=self.room).add_(PRICE)
+        influence = self.influence.to(self.z.dtype)
+        weights = slope_of(self.mask @ influence)
+        gradient = torch.mv(influence, weights, out=self.room).add_(PRICE)
         gradient.mul_(self.mask).mul_(self.mask.neg_().add_(1))
         self.first.lerp_(gradient, 1 - BETAS[0])
         self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
@@ -97,12 +103,12 @@ class Autograd:
 
     def __init__(self, influence: Tensor) -> None:
         self.influence = influence
-        self.z = influence.new_full((len(influence),), -3.0, requires_grad=True)
+        self.z = zeros(influence).fill_(-3).requires_grad_()
         self.adam = torch.optim.Adam([self.z], lr=RATE, betas=BETAS, eps=EPS)
 
     def step(self) -> None:
         mask = self.z.sigmoid()
-        value = objective(mask @ self.influence) + PRICE * mask.sum()
+        value = objective(mask @ self.influence.to(mask.dtype)) + PRICE * mask.sum()
         self.adam.zero_grad()
         value.backward()
         self.adam.step()
@@ -111,18 +117,21 @@ class Autograd:
 KINDS = {"ours": Ours, "torch in place": InPlace, "torch.optim.Adam": Autograd}
 
 
+def way_of(kind: Any, influence: Tensor) -> Tensor:
+    """How far the logits went after some steps from the beginning."""
+    work = kind(influence)
+    for _ in range(COMPARED):
+        work.step()
+    return work.z.detach() + 3
+
+
 def compare(influence: Tensor) -> float:
     """How far logits are apart after some steps, relative to how far they went; ends the run where
     that is much. Single logits may differ by a step where a gradient's terms all but cancel.
     """
-    found = []
-    for kind in KINDS.values():
-        work = kind(influence)
-        for _ in range(COMPARED):
-            work.step()
-        found.append(work.z.detach())
-    way = float((found[0] + 3).double().norm())
-    worst = max(float((found[0] - other).double().norm()) / way for other in found[1:])
+    ways = {name: way_of(kind, influence).double() for name, kind in KINDS.items()}
+    ours = ways.pop("ours")
+    worst = max(float((ours - other).norm() / ours.norm()) for other in ways.values())
     if worst > 1e-4:
         raise SystemExit(f"logits differ by {worst:.2g} of their way; nothing was timed")
     return worst

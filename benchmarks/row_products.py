@@ -39,14 +39,20 @@ def stored(rows: int, dim: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor 
     return codes, scales
 
 
-def torch_gram(codes: torch.Tensor, scales: torch.Tensor | None, v: torch.Tensor) -> torch.Tensor:
+def torch_gram(
+    codes: torch.Tensor,
+    scales: torch.Tensor | None,
+    v: torch.Tensor,
+    tile: int = TILE,
+    decoded: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] = decode,
+) -> torch.Tensor:
     """The same in torch, as fast as it was found to go: tiles as float32, two GEMMs a tile."""
-    total = torch.zeros(v.shape, dtype=torch.float64)
-    for start in range(0, codes.shape[0], TILE):
-        cut = slice(start, start + TILE)
+    total = torch.zeros(v.shape, dtype=torch.float64, device=v.device)
+    for start in range(0, codes.shape[0], tile):
+        cut = slice(start, start + tile)
         part = codes[cut]
         if part.dtype != torch.float32:
-            part = decode(part, None if scales is None else scales[cut])
+            part = decoded(part, None if scales is None else scales[cut])
         total += (part @ v.T).T @ part
     return total
 

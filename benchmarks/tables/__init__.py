@@ -25,6 +25,7 @@ from tables import (
     curvatures,
     damping,
     full_parameters,
+    gpu,
     lambdas,
     lds,
     llm,
@@ -85,6 +86,10 @@ INSERTS: dict[str, dict[str, tuple[Callable[[dict], list[str]], str]]] = {
         "cost of the build": (cuda.built, "cuda_build"),
         "emulated runs": (cuda.emulated, "emu"),
         "static evidence": (cuda.static, "cuda_static"),
+        "GPU rows": (gpu.measured, "gpu"),
     },
 }
-"""Tables inside written pages: page, mark, and the function with its result file."""
+"""Tables inside written pages: page, mark, and the function with its result file.
+
+Where the file is not there, the page says so in the table's place.
+"""

@@ -49,8 +49,11 @@ def inserted(name: str) -> str:
         _, closed, after = rest.partition(end)
         if not (found and closed):
             raise SystemExit(f"docs/{name}.md has no place marked for the table {mark}")
-        record = json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))
-        text = "\n".join([before + start, *table(record), end + after])
+        path = RESULTS / f"{results}.json"
+        lines = ["", f"Not measured yet: `benchmarks/results/{path.name}` is not there.", ""]
+        if path.is_file():
+            lines = table(json.loads(path.read_text(encoding="utf-8")))
+        text = "\n".join([before + start, *lines, end + after])
     return text
 
 

@@ -129,7 +129,7 @@ def _nonsense(case: OpCase, label: str, where: str) -> Job:
     )
 
 
-def _kin(
+def kin_job(
     library: str,
     name: str,
     label: str,
@@ -275,8 +275,8 @@ WITH_ROOM = (
 
 def attention_job(op: str, size: AttentionSize, way: str, dtype: torch.dtype, where: str) -> Job:
     """One call of an attention op."""
-    make = partial(_trunk, attention_cases.make, dtype, op, size, way)
-    return _kin("fudlr_trunk", op, f"{way} {size} {dtype}", make, where=where)
+    make = partial(trunk_arguments, attention_cases.make, dtype, op, size, way)
+    return kin_job("fudlr_trunk", op, f"{way} {size} {dtype}", make, where=where)
 
 
 def _senseless(op: str, place: int, change: int, where: str) -> Job:
@@ -285,7 +285,7 @@ def _senseless(op: str, place: int, change: int, where: str) -> Job:
     It gives where that is so, which can be compared.
     """
     size = attention_cases.SIZES[0]
-    given = list(_trunk(attention_cases.make, torch.float32, op, size, "all"))
+    given = list(trunk_arguments(attention_cases.make, torch.float32, op, size, "all"))
     given[place] = given[place].clone()
     given[place][-1] += change
 
@@ -298,7 +298,7 @@ def _senseless(op: str, place: int, change: int, where: str) -> Job:
     return Job(op, f"{op} argument {place} off by {change}", run, check)
 
 
-def _trunk(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
+def trunk_arguments(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -328,7 +328,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             shapes = [(shape, {}) for shape in shapes_of(case)]
             jobs = [
                 partial(
-                    _kin,
+                    kin_job,
                     "fudlr_grad",
                     name,
                     f"{case.variant} {shape} {dtype} {how or ''}".strip(),
@@ -342,11 +342,11 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             yield "fudlr_grad", name, jobs, STEPS[type(case.shapes[0])]
     for op, (maker, *ways) in TRUNK_WAYS.items():
         jobs = [
-            partial(_kin, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
+            partial(kin_job, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
             for size in TRUNK_SIZES
             for way in ways
             for dtype in (torch.float32, torch.float64)
-            for make in [partial(_trunk, maker, dtype, op, size, way)]
+            for make in [partial(trunk_arguments, maker, dtype, op, size, way)]
         ]
         yield "fudlr_trunk", op, jobs, STEPS[None]
     for op, ways in attention_cases.WAYS.items():
