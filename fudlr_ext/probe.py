@@ -180,11 +180,17 @@ def _whole_products() -> Iterator[None]:
     """
     here: Any = torch.backends.cuda.matmul
     there: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = torch.get_float32_matmul_precision(), here.fp32_precision, there.fp32_precision
-    # By the older name, which sets the newer ones too: torch refuses to read a mixture.
-    torch.set_float32_matmul_precision("highest")
+    before = here.fp32_precision, there.fp32_precision
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to read it where the newer names were told something else
+        older = None
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")  # which sets the newer ones too
+    here.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        here.fp32_precision, there.fp32_precision = before[1:]
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        here.fp32_precision, there.fp32_precision = before

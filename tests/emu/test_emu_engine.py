@@ -220,22 +220,28 @@ def test_the_probe_finds_a_kernel_wrong(few, monkeypatch, one_layer, op, change)
         assert trunk.find(one_layer.model, one_layer._layout) == []
 
 
-def test_the_probe_computes_whole_products(few, monkeypatch, one_layer):
+@pytest.mark.parametrize("name", ["older", "newer"])
+def test_the_probe_computes_whole_products(few, monkeypatch, one_layer, name):
+    """Torch has two names for what a caller allows, and an error for whoever reads the other."""
     said = []
-    own = probe._own_derivatives
+    matmul, own = torch.backends.cuda.matmul, probe._own_derivatives
 
     def noted(*given):
-        said.append((torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
+        said.append((matmul.fp32_precision, matmul.allow_tf32))
         return own(*given)
 
     monkeypatch.setattr(probe, "_own_derivatives", noted)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    before, newer = torch.get_float32_matmul_precision(), matmul.fp32_precision
     try:
+        if name == "older":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
         with pretended.device():
             assert trunk.find(one_layer.model, one_layer._layout)
-        assert said == [("highest", False)] * 2
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert said == [("ieee", False)] * 2
+        assert matmul.fp32_precision == "tf32"
+        assert name == "newer" or torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = newer
