@@ -135,7 +135,7 @@ def _read(holds: Tensor, real: Tensor, positions: Tensor | None) -> dict[str, Te
 
 def _indices(real: Tensor, positions: Tensor | None) -> dict[str, Tensor] | None:
     """Return the index tensors by name; None where a position asked for is padding."""
-    zero = torch.zeros(1, dtype=torch.int64)
+    zero = real.new_zeros(1, dtype=torch.int64)
     found = {
         "offsets": torch.cat([zero, real.sum(1).cumsum(0)]),
         "limits": real.cumsum(1)[real],

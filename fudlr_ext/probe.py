@@ -61,28 +61,30 @@ class _Trial:
     @staticmethod
     def draw(layer: Decoder, dtype: torch.dtype, device: torch.device) -> _Trial:
         """Draw on the CPU, so that all devices are given the same numbers."""
-        generator = torch.Generator().manual_seed(0)
+        host: Any = {"device": "cpu"}  # whatever torch.set_default_device says
+        numbers: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": dtype, **host}
         t, d = POSITIONS[device.type], layer.parts["q"].base.in_features
         width = layer.parts["q"].base.out_features // layer.heads
-        x = torch.randn(1, t, d, generator=generator, dtype=dtype)
-        angle = torch.randn(1, t, width // 2, generator=generator, dtype=dtype).repeat(1, 1, 2)
-        hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
-        mask = torch.zeros(1, 1, t, t, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        x = torch.randn(1, t, d, **numbers)
+        angle = torch.randn(1, t, width // 2, **numbers).repeat(1, 1, 2)
+        hidden = torch.ones(t, t, dtype=torch.bool, **host).triu(1)
+        mask = torch.zeros(1, 1, t, t, dtype=dtype, **host)
+        mask = mask.masked_fill(hidden, torch.finfo(dtype).min)
+        ends, limits = torch.tensor([0, t], **host), torch.arange(1, t + 1, **host)
         offsets, limits, cos, sin = (
-            each.to(device)
-            for each in (torch.tensor([0, t]), torch.arange(1, t + 1), angle.cos(), angle.sin())
+            each.to(device) for each in (ends, limits, angle.cos(), angle.sin())
         )
         places = Places(offsets, limits, cos[0], sin[0], starts=(0, t))
         return _Trial(x[0].to(device), places, mask.to(device))
 
     def of_some_positions(self) -> _Trial:
         """Return the same with every third position wanted."""
-        wanted = torch.arange(0, self.x.shape[0], 3)
+        wanted = torch.arange(0, self.x.shape[0], 3, device=self.x.device)
         ends = (0, len(wanted))
         some = replace(
             self.places,
-            wanted=wanted.to(self.x.device),
-            wanted_offsets=torch.tensor(ends).to(self.x.device),
+            wanted=wanted,
+            wanted_offsets=torch.tensor(ends, device=self.x.device),
             wanted_starts=ends,
         )
         return replace(self, places=some)
@@ -106,10 +108,11 @@ def _same_derivatives(layer: Decoder, trial: _Trial) -> bool:
     """Whether values and derivatives are the same, with δ, x' and δ' random."""
     x, places = trial.x, trial.places
     count = x.shape[0] if places.wanted is None else len(places.wanted)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     sizes = ((count, x.shape[1]), (DIRECTIONS, *x.shape), (DIRECTIONS, count, x.shape[1]))
     delta, along, changes = (
-        torch.randn(size, generator=generator, dtype=x.dtype).to(x.device) for size in sizes
+        torch.randn(size, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
+        for size in sizes
     )
     theirs = _own_derivatives(layer, trial, delta, along, changes)
     ours = _our_derivatives(layer, trial, delta, along, changes)

@@ -137,8 +137,9 @@ def test_every_position_and_no_padding(few, passed):
     model, batch = model_of(), {"input_ids": batch_of(3)["input_ids"]}
     cotangents = torch.randn(1, *logits(model, batch).shape)
     expected = Engine(model).vjp(logits, batch, cotangents)
-    with pretended.device():
+    with pretended.device(), torch.device(pretended.GPU):  # as torch.set_default_device does
         engine = Engine(model.to(pretended.GPU))
+        assert len(trunk.usable(engine.model, engine._layout)) == 2
         passed.clear()
         got = here(engine.vjp(logits, there(batch), cotangents.to(pretended.GPU)))
     assert relative(got, expected) <= 1e-5
