@@ -98,7 +98,7 @@ class Collector:
                 )
             offsets = self._even(x)
         elif self._n is None:  # the whole batch counts as one
-            offsets = offsets[[0, -1]]
+            offsets = torch.cat([offsets[:1], offsets[-1:]])  # no list of indices to send to a GPU
         elif len(offsets) != self._n + 1:
             raise EngineError(
                 f"the gradients of {self._n} samples were asked for",

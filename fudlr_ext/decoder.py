@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fudlr_ext.layers import LoraLayer
+from fudlr_ext.places import Places
 
 ops: Any = torch.ops.fudlr_trunk
 
@@ -181,27 +182,6 @@ class Decoder:
         return Joint([self.parts[name] for name in names])
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where positions lie, and which of them are wanted after the last layer.
-
-    Attributes:
-        offsets: [n + 1], the positions of each sample.
-        limits: [T], how many positions of its sample each one sees.
-        cos: [T, head_dim].
-        sin: [T, head_dim].
-        wanted: The positions wanted, [W], each sample's in order; None: all.
-        wanted_offsets: [n + 1], those of each sample.
-    """
-
-    offsets: Tensor
-    limits: Tensor
-    cos: Tensor
-    sin: Tensor
-    wanted: Tensor | None = None
-    wanted_offsets: Tensor | None = None
-
-
 class Pass:
     """One layer's forward pass over x [T, d], with what its backward needs.
 
@@ -279,19 +259,10 @@ class Pass:
     def part(self, samples: slice) -> Pass:
         """Return the share of some samples, as views."""
         found, places = copy(self), self.places
-        rows = _between(places.offsets, samples)
-        queries = _between(self.offsets, samples)
-        ends = slice(samples.start, samples.stop + 1)
-        wanted = {}
-        if places.wanted is not None and places.wanted_offsets is not None:
-            wanted["wanted"] = places.wanted[queries] - rows.start
-            wanted["wanted_offsets"] = places.wanted_offsets[ends] - queries.start
+        rows, queries = places.between(samples)
+        found.places = places.part(samples)
+        if places.wanted is not None:
             found.at = (self.at[0][queries], self.at[1][queries])
-        found.places = Places(
-            places.offsets[ends] - rows.start,
-            *(each[rows] for each in (places.limits, places.cos, places.sin)),
-            **wanted,
-        )
         for name, value in self.__dict__.items():
             if isinstance(value, Tensor):
                 setattr(found, name, value[rows if name in _OF_KEYS else queries])
@@ -354,8 +325,3 @@ class Pass:
 
 
 _OF_KEYS = {"x", "normed", "scale", "k", "v", "u"}  # of every position, whatever is wanted
-
-
-def _between(offsets: Tensor, samples: slice) -> slice:
-    """The rows of some samples."""
-    return slice(int(offsets[samples.start]), int(offsets[samples.stop]))

@@ -26,7 +26,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fudlr_ext.decoder import Decoder, Joint, Pass, Places, Use, ops
+from fudlr_ext.decoder import Decoder, Joint, Pass, Use, ops
+from fudlr_ext.places import Places
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -194,7 +195,7 @@ class LayerTangents:
         ops.rotate_heads(dq, *run.at, False)
         return dq, dk, dv
 
-    def _free(self, joint: Joint) -> int:
+    def free(self, joint: Joint) -> int:
         """Columns that the way back wants beside the joint's δ'."""
         return 0 if self.run.uses is None else joint.ranks[-1]
 
@@ -210,12 +211,12 @@ class LayerTangents:
         if uses is not None:
             again = (uses[run.down].e, self.dgu)
         de = self._back(run.down, run.hidden, run.ud[:, d:], change)
-        changed = ops.swiglu_backward(run.gu[:, :inner], de, *again, self._free(run.gate_up))
+        changed = ops.swiglu_backward(run.gu[:, :inner], de, *again, self.free(run.gate_up))
         if uses is not None:
             again = (uses[run.gate_up].e, self.dx2)
         de = self._back(run.gate_up, run.normed2, run.gu[:, inner:], changed)
         norm = (run.x2, second.weight, run.scale2)
-        change = ops.rms_norm_backward(*norm, de, change[:, :d], *again, self._free(run.o))
+        change = ops.rms_norm_backward(*norm, de, change[:, :d], *again, self.free(run.o))
         de = self._back(run.o, run.attended, run.uo[:, d:], change)
         at_normed = self._inputs_back(self._attention_back(de), below is not None)
         if below is None:
@@ -239,7 +240,7 @@ class LayerTangents:
         """Return the changes of the projections' cotangents: of one product, or of two."""
         run, uses, places = self.run, self.run.uses, self.run.places
         again = (None,) * 4 if uses is None else (uses[run.o].e, *self.dqkv)
-        free = self._free(run.qkv)
+        free = self.free(run.qkv)
         to_q, to_k, _ = ops.attention_backward(*run._attention(), de, *again, free)
         width = to_k.shape[1]
         if places.wanted is None:
@@ -249,7 +250,7 @@ class LayerTangents:
             return [side]
         ops.rotate_heads(to_k, places.cos, places.sin, True)
         ops.rotate_heads(to_q, *run.at, True)
-        room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self._free(run.only_q))
+        room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self.free(run.only_q))
         room[:, : to_q.shape[1]] = to_q
         return [to_k.as_strided((to_k.shape[0], 2 * width + free), to_k.stride()), room]
 
@@ -342,26 +343,30 @@ class Along:
         counts = [len(layers[-1].out) for layers in self._parts]
         while self._parts:
             layers = self._parts.pop()
-            free = layers[-1]._free(layers[-1].run.down)
+            free = layers[-1].free(layers[-1].run.down)
             at = sum(counts[: len(self._parts)])
             given = change[at : at + counts[len(self._parts)]]
             found: Tensor | None = torch.nn.functional.pad(given, (0, free))
             while layers:
                 layer = layers.pop()
                 assert found is not None
-                found = layer.back(found, layers[-1]._free(layers[-1].run.down) if layers else None)
+                found = layer.back(found, layers[-1].free(layers[-1].run.down) if layers else None)
         for turn in self._turns.values():
             turn.add_to(self._sums)
         return self._sums
 
 
 def _parts(runs: list[Pass], k: int) -> Iterator[slice]:
-    """Divide the samples into runs of them whose tangents are small enough."""
+    """Divide the samples into runs of them whose tangents are small enough for the CPU's cache.
+
+    A GPU is given all at once: it is filled by many rows, and each part would launch its kernels.
+    """
     widest = max(joint.d_out for run in runs for joint in run.joints)
     each = max(1, k * widest * runs[0].x.element_size())
     most = PART_BYTES * torch.get_num_threads() // each
-    offsets = runs[0].places.offsets.tolist()
-    first = 0
+    offsets, first = runs[0].places.starts, 0
+    if runs[0].x.device.type != "cpu":
+        most = offsets[-1]
     for i in range(1, len(offsets)):
         if i + 1 == len(offsets) or offsets[i + 1] - offsets[first] > most:
             yield slice(first, i)

@@ -2,7 +2,8 @@
 
 A layer is known by the names of its parts, and used only where a probe gives the same numbers as
 the model's own code, and where the attention mask is causal, with nothing but padding left out.
-Everything else runs as it is, with its LoRA linears replaced one by one.
+Everything else runs as it is, with its LoRA linears replaced one by one. Layers may be on the CPU,
+or on a GPU where the library has kernels for it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fudlr_ext.decoder import Decoder, Norm, Part, Pass, Places
+from fudlr_ext import _C
+from fudlr_ext.decoder import Decoder, Norm, Part, Pass
 from fudlr_ext.layers import Layout, LoraLayer
-
-_PROBE = {torch.float32: 2e-5, torch.float64: 1e-12}  # relative error that rounding explains
+from fudlr_ext.places import Packing, Places, pack
+from fudlr_ext.probe import ROUNDING, same
 
 
 @dataclass
@@ -63,8 +65,11 @@ Run = Callable[[Decoder, Places, Tensor], Tensor]
 def usable(model: nn.Module, layout: Layout) -> list[Decoder]:
     """Return the decoder layers that can run on our ops now; the probe runs once for a layout.
 
-    Layers with somebody's hooks within are left to their own code, which calls these.
+    Layers with somebody's hooks within are left to their own code, which calls these, and all of
+    them under autocast, which knows nothing of our ops.
     """
+    if torch.is_autocast_enabled(layout.device.type):
+        return []
     if layout not in _found:
         for lora in layout.layers:
             lora.check_state()
@@ -114,9 +119,14 @@ def _hooked(layer: Decoder) -> bool:
     )
 
 
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and "cuda" in _C.devices())
+
+
 def find(model: nn.Module, layout: Layout) -> list[Decoder]:
     """Return the model's decoder layers in order, or none where they cannot be used."""
-    if layout.device.type != "cpu" or layout.dtype not in _PROBE:
+    device, dtype = layout.device, layout.dtype
+    if dtype not in ROUNDING or not _has_kernels(device):
         return []
     loras = {id(layer.module): layer for layer in layout.layers}
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
@@ -124,7 +134,7 @@ def find(model: nn.Module, layout: Layout) -> list[Decoder]:
         if not all(hasattr(m, "self_attn") and hasattr(m, "mlp") for m in stack):
             continue
         found = [_decoder(module, loras) for module in stack]
-        layers = [layer for layer in found if layer is not None and _same(layer, layout.dtype)]
+        layers = [layer for layer in found if layer is not None and same(layer, dtype, device)]
         if len(layers) == len(stack) == len({id(m) for m in stack}):
             return layers
     return []
@@ -153,41 +163,6 @@ def _decoder(module: Any, loras: dict[int, LoraLayer]) -> Decoder | None:
     if not key_heads or heads % key_heads or parts["q"].base.out_features % width:
         return None
     return Decoder(module, parts, (norms[0], norms[1]), heads, key_heads, scale)
-
-
-def _same(layer: Decoder, dtype: torch.dtype) -> bool:
-    """Whether the layer's own code and ours give the same numbers for a few random positions."""
-    tensors = [part.base.weight for part in layer.parts.values()]
-    tensors += [part.lora.a for part in layer.parts.values() if part.lora is not None]
-    tensors += [norm.weight for norm in layer.norms]
-    if any(tensor.dtype != dtype or tensor.device.type != "cpu" for tensor in tensors):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    t, d = 5, layer.parts["q"].base.in_features
-    width = layer.parts["q"].base.out_features // layer.heads
-    x = torch.randn(1, t, d, generator=generator, dtype=dtype)
-    angle = torch.randn(1, t, width // 2, generator=generator, dtype=dtype).repeat(1, 1, 2)
-    cos, sin = angle.cos(), angle.sin()
-    hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
-    mask = torch.zeros(1, 1, t, t, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
-    training = [m for m in layer.module.modules() if m.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            theirs = layer.module(x, attention_mask=mask, position_embeddings=(cos, sin))
-            theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-            offsets, limits = torch.tensor([0, t]), torch.arange(1, t + 1)
-            ours = Pass(layer, Places(offsets, limits, cos[0], sin[0]), x[0]).out[None]
-    except Exception:  # whatever other code wants from its caller, it is not the family's
-        return False
-    finally:
-        for module in training:
-            module.training = True
-    scale = float((theirs - x).abs().max())
-    return (
-        theirs.shape == ours.shape and float((theirs - ours).abs().max()) <= _PROBE[dtype] * scale
-    )
 
 
 _UNDERSTOOD = {
@@ -226,9 +201,7 @@ class Trunk:
 
     def __init__(self, layers: list[Decoder], run: Run) -> None:
         self.layers, self.run = layers, run
-        self._places: Places | None = None
-        self._slots: Tensor | None = None
-        self._real: Tensor | None = None
+        self._packing: Packing | None = None
         self._shape: tuple[int, int] | None = None
         self._said: dict[str, Any] = {}
 
@@ -236,89 +209,87 @@ class Trunk:
         """Compute layer `index`, by its `own` forward where ours would not be the same."""
         if index == 0:
             self._shape = (x.shape[0], x.shape[1]) if x.dim() == 3 else None
-            self._places = self._locate(x, kwargs) if self._shape else None
+            self._packing = self._locate(x, kwargs) if self._shape else None
             self._said = kwargs
-        elif self._places is not None and not self._says_the_same(kwargs):
-            x, self._places = self._unpacked(x), None
-        places = self._places
-        if places is None:
+        elif self._packing is not None and not self._says_the_same(kwargs):
+            x, self._packing = self._unpacked(x, self._packing.rows), None
+        packing = self._packing
+        if packing is None:
             return own(x, **kwargs)
         last, layer = index == len(self.layers) - 1, self.layers[index]
-        request = _request.get() if self._slots is not None else None
+        request = _request.get() if packing.slots is not None else None
         if index == 0:
             x = x.reshape(-1, x.shape[-1])
-            if self._real is not None:
-                x = x[self._real]
-        if not last or self._slots is None:
-            places = Places(places.offsets, places.limits, places.cos, places.sin)
-        x = self.run(layer, places, x)
+            if packing.rows is not None:
+                x = x[packing.rows]
+        x = self.run(layer, packing.places if last else packing.places.everything(), x)
         if not last:
             return x
-        if self._slots is not None and request is not None:
+        if packing.slots is not None and request is not None:
             request.served = True
-            return x[self._slots]
+            return x[packing.slots]
         return x.reshape(*self._shape, -1)  # type: ignore[misc]
 
     def _says_the_same(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a layer is given what the first was: some have windows or angles of their own."""
+        """Whether a layer is given what the first was: some have windows or angles of their own.
+
+        Other tensors are compared, for which a GPU is waited for; most models hand the same on.
+        """
         shared = all(
             _same_tensors(kwargs.get(name), self._said.get(name))
             for name in ("attention_mask", "position_embeddings")
         )
         return shared and not _asks_for_more(kwargs)
 
-    def _unpacked(self, x: Tensor) -> Tensor:
+    def _unpacked(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """Return packed positions [T, d] as [n, t, d], zero at the padding."""
         assert self._shape is not None
         n, t = self._shape
-        if self._real is not None:
-            x = x.new_zeros(n * t, x.shape[-1]).index_copy(0, self._real, x)
+        if rows is not None:
+            x = x.new_zeros(n * t, x.shape[-1]).index_copy(0, rows, x)
         return x.reshape(n, t, -1)
 
-    def _locate(self, x: Tensor, kwargs: dict[str, Any]) -> Places | None:
+    def _locate(self, x: Tensor, kwargs: dict[str, Any]) -> Packing | None:
         """Return where the positions lie, or None where the mask asks for something else."""
         embeddings, mask = kwargs.get("position_embeddings"), kwargs.get("attention_mask")
-        if embeddings is None or x.dtype not in _PROBE or _asks_for_more(kwargs):
+        if embeddings is None or x.dtype not in ROUNDING or _asks_for_more(kwargs):
             return None
         n, t = x.shape[:2]
         request = _request.get()
-        real = torch.ones(n, t, dtype=torch.bool)
+        positions = None if request is None else request.positions
         if request is not None and request.mask is not None:
             real = request.mask != 0
-        fits = real.shape == (n, t) and (request is None or request.positions.shape[0] == n)
-        if not fits or not self._causal(mask, real):
+        else:
+            real = torch.ones(n, t, dtype=torch.bool, device=x.device)
+        if real.shape != (n, t) or (positions is not None and positions.shape[0] != n):
             return None
-        self._real = None if bool(real.all()) else real.flatten().nonzero().flatten()
-        lengths = real.sum(1)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        limits = real.cumsum(1)[real]
-        cos, sin = (e.to(x.dtype).expand(n, t, -1)[real] for e in embeddings)
-        self._slots = None
-        if request is None:
-            return Places(offsets, limits, cos, sin)
-        if not bool(real.gather(1, request.positions).all()):
+        given = (real, *embeddings, *(each for each in (mask, positions) if each is not None))
+        if any(each.device != x.device for each in given):
             return None
-        used = torch.zeros(n, t, dtype=torch.bool).scatter_(1, request.positions, True)
-        wanted = used[real].nonzero().flatten()
-        rank = used.flatten().cumsum(0).view(n, t) - 1
-        self._slots = rank.gather(1, request.positions)
-        counts = torch.cat([torch.zeros(1, dtype=torch.int64), used.sum(1).cumsum(0)])
-        return Places(offsets, limits, cos, sin, wanted, counts)
+        holds = self._causal(mask, real)
+        if holds is None:
+            return None
+        cos, sin = (each.to(x.dtype) for each in embeddings)
+        return pack(real, positions, holds, (cos, sin))
 
-    def _causal(self, mask: Tensor | None, real: Tensor) -> bool:
-        """Whether real positions see the real ones up to themselves, and nothing else."""
-        n, t = real.shape
+    def _causal(self, mask: Tensor | None, real: Tensor) -> Tensor | None:
+        """Whether real positions see the real ones up to themselves, and nothing else, [].
+
+        None where the shapes say already that they do not.
+        """
+        t = real.shape[1]
         if mask is None:
             config: Any = getattr(self.layers[0].module.self_attn, "config", None)
             implementation = getattr(config, "_attn_implementation", None)
-            return implementation == "sdpa" and bool(real.all())
+            return real.all() if implementation == "sdpa" else None
         if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (t, t):
-            return False
+            return None
         seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > -1
-        if mask.dtype != torch.bool and bool((seen & (mask[:, 0] != 0)).any()):
-            return False
-        expected = torch.ones(t, t, dtype=torch.bool).tril() & real[:, None, :]
-        return torch.equal(seen.expand(n, t, t) & real[:, :, None], expected & real[:, :, None])
+        expected = torch.ones(t, t, dtype=torch.bool, device=real.device).tril() & real[:, None, :]
+        wrong = ((seen != expected) & real[:, :, None]).any()
+        if mask.dtype != torch.bool:
+            wrong = wrong | (seen & (mask[:, 0] != 0)).any()
+        return wrong.logical_not()
 
 
 class _Layer(torch.autograd.Function):

@@ -108,3 +108,13 @@ def test_modules_are_left_as_they_were():
     model = adapted(llama())
     Engine(model).sample_grads(*FACE, batch_of())
     assert not any("forward" in vars(m) for m in model.modules() if isinstance(m, nn.Module))
+
+
+def test_under_autocast_the_model_runs_its_own_code(used):
+    torch.manual_seed(0)
+    engine = Engine(adapted(llama()))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = engine.sample_grads(*FACE, batch_of())
+    assert not used
+    assert relative(got, engine.sample_grads(*FACE, batch_of())) <= 0.1
+    assert used
