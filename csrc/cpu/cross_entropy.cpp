@@ -5,6 +5,7 @@
 //   ℓ_i = log Σ_v exp(h_i · w_v) − h_i · w_t
 //   ∂ℓ/∂h_i = Σ_v p_iv w_v − w_t      ∂ℓ/∂w_v = Σ_i (p_iv − [v = t_i]) h_i
 #include <ATen/Dispatch.h>
+#include <ATen/ops/_unique.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -28,6 +29,19 @@ struct Targets {
 Targets find(const at::Tensor& targets, const at::Tensor& like) {
   const at::Tensor used = targets.ne(kIgnoredTarget);
   return {targets.mul(used), used.to(like.scalar_type())};
+}
+
+// Subtracts changes [m, d] from rows [m] of a gradient. A word that is many rows' target would lose
+// their sum in bfloat16, one rounding each: they are summed in their own dtype first.
+void take_off_targets(at::Tensor& gradient, const at::Tensor& rows, const at::Tensor& changes) {
+  if (gradient.scalar_type() == changes.scalar_type()) {
+    gradient.index_add_(0, rows, changes, -1);
+    return;
+  }
+  const auto [words, place] = at::_unique(rows, /*sorted=*/true, /*return_inverse=*/true);
+  at::Tensor sums = gradient.index_select(0, words).to(changes.scalar_type());
+  sums.index_add_(0, place, changes, -1);
+  gradient.index_copy_(0, words, sums.to(gradient.scalar_type()));
 }
 
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy(const at::Tensor& hidden,
@@ -71,9 +85,7 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
       {hidden, weight, kNothing, kNothing, 1.0}, kNothing, from, {need_hidden, need_weight, false});
   const at::Tensor column = slope.unsqueeze(1);
   if (need_hidden) to_hidden.addcmul_(weight.index_select(0, found.rows).to(slope), column, -1);
-  if (need_weight) {
-    to_weight.index_add_(0, found.rows, hidden.mul(column).to(to_weight.scalar_type()), -1);
-  }
+  if (need_weight) take_off_targets(to_weight, found.rows, hidden.mul(column));
   return {to_hidden, to_weight};
 }
 

@@ -34,6 +34,19 @@ def test_losses_and_gradients_are_those_of_torch():
         assert got.abs().max() > 0.1
 
 
+def test_a_word_that_is_many_rows_target_keeps_its_sum_in_bfloat16():
+    """Summed in bfloat16 the last rows would vanish: two words are the targets of 3,000."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = 1 + torch.rand(3000, 8, generator=generator)
+    weight = torch.randn(40, 8, generator=generator).bfloat16().requires_grad_()
+    targets = torch.arange(3000) % 2
+    (got,) = torch.autograd.grad(ops.linear_cross_entropy(hidden, weight, targets).sum(), weight)
+    exact = weight.detach().double().requires_grad_()
+    wanted = F.cross_entropy(hidden.double() @ exact.t(), targets, reduction="sum")
+    (truth,) = torch.autograd.grad(wanted, exact)
+    assert ((got.double() - truth).abs() <= 2**-7 * truth.abs() + 1e-3 * truth.abs().max()).all()
+
+
 def test_only_the_gradient_that_is_asked_for_is_made():
     hidden, weight, targets = given()
     op = torch.ops.fudlr_grad.linear_cross_entropy_backward
