@@ -8,20 +8,13 @@ from tables.shared import machine, rows
 
 PAGE = "results"
 RESULTS = ("llm",)
-SHOWN = ("arp", "aplt", "gini", "coverage", "hellinger@10", "dp@10", "hr@10", "ndcg@10",
-         "val_loss", "test_loss")  # fmt: skip
+SHOWN = ("arp", "arp_soft", "aplt", "gini", "coverage", "hellinger@10", "hellinger", "dp@10",
+         "hr@10", "ndcg@10", "auc", "val_loss", "test_loss")  # fmt: skip
 STATES = ("before", "after", "retrained")
 
 
 def render(record: dict) -> list[str]:
     """The bar, then figures of each request with the interval of retraining's change."""
-    bar = record["bar"]
-    low, high = bar["retrained_change"]
-    verdict = (
-        f"{'met' if bar['met'] else 'missed'}: {bar['agreement']:.2f} of it"
-        if bar["claim"]
-        else "no claim: the interval of retraining's own change covers none"
-    )
     lines = [
         "## A real language model",
         "",
@@ -29,7 +22,7 @@ def render(record: dict) -> list[str]:
         f"training samples, grounded scores of {record['users']} users over {record['items']:,} "
         "items. Intervals are bootstrap's over users, 95%.",
         "",
-        f"Bar: {bar['bar']}; {verdict} (retraining's change {low:+.4g} to {high:+.4g}).",
+        f"Bar: {record['bar']}. {' '.join(map(_verdict, record['bars']))}",
         "",
         machine(record),
         "",
@@ -42,6 +35,15 @@ def render(record: dict) -> list[str]:
     if record["titles"] is None:
         return [*lines, "Titles were not scored yet."]
     return lines + _titles(record["titles"])
+
+
+def _verdict(bar: dict) -> str:
+    name = {"arp": "ARP of the lists", "arp_soft": "Its surrogate, which is steered"}[bar["metric"]]
+    low, high = bar["retrained_change"]
+    change = f"retraining's change {low:+.3g} to {high:+.3g}"
+    if not bar["claim"]:
+        return f"{name}: no claim, for retraining's own interval covers no change ({change})."
+    return f"{name}: {'met' if bar['met'] else 'missed'}, {bar['agreement']:.2f} of it ({change})."
 
 
 def _figures(found: dict) -> list[str]:

@@ -57,6 +57,7 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     page = "\n".join(table.render({**found, "not_run": ["gender"], "titles": None}))
     assert "Not run yet: gender." in page
     assert "Titles were not scored yet." in page
+    assert [bar["metric"] for bar in found["bars"]] == ["arp", "arp_soft"]
     cpu = found["shares"]["arp"]
     assert cpu["share"] == (cpu["record"] + cpu["request"]) / cpu["retraining"]
     capsys.readouterr()
