@@ -30,6 +30,7 @@ def render(record: dict) -> list[str]:
     for name, found in record["results"].items():
         cost = _cost(found["samples"], record["shares"][name])
         lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
+        lines += [_shift(record["shifts"][name]), ""]
     if record["not_run"]:
         lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
     if record["titles"] is None:
@@ -64,6 +65,14 @@ def _cost(samples: dict, cpu: dict) -> str:
         f"evaluations: the store {cpu['record'] / 60:.0f}, the request {cpu['request'] / 60:.0f}, "
         f"retraining {cpu['retraining'] / 60:.0f}, without any; the first two are "
         f"{cpu['share']:.0%} of it."
+    )
+
+
+def _shift(way: dict) -> str:
+    return (
+        f"Training moved the adapter by {way['training']:.2f}, the closed form by "
+        f"{way['closed_form']:.2f}, retraining by {way['retraining']:.2f}, with a cosine of "
+        f"{way['cosine']:.2f}: {way['along']:.2f} of the closed form's way."
     )
 
 
