@@ -1,9 +1,9 @@
 """What CUDA costs those who have no GPU: its compilation, and the emulated tests of every build.
 
-    python benchmarks/cuda_build.py [--repeats 2] [--jobs 2] [--no-tests]
+    python benchmarks/cuda_build.py [--repeats 2] [--no-tests]
 
-Builds the library in fresh folders without CUDA and with it, in turn, with as many jobs as CI has
-cores, and runs the emulated tests as CI does (pytest -n JOBS on tests/emu; their own library is
+Builds the last commit in fresh clones without CUDA and with it, in turn, as a user does (setup.py,
+with as many jobs as there are cores), and runs the emulated tests as CI does (their own library is
 built within them). Writes results/cuda_build.json: wall and CPU seconds, the difference, and what
 each kernel's file took. The bars: two minutes for the build, three for the tests.
 """
@@ -18,9 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import pybind11
-import torch
-from fudlr.errors import UsageError
 from fudlr.files import write_json
 from machine import describe
 
@@ -40,30 +37,27 @@ def timed(command: list[str], **given) -> dict[str, float]:
     return {"wall": wall, "cpu": cpu}
 
 
-def build(cuda: str, jobs: int, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+def build(cuda: str) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of one fresh build, configuration included, and of each CUDA source in it."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    settings = {
-        "CMAKE_BUILD_TYPE": "Release",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "FUDLR_TORCH_DIR": Path(torch.__file__).parent,
-        "FUDLR_TORCH_VERSION": torch.__version__,
-        "FUDLR_TORCH_CXX11_ABI": int(torch._C._GLIBCXX_USE_CXX11_ABI),
-        "FUDLR_OUTPUT": folder / "out" / "_C.so",
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "FUDLR_CUDA": cuda,
     }
-    configured = timed(
-        ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja",
-         *(f"-D{name}={value}" for name, value in settings.items())], env=environment)  # fmt: skip
-    built = timed(["cmake", "--build", str(folder), "--parallel", str(jobs)], env=environment)
-    return {name: configured[name] + built[name] for name in built}, sources(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        timed(["git", "clone", "--quiet", str(ROOT), str(clone)])
+        seconds = timed(
+            [sys.executable, "setup.py", "build_ext", "--inplace"], cwd=clone, env=environment
+        )
+        (log,) = clone.rglob(".ninja_log")
+        return seconds, sources(log)
 
 
-def sources(folder: Path) -> dict[str, float]:
+def sources(log: Path) -> dict[str, float]:
     """Wall seconds of each file of csrc/cuda, from Ninja's log."""
     found = {}
-    for line in (folder / ".ninja_log").read_text(encoding="utf-8").splitlines()[1:]:
+    for line in log.read_text(encoding="utf-8").splitlines()[1:]:
         begin, end, _, output, _ = line.split("\t")
         if "/cuda/" in output or "cuda_bindings" in output:
             name = "bindings" if "cuda_bindings" in output else Path(output).stem
@@ -74,17 +68,15 @@ def sources(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--no-tests", action="store_true", help="builds alone")
     given = parser.parse_args()
     if given.repeats < 1:
-        raise UsageError("builds were to be timed", f"{given.repeats} repeats", "Give at least 1")
+        parser.error(f"--repeats {given.repeats}: give at least 1")
     builds = {"OFF": [], "ON": []}
     files = {}
     for repeat in range(given.repeats):
         for cuda, times in builds.items():
-            with tempfile.TemporaryDirectory() as folder:
-                seconds, own = build(cuda, given.jobs, Path(folder))
+            seconds, own = build(cuda)
             times.append(seconds)
             files = own or files
             done = f"{repeat + 1} of {given.repeats}"
@@ -92,12 +84,12 @@ def main() -> None:
     walls = {cuda: statistics.median(t["wall"] for t in times) for cuda, times in builds.items()}
     added = walls["ON"] - walls["OFF"]
     result = {
-        "command": "python benchmarks/cuda_build.py", "machine": describe(), "jobs": given.jobs,
-        "nvcc": version(), "builds": builds, "added_seconds": added,
-        "build_bar": BUILD_BAR, "build_met": added <= BUILD_BAR, "sources": files,
+        "command": "python benchmarks/cuda_build.py", "machine": describe(), "nvcc": version(),
+        "builds": builds, "added_seconds": added, "build_bar": BUILD_BAR,
+        "build_met": added <= BUILD_BAR, "sources": files,
     }  # fmt: skip
     if not given.no_tests:
-        tests = timed([sys.executable, "-m", "pytest", "tests/emu", "-q", "-n", str(given.jobs),
+        tests = timed([sys.executable, "-m", "pytest", "tests/emu", "-q", "-n", "2",
                        "--dist", "loadfile"], cwd=ROOT)  # fmt: skip
         result |= {"tests": tests, "tests_bar": TESTS_BAR, "tests_met": tests["wall"] <= TESTS_BAR}
         print(f"emulated tests {tests['wall']:.0f} s")

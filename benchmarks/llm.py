@@ -25,7 +25,6 @@ from fudlr import debias, load_run, train_run, verify_result, write_result
 from fudlr.checkpoint import ENDING
 from fudlr.config import RunConfig, dump_config, load_config, merge
 from fudlr.data import fetch_ml100k
-from fudlr.errors import UsageError
 from fudlr.evaluation import make_prompts
 from fudlr.files import atomic_folder, write_json
 from fudlr.metrics import evaluate
@@ -141,9 +140,13 @@ def verify(name: str) -> Callable[[Work], None]:
     return do
 
 
+def verified_requests(work: Work) -> list[str]:
+    return [name for name in work.objectives if verified(name)(work)]
+
+
 def adapters(work: Work) -> dict[str, Path]:
     found = {"trained": work.run / "adapter"}
-    for name in filter(lambda name: verified(name)(work), work.objectives):
+    for name in verified_requests(work):
         found |= {f"{name} debiased": work.out / name / "adapter",
                   f"{name} retrained": work.out / name / "retrained"}  # fmt: skip
     return found
@@ -155,13 +158,17 @@ def titles(work: Work) -> None:
     run = load_run(folder)
     test = make_prompts(run.split, run.split.test, run.config.data)
     for name, adapter in track(adapters(work).items(), description="titles of adapters"):
-        path = work.out / "titles" / f"{name.replace(' ', '-')}.json"
+        path = titles_file(work, name)
         if path.is_file():
             continue
         run.engine.load(run.engine.flatten(load_file(adapter / "adapter_model.safetensors")))
         scores, losses = run.recommender.evaluate(test.samples, 1)
         figures = evaluate(scores, test.side) | pairwise(scores, test.side)
         write_json(path, {**figures, "test_loss": float(losses.mean())})
+
+
+def titles_file(work: Work, adapter: str) -> Path:
+    return work.out / "titles" / f"{adapter.replace(' ', '-')}.json"
 
 
 def as_titles(work: Work) -> Path:
@@ -181,12 +188,11 @@ def as_titles(work: Work) -> Path:
 
 def report(work: Work) -> None:
     """What is there: requests not verified yet, and titles not scored, are named as such."""
-    done = [name for name in work.objectives if verified(name)(work)]
+    done = verified_requests(work)
     if "arp" not in done:
-        raise UsageError(
-            f"the result of {work.out} was to be written",
-            "the request for ARP, which the bar is about, is not verified",
-            "Run the stages before it: python benchmarks/llm.py, without names of stages",
+        raise SystemExit(
+            f"{work.out} has no result yet: the request for ARP, which the bar is about, is not "
+            "verified. Run the stages before: python benchmarks/llm.py, without names of stages"
         )
     run, times = work.loaded, json.loads((work.out / "stages.json").read_text(encoding="utf-8"))
     results = {name: outcome(work.out / name) for name in done}
@@ -244,8 +250,9 @@ def shifts(work: Work, name: str) -> dict[str, float]:
 
 def titles_found(work: Work) -> dict | None:
     """Figures of the adapters whose titles were scored, or None."""
-    listed = {path.stem.replace("-", " "): json.loads(path.read_text(encoding="utf-8"))
-              for path in sorted((work.out / "titles").glob("*.json"))}  # fmt: skip
+    files = {name: titles_file(work, name) for name in adapters(work)}
+    listed = {name: json.loads(path.read_text(encoding="utf-8"))
+              for name, path in files.items() if path.is_file()}  # fmt: skip
     if not listed:
         return None
     config = load_config(work.out / "run-titles" / "config.yaml").data

@@ -68,7 +68,8 @@ def usable(model: nn.Module, layout: Layout) -> list[Decoder]:
     Layers with somebody's hooks within are left to their own code, which calls these, and all of
     them under autocast, which knows nothing of our ops.
     """
-    if torch.is_autocast_enabled(layout.device.type):
+    device = layout.device
+    if not _has_kernels(device) or torch.is_autocast_enabled(device.type):
         return []
     if layout not in _found:
         for lora in layout.layers:
@@ -125,8 +126,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 def find(model: nn.Module, layout: Layout) -> list[Decoder]:
     """Return the model's decoder layers in order, or none where they cannot be used."""
-    device, dtype = layout.device, layout.dtype
-    if dtype not in ROUNDING or not _has_kernels(device):
+    if layout.dtype not in ROUNDING:
         return []
     loras = {id(layer.module): layer for layer in layout.layers}
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
@@ -134,7 +134,11 @@ def find(model: nn.Module, layout: Layout) -> list[Decoder]:
         if not all(hasattr(m, "self_attn") and hasattr(m, "mlp") for m in stack):
             continue
         found = [_decoder(module, loras) for module in stack]
-        layers = [layer for layer in found if layer is not None and same(layer, dtype, device)]
+        layers = [
+            layer
+            for layer in found
+            if layer is not None and same(layer, layout.dtype, layout.device)
+        ]
         if len(layers) == len(stack) == len({id(m) for m in stack}):
             return layers
     return []

@@ -50,7 +50,7 @@ def built(record: dict) -> list[str]:
         "",
         machine(record),
         "",
-        f"Fresh builds, {record['jobs']} jobs, {len(record['builds']['ON'])} of each in turn.",
+        f"Builds in fresh clones, in turn; medians of {len(record['builds']['ON'])} of each.",
         "",
         *rows(("what", "wall, s", "CPU, s", "bar"), lines),
         "",

@@ -1,11 +1,13 @@
 """Fused decoder layers against the model's own code, and when they are used."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_models import adapted, batch_of, clean, llama, plain_grads, qwen2, relative
 from torch import nn
 
-from fudlr_ext import Engine, decoder, label_logits, label_loss
+from fudlr_ext import Engine, decoder, label_logits, label_loss, trunk
 
 FACE = (label_logits, label_loss)
 
@@ -55,6 +57,12 @@ def test_layers_with_a_window_of_their_own_keep_it(used, window_from):
     got = Engine(model).sample_grads(*FACE, batch)
     assert len([shape for shape in used if shape[0] > 5]) == window_from
     assert relative(got, plain_grads(model, batch)) <= 1e-10
+
+
+@pytest.mark.parametrize("device", ["meta", "mps"])
+def test_layers_on_other_devices_are_left_alone(device):
+    layout = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    assert trunk.usable(nn.Module(), layout) == []
 
 
 def test_padding_is_left_out_and_the_last_layer_cut(used):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from fudlr.config import RunConfig
 from fudlr.data import fetch_ml100k, leave_last_out, synthetic
-from fudlr.errors import UsageError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -48,7 +47,9 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     assert 0 < arp["samples"]["removed"] <= 0.1 * arp["samples"]["training"]
     for state in ("after", "retrained"):
         assert arp[state]["test_loss"] != arp["before"]["test_loss"]
-    assert found["titles"]["figures"].keys() == {"trained", "arp debiased", "arp retrained"}
+    assert list(found["titles"]["figures"]) == ["trained", "arp debiased", "arp retrained"]
+    way = found["shifts"]["arp"]
+    assert way["along"] * way["closed_form"] == pytest.approx(way["cosine"] * way["retraining"])
     losses = {figures["test_loss"] for figures in found["titles"]["figures"].values()}
     assert len(losses) == 3
     page = "\n".join(table.render(found))
@@ -69,7 +70,7 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
 
 def test_a_report_wants_the_request_for_arp(modules, tmp_path):
     llm, _, _ = modules
-    with pytest.raises(UsageError, match="request for ARP"):
+    with pytest.raises(SystemExit, match="request for ARP"):
         llm.report(llm.Work(tmp_path, small=True))
 
 

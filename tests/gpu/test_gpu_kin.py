@@ -7,9 +7,8 @@ import pytest
 import test_gpu_ops
 import torch
 from kin import KIN
+from launches import after_late_inputs, replayed
 from test_gpu_ops import moved
-
-from fudlr_ext.testing import is_float
 
 pytestmark = test_gpu_ops.pytestmark
 calls = pytest.mark.parametrize("call", KIN, ids=str)
@@ -31,40 +30,14 @@ def test_the_same_call_gives_the_same_bits(call):
 
 @calls
 def test_runs_on_the_current_stream(call):
-    """The numbers are made on a side stream, late: a kernel on another one would read too soon."""
     given = moved(call.arguments())
-    expected = call.run(given)
-    late = [torch.zeros_like(x) if is_float(x) else x for x in given]
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        for to, source in zip(late, given, strict=True):
-            if is_float(to):
-                to.copy_(source)
-        got = call.run(late)
-    stream.synchronize()
-    assert all(map(torch.equal, got, expected))
+    assert all(map(torch.equal, after_late_inputs(call.run, given), call.run(given)))
 
 
 @calls
 def test_is_captured_by_a_graph_and_never_waits(call):
     given = moved(call.arguments())
-    call.run(given)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            got = call.run(given)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for x in given:
-        if is_float(x):
-            x.mul_(0.5)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, got, call.run(given)))
+    assert all(map(torch.equal, replayed(call.run, given), call.run(given)))
 
 
 @calls

@@ -24,6 +24,7 @@ from fudlr_ext.testing.rows import RowShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 from cases import every_job, every_op, has_kernel
+from launches import after_late_inputs, replayed
 
 
 def missing():
@@ -177,41 +178,18 @@ def test_any_strides(case):
 
 @pytest.mark.parametrize("case", ON_GPU, ids=str)
 def test_runs_on_the_current_stream(case):
-    """The inputs are made on a side stream, late: a kernel on another one would read too soon."""
-    arguments = case.make(case.large, torch.float32)
-    there = moved(arguments)
-    expected = as_tuple(case.op(*there))
-    late = [torch.zeros_like(x) if is_float(x) else x for x in there]
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        for to, source in zip(late, there, strict=True):
-            if is_float(to):
-                to.copy_(source)
-        got = as_tuple(case.op(*late))
-    stream.synchronize()
-    assert all(map(torch.equal, got, expected))
+    given = moved(case.make(case.large, torch.float32))
+    assert all(map(torch.equal, after_late_inputs(run_of(case), given), run_of(case)(given)))
 
 
 @pytest.mark.parametrize("case", ON_GPU, ids=str)
 def test_is_captured_by_a_graph_and_never_waits(case):
-    arguments = moved(case.make(case.large, torch.float32))
-    case.op(*arguments)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            got = as_tuple(case.op(*arguments))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for x in arguments:
-        if is_float(x):
-            x.mul_(0.5)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, got, as_tuple(case.op(*arguments))))
+    given = moved(case.make(case.large, torch.float32))
+    assert all(map(torch.equal, replayed(run_of(case), given), run_of(case)(given)))
+
+
+def run_of(case):
+    return lambda given: as_tuple(case.op(*given))
 
 
 @pytest.mark.parametrize("case", PACKED, ids=str)
