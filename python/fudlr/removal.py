@@ -28,7 +28,7 @@ from fudlr.batches import Batches
 from fudlr.config import DebiasConfig
 from fudlr.curvature import CURVATURES, Curvature, Parts
 from fudlr.errors import NumericalError, UsageError
-from fudlr.solvers import SOLVERS, Solve, make_solver
+from fudlr.solvers import SOLVERS, InMetric, Solve, make_solver
 from fudlr.store import GradientRows, StreamedRows
 from fudlr.update import (
     KeptLoss,
@@ -56,12 +56,18 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Trained:
-    """Where training ended, and what it minimised: θ* and θ₀ [d], λ, the damping of H."""
+    """Where training ended, and what it minimised.
+
+    Attributes:
+        theta, start: θ* and θ₀ [d].
+        l2: λ.
+        damping: Of H: one number, or each parameter's own [d].
+    """
 
     theta: Tensor
     start: Tensor
     l2: float
-    damping: float
+    damping: float | Tensor
 
 
 def check_options(config: DebiasConfig) -> None:
@@ -80,6 +86,8 @@ def check_options(config: DebiasConfig) -> None:
                 "there is none of that name",
                 f"Choose one of {', '.join(sorted(table))}",
             )
+    if config.metric != "identity":
+        _check_metric(config)
     if CURVATURES[config.curvature].couples_layers:
         return
     if config.steering:
@@ -100,6 +108,27 @@ def check_options(config: DebiasConfig) -> None:
             f"the update {config.update} was asked for with the curvature {config.curvature}",
             "it has no entries between layers, and only its one step can be calibrated",
             "Use empirical_fisher, ggn or hessian, or --set debias.update=one_step",
+        )
+
+
+def _check_metric(config: DebiasConfig) -> None:
+    """Refuse what is not meant for, or cannot use, a damping for each parameter."""
+    found = None
+    if not CURVATURES[config.curvature].couples_layers:
+        found = f"the curvature {config.curvature} has no entries between layers"
+    elif config.solver not in ("auto", "cg", "lanczos", "lissa"):
+        found = f"the solver {config.solver} knows one damping for all parameters"
+    elif config.update in ("series", "newton"):
+        found = f"the update {config.update} goes on to the optimum, past where training stopped"
+    elif config.slope == "descend":
+        found = "debias.slope descend goes down the slope that is left, where a retraining stops"
+    elif config.polish:
+        found = "debias.polish is for requests that a store answered"
+    if found:
+        raise UsageError(
+            f"the damping was to be in the metric of {config.metric} (debias.metric)",
+            found,
+            "Use empirical_fisher or ggn with cg and the update one_step, or the metric identity",
         )
 
 
@@ -137,7 +166,11 @@ class Removal:
             name = "direct" if hasattr(curvature, "inverse") else "cg"
         iterates = name in ("cg", "lanczos", "lissa")
         options = {"max_steps": self._config.max_steps or MAX_STEPS} if iterates else {}
-        return make_solver(curvature, self._trained.damping, name, **options)
+        damping = self._trained.damping
+        if isinstance(damping, float):
+            return make_solver(curvature, damping, name, **options)
+        scaled = InMetric(curvature, damping)
+        return scaled.solver(make_solver(scaled, 1.0, name, **options))
 
     def update(self, mask: Tensor) -> Update:
         """Take the masked samples out; the model holds θ* before and after."""
@@ -198,6 +231,7 @@ class Removal:
         batches = self._batches_of(_some(self._rows.n, count, config.seed))
         rows = StreamedRows(parts.engine, parts.forward, parts.loss, batches)
         shift = proposed.delta
+        assert isinstance(trained.damping, float)  # check_options
         found = calibrate(shift, right, rows.dots(shift[None])[:, 0], trained.damping)
         update = finish(trained.theta, found.alpha * shift, proposed.solution)
         said = [

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.adam import Adam
 from fudlr.batches import token_batches
 from fudlr.checkpoint import Checkpoint, State, adam_moments, digest, load_moments
 from fudlr.config import TrainConfig
@@ -46,10 +47,17 @@ Observer = Callable[[int, np.ndarray], AbstractContextManager[Ride | None]]
 
 @dataclass(frozen=True)
 class Training:
-    """What a training left: the parameters [d], and the mean weighted loss of each epoch."""
+    """What a training left.
+
+    Attributes:
+        theta: The parameters [d].
+        losses: The mean weighted loss of each epoch.
+        adam: The optimiser's state at the end; None where nothing was trained here.
+    """
 
     theta: Tensor
     losses: list[float]
+    adam: Adam | None = None
 
 
 def batch_order(n: int, config: TrainConfig) -> Iterator[tuple[int, Tensor]]:
@@ -147,7 +155,7 @@ def train_adapter(
                 )
             keeper.keep(step, engine, optimiser, totals)
     keeper.clear()
-    return Training(engine.theta(), [float(t) for t in totals])
+    return Training(engine.theta(), [float(t) for t in totals], _adam(optimiser, config, steps))
 
 
 def _through_peft(
@@ -257,6 +265,15 @@ def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: floa
         for p, start in zip(parameters, centre, strict=True):
             assert p.grad is not None  # checked before
             p.grad.add_(p - start, alpha=l2)
+
+
+def _adam(optimiser: torch.optim.Adam, config: TrainConfig, steps: int) -> Adam:
+    """Adam's second moment without its bias, and the sum of the rates of all `steps`."""
+    group = optimiser.param_groups[0]
+    _, squares = adam_moments(optimiser, group["params"])
+    factor = _schedule(config, steps)
+    rates = config.learning_rate * sum(map(factor, range(steps)))
+    return Adam(squares / (1 - group["betas"][1] ** steps), rates)
 
 
 def _schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:

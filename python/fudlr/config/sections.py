@@ -238,6 +238,9 @@ class DebiasConfig(Record):
     curvature: Name = "empirical_fisher"
     damping: Positive | None = None
     """Absolute, added once to the curvature; without it, chosen from the λ of training."""
+    metric: Literal["identity", "adam"] = "identity"
+    """What the damping multiplies: 1; or, with `adam`, λ or `damping` and beside it each
+    parameter's own from the optimiser's pace, which is what an early stop of training is."""
     solver: Name = "auto"
     """A solver's name; `auto` is the curvature's closed form where it has one, else `cg`."""
     max_steps: Count | None = None

@@ -8,7 +8,7 @@ product.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 from fudlr.batches import Batches
 from fudlr.candidates import Candidacy, choose_candidates
 from fudlr.curvature import EmpiricalFisher, Parts
-from fudlr.debias.job import Job
+from fudlr.debias.job import Job, adam_of
 from fudlr.errors import UsageError
 from fudlr.removal import Removal, Trained
 from fudlr.request import choose_damping, stationarity
 from fudlr.solvers import Solve, make_solver, sampled_preconditioner
 from fudlr.store import (
+    CentredRows,
     GradientRows,
     Space,
     Store,
@@ -98,15 +99,24 @@ def gather(job: Job) -> _Found:
 def solvers(job: Job, found: _Found) -> Evidence:
     """The damping and H⁻¹ for rows that were gathered."""
     run, config = job.run, job.config
-    face = (run.config.train.l2, found.slope(), run.theta, run.start)
-    damping = config.damping or choose_damping(*face)
+    l2, mean = run.config.train.l2, found.slope()
+    face = (l2, mean, run.theta, run.start)
     about = {"rows": found.source, "slope_left": stationarity(*face), **found.about}
     space = found.space
+    whole: float | Tensor
+    if config.metric == "adam":
+        adam, damping = adam_of(run), config.damping or l2
+        whole = adam.damping(damping)
+        pull = adam.pull(mean + l2 * (run.theta - run.start))
+        space = replace(space, rows=CentredRows(space.rows, pull))
+        about |= {"metric": config.metric, "mean_damping": float(whole.mean())}
+    else:
+        damping = whole = config.damping or choose_damping(*face)
     if found.source == "store":
         solve = sketch_solver(space, damping, config.max_steps)
         remove = _one_step(job, space, solve)
     else:
-        removal = _removal(job, space, damping)
+        removal = _removal(job, space, whole)
         solve = removal.solve
         remove = removal.update if space.index is None else _one_step(job, space, solve)
     return Evidence(found.source, space, damping, solve, remove, found.warnings, about)
@@ -161,6 +171,8 @@ def _unfit(job: Job) -> str:
         return f"the update {config.update} (slope {config.slope}) needs whole gradients"
     if config.solver not in ("auto", "cg"):
         return f"the solver {config.solver} is not for sketches"
+    if config.metric != "identity":
+        return f"the metric {config.metric} is the adapter's own, which sketches mix"
     if config.candidates != "all":
         return f"candidates are {config.candidates}, and are for requests without a store"
     return ""
@@ -248,7 +260,7 @@ def _candidacy(job: Job) -> Candidacy:
     )
 
 
-def _removal(job: Job, space: Space, damping: float) -> Removal:
+def _removal(job: Job, space: Space, damping: float | Tensor) -> Removal:
     """Curvature, solver and update rule of the options, with whole gradients."""
     run, samples = job.run, job.run.split.train
     scored = samples if space.index is None else samples.take(space.index.numpy())

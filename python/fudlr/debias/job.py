@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from fudlr.adam import FILE, Adam
 from fudlr.batches import Batches
 from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning
+from fudlr.errors import UsageError
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients import MetricGradients, metric_gradients
 from fudlr.metrics import Metric, Objective, find_metric
@@ -105,6 +107,8 @@ def prepare(run: Run, config: DebiasConfig, clock: StageClock) -> Job:
     """
     objective = Objective.parse(config.objective)
     check_options(config)
+    if config.metric == "adam":
+        adam_of(run)
     wanted = [name for name in config.also if name not in (*objective.names, "val_loss")]
     also = [find_metric(name) for name in wanted]
     with clock.stage("prepare"):
@@ -113,6 +117,21 @@ def prepare(run: Run, config: DebiasConfig, clock: StageClock) -> Job:
     objective.check(valid.side)
     metrics = [term.metric for term in objective.terms] + also
     return Job(run, config, objective, metrics, valid, test, clock)
+
+
+def adam_of(run: Run) -> Adam:
+    """The optimiser's state where the run's training stopped.
+
+    Raises:
+        UsageError: It is not known.
+    """
+    if run.adam is None:
+        raise UsageError(
+            "the damping was to be in the metric of Adam (debias.metric: adam)",
+            f"the run has no {FILE}: its adapter was trained elsewhere, or before runs kept it",
+            "Train it with `fudlr train`, or use the metric identity with a larger --damping",
+        )
+    return run.adam
 
 
 @contextmanager

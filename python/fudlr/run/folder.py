@@ -4,6 +4,7 @@ RUN/config.yaml        every option, as `--config` reads it
 RUN/base/              the base model and its tokenizer, Hugging Face's files
 RUN/start/             θ₀, the adapter before training, peft's files
 RUN/adapter/           θ*, the trained adapter, peft's files
+RUN/adam.safetensors   the optimiser's state at the end, where the adapter was trained here
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.adam import Adam
 from fudlr.checkpoint import Checkpoint
 from fudlr.config import DataConfig, RunConfig, dump_config, load_config
 from fudlr.data import (
@@ -66,6 +68,8 @@ class Run:
     """Wall time of the training, for comparison; 0 where it is not known."""
     losses: list[float]
     folder: Path | None = None
+    adam: Adam | None = None
+    """The optimiser's state at the end of the training; None where that is not known."""
     bound: Binding | None = None
     """Of stores that were merged; else what the fields give."""
     notes: tuple[str, ...] = ()
@@ -185,6 +189,8 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
                     checkpoint=_checkpoint(out, config, recommender, start, split),
                 )
         lora.save(model, temporary / "adapter")
+        if training.adam is not None:
+            training.adam.save(temporary)
         _write_items(temporary, split.interactions, recommender)
         seconds = 0.0 if foreign is not None else clock.seconds["training"]
         write_json(
@@ -212,6 +218,7 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
         train_seconds=seconds,
         losses=training.losses,
         folder=out,
+        adam=training.adam,
     )
 
 
@@ -270,6 +277,7 @@ def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
         train_seconds=float(trained["seconds"].get("training", 0.0)),
         losses=trained["losses"],
         folder=folder,
+        adam=Adam.load(folder),
     )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from fudlr.errors import UsageError
 from fudlr.solvers.base import Product, Solution, Solve, Status
@@ -14,11 +12,13 @@ from fudlr.solvers.cg import solve_cg
 from fudlr.solvers.direct import Invertible, solve_direct
 from fudlr.solvers.lanczos import solve_dampings, solve_lanczos
 from fudlr.solvers.lissa import solve_lissa
+from fudlr.solvers.metric import HasProduct, InMetric
 from fudlr.solvers.sampled import sampled_preconditioner
 from fudlr.solvers.woodbury import solve_woodbury
 
 __all__ = [
     "SOLVERS",
+    "InMetric",
     "Product",
     "Solution",
     "Solve",
@@ -32,14 +32,6 @@ __all__ = [
     "solve_lissa",
     "solve_woodbury",
 ]
-
-
-class HasProduct(Protocol):
-    """A symmetric matrix seen through its products."""
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """H₀ v for each row v of `vectors` `[k, d]`, without damping."""
-        ...
 
 
 def _cg(curvature: HasProduct, damping: float, **options: Any) -> Solve:

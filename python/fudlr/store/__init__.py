@@ -9,7 +9,7 @@ from fudlr.store.random_projection import random_projection
 from fudlr.store.reader import Store
 from fudlr.store.recorder import Recorder
 from fudlr.store.refreshing import refresh
-from fudlr.store.rows import GradientRows, MemoryRows, StreamedRows, record_rows
+from fudlr.store.rows import CentredRows, GradientRows, MemoryRows, StreamedRows, record_rows
 from fudlr.store.sketch_rows import StoredRows
 from fudlr.store.space import Space, sketch_space
 from fudlr.store.spec import Binding, Stale, fingerprint, model_fingerprint
@@ -19,6 +19,7 @@ from fudlr.store.writer import StoreWriter
 
 __all__ = [
     "Binding",
+    "CentredRows",
     "Factors",
     "Facts",
     "GradientRows",
