@@ -1,12 +1,15 @@
 """The real run: SmolLM2-135M over MovieLens-100k with BIGRec's prompts, debiased, verified.
 
-    python benchmarks/llm.py [--small] [--out FOLDER] [--list] [STAGE ...]      (or: make llm)
+    python benchmarks/llm.py [--small] [--metric adam] [--out FOLDER] [--list] [STAGE ...]
+    (or: make llm)
 
 1,024 samples, LoRA r8 on q and v, 3 epochs; grounded scores of 200 users over the whole catalogue;
 requests for ARP and for the gap between genders, each retrained without its samples; scores of
 titles for 50 users and 100 candidates. A stage that is done is not done again, and training and
 retraining go on from their last checkpoint: run it again after a stop. `--small` takes the model's
 first two layers, a few samples and users: a check that every stage works, and no result.
+`--metric adam` damps by the optimiser's pace (docs/method.md), from whole gradients: the store is
+not needed then, and not made.
 """
 
 import argparse
@@ -61,10 +64,11 @@ WITHIN = 0.3
 
 @dataclass
 class Work:
-    """Where a run is made, and whether it is the small one."""
+    """Where a run is made, whether it is the small one, and the damping's metric."""
 
     out: Path
     small: bool
+    metric: str = "identity"
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -113,7 +117,8 @@ def record(work: Work) -> None:
 
 def request(name: str) -> Callable[[Work], None]:
     def do(work: Work) -> None:
-        write_result(work.out / name, debias(work.loaded, objective=OBJECTIVES[name]))
+        found = debias(work.loaded, objective=OBJECTIVES[name], metric=work.metric)
+        write_result(work.out / name, found)
 
     return do
 
@@ -198,7 +203,8 @@ def report(work: Work) -> None:
     results = {name: outcome(work.out / name) for name in done}
     name = "llm_small.json" if work.small else "llm.json"
     found = {
-        "command": f"python benchmarks/llm.py{' --small' if work.small else ''}",
+        "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
+        + (f" --metric {work.metric}" if work.metric != "identity" else ""),
         "model": smollm.NAME + (", first two layers" if work.small else ""),
         "samples": len(run.split.train),
         "users": len(run.split.test),
@@ -221,7 +227,8 @@ def report(work: Work) -> None:
 
 def shares(times: dict, name: str) -> dict[str, float]:
     """CPU seconds of a request's stages, evaluations in them, and their share of a retraining's."""
-    cpu = {stage: times[stage]["cpu"] for stage in ("record", f"debias-{name}", f"retrain-{name}")}
+    named = ("record", f"debias-{name}", f"retrain-{name}")
+    cpu = {stage: times.get(stage, {"cpu": 0.0})["cpu"] for stage in named}
     record, request, retraining = cpu.values()
     return {"record": record, "request": request, "retraining": retraining,
             "share": (record + request) / retraining}  # fmt: skip
@@ -290,6 +297,11 @@ def exists(*parts: str) -> Callable[[Work], bool]:
     return lambda work: (work.out / Path(*parts)).exists()
 
 
+def recorded(work: Work) -> bool:
+    """Whether there is a store, or none is needed."""
+    return work.metric != "identity" or exists("run", "store", "audit.json")(work)
+
+
 def verified(name: str) -> Callable[[Work], bool]:
     def done(work: Work) -> bool:
         path = work.out / name / "summary.json"
@@ -323,7 +335,7 @@ def stages(work: Work) -> dict[str, Stage]:
         "fetch": Stage(fetch, never, 1),
         "convert": Stage(lambda work: print(work.base()), never, 2),
         "train": Stage(train, exists("run", "config.yaml"), 80),
-        "record": Stage(record, exists("run", "store", "audit.json"), 30),
+        "record": Stage(record, recorded, 30),
         **each("debias", request, lambda name: exists(name, "summary.json"), 36),
         **each("retrain", retrained, kept_retrainings, 71),
         **each("verify", verify, verified, 7),
@@ -340,10 +352,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="all in their order by default")
     parser.add_argument("--small", action="store_true", help="two layers, a few samples: a check")
+    parser.add_argument("--metric", choices=("identity", "adam"), default="identity")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", action="store_true", help="say what is done, and do nothing")
     given = parser.parse_args(arguments)
-    work = Work(given.out or Path("out/llm-small" if given.small else "out/llm"), given.small)
+    out = given.out or Path("out/llm-small" if given.small else "out/llm")
+    work = Work(out, given.small, given.metric)
     known = stages(work)
     unknown = set(given.stages) - set(known)
     if unknown:

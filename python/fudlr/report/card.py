@@ -78,5 +78,6 @@ def _settings(config: Mapping[str, Any], solver: Mapping[str, Any]) -> dict[str,
         "budget": debias.get("budget"),
         "curvature": debias.get("curvature"),
         "damping": number(solver.get("damping")),
+        "damping's metric": debias.get("metric"),
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -24,5 +24,6 @@ def training(facts: Facts) -> Finding | None:
         found=f"the last of {len(losses)} epochs of training made {share:.0%} of the loss's fall",
         reason=f"Beyond {STILL_FALLING:.0%} training has not converged, and the closed form stands "
         "for a retraining that stops as early.",
-        advice="Train longer (train.epochs).",
+        advice="Train longer (train.epochs), or damp by the optimiser's pace (debias.metric: "
+        "adam), which is made for short trainings.",
     )
