@@ -29,6 +29,10 @@ at::ScalarType result_type(const at::Tensor& left);
 // host cannot look at numbers there without waiting for the device: the kernels do.
 bool on_gpu(const at::Tensor& tensor);
 
+// Whether kernels take numbers of this tensor's dtype: float32, float64 and bfloat16, and on a GPU
+// float16.
+bool is_number(const at::Tensor& tensor);
+
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.
 SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
                           const at::Tensor& offsets);
