@@ -26,8 +26,8 @@ RESULT = HERE / "results" / "cuda_static.json"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 # Kernel: threads a block, and what its instructions must show. "wide": 128-bit global loads;
-# "tensor": tensor-core instructions, with their operands from ldmatrix; or those of bf16 alone.
-# "wide but for bf16": a sample's row is read four numbers at a time.
+# "tensor": tensor-core instructions, with their operands from ldmatrix; or in 16 bits alone.
+# "wide but in 16 bits": a sample's row is read four numbers at a time.
 CLAIMS = {
     "sample_grads_kernel": (128, {"wide"}),
     "sample_dots_kernel": (128, {"wide"}),
@@ -42,17 +42,17 @@ CLAIMS = {
     "row_sums_kernel": (128, {"wide"}),
     "row_dots_finish_kernel": (256, set()),
     "row_sums_finish_kernel": (256, set()),
-    "catalogue_mean_kernel": (128, {"wide", "tensor for bf16"}),
-    "catalogue_gradient_kernel": (128, {"wide", "tensor for bf16"}),
-    "catalogue_top_kernel": (128, {"wide", "tensor for bf16"}),
+    "catalogue_mean_kernel": (128, {"wide", "tensor in 16 bits"}),
+    "catalogue_gradient_kernel": (128, {"wide", "tensor in 16 bits"}),
+    "catalogue_top_kernel": (128, {"wide", "tensor in 16 bits"}),
     "catalogue_mean_finish_kernel": (256, set()),
     "catalogue_gradient_finish_kernel": (256, set()),
     "catalogue_merge_kernel": (256, set()),
     "check_seen_kernel": (1024, set()),
     "target_loss_kernel": (256, {"wide"}),
     "check_targets_kernel": (1024, set()),
-    "mask_step_kernel": (256, {"wide but for bf16"}),
-    "mask_sums_kernel": (256, {"wide but for bf16"}),
+    "mask_step_kernel": (256, {"wide but in 16 bits"}),
+    "mask_sums_kernel": (256, {"wide but in 16 bits"}),
     "mask_finish_kernel": (256, set()),
     "rms_norm_kernel": (256, {"wide"}),
     "rms_norm_tangent_kernel": (256, {"wide"}),
@@ -183,14 +183,11 @@ def complaints(table):
             continue
         if row["spills"] or row["stack"]:
             lost.append(f"{where} spills: {row['spills']} instructions, {row['stack']} bytes")
-        wide = "wide" in row["claims"] or (
-            "wide but for bf16" in row["claims"] and "<bf16" not in row["kernel"]
-        )
+        narrow = any(f"<{name}" in row["kernel"] for name in ("bf16", "f16"))
+        wide = "wide" in row["claims"] or ("wide but in 16 bits" in row["claims"] and not narrow)
         if wide and not row["wide_loads"]:
             lost.append(f"{where} has no 128-bit loads")
-        tensor = "tensor" in row["claims"] or (
-            "tensor for bf16" in row["claims"] and "<bf16" in row["kernel"]
-        )
+        tensor = "tensor" in row["claims"] or ("tensor in 16 bits" in row["claims"] and narrow)
         if tensor and not (row["tensor"] and row["matrix_loads"]):
             lost.append(f"{where} does not use tensor cores")
     for base in CLAIMS:

@@ -53,6 +53,12 @@ bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
 #endif
 }
 
+bool is_number(const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         (dtype == at::kHalf && on_gpu(tensor));
+}
+
 at::ScalarType result_type(const at::Tensor& left) {
   return left.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -67,9 +73,7 @@ SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tens
               text("left has ", left.size(0), ", right has ", right.size(0)),
               "Pass the factors of the same forward and backward pass");
   const at::ScalarType dtype = left.scalar_type();
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                  (dtype == at::kHalf && on_gpu(left)),
-              op, "left must be float32, float64 or bfloat16, or float16 on a GPU",
+  FUDLR_CHECK(is_number(left), op, "left must be float32, float64 or bfloat16, or float16 on a GPU",
               text("it is ", dtype, " on ", left.device()), "Convert it with .float()");
   FUDLR_CHECK(right.scalar_type() == dtype, op, "left and right must have one dtype",
               text("left is ", dtype, ", right is ", right.scalar_type()),
@@ -115,10 +119,9 @@ void check_stored_rows(const char* op, const at::Tensor& rows,
   const at::ScalarType dtype = rows.scalar_type();
   FUDLR_CHECK(rows.dim() == 2, op, "rows must be [n, p]", text("their shape is ", rows.sizes()),
               "Flatten each row");
-  FUDLR_CHECK(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kChar,
-      op, "rows must be float32, float64, bfloat16, or int8 with scales", text("they are ", dtype),
-      "Convert them with .float()");
+  FUDLR_CHECK(dtype == at::kChar || is_number(rows), op,
+              "rows must be float32, float64, bfloat16 or int8 with scales, or float16 on a GPU",
+              text("they are ", dtype, " on ", rows.device()), "Convert them with .float()");
   FUDLR_CHECK(scales.has_value() == (dtype == at::kChar), op,
               "int8 rows have scales, and no others do",
               text("rows are ", dtype, ", scales are ", scales ? "given" : "missing"),

@@ -29,6 +29,10 @@ at::ScalarType result_type(const at::Tensor& left);
 // host cannot look at numbers there without waiting for the device: the kernels do.
 bool on_gpu(const at::Tensor& tensor);
 
+// Whether kernels take numbers of this tensor's dtype: float32, float64 and bfloat16, and on a GPU
+// float16.
+bool is_number(const at::Tensor& tensor);
+
 // Checks left, right and offsets of `op`; throws with what was expected, what came and the remedy.
 SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
                           const at::Tensor& offsets);
@@ -48,8 +52,8 @@ void check_projection(const char* op, const char* side, int64_t width, const at:
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
 
-// The trunk's ops: rows [T, width] of float32 or float64 in any stride between rows, and arrays of
-// tangents with k rows a position.
+// The trunk's ops: rows [T, width] of float32 or float64, or on a GPU of 16 bits, in any stride
+// between rows, and arrays of tangents with k rows a position.
 
 // k for an array of tangents of `primal`.
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);
@@ -60,15 +64,18 @@ at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
                      const at::Tensor& like);
 
 // Checks that each that is given has this shape and the dtype and device of `like`, and that its
-// rows, and those of `like`, have no gaps within. narrow: on a GPU, numbers of 16 bits may be
-// given.
+// rows, and those of `like`, have no gaps within.
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
-                int64_t rows, int64_t width, bool narrow = false);
+                int64_t rows, int64_t width);
 
 // Checks that `vector` has `size` numbers like those of `like`.
 void check_vector(const char* op, const char* name, const at::Tensor& like,
                   const at::Tensor& vector, int64_t size);
+
+// Checks that `scale` has `rows` numbers of the dtype that numbers like those of `like` are summed
+// in.
+void check_scale(const char* op, const at::Tensor& like, const at::Tensor& scale, int64_t rows);
 
 // Checks that both or none are given.
 void check_together(const char* op, const char* first, bool has_first, const char* second,

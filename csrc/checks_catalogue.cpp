@@ -39,11 +39,11 @@ void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offs
 // Checks that `rows` [., w], called `name`, are at least one, of a dtype that the kernels know.
 void check_softmax_rows(const char* op, const char* name, const char* shape,
                         const at::Tensor& rows) {
-  const at::ScalarType dtype = rows.scalar_type();
   FUDLR_CHECK(rows.dim() == 2 && rows.size(0) > 0, op, c10::str(name, " must be ", shape),
               c10::str("their shape is ", rows.sizes()), "Give one row for each");
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
-              c10::str(name, " must be float32, float64 or bfloat16"), c10::str("they are ", dtype),
+  FUDLR_CHECK(is_number(rows), op,
+              c10::str(name, " must be float32, float64 or bfloat16, or float16 on a GPU"),
+              c10::str("they are ", rows.scalar_type(), " on ", rows.device()),
               "Convert them with .float()");
 }
 

@@ -14,11 +14,11 @@ namespace fudlr {
 void check_influence(
     const char* op, const at::Tensor& influence,
     std::initializer_list<std::pair<const char*, std::reference_wrapper<const at::Tensor>>> state) {
-  const at::ScalarType dtype = influence.scalar_type();
   FUDLR_CHECK(influence.dim() == 2, op, "influence must be [n, k]",
               c10::str("its shape is ", influence.sizes()), "Give one row a sample");
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, op,
-              "influence must be float32, float64 or bfloat16", c10::str("it is ", dtype),
+  FUDLR_CHECK(is_number(influence), op,
+              "influence must be float32, float64 or bfloat16, or float16 on a GPU",
+              c10::str("it is ", influence.scalar_type(), " on ", influence.device()),
               "Convert it with .float()");
   for (const auto& [name, given] : state) {
     const at::Tensor& tensor = given;

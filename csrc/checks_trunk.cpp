@@ -30,6 +30,15 @@ void check_offsets(const char* op, const char* name, const at::Tensor& offsets, 
               c10::str("they run from ", data[0], " to ", data[n]), "Leave no row out");
 }
 
+void check_numbers(const char* op, const char* name, const at::Tensor& like,
+                   const at::Tensor& vector, int64_t size, at::ScalarType wanted) {
+  FUDLR_CHECK(vector.dim() == 1 && vector.size(0) == size && vector.scalar_type() == wanted &&
+                  vector.device() == like.device(),
+              op, c10::str(name, " must be ", size, " numbers of ", wanted),
+              c10::str("it is ", vector.scalar_type(), " of shape ", vector.sizes()),
+              "Reshape or convert it");
+}
+
 }  // namespace
 
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents) {
@@ -54,13 +63,11 @@ at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
 
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
-                int64_t rows, int64_t width, bool narrow) {
+                int64_t rows, int64_t width) {
   const at::ScalarType dtype = like.scalar_type();
   FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble ||
-                  (narrow && on_gpu(like) && (dtype == at::kBFloat16 || dtype == at::kHalf)),
-              op,
-              narrow ? "float32 or float64 was expected, or on a GPU bfloat16 or float16"
-                     : "float32 or float64 was expected",
+                  (on_gpu(like) && (dtype == at::kBFloat16 || dtype == at::kHalf)),
+              op, "float32 or float64 was expected, or on a GPU bfloat16 or float16",
               c10::str("it is ", dtype, " on ", like.device()), "Convert it with .float()");
   FUDLR_CHECK(like.dim() == 2 && (like.size(1) <= 1 || like.stride(1) == 1), op,
               "rows [T, width] without gaps were expected",
@@ -83,11 +90,11 @@ void check_rows(const char* op, const at::Tensor& like,
 
 void check_vector(const char* op, const char* name, const at::Tensor& like,
                   const at::Tensor& vector, int64_t size) {
-  FUDLR_CHECK(vector.dim() == 1 && vector.size(0) == size &&
-                  vector.scalar_type() == like.scalar_type() && vector.device() == like.device(),
-              op, c10::str(name, " must be ", size, " numbers of ", like.scalar_type()),
-              c10::str("it is ", vector.scalar_type(), " of shape ", vector.sizes()),
-              "Reshape or convert it");
+  check_numbers(op, name, like, vector, size, like.scalar_type());
+}
+
+void check_scale(const char* op, const at::Tensor& like, const at::Tensor& scale, int64_t rows) {
+  check_numbers(op, "scale", like, scale, rows, result_type(like));
 }
 
 void check_together(const char* op, const char* first, bool has_first, const char* second,
@@ -100,12 +107,12 @@ void check_together(const char* op, const char* first, bool has_first, const cha
 void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                      const at::Tensor& limits, int64_t heads, int64_t key_heads) {
-  check_rows(op, q, {}, q.size(0), q.size(1), true);
+  check_rows(op, q, {}, q.size(0), q.size(1));
   FUDLR_CHECK(heads > 0 && key_heads > 0 && heads % key_heads == 0 && q.size(1) % heads == 0, op,
               "heads must divide the queries' width, and the key heads the heads",
               c10::str(heads, " heads, ", key_heads, " key heads, width ", q.size(1)),
               "Give the numbers of the model's configuration");
-  check_rows(op, q, {{"k", k}, {"v", v}}, k.size(0), q.size(1) / heads * key_heads, true);
+  check_rows(op, q, {{"k", k}, {"v", v}}, k.size(0), q.size(1) / heads * key_heads);
   check_offsets(op, "query_offsets", query_offsets, q.size(0), q);
   check_offsets(op, "key_offsets", key_offsets, k.size(0), q);
   FUDLR_CHECK(query_offsets.size(0) == key_offsets.size(0), op,
@@ -139,8 +146,8 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
 int64_t check_attention_tangents(const char* op, const at::Tensor& q, const at::Tensor& k,
                                  const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
   const int64_t count = tangents_per_row(op, q, dq);
-  check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1), true);
-  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1), true);
+  check_rows(op, q, {{"dq", dq}}, q.size(0) * count, q.size(1));
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
   return count;
 }
 
@@ -150,9 +157,9 @@ int64_t check_attention_backward(const char* op, const at::Tensor& q, const at::
                                  const std::optional<at::Tensor>& dk,
                                  const std::optional<at::Tensor>& dv) {
   const int64_t count = tangents_per_row(op, q, grads);
-  check_rows(op, q, {{"grads", grads}, {"dq", dq}}, q.size(0) * count, q.size(1), true);
-  check_rows(op, q, {{"delta", delta}}, q.size(0), q.size(1), true);
-  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1), true);
+  check_rows(op, q, {{"grads", grads}, {"dq", dq}}, q.size(0) * count, q.size(1));
+  check_rows(op, q, {{"delta", delta}}, q.size(0), q.size(1));
+  check_rows(op, k, {{"dk", dk}, {"dv", dv}}, k.size(0) * count, k.size(1));
   check_together(op, "delta", delta.has_value(), "dq", dq.has_value());
   check_together(op, "dk", dk.has_value(), "dq", dq.has_value());
   check_together(op, "dv", dv.has_value(), "dq", dq.has_value());

@@ -18,7 +18,7 @@ TORCH_LIBRARY(fudlr, m) {
       "sample_sketch(Tensor left, Tensor right, Tensor offsets, Tensor? project_left, "
       "Tensor? project_right) -> Tensor");
 
-  // Products with stored rows G [n, p]: float32, float64, bfloat16, or int8 with scales
+  // Products with stored rows G [n, p]: floating-point numbers, or int8 with scales
   // [n, ceil(p / 128)], one for each row and run of 128 columns.
   // G Vᵀ [n, k] for vectors [k, p]
   m.def("row_dots(Tensor rows, Tensor? scales, Tensor vectors) -> Tensor");

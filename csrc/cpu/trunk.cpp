@@ -48,7 +48,7 @@ at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const
   const int64_t k = tangents_per_row("rms_norm_tangent", x, dx);
   check_rows("rms_norm_tangent", x, {{"dx", dx}}, x.size(0) * k, x.size(1));
   check_vector("rms_norm_tangent", "weight", x, weight, x.size(1));
-  check_vector("rms_norm_tangent", "scale", x, scale, x.size(0));
+  check_scale("rms_norm_tangent", x, scale, x.size(0));
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
   at::Tensor dy = with_room("rms_norm_tangent", dx.size(0), x.size(1), room, x);
   run_trunk(x, [&](const auto& kernels, auto real) {
@@ -70,7 +70,7 @@ at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, cons
   check_rows(op, x, {{"grads", grads}, {"added", added}, {"dx", dx}}, x.size(0) * k, x.size(1));
   check_rows(op, x, {{"delta", delta}}, x.size(0), x.size(1));
   check_vector(op, "weight", x, weight, x.size(1));
-  check_vector(op, "scale", x, scale, x.size(0));
+  check_scale(op, x, scale, x.size(0));
   check_together(op, "delta", delta.has_value(), "dx", dx.has_value());
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
   at::Tensor result = with_room(op, grads.size(0), x.size(1), room, x);

@@ -23,6 +23,8 @@ auto dispatch(const Catalogue& c, Run run) {
       return run(double{});
     case Number::bf16:
       return run(Bf16{});
+    case Number::f16:
+      return run(Half{});
     default:
       return run(float{});
   }

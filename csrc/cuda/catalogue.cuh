@@ -15,8 +15,9 @@
 // Must move: E once for every 64 users, h once a chunk, the results once; 2 n M w operations for
 // the scores and 2 n M c for p C, n M exponentials; backward the same and 2 n M w for each of the
 // gradients in h and E. With 64 users a tile that is 32 operations a byte of float32 items, above
-// the 20 at which an H100 waits for memory: 2 n M (w + c) / 67e12 s in float32. bfloat16 items have
-// their scores from tensor cores, in three parts (catalogue_mma.cuh): 6 n M w / 990e12 s.
+// the 20 at which an H100 waits for memory: 2 n M (w + c) / 67e12 s in float32. Items of 16 bits
+// have their scores from tensor cores, in parts (catalogue_mma.cuh): 6 n M w / 990e12 s in
+// bfloat16, and twice that in float16.
 #pragma once
 
 #include "cuda/catalogue_mma.cuh"
@@ -30,18 +31,18 @@ constexpr int64_t kItemChunk = 1024;
 FUDLR_DEVICE bool is_bad(const gpu::Catalogue& c) { return c.bad != nullptr && *c.bad != 0; }
 
 // The shared memory of a block, and what scores its tiles.
-#define FUDLR_CATALOGUE_BOARD(In)                                       \
-  FUDLR_SHARED(Sum<In>, left, [kDepth<Sum<In>>][kSide + 4]);            \
-  FUDLR_SHARED(Sum<In>, right, [kDepth<Sum<In>>][kSide + 4]);           \
-  FUDLR_SHARED(Sum<In>, tile, [kSide][kSide + 1]);                      \
-  constexpr int kStagedRows = sizeof(In) == 2 ? kSide : 1;              \
-  FUDLR_SHARED(Bf16, staged, [kParts + 1][kStagedRows][kMmaDepth + 8]); \
+#define FUDLR_CATALOGUE_BOARD(In)                                                    \
+  FUDLR_SHARED(Sum<In>, left, [kDepth<Sum<In>>][kSide + 4]);                         \
+  FUDLR_SHARED(Sum<In>, right, [kDepth<Sum<In>>][kSide + 4]);                        \
+  FUDLR_SHARED(Sum<In>, tile, [kSide][kSide + 1]);                                   \
+  constexpr int kStagedRows = sizeof(In) == 2 ? kSide : 1;                           \
+  FUDLR_SHARED(Bf16, staged, [kParts + kItemParts<In>][kStagedRows][kMmaDepth + 8]); \
   const Scorer<In> scorer = make_scorer<In>(staged)
 
 template <typename In, int N>
-FUDLR_DEVICE Scorer<In> make_scorer(Bf16 (&staged)[kParts + 1][N][kMmaDepth + 8]) {
+FUDLR_DEVICE Scorer<In> make_scorer(Bf16 (&staged)[kParts + kItemParts<In>][N][kMmaDepth + 8]) {
   if constexpr (sizeof(In) == 2) {
-    return Scorer<In>{staged, staged[kParts]};
+    return Scorer<In>{staged, staged + kParts};
   } else {
     return {};
   }

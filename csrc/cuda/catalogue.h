@@ -21,7 +21,7 @@ struct Matrix {
 // a user has seen: those have the keys i · M + m in seen[seen_offsets[i] : seen_offsets[i + 1]],
 // rising. Null where nobody has seen any.
 struct Catalogue {
-  Number number;  // of the items: f32, f64, bf16
+  Number number;  // of the items: f32, f64, bf16, f16
   const void* users;
   int64_t user_stride, n;
   const void* items;

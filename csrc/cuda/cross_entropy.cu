@@ -34,6 +34,8 @@ const char* target_loss(const Catalogue& head, const Targets& targets, const voi
       return loss_of<double>(head, targets, lse, loss, stream);
     case Number::bf16:
       return loss_of<Bf16>(head, targets, lse, loss, stream);
+    case Number::f16:
+      return loss_of<Half>(head, targets, lse, loss, stream);
     default:
       return loss_of<float>(head, targets, lse, loss, stream);
   }

@@ -10,7 +10,7 @@
 // difference to log Σ exp cancels where the target is likely. No atomics.
 //
 // Must move: n (d · (bytes of h + bytes of w) + 24), 2 n d operations: on an H100 6 n d / 3.35e12 s
-// for bfloat16 weight, next to nothing beside the 2 n V d operations of the scores.
+// for a weight of 16 bits, next to nothing beside the 2 n V d operations of the scores.
 #pragma once
 
 #include "cuda/catalogue_tile.cuh"

@@ -22,6 +22,9 @@ const char* launch(const Influence& s, const double* work, double* sums, void* s
     case Number::bf16:
       run(Bf16{});
       break;
+    case Number::f16:
+      run(Half{});
+      break;
     default:
       run(float{});
   }

@@ -13,7 +13,7 @@ namespace fudlr::gpu {
 // s [n, k]: what the removal of sample i changes metric j by; row i starts `stride` numbers after
 // row i - 1.
 struct Influence {
-  Number number;  // f32, f64, bf16
+  Number number;  // f32, f64, bf16, f16
   const void* data;
   int64_t stride, n, k;
 };

@@ -27,6 +27,8 @@ auto dispatch(const StoredRows& g, Run run) {
       return run(double{});
     case Number::bf16:
       return run(Bf16{});
+    case Number::f16:
+      return run(Half{});
     case Number::int8:
       return run(int8_t{});
     default:

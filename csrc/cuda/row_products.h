@@ -11,7 +11,7 @@ namespace fudlr::gpu {
 
 // G [n, p]; row i starts at data + i * stride. Scales [n, ceil(p / 128)] for int8, else none.
 struct StoredRows {
-  Number number;  // f32, f64, bf16 or int8
+  Number number;  // all of them
   const void* data;
   int64_t stride;
   int64_t n;

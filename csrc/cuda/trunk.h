@@ -1,5 +1,5 @@
-// Launchers of the trunk kernels: pointers, sizes and a stream, no tensors. Numbers are float, or
-// double.
+// Launchers of the trunk kernels: pointers, sizes and a stream, no tensors. Numbers are float,
+// double, or of 16 bits.
 //
 // Position t has one row of a primal array, and k rows, t * k + j, of an array of tangents or
 // cotangents. Each launcher returns null, or what the launch had to say against itself.
@@ -22,10 +22,10 @@ struct OutLines {
 };
 
 struct Norm {
-  Number number;  // f32 or f64
+  Number number;  // f32, f64, bf16, f16
   Lines x;
   const void* weight;
-  const void* scale;  // (mean x² + ε)^(-1/2) of each row
+  const void* scale;  // (mean x² + ε)^(-1/2) of each row; float, or double for f64
   int64_t rows, width;
 };
 

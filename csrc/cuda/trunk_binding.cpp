@@ -36,7 +36,7 @@ Result rms_norm(const at::Tensor& x, const OptionalTensor& added, const at::Tens
   const at::Tensor w = weight.contiguous();
   at::Tensor y = at::empty({x.size(0), x.size(1)}, x.options());
   at::Tensor sum = added ? at::empty_like(y) : x;
-  at::Tensor scale = at::empty({x.size(0)}, x.options());
+  at::Tensor scale = at::empty({x.size(0)}, x.options().dtype(result_type(x)));
   if (x.size(0) == 0) return {y, scale, sum};
   check_launch(op, gpu::rms_norm(norm_of(x, w, scale), lines(added), eps,
                                  added ? out_lines(sum) : gpu::OutLines{}, out_lines(y),
@@ -50,7 +50,7 @@ at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const
   const int64_t k = tangents_per_row(op, x, dx);
   check_rows(op, x, {{"dx", dx}}, x.size(0) * k, x.size(1));
   check_vector(op, "weight", x, weight, x.size(1));
-  check_vector(op, "scale", x, scale, x.size(0));
+  check_scale(op, x, scale, x.size(0));
   const OnDevice device(x);
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
   at::Tensor dy = with_room(op, dx.size(0), x.size(1), room, x);
@@ -68,7 +68,7 @@ at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, cons
   check_rows(op, x, {{"grads", grads}, {"added", added}, {"dx", dx}}, x.size(0) * k, x.size(1));
   check_rows(op, x, {{"delta", delta}}, x.size(0), x.size(1));
   check_vector(op, "weight", x, weight, x.size(1));
-  check_vector(op, "scale", x, scale, x.size(0));
+  check_scale(op, x, scale, x.size(0));
   check_together(op, "delta", delta.has_value(), "dx", dx.has_value());
   const OnDevice device(x);
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();

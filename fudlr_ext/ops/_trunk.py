@@ -18,7 +18,8 @@ def _rms_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Without something to add the sum is x itself, as the kernels return it.
     total = x if added is None else _rows(x, *x.shape)
-    return _rows(x, *x.shape), x.new_empty(x.shape[0]), total
+    summed = x.dtype if x.dtype == torch.float64 else torch.float32
+    return _rows(x, *x.shape), x.new_empty(x.shape[0], dtype=summed), total
 
 
 def _rms_norm_tangent(

@@ -26,7 +26,7 @@ def catalogue_mean(
 
     Args:
         users: h [n, w]; float64 where items are, else float32.
-        items: E [M, w], M > 0; float32, float64 or bfloat16; any strides.
+        items: E [M, w], M > 0; float32, float64 or bfloat16, or float16 on a GPU; any strides.
         values: C [M, c], a few columns such as log-popularity or shares of groups; the dtype of
             users.
         scale: What the scores are multiplied by: 1/τ.

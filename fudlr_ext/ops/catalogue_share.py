@@ -26,7 +26,7 @@ def catalogue_share(
 
     Args:
         users: h [n, w]; float64 where items are, else float32.
-        items: E [M, w], M > 0; float32, float64 or bfloat16; any strides.
+        items: E [M, w], M > 0; float32, float64 or bfloat16, or float16 on a GPU; any strides.
         weights: W [n, g], of the dtype of users.
         scale: What the scores are multiplied by: 1/τ.
         seen: Items without probability, for each user; see `catalogue_mean`.

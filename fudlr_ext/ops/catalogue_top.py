@@ -17,7 +17,7 @@ def catalogue_top(users: Tensor, items: Tensor, k: int, seen: Seen = None) -> tu
 
     Args:
         users: h [n, w]; float64 where items are, else float32.
-        items: E [M, w], M > 0; float32, float64 or bfloat16; any strides.
+        items: E [M, w], M > 0; float32, float64 or bfloat16, or float16 on a GPU; any strides.
         k: How many, at most M.
         seen: Items that are left out, for each user; see `catalogue_mean`.
 

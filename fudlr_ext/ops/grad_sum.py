@@ -18,9 +18,10 @@ def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor | Non
     right and weights.
 
     Args:
-        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, any strides.
+        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, or float16
+            on a GPU; any strides.
         right: Packed [T, b], or padded [n, t, b], of the same dtype.
-        weights: [w, n], of the same dtype, but float32 for bfloat16 input.
+        weights: [w, n], of the same dtype, but float32 for input of 16 bits.
         offsets: int64 [n + 1]; sample i has the rows offsets[i] to offsets[i + 1] of packed input,
             or the first offsets[i + 1] - offsets[i] positions of padded input. None: all of them.
 

@@ -20,7 +20,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
     Args:
         hidden: h [m, d]; float64 where weight is, else float32.
-        weight: W [V, d], V > 0, the head's; float32, float64 or bfloat16; any strides.
+        weight: W [V, d], V > 0, the head's; float32, float64 or bfloat16, or float16 on a GPU; any
+            strides.
         targets: int64 [m], rows of weight, or −100: such a row has loss 0 and no gradient.
 
     Returns:

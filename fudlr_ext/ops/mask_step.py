@@ -40,7 +40,7 @@ def mask_step(
     `mask_sums`. Not differentiable.
 
     Args:
-        influence: s [n, k]; float32, float64 or bfloat16; any strides.
+        influence: s [n, k]; float32, float64 or bfloat16, or float16 on a GPU; any strides.
         weights: ∂f/∂c [k]; float64 where influence is, else float32.
         logits: z [n], changed in place; of the dtype of weights, without gaps.
         first: Adam's mean of gradients [n], changed in place; zeros before the first step.

@@ -17,7 +17,7 @@ def mask_sums(influence: Tensor, logits: Tensor, shift: float = 0.0) -> MaskSums
 
     Args:
         influence: s [n, k], what the removal of a sample changes every metric by; float32, float64
-            or bfloat16; any strides.
+            or bfloat16, or float16 on a GPU; any strides.
         logits: z [n]; float64 where influence is, else float32; any strides.
         shift: Taken from every logit.
 

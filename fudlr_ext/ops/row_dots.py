@@ -16,7 +16,8 @@ def row_dots(rows: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Ten
     A row's products depend on that row alone. Differentiable in vectors.
 
     Args:
-        rows: G [n, p]; float32, float64, bfloat16, or int8 with scales; any strides.
+        rows: G [n, p]; float32, float64, bfloat16 or int8 with scales, or float16 on a GPU; any
+            strides.
         vectors: V [k, p], float64 where rows are, else float32.
         scales: float32 [n, ⌈p/128⌉] for int8 rows: number (i, c) is rows[i, c] times
             scales[i, c // 128].

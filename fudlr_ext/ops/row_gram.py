@@ -22,7 +22,8 @@ def row_gram(
     order whatever the number of threads. Differentiable in vectors and weights.
 
     Args:
-        rows: G [n, p]; float32, float64, bfloat16, or int8 with scales; any strides.
+        rows: G [n, p]; float32, float64, bfloat16 or int8 with scales, or float16 on a GPU; any
+            strides.
         vectors: V [k, p], float64 where rows are, else float32.
         weights: w [n], of the same dtype; None: ones.
         scales: float32 [n, ⌈p/128⌉] for int8 rows; see `row_dots`.

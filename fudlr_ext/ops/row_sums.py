@@ -17,7 +17,8 @@ def row_sums(rows: Tensor, weights: Tensor, scales: Tensor | None = None) -> Ten
     order whatever the number of threads. Differentiable in weights.
 
     Args:
-        rows: G [n, p]; float32, float64, bfloat16, or int8 with scales; any strides.
+        rows: G [n, p]; float32, float64, bfloat16 or int8 with scales, or float16 on a GPU; any
+            strides.
         weights: W [w, n], float64 where rows are, else float32.
         scales: float32 [n, ⌈p/128⌉] for int8 rows; see `row_dots`.
 

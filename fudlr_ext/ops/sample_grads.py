@@ -18,13 +18,14 @@ def sample_grads(left: Tensor, right: Tensor, offsets: Tensor | None = None) -> 
     T·a·b numbers of memory.
 
     Args:
-        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, any strides.
+        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, or float16
+            on a GPU; any strides.
         right: Packed [T, b], or padded [n, t, b], of the same dtype.
         offsets: int64 [n + 1]; sample i has the rows offsets[i] to offsets[i + 1] of packed input,
             or the first offsets[i + 1] - offsets[i] positions of padded input. None: all of them.
 
     Returns:
-        G [n, a, b], in float32 for bfloat16 input, which is accumulated in float32.
+        G [n, a, b], in float32 for input of 16 bits, which is accumulated in float32.
 
     Raises:
         ValueError: Shapes, dtypes, devices or offsets that do not fit.

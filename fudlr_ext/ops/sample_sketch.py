@@ -24,16 +24,17 @@ def sample_sketch(
     gradients never exist. Differentiable in left, right and the projections.
 
     Args:
-        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, any strides.
+        left: Packed [T, a], or padded [n, t, a]; float32, float64 or bfloat16, or float16
+            on a GPU; any strides.
         right: Packed [T, b], or padded [n, t, b], of the same dtype.
-        project_left: P_l [q, a], of the same dtype, but float32 for bfloat16 input; None leaves
+        project_left: P_l [q, a], of the same dtype, but float32 for input of 16 bits; None leaves
             that side as it is.
         project_right: P_r [r, b]; likewise.
         offsets: int64 [n + 1]; sample i has the rows offsets[i] to offsets[i + 1] of packed input,
             or the first offsets[i + 1] - offsets[i] positions of padded input. None: all of them.
 
     Returns:
-        The sketches [n, q or a, r or b], in float32 for bfloat16 input.
+        The sketches [n, q or a, r or b], in float32 for input of 16 bits.
 
     Raises:
         ValueError: Shapes, dtypes, devices or offsets that do not fit.

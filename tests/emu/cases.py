@@ -9,12 +9,21 @@ from functools import partial
 import attention_cases
 import torch
 from attention_cases import AttentionSize
+from backward_cases import BACKWARDS
 from emulation import LIBRARIES
 from torch import Tensor
 from trunk_cases import TRUNK_SIZES, TRUNK_WAYS
 
-from fudlr_ext.testing import OP_CASES, OpCase, Shape, as_tuple, check_agreement, on_floats
-from fudlr_ext.testing.catalogue import CatalogueShape, softmax_sizes
+from fudlr_ext.testing import (
+    OP_CASES,
+    OpCase,
+    Shape,
+    as_tuple,
+    check_agreement,
+    on_floats,
+    result_dtype,
+)
+from fudlr_ext.testing.catalogue import CatalogueShape
 from fudlr_ext.testing.cross_entropy import HeadShape
 from fudlr_ext.testing.masks import MaskShape
 from fudlr_ext.testing.rows import RowShape
@@ -42,6 +51,11 @@ MORE = {
     HeadShape: (HeadShape(65, 1090, 70), HeadShape(330, 70, 5)),
     MaskShape: (MaskShape(1030, 17),),
 }
+# Powers of two that take items in float16 to subnormal numbers, and near its largest ones.
+FAR_OUT = {
+    CatalogueShape: (CatalogueShape(7, 241, 17), 13, -15),
+    HeadShape: (HeadShape(5, 239, 15), 13, -15),
+}
 LONG_LIST = CatalogueShape(3, 2100, 3, 1100)  # longer than a chunk
 
 ROUNDINGS = OP_CASES[0].rounding  # in float32 and in float64
@@ -51,8 +65,8 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 # Where not all cases are run: of samples, rows, catalogues, heads, masks, attention and the trunk
 # every so many, prime to the number of dtypes.
 STEPS = {
-    Shape: 3, RowShape: 19, CatalogueShape: 16, HeadShape: 7, MaskShape: 5, AttentionSize: 11,
-    None: 5,
+    Shape: 3, RowShape: 19, CatalogueShape: 17, HeadShape: 7, MaskShape: 5, AttentionSize: 11,
+    None: 9,
 }  # fmt: skip
 
 
@@ -92,7 +106,7 @@ def has_kernel(library: str, op: str, where: str) -> bool:
 
 def dtypes_of(case: OpCase) -> tuple[torch.dtype, ...]:
     """What the kernels take: what the CPU's do, and float16."""
-    return (*case.dtypes, torch.float16) if case.packed else case.dtypes
+    return (*case.dtypes, torch.float16)
 
 
 def shapes_of(case: OpCase) -> tuple[object, ...]:
@@ -102,15 +116,24 @@ def shapes_of(case: OpCase) -> tuple[object, ...]:
 
 
 def _job(case: OpCase, shape: object, dtype: torch.dtype, where: str) -> Job:
-    arguments = case.make(shape, dtype)
+    return _agreement(case, f"{case} {shape} {dtype}", case.make(shape, dtype), where)
 
+
+def _far_out(case: OpCase, shape: object, power: int, where: str) -> Job:
+    """Items of float16 so many powers of two larger, users smaller: all scores stay in size."""
+    users, items, *rest = case.make(shape, torch.float32)
+    given = users * 2.0**-power, (items * 2.0**power).half(), *rest
+    return _agreement(case, f"{case} {shape} 2^{power}", given, where)
+
+
+def _agreement(case: OpCase, label: str, arguments: tuple, where: str) -> Job:
     def run() -> tuple[Tensor, ...]:
         return _call(where, "fudlr", case.name, arguments, case.updates)
 
     def check(got: tuple[Tensor, ...]) -> None:
         check_agreement(got if len(got) > 1 else got[0], case, arguments)
 
-    return Job(case.name, f"{case} {shape} {dtype}", run, check)
+    return Job(case.name, label, run, check)
 
 
 def _nonsense(case: OpCase, label: str, where: str) -> Job:
@@ -144,10 +167,10 @@ def kin_job(
     float64, where nothing more exact is at hand, that error is the one in float32, scaled, and
     the CPU's kernel may have it as well. sizes: Of its arguments, the sums of the sizes of the
     terms of every result, of which it may have roundings as an op with a row may.
-    Where the CPU takes no 16 bits, its error is the one in float32.
+    What the CPU does not take is float32 there, and its error the one in that.
     """
     given = make()
-    narrow = library == "fudlr_trunk" and given[0].dtype.itemsize == 2
+    refused = (torch.float16, torch.bfloat16) if library == "fudlr_trunk" else (torch.float16,)
 
     def call(where: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         if name not in WITH_ROOM:
@@ -157,7 +180,7 @@ def kin_job(
 
     def check(got: tuple[Tensor, ...]) -> None:
         exact = call("native", lambda x: x.to(torch.float64, copy=True))
-        near = call("native", Tensor.float if narrow else Tensor.clone)
+        near = call("native", lambda x: x.float() if x.dtype in refused else x.clone())
         worst = [
             (x.double() - y).abs().max() for x, y in zip(near, exact, strict=True) if y.numel()
         ]
@@ -174,8 +197,8 @@ def kin_job(
         if sizes is not None:
             terms = [x.flatten() for x in sizes(*on_floats(given, Tensor.double))]
         count, accumulated = ROUNDINGS[near[0].dtype == torch.float64], EPS[near[0].dtype]
-        for result, wanted, kind, size in zip(got, exact, near, terms, strict=True):
-            dtype = given[0].dtype if narrow else kind.dtype
+        dtypes = _result_dtypes(library, name, given)
+        for result, wanted, dtype, size in zip(got, exact, dtypes, terms, strict=False):
             assert (result.dtype, result.shape) == (dtype, wanted.shape)
             if not wanted.numel():
                 continue
@@ -187,6 +210,14 @@ def kin_job(
     return Job(name, f"{name} {label}", partial(call, where, _spaced), check)
 
 
+def _result_dtypes(library: str, name: str, given: tuple) -> list[torch.dtype]:
+    """Gradients are like what they are of, the trunk's rows like its first ones; sums are wide."""
+    if library == "fudlr_grad":
+        return [x.dtype for x in given if isinstance(x, Tensor)]
+    own = given[0].dtype
+    return [own, result_dtype(own) if name == "rms_norm" else own, own]
+
+
 def _spaced(rows: Tensor) -> Tensor:
     """The same numbers, a matrix with a gap between its rows."""
     if rows.dim() != 2:
@@ -195,72 +226,6 @@ def _spaced(rows: Tensor) -> Tensor:
     wide[:, : rows.shape[1]] = rows
     return wide[:, : rows.shape[1]]
 
-
-def _cotangents(*results: Tensor) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in results
-    ]
-
-
-def _mean_backward(
-    case: OpCase, shape: object, dtype: torch.dtype, below: float | None = None
-) -> tuple:
-    """below: So many times farther below 0 than they would be above it lie all scores."""
-    users, items, values, scale, *seen = case.make(shape, dtype)
-    if below is not None:
-        users, items = users.abs() * below, -items.abs()
-    mean, lse = torch.ops.fudlr.catalogue_mean(users, items, values, scale, *seen)
-    needs = (True, True, True)
-    return users, items, values, scale, *seen, mean, lse, *_cotangents(mean, lse), *needs
-
-
-def _mean_backward_sizes(
-    users: Tensor, items: Tensor, values: Tensor, scale: float, *rest: Tensor
-) -> tuple[Tensor, ...]:
-    *seen, mean, lse, to_mean, to_lse, _, _, _ = rest
-    p, terms, _ = softmax_sizes(users, items, scale, seen)
-    p = p * (1 + terms + lse.abs()[:, None])
-    shift = (to_mean * mean).abs().sum(1) + to_lse.abs()
-    slopes = abs(scale) * p * (to_mean.abs() @ values.abs().t() + shift[:, None])
-    return slopes @ items.abs(), slopes.t() @ users.abs(), p.t() @ to_mean.abs()
-
-
-def _cross_entropy_backward(case: OpCase, shape: object, dtype: torch.dtype) -> tuple:
-    hidden, weight, targets = case.make(shape, dtype)
-    # Of nobody's own float32 scores, whose errors would cancel in one kernel alone.
-    _, lse = torch.ops.fudlr.linear_cross_entropy(hidden.double(), weight.double(), targets)
-    lse = lse.to(hidden.dtype)
-    return hidden, weight, targets, lse, *_cotangents(lse), True, True
-
-
-def _cross_entropy_backward_sizes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, *needs: bool
-) -> tuple[Tensor, ...]:
-    p, terms, _ = softmax_sizes(hidden, weight, 1.0, (None, None))
-    slopes = p * (1 + terms + lse.abs()[:, None])
-    rows = (targets >= 0).nonzero()[:, 0]
-    slopes[rows, targets[rows]] += 1
-    slopes *= ((targets >= 0) * grad.abs())[:, None]
-    return slopes @ weight.abs(), slopes.t() @ hidden.abs()
-
-
-# Of an op with a row: its backward, what makes that one's arguments, their terms' sizes, and cases
-# beside the row's.
-BACKWARDS = {
-    "catalogue_mean": (
-        "catalogue_mean_backward",
-        _mean_backward,
-        _mean_backward_sizes,
-        [(CatalogueShape(3, 5, 4), {"below": 200})],
-    ),
-    "linear_cross_entropy": (
-        "linear_cross_entropy_backward",
-        _cross_entropy_backward,
-        _cross_entropy_backward_sizes,
-        [],
-    ),
-}
 
 # Columns left free beside the results of these.
 ROOM = 3
@@ -319,6 +284,8 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
         given = case.make(case.small[0], torch.float32)
         if any(isinstance(x, Tensor) and x.dtype == torch.int64 for x in given):
             jobs.append(partial(_nonsense, case, "indices without sense"))
+        shape, *powers = FAR_OUT.get(type(case.shapes[0]), (None,))
+        jobs += [partial(_far_out, case, shape, power) for power in powers]
         # A sketch is two of torch's products before the kernels of sample_grads.
         step = 11 if case.name == "sample_sketch" else STEPS.get(type(case.shapes[0]), 3)
         yield "fudlr", case.name, jobs, step
@@ -336,7 +303,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
                     sizes=sizes,
                 )
                 for shape, how in (*shapes, *more)
-                for dtype in case.dtypes
+                for dtype in dtypes_of(case)
                 for make in [partial(make_from, case, shape, dtype, **how)]
             ]
             yield "fudlr_grad", name, jobs, STEPS[type(case.shapes[0])]
@@ -345,7 +312,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             partial(kin_job, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
             for size in TRUNK_SIZES
             for way in ways
-            for dtype in (torch.float32, torch.float64)
+            for dtype in FLOATS
             for make in [partial(trunk_arguments, maker, dtype, op, size, way)]
         ]
         yield "fudlr_trunk", op, jobs, STEPS[None]

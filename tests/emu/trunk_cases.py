@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fudlr_ext.testing import result_dtype
+
 Random = Callable[..., Tensor]
 
 
@@ -15,7 +17,7 @@ def _norm(op: str, random: Random, size: tuple[int, int, int], way: str) -> tupl
     x, weight = random(rows, width), random(width)
     if op == "rms_norm":
         return x, random(rows, width) if way == "added" else None, weight, 0.1
-    scale = torch.rsqrt(x.double().square().mean(1) + 0.1).to(x.dtype)
+    scale = torch.rsqrt(x.double().square().mean(1) + 0.1).to(result_dtype(x.dtype))
     grads, added, dx = (random(rows * k, width) for _ in range(3))
     if op == "rms_norm_tangent":
         return x, weight, scale, dx
@@ -40,7 +42,7 @@ def _rotate(op: str, random: Random, size: tuple[int, int, int], way: str) -> tu
     return random(rows * k, 3 * width), angles.cos(), angles.sin(), way == "inverse"
 
 
-# Rows have blocks of 32 to 256 threads, a thread vectors of 2 or 4 numbers.
+# Rows have blocks of 32 to 256 threads, a thread vectors of 2, 4 or 8 numbers.
 TRUNK_SIZES = ((11, 1, 3), (3, 7, 2), (5, 64, 1), (2, 1101, 3))
 TRUNK_WAYS = {
     "rms_norm": (_norm, "plain", "added"),

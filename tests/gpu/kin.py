@@ -18,10 +18,10 @@ from fudlr_ext.testing.cross_entropy import HeadShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 import attention_cases
-from cases import BACKWARDS, FLOATS, Job, kin_job, trunk_arguments
+from backward_cases import BACKWARDS
+from cases import FLOATS, Job, dtypes_of, kin_job, trunk_arguments
 from trunk_cases import TRUNK_SIZES, TRUNK_WAYS
 
-SINGLE_DOUBLE = (torch.float32, torch.float64)
 # Layers of Llama's 1B and 7B models, and what catalogues and vocabularies are like.
 LARGE = {
     "rms_norm": (700, 4096, 3),
@@ -73,15 +73,14 @@ def _trunk(make: Callable[..., tuple], op: str, way: str, small: Any, large: Any
     def arguments(size: Any, dtype: torch.dtype) -> tuple:
         return trunk_arguments(make, dtype, op, size, way)
 
-    dtypes = FLOATS if op.startswith("attention") else SINGLE_DOUBLE
-    return Kin("fudlr_trunk", op, way, arguments, small, large, dtypes)
+    return Kin("fudlr_trunk", op, way, arguments, small, large, FLOATS)
 
 
 def _backward(case: OpCase) -> Kin:
     op, make, sizes, _ = BACKWARDS[case.name]
     large = LARGE[case.name]
     return Kin("fudlr_grad", op, case.variant, partial(make, case), case.large, large,
-               case.dtypes, sizes)  # fmt: skip
+               dtypes_of(case), sizes)  # fmt: skip
 
 
 KIN = (
