@@ -87,6 +87,8 @@ def test_the_request_says_by_what_it_damped(short_run):
     assert solver["damping"] == found.run.config.train.l2
     assert solver["mean_damping"] > solver["damping"]
     assert found.after.metrics["arp"] < found.before.metrics["arp"]
+    (said,) = (each for each in found.summary["signatures"] if each["name"] == "training")
+    assert "debias.metric" not in said["advice"]  # it is in use
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ def training(facts: Facts) -> Finding | None:
         return None
     whole = losses[0] - losses[-1]
     share = (losses[-2] - losses[-1]) / whole if len(losses) > 1 and whole > 0 else 1.0
+    advice = "Train longer (train.epochs)"
+    if facts.job.config.metric == "identity":
+        advice += ", or damp by the optimiser's pace (debias.metric: adam)"
     return graded(
         "training",
         share,
@@ -24,6 +27,5 @@ def training(facts: Facts) -> Finding | None:
         found=f"the last of {len(losses)} epochs of training made {share:.0%} of the loss's fall",
         reason=f"Beyond {STILL_FALLING:.0%} training has not converged, and the closed form stands "
         "for a retraining that stops as early.",
-        advice="Train longer (train.epochs), or damp by the optimiser's pace (debias.metric: "
-        "adam), which is made for short trainings.",
+        advice=f"{advice}.",
     )
