@@ -167,10 +167,10 @@ class Removal:
         iterates = name in ("cg", "lanczos", "lissa")
         options = {"max_steps": self._config.max_steps or MAX_STEPS} if iterates else {}
         damping = self._trained.damping
-        if isinstance(damping, float):
-            return make_solver(curvature, damping, name, **options)
-        scaled = InMetric(curvature, damping)
-        return scaled.solver(make_solver(scaled, 1.0, name, **options))
+        if isinstance(damping, Tensor):
+            scaled = InMetric(curvature, damping)
+            return scaled.solver(make_solver(scaled, 1.0, name, **options))
+        return make_solver(curvature, damping, name, **options)
 
     def update(self, mask: Tensor) -> Update:
         """Take the masked samples out; the model holds θ* before and after."""
@@ -231,7 +231,7 @@ class Removal:
         batches = self._batches_of(_some(self._rows.n, count, config.seed))
         rows = StreamedRows(parts.engine, parts.forward, parts.loss, batches)
         shift = proposed.delta
-        assert isinstance(trained.damping, float)  # check_options
+        assert not isinstance(trained.damping, Tensor)  # check_options
         found = calibrate(shift, right, rows.dots(shift[None])[:, 0], trained.damping)
         update = finish(trained.theta, found.alpha * shift, proposed.solution)
         said = [

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from fudlr.errors import UsageError
-from fudlr.solvers.base import Product, Solution, Solve, Status
+from fudlr.solvers.base import HasProduct, Product, Solution, Solve, Status
 from fudlr.solvers.cg import solve_cg
 from fudlr.solvers.direct import Invertible, solve_direct
 from fudlr.solvers.lanczos import solve_dampings, solve_lanczos
 from fudlr.solvers.lissa import solve_lissa
-from fudlr.solvers.metric import HasProduct, InMetric
+from fudlr.solvers.metric import InMetric
 from fudlr.solvers.sampled import sampled_preconditioner
 from fudlr.solvers.woodbury import solve_woodbury
 

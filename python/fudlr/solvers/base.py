@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,14 @@ from fudlr.errors import DataError, NumericalError, UsageError
 
 Product = Callable[[Tensor], Tensor]
 """Multiplies each row of `[k, d]` with a symmetric matrix."""
+
+
+class HasProduct(Protocol):
+    """A symmetric matrix seen through its products."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H₀ v for each row v of `vectors` `[k, d]`, without damping."""
+        ...
 
 
 class Status(Enum):

@@ -8,20 +8,11 @@ Residuals are of the second form: in units of each parameter's damping.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 from torch import Tensor
 
 from fudlr.errors import UsageError
-from fudlr.solvers.base import Solution, Solve
-
-
-class HasProduct(Protocol):
-    """A symmetric matrix seen through its products."""
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """H₀ v for each row v of `vectors` `[k, d]`, without damping."""
-        ...
+from fudlr.solvers.base import HasProduct, Solution, Solve
 
 
 class InMetric:
