@@ -84,7 +84,8 @@ def main() -> None:
     walls = {cuda: statistics.median(t["wall"] for t in times) for cuda, times in builds.items()}
     added = walls["ON"] - walls["OFF"]
     result = {
-        "command": "python benchmarks/cuda_build.py", "machine": describe(), "nvcc": version(),
+        "command": f"python benchmarks/cuda_build.py --repeats {given.repeats}",
+        "machine": describe(), "nvcc": version(),
         "builds": builds, "added_seconds": added, "build_bar": BUILD_BAR,
         "build_met": added <= BUILD_BAR, "sources": files,
     }  # fmt: skip

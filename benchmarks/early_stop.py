@@ -8,8 +8,8 @@ steps. Each is retrained without 10% of its samples: drawn twice, those with the
 targets, and those that either metric's influence on ARP chooses. For the rule's damping
 (debias.metric identity) and for adam, the closed form's shift is compared with the retrained one's,
 and the changes of the validation loss and of ARP's surrogate on the validation prompts with the
-actual ones. About 35 CPU minutes; runs and retrainings are kept in --out and not made again. Writes
-benchmarks/results/early_stop.json.
+actual ones. Half an hour and more on two cores; runs and retrainings are kept in --out and not made
+again. Writes benchmarks/results/early_stop.json.
 """
 
 import argparse
