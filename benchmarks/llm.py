@@ -1,6 +1,6 @@
 """The real run: SmolLM2-135M over MovieLens-100k with BIGRec's prompts, debiased, verified.
 
-    python benchmarks/llm.py [--small] [--metric adam] [--out FOLDER] [--list] [STAGE ...]
+    python benchmarks/llm.py [--small] [--way replay] [--out FOLDER] [--list] [STAGE ...]
     (or: make llm)
 
 1,024 samples, LoRA r8 on q and v, 3 epochs; grounded scores of 200 users over the whole catalogue;
@@ -8,8 +8,9 @@ requests for ARP and for the gap between genders, each retrained without its sam
 titles for 50 users and 100 candidates. A stage that is done is not done again, and training and
 retraining go on from their last checkpoint: run it again after a stop. `--small` takes the model's
 first two layers, a few samples and users: a check that every stage works, and no result.
-`--metric adam` damps by the optimiser's pace (docs/method.md), from whole gradients: the store is
-not needed then, and not made.
+`--way` is how the samples are taken out: `store` by one damping for all parameters, from a store;
+`adam` damped by the optimiser's pace; `replay` by going the training again in the rows that it kept
+(docs/method.md). Only the first needs a store, and makes one.
 """
 
 import argparse
@@ -58,17 +59,23 @@ SMALL = {
 TITLES = {"recommender.kind": "titles", "data.candidates": 100, "data.prompt_users": 50}
 SMALL_TITLES = {**TITLES, "data.candidates": 10, "data.prompt_users": 2}
 OBJECTIVES = {"arp": "arp", "gender": "hellinger"}
+WAYS: dict[str, tuple[dict, dict]] = {
+    "store": ({}, {}),
+    "adam": ({}, {"metric": "adam"}),
+    "replay": ({"record.trajectory": "float32"}, {"update": "replay"}),
+}
+"""What each way adds to the options of the training, and to those of a request."""
 WITHIN = 0.3
 """Of retraining's change of ARP: the bar for the closed form's."""
 
 
 @dataclass
 class Work:
-    """Where a run is made, whether it is the small one, and the damping's metric."""
+    """Where a run is made, whether it is the small one, and how samples are taken out."""
 
     out: Path
     small: bool
-    metric: str = "identity"
+    way: str = "store"
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -107,7 +114,8 @@ def fetch(work: Work) -> None:
 
 
 def train(work: Work) -> None:
-    options = {**OPTIONS, **(SMALL if work.small else {}), "model.base": str(work.base())}
+    options = {**OPTIONS, **(SMALL if work.small else {}), **WAYS[work.way][0]}
+    options["model.base"] = str(work.base())
     train_run(merge(RunConfig(), options), work.run)
 
 
@@ -117,7 +125,7 @@ def record(work: Work) -> None:
 
 def request(name: str) -> Callable[[Work], None]:
     def do(work: Work) -> None:
-        found = debias(work.loaded, objective=OBJECTIVES[name], metric=work.metric)
+        found = debias(work.loaded, objective=OBJECTIVES[name], **WAYS[work.way][1])
         write_result(work.out / name, found)
 
     return do
@@ -204,7 +212,7 @@ def report(work: Work) -> None:
     name = "llm_small.json" if work.small else "llm.json"
     found = {
         "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
-        + (f" --metric {work.metric}" if work.metric != "identity" else ""),
+        + (f" --way {work.way}" if work.way != "store" else ""),
         "model": smollm.NAME + (", first two layers" if work.small else ""),
         "samples": len(run.split.train),
         "users": len(run.split.test),
@@ -299,7 +307,7 @@ def exists(*parts: str) -> Callable[[Work], bool]:
 
 def recorded(work: Work) -> bool:
     """Whether there is a store, or none is needed."""
-    return work.metric != "identity" or exists("run", "store", "audit.json")(work)
+    return work.way != "store" or exists("run", "store", "audit.json")(work)
 
 
 def verified(name: str) -> Callable[[Work], bool]:
@@ -352,12 +360,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="all in their order by default")
     parser.add_argument("--small", action="store_true", help="two layers, a few samples: a check")
-    parser.add_argument("--metric", choices=("identity", "adam"), default="identity")
+    parser.add_argument("--way", choices=WAYS, default="store")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", action="store_true", help="say what is done, and do nothing")
     given = parser.parse_args(arguments)
     out = given.out or Path("out/llm-small" if given.small else "out/llm")
-    work = Work(out, given.small, given.metric)
+    work = Work(out, given.small, given.way)
     known = stages(work)
     unknown = set(given.stages) - set(known)
     if unknown:

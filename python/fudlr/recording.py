@@ -80,7 +80,7 @@ def ride_along(
             recorded; before anything is trained.
         EngineError: So for a reason that the engine names.
     """
-    if config.record.ride is False:
+    if config.record.ride is False or config.record.trajectory:
         yield None
         return
     epoch = config.record.epoch or config.train.epochs

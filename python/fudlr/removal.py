@@ -6,6 +6,7 @@
 | `kept_curvature` | the same with H of what is kept |
 | `series` | the path of the optimum to `series_order`, from derivatives at θ* alone |
 | `newton` | `newton_steps` more steps, gradients computed anew on what is kept |
+| `replay` | the training gone again in the rows that it kept (see `fudlr.trajectory`) |
 
 A curvature without entries between layers overshoots: its step p is cut to α p, by the quadratic
 model with cross-layer products on a random part S of the samples,
@@ -86,6 +87,8 @@ def check_options(config: DebiasConfig) -> None:
                 "there is none of that name",
                 f"Choose one of {', '.join(sorted(table))}",
             )
+    if config.update == "replay" and config.rows in ("auto", "trajectory"):
+        _check_trajectory(config)
     if config.metric != "identity":
         _check_metric(config)
     if CURVATURES[config.curvature].couples_layers:
@@ -109,6 +112,20 @@ def check_options(config: DebiasConfig) -> None:
             "it has no entries between layers, and only its one step can be calibrated",
             "Use empirical_fisher, ggn or hessian, or --set debias.update=one_step",
         )
+
+
+def _check_trajectory(config: DebiasConfig) -> None:
+    """Refuse a curvature or metric where the training itself stands for both."""
+    usual = DebiasConfig.model_fields
+    for name in ("curvature", "metric"):
+        if getattr(config, name) != usual[name].default:
+            raise UsageError(
+                f"the training was to be gone again (debias.update: replay) with the {name} "
+                f"{getattr(config, name)}",
+                "the rows of the trajectory need none: the training stands for it",
+                f"Leave {name} out, or score samples from their last gradients "
+                "(debias.rows: memory)",
+            )
 
 
 def _check_metric(config: DebiasConfig) -> None:

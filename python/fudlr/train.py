@@ -27,8 +27,9 @@ from fudlr.data.interactions import Samples
 from fudlr.errors import ModelError, NumericalError, UsageError
 from fudlr.progress import track
 from fudlr.recommenders import Recommender
+from fudlr.trajectory.steps import StepWriter
 from fudlr_ext import Engine
-from fudlr_ext.sinks import Sums
+from fudlr_ext.sinks import Rows, Sums
 
 ENGINE_TOKENS = 2048
 """Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
@@ -79,6 +80,7 @@ def train_adapter(
     observer: Observer | None = None,
     description: str = "train",
     checkpoint: Checkpoint | None = None,
+    trajectory: StepWriter | None = None,
 ) -> Training:
     """Train the adapter from `start`; the model holds the trained parameters afterwards.
 
@@ -96,21 +98,29 @@ def train_adapter(
         observer: Rides on batches; see `Observer`.
         description: What the progress line says.
         checkpoint: Where the state is kept on the way; nowhere where None.
+        trajectory: Keeps every batch's per-sample gradients; nothing does where None. Without
+            `weights` and observer, and through the engine.
 
     Raises:
         NumericalError: The loss is not finite.
         ModelError: A LoRA matrix gets no gradient.
-        UsageError: The engine was to train a model with dropout.
+        UsageError: The engine was to train a model with dropout, or a trajectory cannot be kept.
         DataError: The checkpoint is damaged.
     """
     if config.through == "engine":
         _check_no_dropout(recommender.model, description)
+    if trajectory is not None and (config.through != "engine" or observer or weights is not None):
+        raise UsageError(
+            f"every batch's gradients were to be kept ({description}, record.trajectory)",
+            "only the engine has them, and it trains without an observer, on all samples alike",
+            "Set train.through=engine and record.ride=false, or leave record.trajectory out",
+        )
     engine.load(start)
     parameters = engine.parameters()
     centre = [p.detach().clone() for p in parameters]
     n = len(samples)
     steps = config.epochs * math.ceil(n / config.batch)
-    keeper = _Keeper(checkpoint, samples, config, start, weights)
+    keeper = _Keeper(checkpoint, samples, config, start, weights, trajectory=trajectory)
     kept = keeper.read()
     done = kept.step if kept else 0
     optimiser = torch.optim.Adam(
@@ -137,7 +147,11 @@ def train_adapter(
             optimiser.zero_grad(set_to_none=True)
             with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
                 if config.through == "engine" and ride is None:
-                    loss = _through_engine(recommender, engine, part, weighted)
+                    loss, rows = _through_engine(
+                        recommender, engine, part, weighted, keep=trajectory is not None
+                    )
+                    if trajectory is not None:
+                        trajectory.write(step, index, rows, _gradient(parameters))
                 else:
                     loss = _through_peft(recommender, part, weighted, ride)
                 if ride is not None:
@@ -173,24 +187,38 @@ def _through_peft(
 
 
 def _through_engine(
-    recommender: Recommender, engine: Engine, samples: Samples, weights: Tensor | None
-) -> float:
-    """The same from the engine, samples of like length together; none of weight 0 is computed."""
+    recommender: Recommender,
+    engine: Engine,
+    samples: Samples,
+    weights: Tensor | None,
+    *,
+    keep: bool,
+) -> tuple[float, Tensor]:
+    """The same from the engine, samples of like length together; none of weight 0 is computed.
+
+    Returns:
+        Σ w_i ℓ_i; and to `keep` the samples' gradients `[b, d]`, else nothing of them.
+    """
     weights = torch.ones(len(samples)) if weights is None else weights
     live = weights.nonzero().flatten()
     total = torch.zeros(engine.d, dtype=engine.dtype)
+    gradients = torch.zeros(len(samples) if keep else 0, engine.d, dtype=engine.dtype)
     loss = 0.0
     for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
         index = live[part]
         batch = recommender.collate(samples.take(index.numpy()))
         sums = Sums(weights[index][None].to(total))
-        losses = engine.reduce(recommender.forward, recommender.loss, batch, [sums])
+        rows = Rows()
+        sinks = [sums, rows] if keep else [sums]
+        losses = engine.reduce(recommender.forward, recommender.loss, batch, sinks)
         total += sums.result()[0].cpu()
+        if keep:
+            gradients[index] = rows.result().cpu()
         loss += float(losses.cpu() @ weights[index].to(losses.cpu()))
-    gradients = engine.unflatten(total / len(samples)).values()
-    for parameter, gradient in zip(engine.parameters(), gradients, strict=True):
-        parameter.grad = gradient.to(parameter)
-    return loss
+    means = engine.unflatten(total / len(samples)).values()
+    for parameter, mean in zip(engine.parameters(), means, strict=True):
+        parameter.grad = mean.to(parameter)
+    return loss, gradients
 
 
 def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
@@ -223,15 +251,24 @@ class _Keeper:
         config: TrainConfig,
         start: Tensor,
         weights: Tensor | None,
+        *,
+        trajectory: StepWriter | None,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._checkpoint, self._trajectory = checkpoint, trajectory
         self._open = checkpoint is not None
         if checkpoint is not None:
             ids = torch.from_numpy(samples.ids)
             self._key = digest((start, weights, ids), config.model_dump_json(), checkpoint.course)
 
     def read(self) -> State | None:
-        return None if self._checkpoint is None else self._checkpoint.read(self._key)
+        if self._checkpoint is None:
+            return None
+        state = self._checkpoint.read(self._key)
+        if self._trajectory is None or self._trajectory.holds(
+            state.step if state else 0, self._key
+        ):
+            return state
+        return None  # what it kept on the way is not here: it is to be made again
 
     def stop(self) -> None:
         """No more from here on: what an observer keeps is in no checkpoint."""
@@ -260,6 +297,10 @@ def _check_reached(engine: Engine, parameters: list[torch.nn.Parameter], descrip
         )
 
 
+def _gradient(parameters: list[torch.nn.Parameter]) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+
 def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: float) -> None:
     with torch.no_grad():
         for p, start in zip(parameters, centre, strict=True):
@@ -271,9 +312,12 @@ def _adam(optimiser: torch.optim.Adam, config: TrainConfig, steps: int) -> Adam:
     """Adam's second moment without its bias, and the sum of the rates of all `steps`."""
     group = optimiser.param_groups[0]
     _, squares = adam_moments(optimiser, group["params"])
-    factor = _schedule(config, steps)
-    rates = config.learning_rate * sum(map(factor, range(steps)))
-    return Adam(squares / (1 - group["betas"][1] ** steps), rates)
+    return Adam(squares / (1 - group["betas"][1] ** steps), sum(learning_rates(config, steps)))
+
+
+def learning_rates(config: TrainConfig, steps: int) -> list[float]:
+    """The rate of each of `steps` steps."""
+    return [config.learning_rate * factor for factor in map(_schedule(config, steps), range(steps))]
 
 
 def _schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:

@@ -210,6 +210,9 @@ class RecordConfig(Record):
     fit_samples: Count = 256
     """Samples from whose gradients the principal directions are chosen, at least."""
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    trajectory: Literal["float32", "bfloat16"] | None = None
+    """Keep every batch's whole per-sample gradients in this type while the engine trains, n · d
+    numbers an epoch, for `debias.update` replay; no store is recorded meanwhile."""
     audit: Annotated[int, Field(ge=0)] = 64
     """Samples recorded again at the end, in full, to measure what the rows lost; 0 for none."""
     batch: Count = 256
@@ -222,6 +225,12 @@ class RecordConfig(Record):
             raise ValueError("one of dims and energy should be set")
         if self.dims is None and self.projection != "principal":
             raise ValueError(f"dims should be set with {self.projection} directions")
+        return self
+
+    @model_validator(mode="after")
+    def _one_recording(self) -> Self:
+        if self.ride and self.trajectory:
+            raise ValueError("ride should not be true with trajectory, which rides itself")
         return self
 
 
@@ -245,7 +254,7 @@ class DebiasConfig(Record):
     """A solver's name; `auto` is the curvature's closed form where it has one, else `cg`."""
     max_steps: Count | None = None
     """Iterations of the solver; without it, those that were measured to be enough."""
-    update: Literal["one_step", "kept_curvature", "series", "newton"] = "one_step"
+    update: Literal["one_step", "kept_curvature", "series", "newton", "replay"] = "one_step"
     """How masked samples are taken out; see docs/method.md."""
     series_order: Annotated[int, Field(ge=2, le=4)] = 3
     """Order of the series, also of Newton's start with the exact Hessian."""
@@ -262,9 +271,10 @@ class DebiasConfig(Record):
     """Their share of the training samples; below 1 for all strategies but `all`."""
     also: tuple[Name, ...] = ()
     """Further metrics whose influences are written beside the objective's, or `val_loss`."""
-    rows: Literal["auto", "store", "memory", "stream"] = "auto"
-    """Per-sample gradients as the run's store has them, kept whole (n · d numbers), or computed
-    again for each product. `auto`: the store where it can answer, else in memory."""
+    rows: Literal["auto", "store", "memory", "stream", "trajectory"] = "auto"
+    """Per-sample gradients as the run's store has them, kept whole (n · d numbers), computed again
+    for each product, or those of the whole training. `auto`: the trajectory with update replay, the
+    store where it can answer, else in memory."""
     store: Name | None = None
     """Folder of the store to answer from, where it is not the run's own."""
     polish: bool = False
@@ -308,8 +318,22 @@ class DebiasConfig(Record):
 
     @model_validator(mode="after")
     def _store_is_asked(self) -> Self:
-        if self.store is not None and self.rows in ("memory", "stream"):
+        if self.store is not None and self.rows in ("memory", "stream", "trajectory"):
             raise ValueError(f"store should be null with rows {self.rows}, which uses none")
+        return self
+
+    @model_validator(mode="after")
+    def _training_is_gone_again(self) -> Self:
+        if self.rows == "trajectory" and self.update != "replay":
+            raise ValueError("rows trajectory should go with update replay")
+        if self.update == "replay" and self.candidates != "all":
+            raise ValueError("update replay should go with candidates all, which it scores")
+        if self.update == "replay" and self.polish:
+            raise ValueError("polish should be false with update replay, which takes no sketches")
+        if self.update == "replay" and self.slope != "hold":
+            raise ValueError("update replay should go with slope hold: it stops where training did")
+        if self.update == "replay" and self.rows == "store":
+            raise ValueError("update replay should go with rows trajectory, memory or stream")
         return self
 
     @model_validator(mode="after")

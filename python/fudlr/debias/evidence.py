@@ -2,7 +2,7 @@
 
 A store answers without the training data: rows and curvature are its sketches. Without one, whole
 gradients are computed, of all samples or of candidates, and kept, or computed again for each
-product.
+product. A trajectory answers for the whole training, and no curvature is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from fudlr.batches import Batches
 from fudlr.candidates import Candidacy, choose_candidates
 from fudlr.curvature import EmpiricalFisher, Parts
 from fudlr.debias.job import Job, adam_of
+from fudlr.debias.replayed import as_it_is, replay_of, replayed
+from fudlr.debias.trajectory_rows import TrajectoryRows
 from fudlr.errors import UsageError
 from fudlr.removal import Removal, Trained
 from fudlr.request import choose_damping, stationarity
@@ -34,6 +36,7 @@ from fudlr.store import (
     sketch_space,
 )
 from fudlr.store.commands import stale_text
+from fudlr.trajectory import Replay
 from fudlr.update import Update, removal_update
 
 SKETCH_STEPS = 20
@@ -53,9 +56,9 @@ class Evidence:
     """Rows of gradients, and H⁻¹ in their space.
 
     Attributes:
-        source: `store`, `memory` or `stream`.
+        source: `store`, `memory`, `stream` or `trajectory`.
         space: The rows and the way to the adapter's parameters.
-        damping: Of H.
+        damping: Of H; 0 where none is asked for.
         solve: H⁻¹ in that space, for scores and update alike.
         remove: Takes the samples of a mask `[n]` out of θ*.
         warnings: Why it is not what was asked for, if so.
@@ -80,6 +83,7 @@ class _Found:
     slope: Callable[[], Tensor]
     warnings: list[str]
     about: dict[str, object]
+    replay: Replay | None = None
 
 
 def gather(job: Job) -> _Found:
@@ -90,10 +94,14 @@ def gather(job: Job) -> _Found:
         StoreError: The store is damaged, or belongs to another adapter.
     """
     warnings = list(job.run.notes)
+    replay = replay_of(job.run) if job.config.update == "replay" else None
+    if replay is not None and job.config.rows in ("auto", "trajectory"):
+        space = Space(TrajectoryRows(replay), replay.n)
+        return _Found("trajectory", space, replay.slope, warnings, {}, replay)
     store = _open_store(job, warnings)
     if store is not None:
         return _from_store(job, store, warnings)
-    return _from_model(job, warnings)
+    return replace(_from_model(job, warnings), replay=replay)
 
 
 def solvers(job: Job, found: _Found) -> Evidence:
@@ -103,6 +111,10 @@ def solvers(job: Job, found: _Found) -> Evidence:
     face = (l2, mean, run.theta, run.start)
     about = {"rows": found.source, "slope_left": stationarity(*face), **found.about}
     space = found.space
+    replay = None if found.replay is None else replayed(run, found.replay)
+    if found.source == "trajectory":
+        assert replay is not None  # gather
+        return Evidence(found.source, space, 0.0, as_it_is, replay, found.warnings, about)
     whole: float | Tensor
     if config.metric == "adam":
         adam, damping = adam_of(run), config.damping or l2
@@ -119,7 +131,7 @@ def solvers(job: Job, found: _Found) -> Evidence:
         removal = _removal(job, space, whole)
         solve = removal.solve
         remove = removal.update if space.index is None else _one_step(job, space, solve)
-    return Evidence(found.source, space, damping, solve, remove, found.warnings, about)
+    return Evidence(found.source, space, damping, solve, replay or remove, found.warnings, about)
 
 
 def _one_step(job: Job, space: Space, solve: Solve) -> Callable[[Tensor], Update]:

@@ -14,6 +14,7 @@ from fudlr.adam import FILE, Adam
 from fudlr.batches import Batches
 from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning
+from fudlr.debias.replayed import trajectory_folder
 from fudlr.errors import UsageError
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients import MetricGradients, metric_gradients
@@ -109,6 +110,8 @@ def prepare(run: Run, config: DebiasConfig, clock: StageClock) -> Job:
     check_options(config)
     if config.metric == "adam":
         adam_of(run)
+    if config.update == "replay":
+        trajectory_folder(run)
     wanted = [name for name in config.also if name not in (*objective.names, "val_loss")]
     also = [find_metric(name) for name in wanted]
     with clock.stage("prepare"):

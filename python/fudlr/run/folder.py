@@ -5,6 +5,7 @@ RUN/base/              the base model and its tokenizer, Hugging Face's files
 RUN/start/             θ₀, the adapter before training, peft's files
 RUN/adapter/           θ*, the trained adapter, peft's files
 RUN/adam.safetensors   the optimiser's state at the end, where the adapter was trained here
+RUN/trajectory/        every batch's per-sample gradients, where they were kept
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
@@ -47,6 +48,8 @@ from fudlr.recording import STORE, Observer, bind, ride_along
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
 from fudlr.store import Binding, Store
 from fudlr.train import Training, train_adapter
+from fudlr.trajectory import FOLDER as TRAJECTORY
+from fudlr.trajectory import StepWriter
 from fudlr_ext import Engine
 
 RECORD = "recommender.json"
@@ -179,6 +182,7 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
                 engine.load(trained)
                 training = Training(trained, [])
             else:
+                kept = _trajectory(out, temporary, config)
                 training = train_adapter(
                     recommender,
                     engine,
@@ -187,7 +191,10 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
                     start,
                     observer=observer,
                     checkpoint=_checkpoint(out, config, recommender, start, split),
+                    trajectory=kept,
                 )
+                if kept is not None and kept.folder.parent != temporary:
+                    kept.folder.replace(temporary / TRAJECTORY)
         lora.save(model, temporary / "adapter")
         if training.adam is not None:
             training.adam.save(temporary)
@@ -220,6 +227,15 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
         folder=out,
         adam=training.adam,
     )
+
+
+def _trajectory(out: Path, temporary: Path, config: RunConfig) -> StepWriter | None:
+    """Where the training keeps its batches: beside `out` where it may be stopped and go on."""
+    if config.record.trajectory is None:
+        return None
+    beside = out.parent / f".{out.name}.{TRAJECTORY}"
+    folder = beside if config.train.checkpoint else temporary / TRAJECTORY
+    return StepWriter(folder, config.record.trajectory)
 
 
 def _checkpoint(
