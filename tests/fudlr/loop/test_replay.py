@@ -86,6 +86,7 @@ def test_a_request_from_the_trajectory(folder, monkeypatch):
     assert found.summary["solver"]["rows"] == "trajectory"
     assert found.after.metrics["arp_soft"] < found.before.metrics["arp_soft"]
     assert found.answer.update.details == {"replayed": True}
+    assert not [each for each in found.summary["signatures"] if each["name"] == "training"]
     predicted = found.answer.scored.predicted(found.mask)["arp"]
     assert predicted < 0
     (tangent,) = replay_of(run).tangent(found.mask[None])

@@ -11,13 +11,16 @@ STILL_FALLING = 0.1
 
 
 def training(facts: Facts) -> Finding | None:
-    """(L_{E−1} − L_E) / (L_1 − L_E); 1 after one epoch. None for adapters trained elsewhere."""
+    """(L_{E−1} − L_E) / (L_1 − L_E); 1 after one epoch.
+
+    None for adapters trained elsewhere, and where the training is gone again, ended or not.
+    """
     losses = facts.job.run.losses
-    if not losses:
+    if not losses or facts.job.config.update == "replay":
         return None
     whole = losses[0] - losses[-1]
     share = (losses[-2] - losses[-1]) / whole if len(losses) > 1 and whole > 0 else 1.0
-    advice = "Train longer (train.epochs)"
+    advice = "Train longer (train.epochs), go the training again (debias.update: replay)"
     if facts.job.config.metric == "identity":
         advice += ", or damp by the optimiser's pace (debias.metric: adam)"
     return graded(

@@ -1,0 +1,127 @@
+"""The training gone again beside both closed forms, against real retraining.
+
+    python benchmarks/replay.py [--out out/replay] [--trainings brief demo] [--seeds 0 1 2]
+
+Two trainings of the demo's model: *brief*, 1,024 samples in 192 steps, as language models are
+tuned; and *demo*, the demo's own of 300 steps, for the first seed. Each keeps its batches' rows
+(record.trajectory) and is retrained without 10% of its samples: drawn twice, those with the most
+popular targets, and those that the influence of each way on ARP chooses. The ways: one damping for
+all parameters, Adam's metric (debias.metric adam), and the replay (debias.update replay). The
+shifts are compared with the retrained one's, and the changes of ARP, of its surrogate and of the
+loss on the validation prompts with the actual ones. Some ten minutes on two cores; runs and
+retrainings are kept in --out and not made again. Writes benchmarks/results/replay.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from early_stop import SHARE, compared, masks_of
+from fudlr import RunConfig
+from fudlr.config import merge
+from fudlr.data import fetch_ml100k
+from fudlr.debias.evidence import gather, solvers
+from fudlr.debias.job import prepare, with_options
+from fudlr.evaluation import measure
+from fudlr.files import write_json
+from fudlr.progress import StageClock
+from fudlr.request import influences
+from fudlr.run import Run, load_run, train_run
+from fudlr.verify import removal, retrain
+from machine import describe
+
+RESULT = Path(__file__).parent / "results" / "replay.json"
+KEPT = {"train.through": "engine", "record.trajectory": "float32"}
+TRAININGS = {
+    "brief": {"data.train_samples": 1024, "train.epochs": 3, "train.batch": 16,
+              "train.learning_rate": 1e-3},
+    "demo": {},
+}  # fmt: skip
+WAYS = {
+    "identity": {"rows": "memory"},
+    "adam": {"rows": "memory", "metric": "adam"},
+    "replay": {"update": "replay"},
+}
+METRICS = ("arp", "arp_soft", "aplt_soft", "val_loss")
+
+
+def figures(run: Run, job, theta: torch.Tensor) -> dict[str, float]:
+    """`METRICS` of the adapter `theta` [d] on the validation prompts."""
+    run.engine.load(theta)
+    found = measure(run.recommender, job.valid, job.valid, job.config.batch)
+    return {name: found.metrics[name] for name in METRICS}
+
+
+def of_training(run: Run, folder: Path) -> dict:
+    """All ways over all removals of one training."""
+    found, scores, seconds, gradients = {}, {}, {}, None
+    for name, options in WAYS.items():
+        asked = {"objective": "arp", "lambda_acc": 0.0, **options}
+        job = prepare(run, with_options(run.config.debias, asked), StageClock())
+        run.engine.load(run.theta)
+        gradients = gradients or job.gradients(job.valid)
+        begun = time.process_time()
+        found[name] = solvers(job, gather(job))
+        scores[name] = influences(found[name].space, gradients, found[name].solve).of("arp")
+        seconds[name] = {"scores": time.process_time() - begun}
+    masks = masks_of(run, scores)
+    jobs = [removal(f"without {name}", mask) for name, mask in masks.items()]
+    done = retrain(run, jobs, folder, description="retrain")
+    before = figures(run, job, run.theta)
+
+    def changes(theta: torch.Tensor) -> dict[str, float]:
+        after = figures(run, job, theta)
+        return {name: after[name] - before[name] for name in METRICS}
+
+    removals = {}
+    for (name, mask), truth in zip(masks.items(), done, strict=True):
+        ways = {}
+        for way, evidence in found.items():
+            run.engine.load(run.theta)
+            begun = time.process_time()
+            update = evidence.remove(mask)
+            seconds[way]["update"] = time.process_time() - begun
+            shift = compared(update.delta, truth.theta - run.theta)
+            ways[way] = {**shift, "changes": changes(update.theta)}
+        removals[name] = {"retrained": changes(truth.theta), "ways": ways}
+        print(name, removals[name], flush=True)
+    return {
+        "samples": len(run.split.train),
+        "parameters": run.engine.d,
+        "epochs": run.config.train.epochs,
+        "losses": run.losses,
+        "before": before,
+        "removals": removals,
+        "cpu_seconds": {**seconds, "retraining": done[0].cpu_seconds},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/replay"))
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    given = parser.parse_args()
+    fetch_ml100k()
+    seeds = " ".join(map(str, given.seeds))
+    record: dict = {
+        "command": f"python benchmarks/replay.py --trainings {' '.join(given.trainings)} "
+        f"--seeds {seeds}",
+        "share": SHARE,
+        "machine": describe(),
+        "trainings": {},
+    }
+    for name in given.trainings:
+        for seed in given.seeds if name == "brief" else given.seeds[:1]:
+            folder = given.out / f"{name}-{seed}"
+            if not (folder / "run").is_dir():
+                options = {**KEPT, **TRAININGS[name], "seed": seed}
+                train_run(merge(RunConfig(), options), folder / "run")
+            found = of_training(load_run(folder / "run"), folder / "retrainings")
+            record["trainings"].setdefault(name, {})[str(seed)] = found
+            write_json(RESULT, record)
+
+
+if __name__ == "__main__":
+    main()
