@@ -19,12 +19,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-import polars as pl
 import smollm
-import torch
 from fudlr import debias, load_run, train_run, verify_result, write_result
 from fudlr.checkpoint import ENDING
 from fudlr.config import RunConfig, dump_config, load_config, merge
@@ -35,67 +32,23 @@ from fudlr.metrics import evaluate
 from fudlr.metrics.pairwise import pairwise
 from fudlr.progress import duration, track
 from fudlr.record import record_run
-from fudlr.run import Run, make_split
 from fudlr.verify import removal, retrain
-from kept import keep_evaluations
-from machine import describe
+from llm_report import report
+from llm_work import (
+    OBJECTIVES,
+    OPTIONS,
+    SMALL,
+    SMALL_TITLES,
+    TITLES,
+    WAYS,
+    Work,
+    adapters,
+    exists,
+    load_mask,
+    titles_file,
+    verified,
+)
 from safetensors.torch import load_file
-
-OPTIONS = {
-    "data.source": "ml-100k", "data.window": 10, "data.train_samples": 1024,
-    "data.prompt_users": 200, "recommender.kind": "grounded", "recommender.template": "bigrec",
-    "recommender.max_tokens": 400, "lora.rank": 8, "lora.targets": ["q_proj", "v_proj"],
-    "train.epochs": 3, "train.batch": 16, "train.learning_rate": 1e-3, "train.checkpoint": 4,
-    "train.through": "engine",
-    "record.ride": False, "record.batch": 8, "record.fit_samples": 64, "record.audit": 16,
-    "debias.batch": 8, "debias.curve": [], "debias.heldout": False, "debias.force": True,
-}  # fmt: skip
-"""λ, its damping and the mask's rule are the defaults. A signature of failure is written down and
-not obeyed (debias.force): what the run gives is to be seen, whatever it is."""
-SMALL = {
-    "data.train_samples": 16, "data.prompt_users": 4, "train.epochs": 1, "train.batch": 8,
-    "train.checkpoint": 1, "debias.lambda_acc": 0.0, "record.fit_samples": 8, "record.audit": 4,
-}  # fmt: skip
-TITLES = {"recommender.kind": "titles", "data.candidates": 100, "data.prompt_users": 50}
-SMALL_TITLES = {**TITLES, "data.candidates": 10, "data.prompt_users": 2}
-OBJECTIVES = {"arp": "arp", "gender": "hellinger"}
-WAYS: dict[str, tuple[dict, dict]] = {
-    "store": ({}, {}),
-    "adam": ({}, {"metric": "adam"}),
-    "replay": ({"record.trajectory": "float32"}, {"update": "replay"}),
-}
-"""What each way adds to the options of the training, and to those of a request."""
-WITHIN = 0.3
-"""Of retraining's change of ARP: the bar for the closed form's."""
-
-
-@dataclass
-class Work:
-    """Where a run is made, whether it is the small one, and how samples are taken out."""
-
-    out: Path
-    small: bool
-    way: str = "store"
-
-    @property
-    def objectives(self) -> dict[str, str]:
-        """Name and objective of each request; the small run makes one."""
-        return {"arp": OBJECTIVES["arp"]} if self.small else OBJECTIVES
-
-    @property
-    def run(self) -> Path:
-        return self.out / "run"
-
-    def base(self) -> Path:
-        return smollm.convert(2 if self.small else None)
-
-    @cached_property
-    def loaded(self) -> Run:
-        """The run, loaded once: its items' embeddings, which no adapter changes, are kept too.
-
-        What is measured of an adapter is on disk, for later stages and after a kill.
-        """
-        return keep_evaluations(load_run(self.run), self.out / "evaluations")
 
 
 @dataclass(frozen=True)
@@ -142,27 +95,11 @@ def retrained(name: str) -> Callable[[Work], None]:
     return do
 
 
-def load_mask(folder: Path) -> torch.Tensor:
-    return torch.from_numpy(pl.read_parquet(folder / "mask.parquet")["mask"].to_numpy().copy())
-
-
 def verify(name: str) -> Callable[[Work], None]:
     def do(work: Work) -> None:
         verify_result(work.out / name, work.loaded)
 
     return do
-
-
-def verified_requests(work: Work) -> list[str]:
-    return [name for name in work.objectives if verified(name)(work)]
-
-
-def adapters(work: Work) -> dict[str, Path]:
-    found = {"trained": work.run / "adapter"}
-    for name in verified_requests(work):
-        found |= {f"{name} debiased": work.out / name / "adapter",
-                  f"{name} retrained": work.out / name / "retrained"}  # fmt: skip
-    return found
 
 
 def titles(work: Work) -> None:
@@ -180,10 +117,6 @@ def titles(work: Work) -> None:
         write_json(path, {**figures, "test_loss": float(losses.mean())})
 
 
-def titles_file(work: Work, adapter: str) -> Path:
-    return work.out / "titles" / f"{adapter.replace(' ', '-')}.json"
-
-
 def as_titles(work: Work) -> Path:
     """The run again, as a recommender of titles: links to its files, and a configuration."""
     folder = work.out / "run-titles"
@@ -199,123 +132,9 @@ def as_titles(work: Work) -> Path:
     return folder
 
 
-def report(work: Work) -> None:
-    """What is there: requests not verified yet, and titles not scored, are named as such."""
-    done = verified_requests(work)
-    if "arp" not in done:
-        raise SystemExit(
-            f"{work.out} has no result yet: the request for ARP, which the bar is about, is not "
-            "verified. Run the stages before: python benchmarks/llm.py, without names of stages"
-        )
-    run, times = work.loaded, json.loads((work.out / "stages.json").read_text(encoding="utf-8"))
-    results = {name: outcome(work.out / name) for name in done}
-    name = "llm_small.json" if work.small else "llm.json"
-    found = {
-        "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
-        + (f" --way {work.way}" if work.way != "store" else ""),
-        "model": smollm.NAME + (", first two layers" if work.small else ""),
-        "samples": len(run.split.train),
-        "users": len(run.split.test),
-        "items": run.interactions.n_items,
-        "parameters": run.engine.d,
-        "losses": run.losses,
-        "results": results,
-        "not_run": [name for name in work.objectives if name not in done],
-        "bar": f"closed form within {WITHIN:.0%} of retraining's change of ARP at a 10% budget",
-        "bars": [bar(results["arp"], metric) for metric in ("arp", "arp_soft")],
-        "shifts": {name: shifts(work, name) for name in done},
-        "shares": {name: shares(times, name) for name in done},
-        "titles": titles_found(work),
-        "stages": times,
-        "machine": describe(),
-    }  # fmt: skip
-    write_json(work.out / name, found)
-    print(f"{work.out / name} is written; benchmarks/results/ keeps the real run's")
-
-
-def shares(times: dict, name: str) -> dict[str, float]:
-    """CPU seconds of a request's stages, evaluations in them, and their share of a retraining's."""
-    named = ("record", f"debias-{name}", f"retrain-{name}")
-    cpu = {stage: times.get(stage, {"cpu": 0.0})["cpu"] for stage in named}
-    record, request, retraining = cpu.values()
-    return {"record": record, "request": request, "retraining": retraining,
-            "share": (record + request) / retraining}  # fmt: skip
-
-
-def shifts(work: Work, name: str) -> dict[str, float]:
-    """How far training, closed form and retraining move the adapter, and how alike the last two.
-
-    `along` is retraining's part of the closed form's way: their product over its square.
-    """
-    flatten = work.loaded.engine.flatten
-    start, trained, debiased, retrained = (
-        flatten(load_file(folder / "adapter_model.safetensors")).double()
-        for folder in (work.run / "start", work.run / "adapter", work.out / name / "adapter",
-                       work.out / name / "retrained")
-    )  # fmt: skip
-    ours, truth = debiased - trained, retrained - trained
-    return {
-        "training": float((trained - start).norm()),
-        "closed_form": float(ours.norm()),
-        "retraining": float(truth.norm()),
-        "cosine": float(ours @ truth / (ours.norm() * truth.norm())),
-        "along": float(ours @ truth / (ours @ ours)),
-    }
-
-
-def titles_found(work: Work) -> dict | None:
-    """Figures of the adapters whose titles were scored, or None."""
-    files = {name: titles_file(work, name) for name in adapters(work)}
-    listed = {name: json.loads(path.read_text(encoding="utf-8"))
-              for name, path in files.items() if path.is_file()}  # fmt: skip
-    if not listed:
-        return None
-    config = load_config(work.out / "run-titles" / "config.yaml").data
-    users = len(make_split(work.loaded.interactions, config).test)
-    return {"users": users, "candidates": config.candidates, "figures": listed}
-
-
-def outcome(folder: Path) -> dict:
-    """What the result file keeps of one request."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    kept = ("objective", "before", "after", "retrained", "predicted", "intervals", "agreement",
-            "null", "directions", "samples", "solver", "signatures", "warnings",
-            "verification")  # fmt: skip
-    return {name: summary[name] for name in kept}
-
-
-def bar(arp: dict, metric: str = "arp") -> dict:
-    """Closed form against retraining for ARP; no claim where retraining's interval covers none.
-
-    The lists' ARP is what was asked about; its surrogate is what the request has a gradient of.
-    """
-    low, high = arp["intervals"]["retrained_change"][metric]
-    agreement = arp["agreement"].get(metric)
-    claim = (low > 0 or high < 0) and agreement is not None
-    return {
-        "metric": metric,
-        "agreement": agreement,
-        "retrained_change": [low, high],
-        "claim": claim,
-        "met": abs(agreement - 1) <= WITHIN if claim else None,
-    }
-
-
-def exists(*parts: str) -> Callable[[Work], bool]:
-    return lambda work: (work.out / Path(*parts)).exists()
-
-
 def recorded(work: Work) -> bool:
     """Whether there is a store, or none is needed."""
     return work.way != "store" or exists("run", "store", "audit.json")(work)
-
-
-def verified(name: str) -> Callable[[Work], bool]:
-    def done(work: Work) -> bool:
-        path = work.out / name / "summary.json"
-        return path.is_file() and "retrained" in json.loads(path.read_text(encoding="utf-8"))
-
-    return done
 
 
 def kept_retrainings(name: str) -> Callable[[Work], bool]:

@@ -23,7 +23,9 @@ def modules(monkeypatch):
 
     yield llm, smollm, table
     for name in [
-        name for name in sys.modules if name.split(".")[0] in ("llm", "smollm", "kept", "tables")
+        name
+        for name in sys.modules
+        if name.split(".")[0] in ("llm", "llm_report", "llm_work", "smollm", "kept", "tables")
     ]:
         del sys.modules[name]
 
@@ -74,11 +76,12 @@ def test_a_report_wants_the_request_for_arp(modules, tmp_path):
         llm.report(llm.Work(tmp_path, small=True))
 
 
-def test_the_bar_claims_nothing_where_retraining_changed_nothing(modules):
-    llm, _, _ = modules
+@pytest.mark.usefixtures("modules")
+def test_the_bar_claims_nothing_where_retraining_changed_nothing():
+    import llm_report
 
     def bar(agreement, interval):
-        return llm.bar(
+        return llm_report.bar(
             {"agreement": {"arp": agreement}, "intervals": {"retrained_change": {"arp": interval}}}
         )
 

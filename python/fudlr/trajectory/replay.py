@@ -50,7 +50,6 @@ class Replay:
         l2: λ.
         samples: n, the training samples.
         start, theta: θ₀ and θ* `[d]`.
-        terms: T `[n]`, of how many terms each sample's loss is the mean; 1 each where None.
 
     Raises:
         DataError: The batches lead elsewhere than to θ*.
@@ -66,12 +65,10 @@ class Replay:
         samples: int,
         start: Tensor,
         theta: Tensor,
-        terms: Tensor | None = None,
     ) -> None:
         self.n, self.d = samples, theta.numel()
         self._steps, self._layers = steps, pairs(shapes)
         self._start, self._l2, self._rates = start, l2, rates
-        self._terms = torch.ones(samples).to(start) if terms is None else terms.to(start)
         self._check(theta)
 
     def update(self, mask: Tensor) -> Tensor:
@@ -82,8 +79,7 @@ class Replay:
         for step in self._forwards("train again without"):
             weight = weights[step.samples]
             shift = away.theta - here.theta
-            response, terms = Response(self._layers, here.theta), self._terms[step.samples]
-            found = response.gradient(step.rows, weight, shift, terms)
+            found = Response(self._layers, here.theta).gradient(step.rows, weight, shift)
             # Of rounded rows too the reference is exact, so that nobody removed is nothing done.
             found += step.slope - _mean(step.rows)
             away = self._next(away, found)
@@ -128,9 +124,8 @@ class Replay:
         return total / count
 
     def _curvature(self, here: _At, step: Step, vectors: Tensor) -> Tensor:
-        response, terms = Response(self._layers, here.theta), self._terms[step.samples]
-        found = response.curvature(step.rows, step.slope, vectors, terms)
-        return found + self._l2 * vectors
+        response = Response(self._layers, here.theta)
+        return response.curvature(step.rows, step.slope, vectors) + self._l2 * vectors
 
     def _begin(self) -> _At:
         return _At(1, self._start, Moments.zeros(self._start))

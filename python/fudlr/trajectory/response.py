@@ -8,14 +8,13 @@ G_i = s ∂ℓ_i/∂W:
 At A + a, B + b the views are other ones, (B + b)ᵀ G and G (A + a)ᵀ; and G is another, by the
 curvature in W. With Fisher's mean of G_i G_iᵀ for that,
 
-    r_i = ⟨G_i, (B + b)(A + a) − B A⟩ = ⟨g_i, δ⟩ + ⟨G_i, b a⟩,    Ĝ = (1/n) Σ (w_i + w̄ T_i r_i) G_i,
+    r_i = ⟨G_i, (B + b)(A + a) − B A⟩ = ⟨g_i, δ⟩ + ⟨G_i, b a⟩,    Ĝ = (1/n) Σ (w_i + w̄ r_i) G_i,
 
-    (1/n) Σ w_i g_i(θ + δ) ≈ (Bᵀ Ĝ + bᵀ Ĝ,  Ĝ Aᵀ + Ĝ aᵀ),
+    (1/n) Σ w_i g_i(θ + δ) ≈ (Bᵀ Ĝ + bᵀ Ĝ,  Ĝ Aᵀ + Ĝ aᵀ).
 
-where of a loss that is the mean of T tokens' T r_i counts: its square has the tokens' own squares
-over T², and their curvature is over T. The curvature is that of all samples, times the mean weight
-w̄: Fisher's matrix is the curvature where labels are as the model expects them, and those that a
-removal leaves are not; what the model expects was learnt from all.
+The curvature is that of all samples, times the mean weight w̄: Fisher's matrix is the curvature
+where labels are as the model expects them, and those that a removal leaves are not; what the model
+expects was learnt from all.
 
 The views bᵀ Ĝ and Ĝ aᵀ are what empirical Fisher leaves out, and what decides a short training:
 B starts at 0, so that A's gradient *is* B's way. Of Ĝ only the two views are known; the smallest
@@ -109,36 +108,22 @@ class Response:
     def __init__(self, layers: list[Pair], theta: Tensor) -> None:
         self._layers = list(_at(layers, theta))
 
-    def gradient(
-        self, rows: Tensor, weights: Tensor, shift: Tensor, terms: Tensor | None = None
-    ) -> Tensor:
-        """(1/b) Σ w_i g_i(θ + δ) `[d]` for `weights` w `[b]` and `shift` δ `[d]`.
-
-        Args:
-            rows: Of the batch `[b, d]`.
-            weights: w.
-            shift: δ.
-            terms: T `[b]`, of how many terms each loss is the mean; 1 each where None.
-        """
+    def gradient(self, rows: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
+        """(1/b) Σ w_i g_i(θ + δ) `[d]` for `weights` w `[b]` and `shift` δ `[d]`."""
         seen = shift + self._product(shift)
         dots = row_dots(rows, seen[None])[:, 0]
-        dots = dots if terms is None else terms * dots
         total = row_sums(rows, (weights + weights.mean() * dots)[None])[0].to(shift) / len(rows)
         return total + self._views(total, shift[None])[0]
 
-    def curvature(
-        self, rows: Tensor, slope: Tensor, vectors: Tensor, terms: Tensor | None = None
-    ) -> Tensor:
+    def curvature(self, rows: Tensor, slope: Tensor, vectors: Tensor) -> Tensor:
         """The derivative of the mean gradient at δ = 0 along `vectors` `[k, d]`; symmetric.
 
         Args:
             rows: Of the batch `[b, d]`.
             slope: Their exact mean `[d]`.
             vectors: `[k, d]`.
-            terms: As for `gradient`.
         """
         dots = row_dots(rows, vectors)
-        dots = dots if terms is None else terms[:, None] * dots
         fisher = row_sums(rows, dots.T.contiguous()).to(vectors) / len(rows)
         return fisher + self._views(slope, vectors)
 

@@ -1,0 +1,117 @@
+"""The real run's result file (see `llm.py`)."""
+
+import json
+from pathlib import Path
+
+import smollm
+from fudlr.config import load_config
+from fudlr.files import write_json
+from fudlr.run import make_split
+from llm_work import Work, adapters, titles_file, verified_requests
+from machine import describe
+from safetensors.torch import load_file
+
+WITHIN = 0.3
+"""Of retraining's change of ARP: the bar for the closed form's."""
+
+
+def report(work: Work) -> None:
+    """What is there: requests not verified yet, and titles not scored, are named as such."""
+    done = verified_requests(work)
+    if "arp" not in done:
+        raise SystemExit(
+            f"{work.out} has no result yet: the request for ARP, which the bar is about, is not "
+            "verified. Run the stages before: python benchmarks/llm.py, without names of stages"
+        )
+    run, times = work.loaded, json.loads((work.out / "stages.json").read_text(encoding="utf-8"))
+    results = {name: outcome(work.out / name) for name in done}
+    name = "llm_small.json" if work.small else "llm.json"
+    found = {
+        "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
+        + (f" --way {work.way}" if work.way != "store" else ""),
+        "model": smollm.NAME + (", first two layers" if work.small else ""),
+        "samples": len(run.split.train),
+        "users": len(run.split.test),
+        "items": run.interactions.n_items,
+        "parameters": run.engine.d,
+        "losses": run.losses,
+        "results": results,
+        "not_run": [name for name in work.objectives if name not in done],
+        "bar": f"closed form within {WITHIN:.0%} of retraining's change of ARP at a 10% budget",
+        "bars": [bar(results["arp"], metric) for metric in ("arp", "arp_soft")],
+        "shifts": {name: shifts(work, name) for name in done},
+        "shares": {name: shares(times, name) for name in done},
+        "titles": titles_found(work),
+        "stages": times,
+        "machine": describe(),
+    }  # fmt: skip
+    write_json(work.out / name, found)
+    print(f"{work.out / name} is written; benchmarks/results/ keeps the real run's")
+
+
+def shares(times: dict, name: str) -> dict[str, float]:
+    """CPU seconds of a request's stages, evaluations in them, and their share of a retraining's."""
+    named = ("record", f"debias-{name}", f"retrain-{name}")
+    cpu = {stage: times.get(stage, {"cpu": 0.0})["cpu"] for stage in named}
+    record, request, retraining = cpu.values()
+    return {"record": record, "request": request, "retraining": retraining,
+            "share": (record + request) / retraining}  # fmt: skip
+
+
+def shifts(work: Work, name: str) -> dict[str, float]:
+    """How far training, closed form and retraining move the adapter, and how alike the last two.
+
+    `along` is retraining's part of the closed form's way: their product over its square.
+    """
+    flatten = work.loaded.engine.flatten
+    start, trained, debiased, retrained = (
+        flatten(load_file(folder / "adapter_model.safetensors")).double()
+        for folder in (work.run / "start", work.run / "adapter", work.out / name / "adapter",
+                       work.out / name / "retrained")
+    )  # fmt: skip
+    ours, truth = debiased - trained, retrained - trained
+    return {
+        "training": float((trained - start).norm()),
+        "closed_form": float(ours.norm()),
+        "retraining": float(truth.norm()),
+        "cosine": float(ours @ truth / (ours.norm() * truth.norm())),
+        "along": float(ours @ truth / (ours @ ours)),
+    }
+
+
+def titles_found(work: Work) -> dict | None:
+    """Figures of the adapters whose titles were scored, or None."""
+    files = {name: titles_file(work, name) for name in adapters(work)}
+    listed = {name: json.loads(path.read_text(encoding="utf-8"))
+              for name, path in files.items() if path.is_file()}  # fmt: skip
+    if not listed:
+        return None
+    config = load_config(work.out / "run-titles" / "config.yaml").data
+    users = len(make_split(work.loaded.interactions, config).test)
+    return {"users": users, "candidates": config.candidates, "figures": listed}
+
+
+def outcome(folder: Path) -> dict:
+    """What the result file keeps of one request."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    kept = ("objective", "before", "after", "retrained", "predicted", "intervals", "agreement",
+            "null", "directions", "samples", "solver", "signatures", "warnings",
+            "verification")  # fmt: skip
+    return {name: summary[name] for name in kept}
+
+
+def bar(arp: dict, metric: str = "arp") -> dict:
+    """Closed form against retraining for ARP; no claim where retraining's interval covers none.
+
+    The lists' ARP is what was asked about; its surrogate is what the request has a gradient of.
+    """
+    low, high = arp["intervals"]["retrained_change"][metric]
+    agreement = arp["agreement"].get(metric)
+    claim = (low > 0 or high < 0) and agreement is not None
+    return {
+        "metric": metric,
+        "agreement": agreement,
+        "retrained_change": [low, high],
+        "claim": claim,
+        "met": abs(agreement - 1) <= WITHIN if claim else None,
+    }
