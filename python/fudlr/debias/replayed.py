@@ -66,7 +66,7 @@ def replayed(run: Run, replay: Replay) -> Callable[[Tensor], Update]:
     """The update that goes the training again without the samples of a mask `[n]`."""
 
     def remove(mask: Tensor) -> Update:
-        delta = replay.update(mask) - run.theta
+        delta = replay.update(mask).to(run.theta) - run.theta
         update = finish(run.theta, delta, as_it_is(delta[None]))
         return replace(update, details={"replayed": True})
 

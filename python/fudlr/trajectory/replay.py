@@ -68,8 +68,8 @@ class Replay:
     ) -> None:
         self.n, self.d = samples, theta.numel()
         self._steps, self._layers = steps, pairs(shapes)
-        self._start, self._l2, self._rates = start, l2, rates
-        self._check(theta)
+        self._start, self._l2, self._rates = start.cpu(), l2, rates
+        self._check(theta.cpu())
 
     def update(self, mask: Tensor) -> Tensor:
         """θ without the samples of `mask` m `[n]`, 1 removed, `[d]`: 1 − m in the training loss."""
@@ -84,11 +84,11 @@ class Replay:
             found += step.slope - _mean(step.rows)
             away = self._next(away, found)
             here = self._next(here, step.slope)
-        return away.theta
+        return away.theta.to(mask.device)
 
     def tangent(self, masks: Tensor) -> Tensor:
         """The change of θ to first order in `masks` `[k, n]`, `[k, d]`."""
-        masks = masks.to(self._start)
+        device, masks = masks.device, masks.to(self._start)
         shift = masks.new_zeros(len(masks), self.d)
         moments = Moments.zeros(shift)
         here = self._begin()
@@ -99,10 +99,11 @@ class Replay:
             moments, moved = adam.tangent(moments, change, after.moments)
             shift = shift + moved
             here = after
-        return shift
+        return shift.to(device)
 
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
+        device, vectors = vectors.device, vectors.to(self._start)
         out = vectors.new_zeros(self.n, len(vectors))
         pull, moments = vectors, Moments.zeros(vectors)
         for here, step in track(self._back(), len(self._steps), "influence through the training"):
@@ -110,7 +111,7 @@ class Replay:
             change, moments = adam.transposed(moments, pull, after.moments)
             out.index_add_(0, step.samples, -(step.rows.to(change) @ change.T) / len(step.rows))
             pull = pull + self._curvature(here, step, change)
-        return out
+        return out.to(device)
 
     def slope(self) -> Tensor:
         """The mean gradient of the last epoch `[d]`, each sample's where the parameters were."""
@@ -125,7 +126,7 @@ class Replay:
 
     def _curvature(self, here: _At, step: Step, vectors: Tensor) -> Tensor:
         response = Response(self._layers, here.theta)
-        return response.curvature(step.rows, step.slope, vectors) + self._l2 * vectors
+        return response.curvature(step.rows, step.slope.to(vectors), vectors) + self._l2 * vectors
 
     def _begin(self) -> _At:
         return _At(1, self._start, Moments.zeros(self._start))

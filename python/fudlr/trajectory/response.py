@@ -111,8 +111,9 @@ class Response:
     def gradient(self, rows: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
         """(1/b) Σ w_i g_i(θ + δ) `[d]` for `weights` w `[b]` and `shift` δ `[d]`."""
         seen = shift + self._product(shift)
-        dots = row_dots(rows, seen[None])[:, 0]
-        total = row_sums(rows, (weights + weights.mean() * dots)[None])[0].to(shift) / len(rows)
+        dots = row_dots(rows, _beside(rows, seen[None]))[:, 0]
+        counted = _beside(rows, weights) + weights.mean().to(dots) * dots
+        total = row_sums(rows, counted[None])[0].to(shift) / len(rows)
         return total + self._views(total, shift[None])[0]
 
     def curvature(self, rows: Tensor, slope: Tensor, vectors: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Response:
             slope: Their exact mean `[d]`.
             vectors: `[k, d]`.
         """
-        dots = row_dots(rows, vectors)
+        dots = row_dots(rows, _beside(rows, vectors))
         fisher = row_sums(rows, dots.T.contiguous()).to(vectors) / len(rows)
         return fisher + self._views(slope, vectors)
 
@@ -153,6 +154,11 @@ def _at(layers: list[Pair], theta: Tensor) -> Iterator[_Layer]:
     for pair in layers:
         a, b = pair.of(theta)
         yield _Layer(pair, a, b, _inverse(a @ a.T), _inverse(b.T @ b))
+
+
+def _beside(rows: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` in the type that products with `rows` take."""
+    return vectors.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
 
 
 def _inverse(gram: Tensor) -> Tensor:

@@ -279,6 +279,8 @@ def test_rounded_rows_still_end_at_the_adapter(trained, tmp_path):
     steps = Steps(tmp_path / "rounded", len(RATES))
     assert steps.read(1).rows.dtype == torch.bfloat16
     given = {"rates": RATES, "l2": L2, "samples": N}
+    wide = Replay(steps, SHAPES, **given, start=start, theta=theta)
+    assert wide.influence(normal(1, 1, D)).dtype == torch.float64
     replay = Replay(steps, SHAPES, **given, start=start.float(), theta=theta.float())
     assert torch.allclose(replay.update(torch.zeros(N)), theta.float(), rtol=1e-4, atol=1e-5)
     mask = torch.zeros(N)
