@@ -1,6 +1,6 @@
 """The real run: SmolLM2-135M over MovieLens-100k with BIGRec's prompts, debiased, verified.
 
-    python benchmarks/llm.py [--small] [--way replay] [--out FOLDER] [--list] [STAGE ...]
+    python benchmarks/llm.py [--small] [--way WAY] [--out FOLDER] [--list] [STAGE ...]
     (or: make llm)
 
 1,024 samples, LoRA r8 on q and v, 3 epochs; grounded scores of 200 users over the whole catalogue;
@@ -8,9 +8,9 @@ requests for ARP and for the gap between genders, each retrained without its sam
 titles for 50 users and 100 candidates. A stage that is done is not done again, and training and
 retraining go on from their last checkpoint: run it again after a stop. `--small` takes the model's
 first two layers, a few samples and users: a check that every stage works, and no result.
-`--way` is how the samples are taken out: `store` by one damping for all parameters, from a store;
-`adam` damped by the optimiser's pace; `replay` by going the training again in the rows that it kept
-(docs/method.md). Only the first needs a store, and makes one.
+`--way` is how the samples are taken out (docs/method.md): `replay`, the default, by going the
+training again in the rows that it kept; `store` by one damping for all parameters, from a store,
+which it makes; `adam` damped by the optimiser's pace. A folder is for one of them.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from llm_work import (
     SMALL,
     SMALL_TITLES,
     TITLES,
+    USUAL,
     WAYS,
     Work,
     adapters,
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="all in their order by default")
     parser.add_argument("--small", action="store_true", help="two layers, a few samples: a check")
-    parser.add_argument("--way", choices=WAYS, default="store")
+    parser.add_argument("--way", choices=WAYS, default=USUAL)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", action="store_true", help="say what is done, and do nothing")
     given = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ import smollm
 from fudlr.config import load_config
 from fudlr.files import write_json
 from fudlr.run import make_split
-from llm_work import Work, adapters, titles_file, verified_requests
+from llm_work import USUAL, Work, adapters, titles_file, verified_requests
 from machine import describe
 from safetensors.torch import load_file
 
@@ -28,7 +28,8 @@ def report(work: Work) -> None:
     name = "llm_small.json" if work.small else "llm.json"
     found = {
         "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
-        + (f" --way {work.way}" if work.way != "store" else ""),
+        + (f" --way {work.way}" if work.way != USUAL else ""),
+        "way": work.way,
         "model": smollm.NAME + (", first two layers" if work.small else ""),
         "samples": len(run.split.train),
         "users": len(run.split.test),

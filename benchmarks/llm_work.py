@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[dict, dict]] = {
     "replay": ({"record.trajectory": "float32"}, {"update": "replay"}),
 }
 """What each way adds to the options of the training, and to those of a request."""
+USUAL = "replay"
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Work:
 
     out: Path
     small: bool
-    way: str = "store"
+    way: str = USUAL
 
     @property
     def objectives(self) -> dict[str, str]:

@@ -11,6 +11,8 @@ RESULTS = ("llm",)
 SHOWN = ("arp", "arp_soft", "aplt", "gini", "coverage", "hellinger@10", "hellinger", "dp@10",
          "hr@10", "ndcg@10", "auc", "val_loss", "test_loss")  # fmt: skip
 STATES = ("before", "after", "retrained")
+WAYS = {"store": "the closed form", "adam": "the closed form in Adam's metric",
+        "replay": "the replay"}  # fmt: skip
 
 
 def render(record: dict) -> list[str]:
@@ -30,7 +32,7 @@ def render(record: dict) -> list[str]:
     for name, found in record["results"].items():
         cost = _cost(found["samples"], record["shares"][name])
         lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
-        lines += [_shift(record["shifts"][name]), ""]
+        lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
     if record["not_run"]:
         lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
     if record["titles"] is None:
@@ -60,19 +62,19 @@ def _figures(found: dict) -> list[str]:
 
 
 def _cost(samples: dict, cpu: dict) -> str:
+    store = f"the store {cpu['record'] / 60:.0f}, " if cpu["record"] else ""
     return (
-        f"{samples['removed']} of {samples['training']:,} samples removed. CPU minutes, with "
-        f"evaluations: the store {cpu['record'] / 60:.0f}, the request {cpu['request'] / 60:.0f}, "
-        f"retraining {cpu['retraining'] / 60:.0f}, without any; the first two are "
-        f"{cpu['share']:.0%} of it."
+        f"{samples['removed']} of {samples['training']:,} samples removed. CPU minutes: {store}the "
+        f"request {cpu['request'] / 60:.0f}, with evaluations, {cpu['share']:.0%} of a retraining, "
+        f"which took {cpu['retraining'] / 60:.0f} without any."
     )
 
 
-def _shift(way: dict) -> str:
+def _shift(way: dict, name: str) -> str:
     return (
-        f"Training moved the adapter by {way['training']:.2f}, the closed form by "
+        f"Training moved the adapter by {way['training']:.2f}, {name} by "
         f"{way['closed_form']:.2f}, retraining by {way['retraining']:.2f}, with a cosine of "
-        f"{way['cosine']:.2f}: {way['along']:.2f} of the closed form's way."
+        f"{way['cosine']:.2f}: {way['along']:.2f} of that way."
     )
 
 
