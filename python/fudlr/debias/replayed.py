@@ -53,6 +53,7 @@ def replay_of(run: Run) -> Replay:
         samples=n,
         start=run.start,
         theta=run.theta,
+        terms=run.recommender.terms(run.split.train),
     )
 
 

@@ -97,6 +97,14 @@ class Recommender(ABC):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """ℓ_i [n]: each sample's own loss, the mean over its answer tokens."""
 
+    def terms(self, samples: Samples) -> Tensor:
+        """Of how many tokens' or questions' losses each ℓ_i is the mean, [n].
+
+        A mean of T has T times the curvature that its gradient's square speaks of: where answers
+        are as the model expects them, the terms' gradients are uncorrelated.
+        """
+        return torch.ones(len(samples))
+
     @abstractmethod
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Scores over the catalogue, [n, M]; nothing is excluded here, items that are no candidate

@@ -226,6 +226,11 @@ class Prompted(Recommender):
         ]
         return torch.tensor(sizes, dtype=torch.int64)
 
+    def terms(self, samples: Samples) -> Tensor:
+        """Tokens of the target's title with its end, [n]."""
+        answers = [self.pieces.answers[target] for target in samples.target.tolist()]
+        return torch.tensor([float(len(answer)) for answer in answers])
+
     def notes(self, samples: Samples) -> list[str]:
         """How many prompts were too long, and what was left out of them."""
         prompts = self.prompts(samples)

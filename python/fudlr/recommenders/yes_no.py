@@ -91,6 +91,10 @@ class YesNo(Prompted):
             for target, row in zip(targets, drawn.tolist(), strict=True)
         ]
 
+    def terms(self, samples: Samples) -> Tensor:
+        """Questions of every sample, [n]."""
+        return torch.full((len(samples),), 1.0 + self.config.negatives)
+
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits after each question [n, 1 + negatives, vocabulary]; for scoring the scores too."""
         inputs = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask")}

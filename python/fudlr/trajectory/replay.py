@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import ceil, isqrt
 
 import torch
 from torch import Tensor
@@ -23,9 +23,11 @@ from torch import Tensor
 from fudlr.errors import DataError
 from fudlr.progress import track
 from fudlr.trajectory.adam import AdamStep, Moments
-from fudlr.trajectory.response import Response, pairs
+from fudlr.trajectory.response import Response, Terms, pairs
 from fudlr.trajectory.steps import Step, Steps
 
+WINDOW = 8
+"""Most batches that a curvature is the mean of: each costs two passes over its rows."""
 ASTRAY = 1e-3
 """Distance from θ* beside the training's whole way beyond which it is another training's rows:
 rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
@@ -50,6 +52,7 @@ class Replay:
         l2: λ.
         samples: n, the training samples.
         start, theta: θ₀ and θ* `[d]`.
+        terms: T `[n]`, of how many terms each sample's loss is the mean; 1 each where None.
 
     Raises:
         DataError: The batches lead elsewhere than to θ*.
@@ -65,10 +68,13 @@ class Replay:
         samples: int,
         start: Tensor,
         theta: Tensor,
+        terms: Tensor | None = None,
     ) -> None:
         self.n, self.d = samples, theta.numel()
         self._steps, self._layers = steps, pairs(shapes)
         self._start, self._l2, self._rates = start.cpu(), l2, rates
+        self._terms = torch.ones(samples) if terms is None else terms.cpu()
+        self._window = min(WINDOW, ceil(float(self._terms.mean())))
         self._check(theta.cpu())
 
     def update(self, mask: Tensor) -> Tensor:
@@ -79,7 +85,8 @@ class Replay:
         for step in self._forwards("train again without"):
             weight = weights[step.samples]
             shift = away.theta - here.theta
-            found = Response(self._layers, here.theta).gradient(step.rows, weight, shift)
+            response, recent = Response(self._layers, here.theta), self._recent(here, step)
+            found = response.gradient(step.rows, weight, shift, recent)
             # Of rounded rows too the reference is exact, so that nobody removed is nothing done.
             found += step.slope - _mean(step.rows)
             away = self._next(away, found)
@@ -125,8 +132,14 @@ class Replay:
         return total / count
 
     def _curvature(self, here: _At, step: Step, vectors: Tensor) -> Tensor:
-        response = Response(self._layers, here.theta)
-        return response.curvature(step.rows, step.slope.to(vectors), vectors) + self._l2 * vectors
+        response, recent = Response(self._layers, here.theta), self._recent(here, step)
+        found = response.curvature(step.slope.to(vectors), vectors, recent)
+        return found + self._l2 * vectors
+
+    def _recent(self, here: _At, step: Step) -> list[Terms]:
+        """The batch and those before it, as many as its samples' losses have terms."""
+        before = (self._steps.read(t) for t in range(here.t - 1, max(here.t - self._window, 0), -1))
+        return [Terms(each.rows, self._terms[each.samples]) for each in (step, *before)]
 
     def _begin(self) -> _At:
         return _At(1, self._start, Moments.zeros(self._start))

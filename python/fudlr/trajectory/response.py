@@ -8,9 +8,15 @@ G_i = s ∂ℓ_i/∂W:
 At A + a, B + b the views are other ones, (B + b)ᵀ G and G (A + a)ᵀ; and G is another, by the
 curvature in W. With Fisher's mean of G_i G_iᵀ for that,
 
-    r_i = ⟨G_i, (B + b)(A + a) − B A⟩ = ⟨g_i, δ⟩ + ⟨G_i, b a⟩,    Ĝ = (1/n) Σ (w_i + w̄ r_i) G_i,
+    r_i = ⟨G_i, (B + b)(A + a) − B A⟩ = ⟨g_i, δ⟩ + ⟨G_i, b a⟩,
+    Ĝ = (1/n) Σ w_i G_i + w̄ mean T_j r_j G_j,
 
     (1/n) Σ w_i g_i(θ + δ) ≈ (Bᵀ Ĝ + bᵀ Ĝ,  Ĝ Aᵀ + Ĝ aᵀ).
+
+A loss that is the mean of T tokens' has T times the curvature that its gradient's square speaks of:
+where answers are as the model expects them the tokens' gradients are uncorrelated, so that the
+square has their squares over T², and their curvature is over T. A batch of such samples has T times
+the directions too; so the mean over j is taken over several batches, the last ones.
 
 The curvature is that of all samples, times the mean weight w̄: Fisher's matrix is the curvature
 where labels are as the model expects them, and those that a removal leaves are not; what the model
@@ -27,7 +33,7 @@ exact in the row space of A and the column space of B. Nothing wider than a LoRA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -41,6 +47,13 @@ from fudlr_ext.ops import row_dots, row_sums
 RANK = 1e-3
 """Smallest eigenvalue of A Aᵀ and Bᵀ B beside the largest that counts as one: after Adam's first
 step the columns of B are the same but for signs."""
+
+
+class Terms(NamedTuple):
+    """A batch's rows `[b, d]`, and of how many terms each sample's loss is the mean, T `[b]`."""
+
+    rows: Tensor
+    terms: Tensor
 
 
 class Pair(NamedTuple):
@@ -108,25 +121,31 @@ class Response:
     def __init__(self, layers: list[Pair], theta: Tensor) -> None:
         self._layers = list(_at(layers, theta))
 
-    def gradient(self, rows: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
-        """(1/b) Σ w_i g_i(θ + δ) `[d]` for `weights` w `[b]` and `shift` δ `[d]`."""
-        seen = shift + self._product(shift)
-        dots = row_dots(rows, _beside(rows, seen[None]))[:, 0]
-        counted = _beside(rows, weights) + weights.mean().to(dots) * dots
-        total = row_sums(rows, counted[None])[0].to(shift) / len(rows)
-        return total + self._views(total, shift[None])[0]
-
-    def curvature(self, rows: Tensor, slope: Tensor, vectors: Tensor) -> Tensor:
-        """The derivative of the mean gradient at δ = 0 along `vectors` `[k, d]`; symmetric.
+    def gradient(
+        self, rows: Tensor, weights: Tensor, shift: Tensor, recent: Sequence[Terms]
+    ) -> Tensor:
+        """(1/b) Σ w_i g_i(θ + δ) `[d]`.
 
         Args:
             rows: Of the batch `[b, d]`.
-            slope: Their exact mean `[d]`.
-            vectors: `[k, d]`.
+            weights: w `[b]`.
+            shift: δ `[d]`.
+            recent: What the curvature is the mean of, usually this batch and some before it.
         """
-        dots = row_dots(rows, _beside(rows, vectors))
-        fisher = row_sums(rows, dots.T.contiguous()).to(vectors) / len(rows)
-        return fisher + self._views(slope, vectors)
+        seen = shift + self._product(shift)
+        total = row_sums(rows, _beside(rows, weights)[None])[0].to(shift) / len(rows)
+        total = total + weights.mean() * _fisher(recent, seen[None])[0]
+        return total + self._views(total, shift[None])[0]
+
+    def curvature(self, slope: Tensor, vectors: Tensor, recent: Sequence[Terms]) -> Tensor:
+        """The derivative of the mean gradient at δ = 0 along `vectors` `[k, d]`; symmetric.
+
+        Args:
+            slope: The batch's mean gradient `[d]`.
+            vectors: `[k, d]`.
+            recent: As for `gradient`.
+        """
+        return _fisher(recent, vectors) + self._views(slope, vectors)
 
     def _views(self, total: Tensor, shifts: Tensor) -> Tensor:
         """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`."""
@@ -154,6 +173,16 @@ def _at(layers: list[Pair], theta: Tensor) -> Iterator[_Layer]:
     for pair in layers:
         a, b = pair.of(theta)
         yield _Layer(pair, a, b, _inverse(a @ a.T), _inverse(b.T @ b))
+
+
+def _fisher(recent: Sequence[Terms], vectors: Tensor) -> Tensor:
+    """The mean of T_j g_j g_jᵀ v for each of `vectors` `[k, d]`."""
+    total, count = torch.zeros_like(vectors), 0
+    for rows, terms in recent:
+        dots = row_dots(rows, _beside(rows, vectors)) * _beside(rows, terms)[:, None]
+        total += row_sums(rows, dots.T.contiguous()).to(vectors)
+        count += len(rows)
+    return total / count
 
 
 def _beside(rows: Tensor, vectors: Tensor) -> Tensor:

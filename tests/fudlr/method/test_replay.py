@@ -6,7 +6,7 @@ from fudlr.debias.trajectory_rows import TrajectoryRows
 from fudlr.errors import DataError, ModelError
 from fudlr.trajectory import Replay, Steps, StepWriter
 from fudlr.trajectory.adam import AdamStep, Moments
-from fudlr.trajectory.response import Response, pairs
+from fudlr.trajectory.response import Response, Terms, pairs
 
 SHAPES = {"q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2), "v.lora_A.w": (2, 4), "v.lora_B.w": (3, 2)}
 D = sum(a * b for a, b in SHAPES.values())
@@ -56,6 +56,11 @@ def within(task, theta, seed):
     return shift
 
 
+def once(rows):
+    """The batch alone, every loss of one term."""
+    return [Terms(rows, torch.ones(len(rows)))]
+
+
 def test_a_batch_answers_exactly_where_fisher_is_the_curvature():
     task = Task()
     response, rows = Response(task.layers, task.theta), task.rows(task.theta)
@@ -66,7 +71,7 @@ def test_a_batch_answers_exactly_where_fisher_is_the_curvature():
             mean = torch.autograd.functional.jacobian(
                 lambda theta: task.losses(theta).mean(), task.theta + shift
             )
-            found = response.gradient(rows, weights, shift)
+            found = response.gradient(rows, weights, shift, once(rows))
             assert torch.allclose(found, share * mean, rtol=1e-9, atol=1e-12)
 
 
@@ -75,12 +80,12 @@ def test_a_removal_takes_its_rows_and_its_part_of_the_curvature():
     response, rows = Response(task.layers, task.theta), task.rows(task.theta)
     weights = torch.ones(N).double()
     weights[[1, 5, 6]] = 0
-    still = response.gradient(rows, weights, torch.zeros(D).double())
+    still = response.gradient(rows, weights, torch.zeros(D).double(), once(rows))
     assert torch.allclose(still, weights @ rows / N)
     shift = 1e-6 * normal(3, D)
     fisher = (rows.T @ (rows @ shift)) * weights.mean() / N
-    views = response.curvature(rows, still, shift[None])[0] - rows.T @ (rows @ shift) / N
-    change = response.gradient(rows, weights, shift) - still
+    views = response.curvature(still, shift[None], once(rows))[0] - rows.T @ (rows @ shift) / N
+    change = response.gradient(rows, weights, shift, once(rows)) - still
     assert float((change - fisher - views).norm() / change.norm()) < 1e-4
 
 
@@ -88,19 +93,36 @@ def test_the_curvature_is_the_answers_derivative_and_symmetric():
     task = Task()
     response, rows = Response(task.layers, task.theta), task.rows(task.theta)
     ones, vectors = torch.ones(N).double(), normal(4, 3, D)
-    found = response.curvature(rows, rows.mean(0), vectors)
+    found = response.curvature(rows.mean(0), vectors, once(rows))
     step = 1e-6
     for vector, product in zip(vectors, found, strict=True):
-        ahead = response.gradient(rows, ones, step * vector)
-        behind = response.gradient(rows, ones, -step * vector)
+        ahead = response.gradient(rows, ones, step * vector, once(rows))
+        behind = response.gradient(rows, ones, -step * vector, once(rows))
         assert torch.allclose((ahead - behind) / (2 * step), product, rtol=1e-6, atol=1e-8)
     gram = vectors @ found.T
     assert torch.allclose(gram, gram.T, rtol=1e-10)
     hessian = torch.autograd.functional.hessian(lambda t: task.losses(t).mean(), task.theta)
     inside = within(task, task.theta, 5)
     assert torch.allclose(
-        response.curvature(rows, rows.mean(0), inside[None])[0], hessian @ inside, rtol=1e-8
+        response.curvature(rows.mean(0), inside[None], once(rows))[0], hessian @ inside, rtol=1e-8
     )
+
+
+def test_the_mean_of_terms_has_the_curvature_of_each():
+    """T tokens' losses one by one, and their mean as a sample with T: the same expectation.
+
+    With independent signs for the tokens' slopes, all of them averaged over.
+    """
+    task = Task(labels=torch.ones(N))
+    rows, shift = task.rows(task.theta), 1e-3 * normal(3, D)
+    response = Response(task.layers, task.theta)
+    alone = response.curvature(torch.zeros(D).double(), shift[None], once(rows))
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
+    pairs_of = rows.reshape(N // 2, 2, D)
+    means = [(sign[:, None] * pairs_of).mean(1) for sign in signs]
+    recent = [Terms(mean, torch.full((len(mean),), 2.0)) for mean in means]
+    together = response.curvature(torch.zeros(D).double(), shift[None], recent)
+    assert torch.allclose(together, alone, rtol=1e-9, atol=1e-15)
 
 
 def test_at_b_zero_a_moves_with_b_alone():
@@ -112,7 +134,7 @@ def test_at_b_zero_a_moves_with_b_alone():
     response, rows = Response(task.layers, theta), task.rows(theta)
     shift = within(task, theta, 7)
     exact = torch.autograd.functional.jacobian(lambda t: task.losses(t).mean(), theta + shift)
-    found = response.gradient(rows, torch.ones(N).double(), shift)
+    found = response.gradient(rows, torch.ones(N).double(), shift, once(rows))
     for pair in task.layers:
         assert float(pair.of(found)[0].norm()) > 0
         assert torch.allclose(pair.of(found)[0], pair.of(exact)[0], rtol=1e-9)
@@ -245,6 +267,20 @@ def test_influence_is_the_transpose(trained):
     weights = normal(63, N).abs()
     product = rows.gram_product(vectors, weights)
     assert torch.allclose(product, rows.sum((rows.dots(vectors) * weights[:, None]).T) / N)
+
+
+def test_means_of_terms_take_as_many_batches(trained):
+    """The derivative holds for them too; and T = 1 is the replay without terms."""
+    plain, ones = replay_of(trained), replay_of(trained, terms=torch.ones(N))
+    mask, size = normal(64, N).abs(), 1e-7
+    assert torch.equal(plain.update(mask.clamp(max=1)), ones.update(mask.clamp(max=1)))
+    replay = replay_of(trained, terms=torch.full((N,), 2.5))
+    (tangent,) = replay.tangent(mask[None])
+    ahead = (replay.update(size * mask) - replay.update(-size * mask)) / (2 * size)
+    assert torch.allclose(ahead, tangent, rtol=1e-4, atol=1e-6)
+    vectors = normal(65, 2, D)
+    assert torch.allclose(mask @ replay.influence(vectors), tangent @ vectors.T, rtol=1e-9)
+    assert float((tangent - plain.tangent(mask[None])[0]).norm()) > 1e-3 * float(tangent.norm())
 
 
 def test_the_last_epochs_slope(trained):
