@@ -11,6 +11,9 @@ first two layers, a few samples and users: a check that every stage works, and n
 `--way` is how the samples are taken out (docs/method.md): `replay`, the default, by going the
 training again in the rows that it kept; `store` by one damping for all parameters, from a store,
 which it makes; `adam` damped by the optimiser's pace. A folder is for one of them.
+
+The stage `again-arp`, done where it is named, takes the request's samples out by the replay as it
+is now, whatever version made the request, and holds that to the same retraining.
 """
 
 import argparse
@@ -22,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import smollm
-from fudlr import debias, load_run, train_run, verify_result, write_result
+from fudlr import debias, load_run, lora, train_run, verify_result, write_result
 from fudlr.checkpoint import ENDING
 from fudlr.config import RunConfig, dump_config, load_config, merge
 from fudlr.data import fetch_ml100k
+from fudlr.debias.replayed import replay_of, replayed
 from fudlr.evaluation import make_prompts
 from fudlr.files import atomic_folder, write_json
 from fudlr.metrics import evaluate
@@ -46,6 +50,7 @@ from llm_work import (
     adapters,
     exists,
     load_mask,
+    made_again,
     titles_file,
     verified,
 )
@@ -59,6 +64,8 @@ class Stage:
     do: Callable[[Work], None]
     done: Callable[[Work], bool]
     minutes: float
+    usual: bool = True
+    """Whether it is done without being named."""
 
 
 def fetch(work: Work) -> None:
@@ -99,6 +106,23 @@ def retrained(name: str) -> Callable[[Work], None]:
 def verify(name: str) -> Callable[[Work], None]:
     def do(work: Work) -> None:
         verify_result(work.out / name, work.loaded)
+
+    return do
+
+
+def again(name: str) -> Callable[[Work], None]:
+    """The request's samples taken out by going the training again; figures of the test prompts."""
+
+    def do(work: Work) -> None:
+        run = work.loaded
+        update = replayed(run, replay_of(run))(load_mask(work.out / name))
+        run.engine.load(update.theta)
+        test = make_prompts(run.split, run.split.test, run.config.data)
+        scores, losses = run.recommender.evaluate(test.samples, run.config.debias.batch)
+        figures = {**evaluate(scores, test.side), "test_loss": float(losses.mean())}
+        with atomic_folder(work.out / name / "again") as folder:
+            lora.save(run.recommender.model, folder / "adapter")
+            write_json(folder / "figures.json", figures)
 
     return do
 
@@ -155,8 +179,10 @@ def stages(work: Work) -> dict[str, Stage]:
     docs/real_model.md has them); a second core halves them."""
     names = work.objectives
 
-    def each(kind: str, do: Callable, done: Callable, minutes: float) -> dict[str, Stage]:
-        return {f"{kind}-{name}": Stage(do(name), done(name), minutes) for name in names}
+    def each(
+        kind: str, do: Callable, done: Callable, minutes: float, *, usual: bool = True
+    ) -> dict[str, Stage]:
+        return {f"{kind}-{name}": Stage(do(name), done(name), minutes, usual) for name in names}
 
     adapters_in_all = 1 + 2 * len(names)
     return {
@@ -167,6 +193,7 @@ def stages(work: Work) -> dict[str, Stage]:
         **each("debias", request, lambda name: exists(name, "summary.json"), 36),
         **each("retrain", retrained, kept_retrainings, 71),
         **each("verify", verify, verified, 7),
+        **each("again", again, made_again, 7, usual=False),
         "titles": Stage(
             titles,
             lambda work: len(list(work.out.glob("titles/*.json"))) == adapters_in_all,
@@ -190,7 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = set(given.stages) - set(known)
     if unknown:
         parser.error(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    wanted = {name: known[name] for name in given.stages or known}
+    usual = [name for name, stage in known.items() if stage.usual]
+    wanted = {name: known[name] for name in given.stages or usual}
     for at, (name, stage) in enumerate(wanted.items(), start=1):
         rest = list(wanted.values())[at - 1 :]
         left = sum(each.minutes for each in rest if not each.done(work))

@@ -7,7 +7,7 @@ import smollm
 from fudlr.config import load_config
 from fudlr.files import write_json
 from fudlr.run import make_split
-from llm_work import USUAL, Work, adapters, titles_file, verified_requests
+from llm_work import USUAL, Work, adapters, made_again, titles_file, verified_requests
 from machine import describe
 from safetensors.torch import load_file
 
@@ -41,6 +41,7 @@ def report(work: Work) -> None:
         "bar": f"closed form within {WITHIN:.0%} of retraining's change of ARP at a 10% budget",
         "bars": [bar(results["arp"], metric) for metric in ("arp", "arp_soft")],
         "shifts": {name: shifts(work, name) for name in done},
+        "again": {name: gone_again(work, name) for name in done if made_again(name)(work)},
         "shares": {name: shares(times, name) for name in done},
         "titles": titles_found(work),
         "stages": times,
@@ -59,7 +60,26 @@ def shares(times: dict, name: str) -> dict[str, float]:
             "share": (record + request) / retraining}  # fmt: skip
 
 
-def shifts(work: Work, name: str) -> dict[str, float]:
+def gone_again(work: Work, name: str) -> dict:
+    """Figures of the replay for the request's samples, against the same retraining."""
+    after = json.loads((work.out / name / "again" / "figures.json").read_text(encoding="utf-8"))
+    summary = json.loads((work.out / name / "summary.json").read_text(encoding="utf-8"))
+    before, retrained = summary["before"], summary["retrained"]
+    agreement = {
+        metric: (value - before[metric]) / (retrained[metric] - before[metric])
+        for metric, value in after.items()
+        if metric in retrained and retrained[metric] != before[metric]
+    }
+    held = {"intervals": summary["intervals"], "agreement": agreement}
+    return {
+        "after": after,
+        "agreement": agreement,
+        "bars": [bar(held, metric) for metric in ("arp", "arp_soft")],
+        "shifts": shifts(work, name, "again/adapter"),
+    }
+
+
+def shifts(work: Work, name: str, adapter: str = "adapter") -> dict[str, float]:
     """How far training, closed form and retraining move the adapter, and how alike the last two.
 
     `along` is retraining's part of the closed form's way: their product over its square.
@@ -67,7 +87,7 @@ def shifts(work: Work, name: str) -> dict[str, float]:
     flatten = work.loaded.engine.flatten
     start, trained, debiased, retrained = (
         flatten(load_file(folder / "adapter_model.safetensors")).double()
-        for folder in (work.run / "start", work.run / "adapter", work.out / name / "adapter",
+        for folder in (work.run / "start", work.run / "adapter", work.out / name / adapter,
                        work.out / name / "retrained")
     )  # fmt: skip
     ours, truth = debiased - trained, retrained - trained

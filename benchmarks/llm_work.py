@@ -99,3 +99,8 @@ def verified(name: str) -> Callable[[Work], bool]:
         return path.is_file() and "retrained" in json.loads(path.read_text(encoding="utf-8"))
 
     return done
+
+
+def made_again(name: str) -> Callable[[Work], bool]:
+    """Whether the samples of a request were taken out again."""
+    return exists(name, "again", "figures.json")

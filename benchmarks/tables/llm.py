@@ -33,6 +33,8 @@ def render(record: dict) -> list[str]:
         cost = _cost(found["samples"], record["shares"][name])
         lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
         lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
+        if name in record["again"]:
+            lines += [*_again(found, record["again"][name]), ""]
     if record["not_run"]:
         lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
     if record["titles"] is None:
@@ -68,6 +70,23 @@ def _cost(samples: dict, cpu: dict) -> str:
         f"request {cpu['request'] / 60:.0f}, with evaluations, {cpu['share']:.0%} of a retraining, "
         f"which took {cpu['retraining'] / 60:.0f} without any."
     )
+
+
+def _again(found: dict, again: dict) -> list[str]:
+    """The request's samples taken out by the replay as it is now."""
+    body = [
+        (name, f"{again['after'][name]:.4g}", f"{found['retrained'][name]:.4g}",
+         f"{again['agreement'][name]:.2f}" if name in again["agreement"] else "")
+        for name in SHOWN
+        if name in again["after"]
+    ]  # fmt: skip
+    shift = _shift(again["shifts"], "this replay")
+    return [
+        "The same samples taken out by the replay as it is now (stage `again-arp`), beside the "
+        f"same retraining. {' '.join(map(_verdict, again['bars']))} {shift}",
+        "",
+        *rows(("metric", "replay", "retrained", "of its change"), body),
+    ]
 
 
 def _shift(way: dict, name: str) -> str:

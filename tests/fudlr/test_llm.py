@@ -63,6 +63,12 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     assert [bar["metric"] for bar in found["bars"]] == ["arp", "arp_soft"]
     cpu = found["shares"]["arp"]
     assert cpu["share"] == (cpu["record"] + cpu["request"]) / cpu["retraining"]
+    llm.main([*out, "again-arp", "report"])
+    found = json.loads((tmp_path / "llm_small.json").read_text(encoding="utf-8"))
+    again = found["again"]["arp"]  # by the same code, the same
+    assert again["after"]["arp_soft"] == pytest.approx(arp["after"]["arp_soft"], rel=1e-6)
+    assert again["shifts"]["along"] == pytest.approx(way["along"], rel=1e-4)
+    assert "as it is now" in "\n".join(table.render(found))
     capsys.readouterr()
     llm.main([*out, "--list"])
     said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
