@@ -27,7 +27,7 @@ from fudlr.trajectory.response import Response, Terms, pairs
 from fudlr.trajectory.steps import Step, Steps
 
 WINDOW = 8
-"""Most batches that a curvature is the mean of: each costs two passes over its rows."""
+"""Most batches that a curvature is the mean of: each costs a pass over its rows."""
 ASTRAY = 1e-3
 """Distance from θ* beside the training's whole way beyond which it is another training's rows:
 rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""

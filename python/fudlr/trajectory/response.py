@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from fudlr.errors import ModelError
-from fudlr_ext.ops import row_dots, row_sums
+from fudlr_ext.ops import row_gram, row_sums
 
 RANK = 1e-3
 """Smallest eigenvalue of A Aᵀ and Bᵀ B beside the largest that counts as one: after Adam's first
@@ -179,8 +179,8 @@ def _fisher(recent: Sequence[Terms], vectors: Tensor) -> Tensor:
     """The mean of T_j g_j g_jᵀ v for each of `vectors` `[k, d]`."""
     total, count = torch.zeros_like(vectors), 0
     for rows, terms in recent:
-        dots = row_dots(rows, _beside(rows, vectors)) * _beside(rows, terms)[:, None]
-        total += row_sums(rows, dots.T.contiguous()).to(vectors)
+        _, sums = row_gram(rows, _beside(rows, vectors), _beside(rows, terms))
+        total += sums.to(vectors)
         count += len(rows)
     return total / count
 
