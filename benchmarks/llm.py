@@ -188,11 +188,11 @@ def stages(work: Work) -> dict[str, Stage]:
     return {
         "fetch": Stage(fetch, never, 1),
         "convert": Stage(lambda work: print(work.base()), never, 2),
-        "train": Stage(train, exists("run", "config.yaml"), 80),
+        "train": Stage(train, exists("run", "config.yaml"), 98),
         "record": Stage(record, recorded, 30),
-        **each("debias", request, lambda name: exists(name, "summary.json"), 36),
-        **each("retrain", retrained, kept_retrainings, 71),
-        **each("verify", verify, verified, 7),
+        **each("debias", request, lambda name: exists(name, "summary.json"), 32),
+        **each("retrain", retrained, kept_retrainings, 82),
+        **each("verify", verify, verified, 9),
         **each("again", again, made_again, 7, usual=False),
         "titles": Stage(
             titles,

@@ -26,9 +26,11 @@ def report(work: Work) -> None:
     run, times = work.loaded, json.loads((work.out / "stages.json").read_text(encoding="utf-8"))
     results = {name: outcome(work.out / name) for name in done}
     name = "llm_small.json" if work.small else "llm.json"
+    command = "python benchmarks/llm.py" + (" --small" if work.small else "")
+    command += f" --way {work.way}" if work.way != USUAL else ""
+    again = {name: gone_again(work, name) for name in done if made_again(name)(work)}
     found = {
-        "command": f"python benchmarks/llm.py{' --small' if work.small else ''}"
-        + (f" --way {work.way}" if work.way != USUAL else ""),
+        "command": " && ".join([command, *(f"{command} again-{name} report" for name in again)]),
         "way": work.way,
         "model": smollm.NAME + (", first two layers" if work.small else ""),
         "samples": len(run.split.train),
@@ -41,7 +43,7 @@ def report(work: Work) -> None:
         "bar": f"closed form within {WITHIN:.0%} of retraining's change of ARP at a 10% budget",
         "bars": [bar(results["arp"], metric) for metric in ("arp", "arp_soft")],
         "shifts": {name: shifts(work, name) for name in done},
-        "again": {name: gone_again(work, name) for name in done if made_again(name)(work)},
+        "again": again,
         "shares": {name: shares(times, name) for name in done},
         "titles": titles_found(work),
         "stages": times,

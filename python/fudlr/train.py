@@ -264,11 +264,10 @@ class _Keeper:
         if self._checkpoint is None:
             return None
         state = self._checkpoint.read(self._key)
-        if self._trajectory is None or self._trajectory.holds(
-            state.step if state else 0, self._key
-        ):
-            return state
-        return None  # what it kept on the way is not here: it is to be made again
+        done = 0 if state is None else state.step
+        if self._trajectory is not None and not self._trajectory.resume(done, self._key):
+            return None  # what it kept on the way is not here: it is to be made again
+        return state
 
     def stop(self) -> None:
         """No more from here on: what an observer keeps is in no checkpoint."""

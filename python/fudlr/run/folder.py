@@ -183,6 +183,8 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
                 training = Training(trained, [])
             else:
                 kept = _trajectory(out, temporary, config)
+                if kept is not None:
+                    kept.check_room(len(split.train) * config.train.epochs, engine.d)
                 training = train_adapter(
                     recommender,
                     engine,

@@ -9,6 +9,7 @@ rows, so that the way can be gone again exactly whatever the rows were rounded t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fudlr.errors import DataError
+from fudlr.errors import DataError, UsageError
 from fudlr.files import atomic_file
 
 FOLDER = "trajectory"
@@ -98,7 +99,7 @@ class StepWriter:
     """Keeps the batches of one training.
 
     Args:
-        folder: Where; files of another training in it are written over.
+        folder: Where.
         dtype: Of the rows, a name in `DTYPES`.
     """
 
@@ -106,10 +107,35 @@ class StepWriter:
         self.folder, self._dtype = folder, DTYPES[dtype]
         self.key = ""
 
-    def holds(self, done: int, key: str) -> bool:
-        """Whether the first `done` batches of the training `key` are here, so that it may go on."""
-        self.key = key
-        return all(self._key(path_of(self.folder, t)) == key for t in range(1, done + 1))
+    def check_room(self, rows: int, d: int) -> None:
+        """Refuse before training what the disk cannot hold: `rows` of `d` numbers in all.
+
+        Raises:
+            UsageError: There is less room; what an earlier try left there counts as room.
+        """
+        place = next(each for each in (self.folder, *self.folder.parents) if each.exists())
+        held = sum(path.stat().st_size for path in self.folder.glob("step-*.safetensors"))
+        needed, free = rows * d * self._dtype.itemsize, shutil.disk_usage(place).free + held
+        if needed > free:
+            raise UsageError(
+                f"the gradients of {rows:,} samples, {d:,} numbers each, were to be kept in "
+                f"{self.folder} (record.trajectory)",
+                f"that is {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there",
+                "Make room, set record.trajectory to bfloat16, or train without it",
+            )
+
+    def resume(self, done: int, key: str) -> bool:
+        """Whether the first `done` batches of the training `key` are here, so that it may go on.
+
+        Files that do not belong to them are deleted.
+        """
+        self.key = f"{key} {self._dtype}"
+        held = all(self._key(path_of(self.folder, t)) == self.key for t in range(1, done + 1))
+        kept = {path_of(self.folder, t) for t in range(1, done + 1)} if held else set()
+        for path in self.folder.glob("step-*.safetensors"):
+            if path not in kept:
+                path.unlink()
+        return held
 
     def write(self, step: int, samples: Tensor, rows: Tensor, slope: Tensor) -> None:
         """Keep batch `step`, whole or not at all."""

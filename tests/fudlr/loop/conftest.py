@@ -34,6 +34,19 @@ def run_folder(once, tiny_config) -> Path:
     return once("loop", lambda folder: train_run(tiny_config, folder))
 
 
+@pytest.fixture(scope="session")
+def popular():
+    """popular(run): a mask [n] of the tenth of the samples with the most popular targets."""
+
+    def mask_of(run) -> torch.Tensor:
+        share = torch.from_numpy(run.split.popularity[run.split.train.target].copy())
+        mask = torch.zeros(len(share))
+        mask[share.argsort(descending=True, stable=True)[: len(share) // 10]] = 1
+        return mask
+
+    return mask_of
+
+
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     monkeypatch.setenv("FUDLR_QUIET", "1")

@@ -32,14 +32,6 @@ def evidence(run, **options):
     return found
 
 
-def popular(run):
-    """The tenth of the samples with the most popular targets."""
-    share = torch.from_numpy(run.split.popularity[run.split.train.target].copy())
-    mask = torch.zeros(len(share))
-    mask[share.argsort(descending=True, stable=True)[: len(share) // 10]] = 1
-    return mask
-
-
 def test_a_run_keeps_what_adam_left(short_run):
     run = load_run(short_run)
     config = run.config.train
@@ -63,7 +55,7 @@ def test_a_run_keeps_what_adam_left(short_run):
     assert torch.allclose(trained.adam.squares.sqrt(), gradient.abs(), rtol=1e-2, atol=1e-7)
 
 
-def test_a_short_training_is_met_better_than_by_one_damping(short_run):
+def test_a_short_training_is_met_better_than_by_one_damping(short_run, popular):
     """Adam gives every parameter the same pace, whatever its gradient; one number does not."""
     run = load_run(short_run)
     mask = popular(run)

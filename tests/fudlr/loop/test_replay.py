@@ -1,5 +1,7 @@
 """The training gone again: kept, resumed, against real retraining, and what is refused."""
 
+from types import SimpleNamespace
+
 import fudlr
 import pytest
 import torch
@@ -24,14 +26,6 @@ def folder(once, tiny_config):
     return once("replay", lambda folder: train_run(merge(tiny_config, KEPT), folder))
 
 
-def popular(run):
-    """The tenth of the samples with the most popular targets."""
-    share = torch.from_numpy(run.split.popularity[run.split.train.target].copy())
-    mask = torch.zeros(len(share))
-    mask[share.argsort(descending=True, stable=True)[: len(share) // 10]] = 1
-    return mask
-
-
 def test_training_keeps_its_batches_and_is_the_same(folder, tiny_config, tmp_path):
     run = load_run(folder)
     plain = train_run(merge(tiny_config, {**SHORT, "record.ride": False}), tmp_path / "plain")
@@ -49,7 +43,7 @@ def test_training_keeps_its_batches_and_is_the_same(folder, tiny_config, tmp_pat
     assert torch.allclose(first.slope, rows.mean(0), rtol=1e-4, atol=1e-7)
 
 
-def test_it_ends_nearer_to_a_retraining_than_any_closed_form(folder):
+def test_it_ends_nearer_to_a_retraining_than_any_closed_form(folder, popular):
     run = load_run(folder)
     mask = popular(run)
     (done,) = retrain(run, [removal("popular", mask)])
@@ -201,6 +195,27 @@ def test_without_its_batches_it_begins_anew(folder, tmp_path):
     assert list(tmp_path.glob(f"*{ENDING}"))
     (tmp_path / FOLDER / "step-00002.safetensors").unlink()
     assert resumable(run, tmp_path)[1] == 8
+
+
+def test_another_trainings_batches_do_not_stay(folder, tmp_path):
+    """A killed training of more steps, or in another type, leaves nothing in the next one's."""
+    run = load_run(folder)
+    stray = tmp_path / FOLDER / "step-00099.safetensors"
+    StepWriter(stray.parent).write(99, torch.zeros(1), torch.zeros(1, 2), torch.zeros(2))
+    resumable(run, tmp_path)
+    assert not stray.exists()
+    assert len(list(stray.parent.iterdir())) == 8
+    assert StepWriter(stray.parent).resume(0, "any")
+    assert not list(stray.parent.iterdir())
+
+
+def test_a_disk_without_room_is_refused_before_training(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "fudlr.trajectory.steps.shutil.disk_usage", lambda _: SimpleNamespace(free=9)
+    )
+    with pytest.raises(UsageError, match="GB are free"):
+        train_run(merge(tiny_config, {**KEPT, "model.pretrain_epochs": 0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_run_puts_them_into_the_run(tiny_config, tmp_path):

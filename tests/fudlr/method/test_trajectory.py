@@ -281,6 +281,12 @@ def test_means_of_terms_take_as_many_batches(trained):
     vectors = normal(65, 2, D)
     assert torch.allclose(mask @ replay.influence(vectors), tangent @ vectors.T, rtol=1e-9)
     assert float((tangent - plain.tangent(mask[None])[0]).norm()) > 1e-3 * float(tangent.norm())
+    for steps, terms, most in ((plain, 1.0, 1), (replay, 2.5, 3), (None, 99.0, 8)):
+        of = steps or replay_of(trained, terms=torch.full((N,), terms))
+        read, real = [], of._steps.read
+        of._steps.read = lambda t, read=read, real=real: read.append(t) or real(t)
+        of.update(mask.clamp(max=1))
+        assert len(read) == sum(min(t, most) for t in range(1, len(RATES) + 1))
 
 
 def test_the_last_epochs_slope(trained):

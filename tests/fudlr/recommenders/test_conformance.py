@@ -50,6 +50,21 @@ def test_scores_and_losses_have_their_shapes_and_no_holes(made, data):
     assert scores.std(1).min() > 1e-4, "the items are told apart"
 
 
+def test_a_loss_is_the_mean_of_as_many_terms_as_it_says(made, data):
+    """Labels of the answer, questions, or the one next item: what the batch has."""
+    samples = data.train.take(np.arange(6))
+    batch = made.collate(samples)
+    if "labels" in batch:
+        expected = (batch["labels"] != -100).sum(1)
+        assert int(expected.min()) > 1
+    elif "place" in batch:
+        expected = torch.full((6,), batch["place"].shape[1])
+        assert int(expected[0]) > 1
+    else:
+        expected = torch.ones(6)
+    assert made.terms(samples).tolist() == expected.tolist()
+
+
 def test_scores_do_not_depend_on_batch_or_padding(made, data):
     samples = data.valid.take(np.arange(9))
     together, losses = made.evaluate(samples, size=9)
