@@ -218,9 +218,23 @@ class Engine:
         """
         return Pullback(self.model, self._layout, forward, batch)
 
-    def fisher_vp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
-        """Return the empirical Fisher's (1/n) Σ_i g_i ⟨g_i, v⟩ for vectors [k, d], as [k, d]."""
-        product = FisherProduct(self._vectors("fisher_vp", "vectors", vectors, (None, self.d)))
+    def fisher_vp(
+        self,
+        forward: Forward,
+        loss: Loss,
+        batch: Any,
+        vectors: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the empirical Fisher's (1/n) Σ_i w_i g_i ⟨g_i, v⟩ for vectors [k, d], as [k, d].
+
+        The weights [n] are ones where None; T for a loss that is the mean of T terms, such as a
+        title's tokens, makes the product one with the curvature (docs/curvature.md).
+        """
+        vectors = self._vectors("fisher_vp", "vectors", vectors, (None, self.d))
+        if weights is not None:
+            weights = self._vectors("fisher_vp", "weights", weights, (None,))
+        product = FisherProduct(vectors, weights)
         self.reduce(forward, loss, batch, [product])
         return product.result()
 

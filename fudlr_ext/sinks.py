@@ -155,16 +155,23 @@ def _sketched(side: Tensor | None, width: int, name: str) -> int:
 
 
 class FisherProduct(Sink):
-    """The empirical Fisher's products (1/n) Σ_i g_i ⟨g_i, v⟩ with vectors [k, d], as [k, d].
+    """The empirical Fisher's products (1/n) Σ_i w_i g_i ⟨g_i, v⟩ with vectors [k, d], as [k, d].
 
     The factors are kept until all products ⟨g_i, v⟩ are known, so that one backward pass suffices:
     that is memory for the inputs and output gradients of every adapted layer.
     """
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(self, vectors: Tensor, weights: Tensor | None = None) -> None:
         self._vectors = vectors
+        self._weights = weights
 
     def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+        if self._weights is not None and len(self._weights) != n:
+            raise EngineError(
+                "a Fisher product was to be weighted sample by sample",
+                f"there are {len(self._weights)} weights and {n} samples",
+                "Give weights of shape [n]",
+            )
         self._n = n
         self._dots = Dots(self._vectors)
         self._dots.start(layout, n)
@@ -179,7 +186,8 @@ class FisherProduct(Sink):
         self._factors.append((block, left.detach(), right.detach(), offsets))
 
     def result(self) -> Tensor:  # noqa: D102
-        sums = Sums(self._dots.result().t() / self._n)
+        dots = self._dots.result().t() / self._n
+        sums = Sums(dots if self._weights is None else (dots * self._weights).contiguous())
         sums.start(self._layout, self._n)
         for factors in self._factors:
             sums.add(*factors)

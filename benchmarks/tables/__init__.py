@@ -47,6 +47,7 @@ from tables import (
     steering,
     store_stream,
     stream_of_days,
+    terms,
 )
 
 TABLES: tuple[ModuleType, ...] = (
@@ -58,6 +59,7 @@ TABLES: tuple[ModuleType, ...] = (
     record_staleness,
     record_kills,
     store_stream,
+    terms,
     candidates,
     catalogue,
     stream_of_days,

@@ -11,7 +11,7 @@
 A curvature without entries between layers overshoots: its step p is cut to α p, by the quadratic
 model with cross-layer products on a random part S of the samples,
 
-    α = bᵀp / (pᵀ H p),   b = (1/n) Gᵀ m,   pᵀ H p = mean_{i ∈ S} (g_iᵀ p)² + damping ‖p‖²
+    α = bᵀp / (pᵀ H p),   b = (1/n) Gᵀ m,   pᵀ H p = mean_{i ∈ S} T_i (g_iᵀ p)² + damping ‖p‖²
 
 where the model's fall along p is largest; without such a calibration it is refused.
 """
@@ -244,12 +244,14 @@ class Removal:
         right = self._rows.sum(mask.to(trained.theta)[None])[0] / self._rows.n
         if slope is not None:
             right = right - slope
-        count = min(config.calibration, self._rows.n)
-        batches = self._batches_of(_some(self._rows.n, count, config.seed))
-        rows = StreamedRows(parts.engine, parts.forward, parts.loss, batches)
+        some = _some(self._rows.n, min(config.calibration, self._rows.n), config.seed)
+        rows = StreamedRows(parts.engine, parts.forward, parts.loss, self._batches_of(some))
         shift = proposed.delta
+        dots = rows.dots(shift[None])[:, 0]
+        if parts.terms is not None:
+            dots = dots * parts.terms[some].to(dots).sqrt()
         assert not isinstance(trained.damping, Tensor)  # check_options
-        found = calibrate(shift, right, rows.dots(shift[None])[:, 0], trained.damping)
+        found = calibrate(shift, right, dots, trained.damping)
         update = finish(trained.theta, found.alpha * shift, proposed.solution)
         said = [
             f"{config.curvature} has no entries between layers: its step was cut to "
@@ -275,11 +277,11 @@ def calibrate(shift: Tensor, right: Tensor, dots: Tensor, damping: float) -> Cal
     Args:
         shift: p `[d]`.
         right: b `[d]`, the slope that the shift goes down.
-        dots: g_iᵀp of some samples, `[s]`.
+        dots: √T_i g_iᵀp of some samples, `[s]`.
         damping: Absolute.
 
     Returns:
-        α = bᵀp / (mean (g_iᵀp)² + damping ‖p‖²), with the standard error that the mean gives it.
+        α = bᵀp / (mean of squares + damping ‖p‖²), with the standard error that the mean gives it.
 
     Raises:
         NumericalError: The shift is zero, or does not go down.

@@ -91,6 +91,18 @@ def test_fisher_is_of_samples_not_of_tokens(tiny):
     assert relative(engine.fisher_vp(*FACE, batch, vectors), expected) <= 1e-10
 
 
+def test_fisher_weighs_samples(tiny):
+    model, engine, batch = tiny
+    grads = plain_grads(model, batch)
+    vectors = torch.randn(2, engine.d, dtype=torch.float64)
+    weights = torch.randn(len(grads), dtype=torch.float64)
+    expected = vectors @ grads.T @ torch.diag(weights) @ grads / len(grads)
+    assert relative(engine.fisher_vp(*FACE, batch, vectors, weights), expected) <= 1e-10
+    for wrong in (weights[:-1], weights[None]):
+        with pytest.raises(EngineError, match="weights"):
+            engine.fisher_vp(*FACE, batch, vectors, wrong)
+
+
 def test_hessian_predicts_the_gradient(tiny):
     """∇L(θ + εv) − ∇L(θ − εv) = 2ε H v, whatever made H v."""
     _, engine, batch = tiny

@@ -41,6 +41,8 @@ class Parts:
         batches: The samples.
         rows: Their gradients at θ*.
         weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones where None.
+        terms: T `[n]`, of how many terms each sample's loss is the mean, such as a title's tokens;
+            one each where None.
         draw: Draws labels from the model; None where the recommender has no such distribution.
         seed: Of the drawn labels.
     """
@@ -51,8 +53,20 @@ class Parts:
     batches: Batches
     rows: GramRows
     weights: Tensor | None = None
+    terms: Tensor | None = None
     draw: Draw | None = None
     seed: int = 0
+
+    @property
+    def of_squares(self) -> Tensor | None:
+        """w_i T_i `[n]`, the weights of g_i g_iᵀ in a Fisher matrix; ones where None.
+
+        The T gradients of a mean's terms are uncorrelated where labels are the model's own, so
+        that E g gᵀ is the sum of their squares over T², and the mean's curvature the sum over T.
+        """
+        if self.terms is None or self.weights is None:
+            return self.weights if self.terms is None else self.terms
+        return self.weights * self.terms.to(self.weights)
 
 
 class Curvature(Protocol):

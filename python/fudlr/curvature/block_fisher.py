@@ -40,7 +40,7 @@ class BlockFisher:
     @classmethod
     def make(cls, parts: Parts) -> BlockFisher:
         """With a block for each module."""
-        return cls(parts.rows, block_slices(parts.engine.shapes, "module"), parts.weights)
+        return cls(parts.rows, block_slices(parts.engine.shapes, "module"), parts.of_squares)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""

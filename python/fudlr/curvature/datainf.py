@@ -37,7 +37,7 @@ class DataInf(BlockFisher):
     @classmethod
     def make(cls, parts: Parts) -> DataInf:
         """With a block for each module."""
-        return cls(parts.rows, block_slices(parts.engine.shapes, "module"), parts.weights)
+        return cls(parts.rows, block_slices(parts.engine.shapes, "module"), parts.of_squares)
 
     def inverse(self, rhs: Tensor, damping: float) -> Tensor:
         """DataInf's stand-in for (H₀ + damping · I)⁻¹ b, for each row b of `rhs` `[k, d]`."""

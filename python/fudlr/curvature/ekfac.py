@@ -59,4 +59,4 @@ class EKFAC(Kronecker):
     @classmethod
     def make(cls, parts: Parts) -> EKFAC:
         """At the adapter that the engine holds."""
-        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.weights)
+        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.of_squares)

@@ -33,7 +33,7 @@ class EmpiricalFisher:
     @classmethod
     def make(cls, parts: Parts) -> EmpiricalFisher:
         """From the rows."""
-        return cls(parts.rows, parts.weights)
+        return cls(parts.rows, parts.of_squares)
 
     def product(self, vectors: Tensor) -> Tensor:
         """(1/n) Gᵀ diag(w) G v for each row v of `vectors` `[k, d]`, `[k, d]`."""

@@ -119,4 +119,4 @@ class KFAC(Kronecker):
     @classmethod
     def make(cls, parts: Parts) -> KFAC:
         """At the adapter that the engine holds."""
-        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.weights)
+        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.of_squares)

@@ -82,7 +82,7 @@ class TrueFisher:
                 "Use ggn, which is its expectation, or empirical_fisher",
             )
         face = (parts.engine, parts.forward, parts.loss, parts.batches)
-        return cls(*face, parts.weights, draw=parts.draw, seed=parts.seed)
+        return cls(*face, parts.of_squares, draw=parts.draw, seed=parts.seed)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""

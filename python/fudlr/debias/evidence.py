@@ -17,6 +17,7 @@ from torch import Tensor
 from fudlr.batches import Batches
 from fudlr.candidates import Candidacy, choose_candidates
 from fudlr.curvature import EmpiricalFisher, Parts
+from fudlr.data import Samples
 from fudlr.debias.job import Job, adam_of
 from fudlr.debias.replayed import as_it_is, replay_of, replayed
 from fudlr.debias.trajectory_rows import TrajectoryRows
@@ -201,6 +202,7 @@ def _from_store(job: Job, store: Store, warnings: list[str]) -> _Found:
     rows = StoredRows(store, torch.from_numpy(job.run.split.train.ids))
     small = 4 * rows.n * rows.d <= LOADED_BYTES
     space = sketch_space(rows.load() if small else rows, projection)
+    space = replace(space, terms=terms_of(job, job.run.split.train))
     facts = store.facts()
     about: dict[str, object] = {
         "kept": store.kept,
@@ -258,7 +260,14 @@ def _from_model(job: Job, warnings: list[str]) -> _Found:
     def slope() -> Tensor:
         return rows.sum(torch.full((1, rows.n), 1 / rows.n).to(run.theta))[0]
 
-    return _Found(source, Space(rows, len(samples), None, index), slope, warnings, about)
+    space = Space(rows, len(samples), None, index, terms_of(job, scored))
+    return _Found(source, space, slope, warnings, about)
+
+
+def terms_of(job: Job, samples: Samples) -> Tensor | None:
+    """T [n], of how many terms each loss is the mean; None where every one is of one."""
+    terms = job.run.recommender.terms(samples)
+    return None if bool((terms == 1).all()) else terms.to(job.run.theta)
 
 
 def _candidacy(job: Job) -> Candidacy:
@@ -283,6 +292,7 @@ def _removal(job: Job, space: Space, damping: float | Tensor) -> Removal:
         loss=loss,
         batches=job.batches(samples=scored),
         rows=space.rows,
+        terms=space.terms,
         draw=getattr(run.recommender, "draw_labels", None),
         seed=job.config.seed,
     )
@@ -297,9 +307,12 @@ def _removal(job: Job, space: Space, damping: float | Tensor) -> Removal:
 def sketch_solver(space: Space, damping: float, max_steps: int | None = None) -> Solve:
     """H⁻¹ in sketch space: conjugate gradients, preconditioned with a sample of the rows."""
     every = max(1, space.rows.n // PRECONDITIONER_ROWS)
-    part = space.rows.take(torch.arange(0, space.rows.n, every))  # type: ignore[attr-defined]
+    index = torch.arange(0, space.rows.n, every)
+    part = space.rows.take(index)  # type: ignore[attr-defined]
+    if space.terms is not None:
+        part = part * space.terms[index].to(part).sqrt()[:, None]
     return make_solver(
-        EmpiricalFisher(space.rows),
+        EmpiricalFisher(space.rows, space.terms),
         damping,
         "cg",
         max_steps=max_steps or SKETCH_STEPS,

@@ -1,6 +1,6 @@
 """Exactness on demand: the chosen mask's update in the adapter's own space.
 
-    (GᵀG / n + damping) x = (1/n) Gᵀ m
+    (Gᵀ diag(T) G / n + damping) x = (1/n) Gᵀ m
 
 by a few steps of conjugate gradients from the sketches' solution, with whole gradients: those of
 the removed samples on the right, and the curvature's products computed anew for each step. The
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fudlr.candidates import sample_candidates
 from fudlr.curvature import EmpiricalFisher
-from fudlr.debias.evidence import PRECONDITIONER_ROWS, Evidence
+from fudlr.debias.evidence import PRECONDITIONER_ROWS, Evidence, terms_of
 from fudlr.debias.job import Job
 from fudlr.gradients import MetricGradient
 from fudlr.request import Answer
@@ -49,7 +49,7 @@ def polish(
     if not int(found.mask.sum()):
         return found, {"steps": 0}
     rhs = _removed_sum(job, found.mask)[None] / found.mask.numel()
-    products = _FirstProduct(EmpiricalFisher(_streamed(job, config.polish_share)))
+    products = _FirstProduct(_curvature(job, config.polish_share))
     solution = solve_cg(
         products,
         rhs,
@@ -94,21 +94,24 @@ def _removed_sum(job: Job, mask: Tensor) -> Tensor:
     return rows.sum(torch.ones(1, rows.n).to(job.run.theta))[0]
 
 
-def _streamed(job: Job, share: float) -> StreamedRows:
+def _curvature(job: Job, share: float) -> EmpiricalFisher:
     samples = job.run.split.train
     if share < 1:
         samples = samples.take(sample_candidates(len(samples), share, job.config.seed).numpy())
-    return StreamedRows(*job.face, job.batches("curvature", samples))
+    rows = StreamedRows(*job.face, job.batches("curvature", samples))
+    return EmpiricalFisher(rows, terms_of(job, samples))
 
 
 def _some_rows(job: Job) -> Tensor:
-    """Whole gradients of samples spread over all, `[m, d]`."""
+    """Whole gradients of samples spread over all, times √T, `[m, d]`."""
     samples = job.run.split.train
     fit = PRECONDITIONER_BYTES // (4 * job.run.engine.d)
     count = max(1, min(PRECONDITIONER_ROWS, fit, len(samples)))
     index = torch.linspace(0, len(samples) - 1, count).long().unique()
     some = samples.take(index.numpy())
-    return record_rows(*job.face, job.batches("preconditioner", some)).matrix
+    matrix = record_rows(*job.face, job.batches("preconditioner", some)).matrix
+    terms = terms_of(job, some)
+    return matrix if terms is None else matrix * terms.sqrt()[:, None]
 
 
 def _predicted(gradients: dict[str, MetricGradient], delta: Tensor) -> dict[str, float]:

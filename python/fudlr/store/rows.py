@@ -77,8 +77,15 @@ class RowEngine(Protocol):
         """Weighted sums of the per-sample gradients, `[w, d]` for `weights` `[w, n]`."""
         ...
 
-    def fisher_vp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
-        """Gᵀ G v / n of the batch, `[k, d]` for `vectors` `[k, d]`."""
+    def fisher_vp(
+        self,
+        forward: Forward,
+        loss: Loss,
+        batch: Any,
+        vectors: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Gᵀ diag(w) G v / n of the batch, `[k, d]` for `vectors` `[k, d]`, `weights` `[n]`."""
         ...
 
 
@@ -258,24 +265,16 @@ class StreamedRows:
         return out
 
     def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones.
-
-        With weights each batch takes two passes, since the engine's Fisher product has none.
-        """
+        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
         check_columns(vectors, self.d, "vectors", "d")
         if weights is not None:
             check_columns(weights[None], self.n, "weights", "n")
         out = torch.zeros_like(vectors)
 
         def step(batch: Any, rows: slice) -> None:
-            if weights is None:
-                mean = self._engine.fisher_vp(*self._face, batch, vectors)
-                out.add_(mean, alpha=rows.stop - rows.start)
-            else:
-                dots = self._engine.sample_dots(*self._face, batch, vectors)
-                _check_size(dots.shape[0], rows)
-                weighted = (dots.T * weights[rows]).contiguous()
-                out.add_(self._engine.grad_sum(*self._face, batch, weighted))
+            part = None if weights is None else weights[rows]
+            mean = self._engine.fisher_vp(*self._face, batch, vectors, part)
+            out.add_(mean, alpha=rows.stop - rows.start)
 
         self._pass(step)
         return out / self.n

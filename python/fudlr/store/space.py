@@ -34,12 +34,14 @@ class Space:
         total: n, all training samples: the divisor of the loss.
         projection: S with orthonormal rows; None where rows are whole gradients.
         index: Which of the n samples the rows are, rising `[m]`; None where all.
+        terms: Of how many terms each row's loss is the mean, `[m]`; one each where None.
     """
 
     rows: GradientRows
     total: int
     projection: Projection | None = None
     index: Tensor | None = None
+    terms: Tensor | None = None
 
     def project(self, vectors: Tensor) -> Tensor:
         """S v, `[k, p]`, for vectors of the adapter `[k, d]`."""

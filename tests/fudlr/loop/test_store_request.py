@@ -172,3 +172,61 @@ def test_polish_goes_on_from_the_sketches_to_the_exact_update(tmp_path, run_fold
     assert about["residual_after"] < 0.1 * about["residual_before"]
     assert about["relative_difference"] == pytest.approx(errors[0], rel=0.1)
     assert "polish" in fine.summary["cost"]["stages"]
+
+
+@pytest.mark.parametrize("rows", ["memory", "stream", "store"])
+def test_the_curvature_of_means_counts_their_terms(tmp_path, run_folder, rows, monkeypatch):
+    """(Gᵀ diag(T) G / n + damping) x = b, whatever the rows come from.
+
+    So it is for losses that are means of T terms, as a title's tokens; the engine's rows are the
+    same, and the run's losses of one item are told to be such means.
+    """
+    monkeypatch.setattr(evidence, "SKETCH_TOLERANCE", 1e-6)
+    run = load_run(run_folder)
+    gradients = rows_of(run)
+    if rows == "store":
+        run = with_store(tmp_path / "store", run, whole(run.engine.shapes))
+    monkeypatch.setattr(run.recommender, "terms", lambda samples: 1.0 + of(samples))
+    options = {"rows": rows, "max_steps": 300}
+    job = prepare(run, with_options(run.config.debias, options), StageClock())
+    found = evidence.solvers(job, evidence.gather(job))
+    right = gradients[:2]
+    x = found.solve(right).x
+    terms = 1.0 + of(run.split.train)
+    back = (x @ gradients.T * terms) @ gradients / len(gradients) + found.damping * x
+    assert float((back - right).norm() / right.norm()) < 1e-3
+    plain = x @ gradients.T @ gradients / len(gradients) + found.damping * x
+    assert float((plain - right).norm() / right.norm()) > 0.1
+
+
+def test_calibration_and_polish_count_terms_too(tmp_path, run_folder, monkeypatch):
+    run = with_store(
+        tmp_path / "store", load_run(run_folder), whole(load_run(run_folder).engine.shapes)
+    )
+    monkeypatch.setattr(run.recommender, "terms", lambda samples: 1.0 + of(samples))
+    gradients, terms = rows_of(run), 1.0 + of(run.split.train)
+    options = {**SHORT, "objective": "arp", "lambda_acc": 0.0, "force": True}
+    fine = fudlr.debias(run, rows="store", polish=True, polish_steps=30, **options)
+    about = fine.summary["solver"]["polish"]
+    assert about["residual_after"] < 1e-2
+    shift, mask = fine.answer.update.delta, fine.mask.float()
+    right = mask @ gradients / len(mask)
+    damping = fine.summary["solver"]["damping"]
+    back = (gradients @ shift * terms) @ gradients / len(mask) + damping * shift
+    assert float((back - right).norm() / right.norm()) < 2e-2
+    cut = fudlr.debias(run, curvature="block_fisher", calibration=len(mask), **options)
+    shift, mask = cut.answer.update.delta, cut.mask.float()
+    right = mask @ gradients / len(mask)
+    bend = ((gradients @ shift).square() * terms).mean() + damping * shift.square().sum()
+    assert float(right @ shift) == pytest.approx(float(bend), rel=1e-3)  # its α is 1
+
+
+def of(samples) -> torch.Tensor:
+    return torch.from_numpy(samples.ids % 7).float()
+
+
+def rows_of(run) -> torch.Tensor:
+    recommender = run.recommender
+    face = (run.engine, recommender.forward, recommender.loss)
+    run.engine.load(run.theta)
+    return record_rows(*face, list(recommender.batches(run.split.train, 256))).matrix

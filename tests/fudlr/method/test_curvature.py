@@ -1,12 +1,16 @@
 """Every curvature of the table on one suite: dense matrices by definition, and what it claims."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from fudlr.batches import Batches
 from fudlr.curvature import CURVATURES, BlockFisher, Invertible, TrueFisher
 from fudlr.curvature.blocks import block_slices
 from fudlr.errors import DataError, UsageError
 from fudlr.store import MemoryRows, StreamedRows
-from sequence_bed import SEED, N, SequenceBed, forward, loss
+from sequence_bed import SEED, STEPS, N, SequenceBed, forward, loss
+from torch import nn
 
 NAMES = sorted(CURVATURES)
 DAMPING = 0.07
@@ -130,6 +134,54 @@ def test_drawn_labels_are_the_model_s_and_the_seed_s(bed):
         TrueFisher.make(type(parts)(*face, parts.rows))
     with pytest.raises(UsageError, match="at least one"):
         product(0, 0)
+
+
+def test_a_mean_of_terms_is_as_curved_as_its_terms(bed):
+    """With labels drawn for every position, T times the square is the GGN; without T too little."""
+    real = bed.batch["real"]
+    terms = real.sum(dim=1)
+    target = torch.zeros(N, STEPS, dtype=torch.int64)
+
+    def logits(model, batch):
+        net = model.base_model.model
+        return torch.tanh(net.second(torch.tanh(net.first(batch["x"])))) @ net.readout
+
+    def mean_loss(outputs, batch):
+        each = nn.functional.cross_entropy(outputs.mT, batch["target"], reduction="none")
+        return (each * batch["real"]).sum(dim=1) / batch["real"].sum(dim=1)
+
+    def draw(outputs, batch, generator):
+        p = outputs.softmax(dim=2).flatten(0, 1)
+        drawn = torch.multinomial(p, 1, generator=generator).view(len(outputs), STEPS)
+        return {**batch, "target": drawn}
+
+    batch = {"x": bed.batch["x"], "real": real, "target": target}
+    given = replace(bed.parts(), forward=logits, loss=mean_loss, batches=Batches([batch]))
+    v = normal(2, bed.engine.d)
+    expected = bed.engine.ggn_vp(logits, mean_loss, batch, v)
+    errors = []
+    for counted in (terms, None):
+        parts = replace(given, terms=counted)
+        face = (parts.engine, parts.forward, parts.loss, parts.batches, parts.of_squares)
+        found = TrueFisher(*face, draw=draw, draws=100).product(v)
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[0] < 0.12
+    assert errors[1] > 0.3
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"identity", "ggn", "hessian"}))
+def test_every_square_counts_its_terms(bed, name):
+    """Terms and weights of a Fisher matrix are one thing; of a Hessian terms are none."""
+    terms = 1.0 + torch.arange(N, dtype=torch.float64) % 5
+    v = normal(2, bed.engine.d)
+    for weights in (None, bed.weights):
+        both = terms if weights is None else terms * weights
+        found = CURVATURES[name].make(replace(bed.parts(weights), terms=terms)).product(v)
+        assert torch.allclose(found, CURVATURES[name].make(bed.parts(both)).product(v), atol=1e-10)
+        assert not torch.allclose(found, CURVATURES[name].make(bed.parts(weights)).product(v))
+    for other in ("identity", "ggn", "hessian"):
+        found = CURVATURES[other].make(replace(bed.parts(), terms=terms)).product(v)
+        assert torch.equal(found, CURVATURES[other].make(bed.parts()).product(v))
 
 
 def test_blocks_of_recomputed_rows_and_of_matrices(bed):
