@@ -13,6 +13,7 @@ again. Writes benchmarks/results/early_stop.json.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import llm
@@ -22,7 +23,7 @@ from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
 from fudlr.debias.evidence import gather, solvers
-from fudlr.debias.job import prepare, with_options
+from fudlr.debias.job import Job, prepare, with_options
 from fudlr.files import write_json
 from fudlr.mask import threshold_mask
 from fudlr.progress import StageClock
@@ -70,6 +71,17 @@ def compared(shift: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     }
 
 
+def measured(run: Run, job: Job) -> tuple[dict[str, float], Callable]:
+    """`METRICS` of θ* on the validation prompts, and `changes(theta)` from there."""
+    before = surrogates(run, job.valid, METRICS, run.theta)
+
+    def changes(theta: torch.Tensor) -> dict[str, float]:
+        after = surrogates(run, job.valid, METRICS, theta)
+        return {name: after[name] - before[name] for name in METRICS}
+
+    return before, changes
+
+
 def of_training(run: Run, folder: Path) -> dict:
     """Both dampings over all removals of one training."""
     found, scores, gradients = {}, {}, None
@@ -85,12 +97,7 @@ def of_training(run: Run, folder: Path) -> dict:
     masks = masks_of(run, scores)
     jobs = [removal(f"without {name}", mask) for name, mask in masks.items()]
     done = retrain(run, jobs, folder, description="retrain")
-    before = surrogates(run, job.valid, METRICS, run.theta)
-
-    def changes(theta: torch.Tensor) -> dict[str, float]:
-        after = surrogates(run, job.valid, METRICS, theta)
-        return {name: after[name] - before[name] for name in METRICS}
-
+    before, changes = measured(run, job)
     removals = {}
     for (name, mask), truth in zip(masks.items(), done, strict=True):
         ways = {}

@@ -190,9 +190,9 @@ def stages(work: Work) -> dict[str, Stage]:
         "convert": Stage(lambda work: print(work.base()), never, 2),
         "train": Stage(train, exists("run", "config.yaml"), 98),
         "record": Stage(record, recorded, 30),
-        **each("debias", request, lambda name: exists(name, "summary.json"), 32),
-        **each("retrain", retrained, kept_retrainings, 82),
-        **each("verify", verify, verified, 9),
+        **each("debias", request, lambda name: exists(name, "summary.json"), 37),
+        **each("retrain", retrained, kept_retrainings, 67),
+        **each("verify", verify, verified, 6),
         **each("again", again, made_again, 7, usual=False),
         "titles": Stage(
             titles,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from early_stop import SHARE, compared
+from early_stop import METRICS, SHARE, compared, measured
 from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.curvature import GGN, EmpiricalFisher
@@ -28,11 +28,9 @@ from fudlr.progress import StageClock
 from fudlr.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
-from fudlr.verify.changes import surrogates
 from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "terms.json"
-METRICS = ("arp", "val_loss")
 COMMON = {
     "data.source": "synthetic", "recommender.kind": "titles",
     "data.k": 5, "data.window": 4, "data.max_train_per_user": 2,
@@ -92,12 +90,7 @@ def of_run(run: Run, folder: Path) -> dict:
     masks = masks_of(run, chosen)
     jobs = [removal(f"without {name}", mask) for name, mask in masks.items()]
     done = retrain(run, jobs, folder, description="retrain")
-    before = surrogates(run, job.valid, METRICS, run.theta)
-
-    def changes(theta: torch.Tensor) -> dict[str, float]:
-        after = surrogates(run, job.valid, METRICS, theta)
-        return {name: after[name] - before[name] for name in METRICS}
-
+    before, changes = measured(run, job)
     removals = {}
     for (name, mask), truth in zip(masks.items(), done, strict=True):
         ways, went = {}, truth.theta - run.theta
