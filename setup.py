@@ -34,7 +34,9 @@ class CMakeBuild(build_ext):
     """Configure and build with CMake and Ninja, straight into setuptools' output folder.
 
     Kernels for GPUs take a minute to compile: a wheel has them where nvcc is found, a build in
-    place and an editable one only where FUDLR_CUDA=ON asks for them.
+    place and an editable one only where FUDLR_CUDA=ON asks for them. FUDLR_CUDA_GPUS names the
+    GPUs to assemble them for, such as "90" for one's own: the PTX that every build holds serves
+    the others, after a wait when it is loaded first.
     """
 
     def run(self) -> None:
@@ -60,6 +62,8 @@ class CMakeBuild(build_ext):
             f"-DFUDLR_OUTPUT={target}",
             f"-DFUDLR_CUDA={cuda}",
         ]  # fmt: skip
+        gpus = os.environ.get("FUDLR_CUDA_GPUS")
+        configure.append(f"-DFUDLR_CUDA_GPUS={gpus}" if gpus else "-UFUDLR_CUDA_GPUS")
         ninja = _tool("ninja")
         if ninja:
             configure.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")

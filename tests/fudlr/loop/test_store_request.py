@@ -187,7 +187,7 @@ def test_the_curvature_of_means_counts_their_terms(tmp_path, run_folder, rows, m
     if rows == "store":
         run = with_store(tmp_path / "store", run, whole(run.engine.shapes))
     monkeypatch.setattr(run.recommender, "terms", lambda samples: 1.0 + of(samples))
-    options = {"rows": rows, "max_steps": 300}
+    options = {"rows": rows, "max_steps": 300, "damping": 0.3}
     job = prepare(run, with_options(run.config.debias, options), StageClock())
     found = evidence.solvers(job, evidence.gather(job))
     right = gradients[:2]
