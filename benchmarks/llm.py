@@ -12,8 +12,9 @@ first two layers, a few samples and users: a check that every stage works, and n
 training again in the rows that it kept; `store` by one damping for all parameters, from a store,
 which it makes; `adam` damped by the optimiser's pace. A folder is for one of them.
 
-The stage `again-arp`, done where it is named, takes the request's samples out by the replay as it
-is now, whatever version made the request, and holds that to the same retraining.
+Two stages are done where they are named. `again-arp` takes the request's samples out by the replay
+as it is now, whatever version made the request, and holds that to the same retraining. `seeds-arp`
+trains with and without these samples in another order: how much of a change is the order's.
 """
 
 import argparse
@@ -32,15 +33,17 @@ from fudlr.data import fetch_ml100k
 from fudlr.debias.replayed import replay_of, replayed
 from fudlr.evaluation import make_prompts
 from fudlr.files import atomic_folder, write_json
-from fudlr.metrics import evaluate
+from fudlr.metrics import bootstrap, evaluate
 from fudlr.metrics.pairwise import pairwise
 from fudlr.progress import duration, track
 from fudlr.record import record_run
-from fudlr.verify import removal, retrain
+from fudlr.verify import Checks, default_processes, removal, retrain
+from kept import keep_evaluations
 from llm_report import report
 from llm_work import (
     OBJECTIVES,
     OPTIONS,
+    SEEDS,
     SMALL,
     SMALL_TITLES,
     TITLES,
@@ -48,9 +51,12 @@ from llm_work import (
     WAYS,
     Work,
     adapters,
+    all_titles,
+    changes_file,
     exists,
     load_mask,
     made_again,
+    seeded,
     titles_file,
     verified,
 )
@@ -110,6 +116,16 @@ def verify(name: str) -> Callable[[Work], None]:
     return do
 
 
+def seeds(name: str) -> Callable[[Work], None]:
+    """Trained with and without the request's samples, in the order of other seeds."""
+
+    def do(work: Work) -> None:
+        processes = 1 if work.small else default_processes()
+        verify_result(work.out / name, work.loaded, Checks(seeds=SEEDS, processes=processes))
+
+    return do
+
+
 def again(name: str) -> Callable[[Work], None]:
     """The request's samples taken out by going the training again; figures of the test prompts."""
 
@@ -129,17 +145,20 @@ def again(name: str) -> Callable[[Work], None]:
 
 def titles(work: Work) -> None:
     """Every adapter by the titles' likelihoods: the training is the same, only scores differ."""
-    folder = as_titles(work)
-    run = load_run(folder)
+    run = keep_evaluations(load_run(as_titles(work)), work.out / "evaluations")
     test = make_prompts(run.split, run.split.test, run.config.data)
+    found = {}
     for name, adapter in track(adapters(work).items(), description="titles of adapters"):
-        path = titles_file(work, name)
-        if path.is_file():
-            continue
         run.engine.load(run.engine.flatten(load_file(adapter / "adapter_model.safetensors")))
-        scores, losses = run.recommender.evaluate(test.samples, 1)
-        figures = evaluate(scores, test.side) | pairwise(scores, test.side)
-        write_json(path, {**figures, "test_loss": float(losses.mean())})
+        found[name], losses = run.recommender.evaluate(test.samples, 1)
+        figures = evaluate(found[name], test.side) | pairwise(found[name], test.side)
+        write_json(titles_file(work, name), {**figures, "test_loss": float(losses.mean())})
+    drawn = bootstrap(found, test.side)
+    changes = {name: drawn[f"{name} - trained"] for name in found if name != "trained"}
+    write_json(changes_file(work), {
+        name: {metric: [each.low, each.high] for metric, each in change.items()}
+        for name, change in changes.items()
+    })  # fmt: skip
 
 
 def as_titles(work: Work) -> Path:
@@ -184,7 +203,6 @@ def stages(work: Work) -> dict[str, Stage]:
     ) -> dict[str, Stage]:
         return {f"{kind}-{name}": Stage(do(name), done(name), minutes, usual) for name in names}
 
-    adapters_in_all = 1 + 2 * len(names)
     return {
         "fetch": Stage(fetch, never, 1),
         "convert": Stage(lambda work: print(work.base()), never, 2),
@@ -194,11 +212,8 @@ def stages(work: Work) -> dict[str, Stage]:
         **each("retrain", retrained, kept_retrainings, 67),
         **each("verify", verify, verified, 6),
         **each("again", again, made_again, 7, usual=False),
-        "titles": Stage(
-            titles,
-            lambda work: len(list(work.out.glob("titles/*.json"))) == adapters_in_all,
-            7 * adapters_in_all,
-        ),
+        **each("seeds", seeds, seeded, 67 * 2 * len(SEEDS), usual=False),
+        "titles": Stage(titles, all_titles, 7 * (1 + 2 * len(names))),
         "report": Stage(report, never, 1),
     }
 

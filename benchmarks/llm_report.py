@@ -7,7 +7,16 @@ import smollm
 from fudlr.config import load_config
 from fudlr.files import write_json
 from fudlr.run import make_split
-from llm_work import USUAL, Work, adapters, made_again, titles_file, verified_requests
+from llm_work import (
+    USUAL,
+    Work,
+    adapters,
+    changes_file,
+    made_again,
+    seeded,
+    titles_file,
+    verified_requests,
+)
 from machine import describe
 from safetensors.torch import load_file
 
@@ -29,8 +38,10 @@ def report(work: Work) -> None:
     command = "python benchmarks/llm.py" + (" --small" if work.small else "")
     command += f" --way {work.way}" if work.way != USUAL else ""
     again = {name: gone_again(work, name) for name in done if made_again(name)(work)}
+    more = [f"again-{name}" for name in again]
+    more += [f"seeds-{name}" for name in done if seeded(name)(work)]
     found = {
-        "command": " && ".join([command, *(f"{command} again-{name} report" for name in again)]),
+        "command": " && ".join([command, *(f"{command} {stage} report" for stage in more)]),
         "way": work.way,
         "model": smollm.NAME + (", first two layers" if work.small else ""),
         "samples": len(run.split.train),
@@ -111,7 +122,10 @@ def titles_found(work: Work) -> dict | None:
         return None
     config = load_config(work.out / "run-titles" / "config.yaml").data
     users = len(make_split(work.loaded.interactions, config).test)
-    return {"users": users, "candidates": config.candidates, "figures": listed}
+    path = changes_file(work)
+    changes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"users": users, "candidates": config.candidates, "figures": listed,
+            "changes": changes}  # fmt: skip
 
 
 def outcome(folder: Path) -> dict:
@@ -127,14 +141,21 @@ def bar(arp: dict, metric: str = "arp") -> dict:
     """Closed form against retraining for ARP; no claim where retraining's interval covers none.
 
     The lists' ARP is what was asked about; its surrogate is what the request has a gradient of.
+    Nor is there one where retraining in another order of the samples goes the other way: users
+    drawn anew do not show that.
     """
     low, high = arp["intervals"]["retrained_change"][metric]
     agreement = arp["agreement"].get(metric)
+    orders = (arp.get("verification", {}).get("seeds") or {}).get("metrics", {})
+    others = orders.get(metric, {"change": []})["change"]
+    sign = 1 if low > 0 else -1
     claim = (low > 0 or high < 0) and agreement is not None
+    claim = claim and all(sign * change > 0 for change in others)
     return {
         "metric": metric,
         "agreement": agreement,
         "retrained_change": [low, high],
+        "other_orders": others,
         "claim": claim,
         "met": abs(agreement - 1) <= WITHIN if claim else None,
     }

@@ -38,6 +38,8 @@ WAYS: dict[str, tuple[dict, dict]] = {
 }
 """What each way adds to the options of the training, and to those of a request."""
 USUAL = "replay"
+SEEDS = (1,)
+"""Of the stage `seeds-arp`; the run's own is 0."""
 
 
 @dataclass
@@ -89,16 +91,35 @@ def titles_file(work: Work, adapter: str) -> Path:
     return work.out / "titles" / f"{adapter.replace(' ', '-')}.json"
 
 
+def changes_file(work: Work) -> Path:
+    """Intervals of each adapter's changes of the titles' figures."""
+    return work.out / "titles-changes.json"
+
+
+def all_titles(work: Work) -> bool:
+    """Whether every adapter's titles were scored, and their changes have intervals."""
+    return changes_file(work).is_file() and all(
+        titles_file(work, name).is_file() for name in adapters(work)
+    )
+
+
 def exists(*parts: str) -> Callable[[Work], bool]:
     return lambda work: (work.out / Path(*parts)).exists()
 
 
-def verified(name: str) -> Callable[[Work], bool]:
-    def done(work: Work) -> bool:
-        path = work.out / name / "summary.json"
-        return path.is_file() and "retrained" in json.loads(path.read_text(encoding="utf-8"))
+def summary(work: Work, name: str) -> dict:
+    """What is known of a request; nothing where it was not made."""
+    path = work.out / name / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    return done
+
+def verified(name: str) -> Callable[[Work], bool]:
+    return lambda work: "retrained" in summary(work, name)
+
+
+def seeded(name: str) -> Callable[[Work], bool]:
+    """Whether the samples of a request were left out at other seeds too."""
+    return lambda work: "seeds" in summary(work, name).get("verification", {})
 
 
 def made_again(name: str) -> Callable[[Work], bool]:

@@ -10,6 +10,8 @@ PAGE = "results"
 RESULTS = ("llm",)
 SHOWN = ("arp", "arp_soft", "aplt", "gini", "coverage", "hellinger@10", "hellinger", "dp@10",
          "hr@10", "ndcg@10", "auc", "val_loss", "test_loss")  # fmt: skip
+CHANGED = ("arp", "arp_soft", "aplt", "gini", "hellinger@10", "hellinger", "ndcg@10")
+"""Of titles' figures: those whose changes are shown with intervals."""
 STATES = ("before", "after", "retrained")
 WAYS = {"store": "the closed form", "adam": "the closed form in Adam's metric",
         "replay": "the replay"}  # fmt: skip
@@ -35,6 +37,9 @@ def render(record: dict) -> list[str]:
         lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
         if name in record["again"]:
             lines += [*_again(found, record["again"][name]), ""]
+        seeds = found["verification"].get("seeds")
+        if seeds:
+            lines += [*_seeds(found, seeds), ""]
     if record["not_run"]:
         lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
     if record["titles"] is None:
@@ -46,8 +51,11 @@ def _verdict(bar: dict) -> str:
     name = {"arp": "ARP of the lists", "arp_soft": "Its surrogate, which is steered"}[bar["metric"]]
     low, high = bar["retrained_change"]
     change = f"retraining's change {low:+.3g} to {high:+.3g}"
+    others = ", ".join(f"{each:+.3g}" for each in bar["other_orders"])
+    if others:
+        change += f"; with the samples in another order {others}"
     if not bar["claim"]:
-        return f"{name}: no claim, for retraining's own interval covers no change ({change})."
+        return f"{name}: no claim, for retraining's own change may be none ({change})."
     return f"{name}: {'met' if bar['met'] else 'missed'}, {bar['agreement']:.2f} of it ({change})."
 
 
@@ -89,6 +97,28 @@ def _again(found: dict, again: dict) -> list[str]:
     ]
 
 
+def _seeds(found: dict, seeds: dict) -> list[str]:
+    """Trained with and without the request's samples in other orders, beside the run's own."""
+    shown = [name for name in SHOWN if name in found["before"] and name in seeds["metrics"]]
+    head = ["metric", "trained", "retraining's change", "the request's change"]
+    for seed in seeds["seeds"]:
+        head += [f"trained, order {seed}", f"retraining's change, order {seed}"]
+    body = []
+    for name in shown:
+        other, before = seeds["metrics"][name], found["before"][name]
+        cells = [f"{before:.4g}", f"{found['retrained'][name] - before:+.3g}",
+                 f"{found['after'][name] - before:+.3g}"]  # fmt: skip
+        for trained, change in zip(other["with"], other["change"], strict=True):
+            cells += [f"{trained:.4g}", f"{change:+.3g}"]
+        body.append((name, *cells))
+    return [
+        "The same samples left out of trainings in another order (stage `seeds-arp`): what differs "
+        "between orders is no effect of the samples.",
+        "",
+        *rows(head, body),
+    ]
+
+
 def _shift(way: dict, name: str) -> str:
     return (
         f"Training moved the adapter by {way['training']:.2f}, {name} by "
@@ -99,6 +129,19 @@ def _shift(way: dict, name: str) -> str:
 
 def _titles(found: dict) -> list[str]:
     names = [n for n in SHOWN if all(n in each for each in found["figures"].values())]
+    changed = [n for n in CHANGED if all(n in each for each in found["changes"].values())]
+    changes = [
+        "",
+        "Changes to the trained adapter, bootstrap intervals over users:",
+        "",
+        *rows(
+            ("adapter", *changed),
+            (
+                (name, *("{:+.3g} to {:+.3g}".format(*intervals[n]) for n in changed))
+                for name, intervals in found["changes"].items()
+            ),
+        ),
+    ]
     return [
         f"### Titles: {found['users']} users, {found['candidates']} candidates",
         "",
@@ -109,6 +152,7 @@ def _titles(found: dict) -> list[str]:
                 for name, figures in found["figures"].items()
             ),
         ),
+        *(changes if found["changes"] else []),
     ]
 
 

@@ -54,6 +54,10 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     assert way["along"] * way["closed_form"] == pytest.approx(way["cosine"] * way["retraining"])
     losses = {figures["test_loss"] for figures in found["titles"]["figures"].values()}
     assert len(losses) == 3
+    for name in ("arp debiased", "arp retrained"):
+        low, high = found["titles"]["changes"][name]["arp_soft"]
+        figures = found["titles"]["figures"]
+        assert low <= figures[name]["arp_soft"] - figures["trained"]["arp_soft"] <= high
     page = "\n".join(table.render(found))
     assert f"{arp['retrained']['arp']:.4g}" in page
     assert table.plot(found).keys() == {"llm"}
@@ -63,12 +67,18 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     assert [bar["metric"] for bar in found["bars"]] == ["arp", "arp_soft"]
     cpu = found["shares"]["arp"]
     assert cpu["share"] == (cpu["record"] + cpu["request"]) / cpu["retraining"]
-    llm.main([*out, "again-arp", "report"])
+    llm.main([*out, "again-arp", "seeds-arp", "report"])
     found = json.loads((tmp_path / "llm_small.json").read_text(encoding="utf-8"))
     again = found["again"]["arp"]  # by the same code, the same
     assert again["after"]["arp_soft"] == pytest.approx(arp["after"]["arp_soft"], rel=1e-6)
     assert again["shifts"]["along"] == pytest.approx(way["along"], rel=1e-4)
-    assert "as it is now" in "\n".join(table.render(found))
+    seeds = found["results"]["arp"]["verification"]["seeds"]
+    assert seeds["seeds"] == [1]
+    assert seeds["metrics"]["arp_soft"]["with"] != [arp["before"]["arp_soft"]]
+    assert found["bars"][1]["other_orders"] == seeds["metrics"]["arp_soft"]["change"]
+    page = "\n".join(table.render(found))
+    assert "as it is now" in page
+    assert f"{seeds['metrics']['arp_soft']['change'][0]:+.3g}" in page
     capsys.readouterr()
     llm.main([*out, "--list"])
     said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
@@ -96,6 +106,22 @@ def test_the_bar_claims_nothing_where_retraining_changed_nothing():
     assert bar(1.31, [-9, -3])["met"] is False
     assert bar(1.0, [-9, 3])["claim"] is False
     assert bar(1.0, [-9, 3])["met"] is None
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_bar_claims_nothing_where_another_order_goes_the_other_way():
+    import llm_report
+
+    def bar(change):
+        seeds = {"seeds": [1], "metrics": {"arp": {"change": [change]}}}
+        return llm_report.bar({
+            "agreement": {"arp": 1.0}, "intervals": {"retrained_change": {"arp": [-9, -3]}},
+            "verification": {"seeds": seeds},
+        })  # fmt: skip
+
+    assert bar(-5.0)["met"] is True
+    assert bar(2.0)["claim"] is False
+    assert bar(0.0)["claim"] is False
 
 
 def test_no_adapter_is_measured_twice_and_a_kill_loses_one_file(modules, tmp_path, monkeypatch):
