@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import smollm
+import torch
 from fudlr.config import load_config
+from fudlr.evaluation import make_prompts
 from fudlr.files import write_json
+from fudlr.metrics import top_k
 from fudlr.run import make_split
 from llm_work import (
     USUAL,
@@ -54,6 +57,7 @@ def report(work: Work) -> None:
         "bar": f"closed form within {WITHIN:.0%} of retraining's change of ARP at a 10% budget",
         "bars": [bar(results["arp"], metric) for metric in ("arp", "arp_soft")],
         "shifts": {name: shifts(work, name) for name in done},
+        "lists": {name: lists(work, name) for name in done},
         "again": again,
         "shares": {name: shares(times, name) for name in done},
         "titles": titles_found(work),
@@ -110,6 +114,35 @@ def shifts(work: Work, name: str, adapter: str = "adapter") -> dict[str, float]:
         "retraining": float(truth.norm()),
         "cosine": float(ours @ truth / (ours.norm() * truth.norm())),
         "along": float(ours @ truth / (ours @ ours)),
+    }
+
+
+def lists(work: Work, name: str) -> dict[str, float]:
+    """Whether closed form and retraining change the lists alike, whatever that does to ARP.
+
+    `alike` is the mean number of items that two users' lists share before, `items` how many there
+    are in all lists. Then what a user's list after retraining shares with the list before and with
+    the closed form's, and the cosine of how often each item is listed more or less than before.
+    """
+    run = work.loaded
+    test = make_prompts(run.split, run.split.test, run.config.data)
+    listed = {}
+    for state, folder in (("before", work.run / "adapter"), ("after", work.out / name / "adapter"),
+                          ("retrained", work.out / name / "retrained")):  # fmt: skip
+        run.engine.load(run.engine.flatten(load_file(folder / "adapter_model.safetensors")))
+        scores, _ = run.recommender.evaluate(test.samples, run.config.debias.batch)
+        top = top_k(scores, test.side)
+        listed[state] = torch.zeros_like(scores).scatter(1, top, 1)
+    before, after, retrained = listed.values()
+    users = len(before)
+    shared = before @ before.T
+    ours, truth = (after - before).sum(0), (retrained - before).sum(0)
+    return {
+        "items": int((before.sum(0) > 0).sum()),
+        "alike": float((shared.sum() - shared.trace()) / (users * (users - 1))),
+        "retrained_with_before": float((retrained * before).sum() / users),
+        "retrained_with_closed_form": float((retrained * after).sum() / users),
+        "exposure_cosine": float(torch.cosine_similarity(ours, truth, dim=0)),
     }
 
 

@@ -35,6 +35,7 @@ def render(record: dict) -> list[str]:
         cost = _cost(found["samples"], record["shares"][name])
         lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
         lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
+        lines += [_lists(record["lists"][name], WAYS[record["way"]]), ""]
         if name in record["again"]:
             lines += [*_again(found, record["again"][name]), ""]
         seeds = found["verification"].get("seeds")
@@ -124,6 +125,16 @@ def _shift(way: dict, name: str) -> str:
         f"Training moved the adapter by {way['training']:.2f}, {name} by "
         f"{way['closed_form']:.2f}, retraining by {way['retraining']:.2f}, with a cosine of "
         f"{way['cosine']:.2f}: {way['along']:.2f} of that way."
+    )
+
+
+def _lists(found: dict, name: str) -> str:
+    return (
+        f"Before, {found['items']} items are in all lists together, and two users' lists share "
+        f"{found['alike']:.1f}. A user's list after retraining shares "
+        f"{found['retrained_with_before']:.1f} items with the one before and "
+        f"{found['retrained_with_closed_form']:.1f} with that of {name}; the cosine of both "
+        f"changes of how often each item is listed is {found['exposure_cosine']:.2f}."
     )
 
 

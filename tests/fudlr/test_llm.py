@@ -60,6 +60,10 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
         assert low <= figures[name]["arp_soft"] - figures["trained"]["arp_soft"] <= high
     page = "\n".join(table.render(found))
     assert f"{arp['retrained']['arp']:.4g}" in page
+    lists = found["lists"]["arp"]
+    assert 10 <= lists["items"] <= 40  # of four users
+    assert -1 <= lists["exposure_cosine"] <= 1
+    assert 0 <= lists["retrained_with_closed_form"] <= 10
     assert table.plot(found).keys() == {"llm"}
     page = "\n".join(table.render({**found, "not_run": ["gender"], "titles": None}))
     assert "Not run yet: gender." in page
