@@ -26,7 +26,7 @@ from fudlr.trajectory.adam import AdamStep, Moments
 from fudlr.trajectory.response import Response, Terms, pairs
 from fudlr.trajectory.steps import Step, Steps
 
-WINDOW = 8
+WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
 ASTRAY = 1e-3
 """Distance from θ* beside the training's whole way beyond which it is another training's rows:
@@ -74,7 +74,9 @@ class Replay:
         self._steps, self._layers = steps, pairs(shapes)
         self._start, self._l2, self._rates = start.cpu(), l2, rates
         self._terms = torch.ones(samples) if terms is None else terms.cpu()
-        self._window = min(WINDOW, ceil(float(self._terms.mean())))
+        # Measured: where T is 1, more batches than the one change nothing; where a square of a
+        # mean has T² products and T of them count, up to T² batches do (docs/method.md).
+        self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, len(steps))
         self._check(theta.cpu())
 
     def update(self, mask: Tensor) -> Tensor:
@@ -85,8 +87,8 @@ class Replay:
         for step in self._forwards("train again without"):
             weight = weights[step.samples]
             shift = away.theta - here.theta
-            response, recent = Response(self._layers, here.theta), self._recent(here, step)
-            found = response.gradient(step.rows, weight, shift, recent)
+            response, near = Response(self._layers, here.theta), self._near(here, step)
+            found = response.gradient(step.rows, weight, shift, near)
             # Of rounded rows too the reference is exact, so that nobody removed is nothing done.
             found += step.slope - _mean(step.rows)
             away = self._next(away, found)
@@ -132,14 +134,16 @@ class Replay:
         return total / count
 
     def _curvature(self, here: _At, step: Step, vectors: Tensor) -> Tensor:
-        response, recent = Response(self._layers, here.theta), self._recent(here, step)
-        found = response.curvature(step.slope.to(vectors), vectors, recent)
+        response, near = Response(self._layers, here.theta), self._near(here, step)
+        found = response.curvature(step.slope.to(vectors), vectors, near)
         return found + self._l2 * vectors
 
-    def _recent(self, here: _At, step: Step) -> list[Terms]:
-        """The batch and those before it, as many as its samples' losses have terms."""
-        before = (self._steps.read(t) for t in range(here.t - 1, max(here.t - self._window, 0), -1))
-        return [Terms(each.rows, self._terms[each.samples]) for each in (step, *before)]
+    def _near(self, here: _At, step: Step) -> Iterator[Terms]:
+        """The batch and those on both sides of it, one at a time in memory."""
+        first = min(max(here.t - self._window // 2, 1), len(self._steps) - self._window + 1)
+        for t in range(first, first + self._window):
+            each = step if t == here.t else self._steps.read(t)
+            yield Terms(each.rows, self._terms[each.samples])
 
     def _begin(self) -> _At:
         return _At(1, self._start, Moments.zeros(self._start))

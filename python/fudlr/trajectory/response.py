@@ -16,7 +16,7 @@ curvature in W. With Fisher's mean of G_i G_iᵀ for that,
 A loss that is the mean of T tokens' has T times the curvature that its gradient's square speaks of:
 where answers are as the model expects them the tokens' gradients are uncorrelated, so that the
 square has their squares over T², and their curvature is over T. A batch of such samples has T times
-the directions too; so the mean over j is taken over several batches, the last ones.
+the directions too; so the mean over j is taken over several batches, those around this one.
 
 The curvature is that of all samples, times the mean weight w̄: Fisher's matrix is the curvature
 where labels are as the model expects them, and those that a removal leaves are not; what the model
@@ -33,7 +33,7 @@ exact in the row space of A and the column space of B. Nothing wider than a LoRA
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -122,7 +122,7 @@ class Response:
         self._layers = list(_at(layers, theta))
 
     def gradient(
-        self, rows: Tensor, weights: Tensor, shift: Tensor, recent: Sequence[Terms]
+        self, rows: Tensor, weights: Tensor, shift: Tensor, near: Iterable[Terms]
     ) -> Tensor:
         """(1/b) Σ w_i g_i(θ + δ) `[d]`.
 
@@ -130,22 +130,22 @@ class Response:
             rows: Of the batch `[b, d]`.
             weights: w `[b]`.
             shift: δ `[d]`.
-            recent: What the curvature is the mean of, usually this batch and some before it.
+            near: What the curvature is the mean of: this batch and some around it.
         """
         seen = shift + self._product(shift)
         total = row_sums(rows, _beside(rows, weights)[None])[0].to(shift) / len(rows)
-        total = total + weights.mean() * _fisher(recent, seen[None])[0]
+        total = total + weights.mean() * _fisher(near, seen[None])[0]
         return total + self._views(total, shift[None])[0]
 
-    def curvature(self, slope: Tensor, vectors: Tensor, recent: Sequence[Terms]) -> Tensor:
+    def curvature(self, slope: Tensor, vectors: Tensor, near: Iterable[Terms]) -> Tensor:
         """The derivative of the mean gradient at δ = 0 along `vectors` `[k, d]`; symmetric.
 
         Args:
             slope: The batch's mean gradient `[d]`.
             vectors: `[k, d]`.
-            recent: As for `gradient`.
+            near: As for `gradient`.
         """
-        return _fisher(recent, vectors) + self._views(slope, vectors)
+        return _fisher(near, vectors) + self._views(slope, vectors)
 
     def _views(self, total: Tensor, shifts: Tensor) -> Tensor:
         """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`."""
@@ -175,10 +175,10 @@ def _at(layers: list[Pair], theta: Tensor) -> Iterator[_Layer]:
         yield _Layer(pair, a, b, _inverse(a @ a.T), _inverse(b.T @ b))
 
 
-def _fisher(recent: Sequence[Terms], vectors: Tensor) -> Tensor:
+def _fisher(near: Iterable[Terms], vectors: Tensor) -> Tensor:
     """The mean of T_j g_j g_jᵀ v for each of `vectors` `[k, d]`."""
     total, count = torch.zeros_like(vectors), 0
-    for rows, terms in recent:
+    for rows, terms in near:
         _, sums = row_gram(rows, _beside(rows, vectors), _beside(rows, terms))
         total += sums.to(vectors)
         count += len(rows)

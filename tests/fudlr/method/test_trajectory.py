@@ -120,8 +120,8 @@ def test_the_mean_of_terms_has_the_curvature_of_each():
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
     pairs_of = rows.reshape(N // 2, 2, D)
     means = [(sign[:, None] * pairs_of).mean(1) for sign in signs]
-    recent = [Terms(mean, torch.full((len(mean),), 2.0)) for mean in means]
-    together = response.curvature(torch.zeros(D).double(), shift[None], recent)
+    near = [Terms(mean, torch.full((len(mean),), 2.0)) for mean in means]
+    together = response.curvature(torch.zeros(D).double(), shift[None], near)
     assert torch.allclose(together, alone, rtol=1e-9, atol=1e-15)
 
 
@@ -269,7 +269,7 @@ def test_influence_is_the_transpose(trained):
     assert torch.allclose(product, rows.sum((rows.dots(vectors) * weights[:, None]).T) / N)
 
 
-def test_means_of_terms_take_as_many_batches(trained):
+def test_means_of_terms_take_batches_on_both_sides(trained):
     """The derivative holds for them too; and T = 1 is the replay without terms."""
     plain, ones = replay_of(trained), replay_of(trained, terms=torch.ones(N))
     mask, size = normal(64, N).abs(), 1e-7
@@ -281,12 +281,19 @@ def test_means_of_terms_take_as_many_batches(trained):
     vectors = normal(65, 2, D)
     assert torch.allclose(mask @ replay.influence(vectors), tangent @ vectors.T, rtol=1e-9)
     assert float((tangent - plain.tangent(mask[None])[0]).norm()) > 1e-3 * float(tangent.norm())
-    for steps, terms, most in ((plain, 1.0, 1), (replay, 2.5, 3), (None, 99.0, 8)):
-        of = steps or replay_of(trained, terms=torch.full((N,), terms))
+    windows = {
+        1.0: [[t] for t in range(1, 10)],
+        2.0: [[1, 2, 3, 4]] * 3 + [[t - 2, t - 1, t, t + 1] for t in range(4, 9)] + [[6, 7, 8, 9]],
+        99.0: [list(range(1, 10))] * 9,
+    }
+    for terms, wanted in windows.items():
+        of = replay_of(trained, terms=torch.full((N,), terms))
         read, real = [], of._steps.read
         of._steps.read = lambda t, read=read, real=real: read.append(t) or real(t)
         of.update(mask.clamp(max=1))
-        assert len(read) == sum(min(t, most) for t in range(1, len(RATES) + 1))
+        size = len(wanted[0])
+        found = [sorted(read[size * i : size * (i + 1)]) for i in range(len(RATES))]
+        assert found == wanted
 
 
 def test_the_last_epochs_slope(trained):
