@@ -87,7 +87,7 @@ def gone_again(work: Work, name: str) -> dict:
         for metric, value in after.items()
         if metric in retrained and retrained[metric] != before[metric]
     }
-    held = {"intervals": summary["intervals"], "agreement": agreement}
+    held = {**summary, "agreement": agreement}
     return {
         "after": after,
         "agreement": agreement,

@@ -37,7 +37,7 @@ def render(record: dict) -> list[str]:
         lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
         lines += [_lists(record["lists"][name], WAYS[record["way"]]), ""]
         if name in record["again"]:
-            lines += [*_again(found, record["again"][name]), ""]
+            lines += [*_again(name, found, record["again"][name]), ""]
         seeds = found["verification"].get("seeds")
         if seeds:
             lines += [*_seeds(found, seeds), ""]
@@ -81,17 +81,17 @@ def _cost(samples: dict, cpu: dict) -> str:
     )
 
 
-def _again(found: dict, again: dict) -> list[str]:
+def _again(name: str, found: dict, again: dict) -> list[str]:
     """The request's samples taken out by the replay as it is now."""
     body = [
-        (name, f"{again['after'][name]:.4g}", f"{found['retrained'][name]:.4g}",
-         f"{again['agreement'][name]:.2f}" if name in again["agreement"] else "")
-        for name in SHOWN
-        if name in again["after"]
+        (metric, f"{again['after'][metric]:.4g}", f"{found['retrained'][metric]:.4g}",
+         f"{again['agreement'][metric]:.2f}" if metric in again["agreement"] else "")
+        for metric in SHOWN
+        if metric in again["after"]
     ]  # fmt: skip
     shift = _shift(again["shifts"], "this replay")
     return [
-        "The same samples taken out by the replay as it is now (stage `again-arp`), beside the "
+        f"The same samples taken out by the replay as it is now (stage `again-{name}`), beside the "
         f"same retraining. {' '.join(map(_verdict, again['bars']))} {shift}",
         "",
         *rows(("metric", "replay", "retrained", "of its change"), body),
