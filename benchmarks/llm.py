@@ -212,7 +212,7 @@ def stages(work: Work) -> dict[str, Stage]:
         **each("retrain", retrained, kept_retrainings, 67),
         **each("verify", verify, verified, 6),
         **each("again", again, made_again, 6, usual=False),
-        **each("seeds", seeds, seeded, 65 * 2 * len(SEEDS), usual=False),
+        **each("seeds", seeds, seeded, 67 * 2 * len(SEEDS), usual=False),
         "titles": Stage(titles, all_titles, 7 * (1 + 2 * len(names))),
         "report": Stage(report, never, 1),
     }

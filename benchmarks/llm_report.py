@@ -26,6 +26,9 @@ from safetensors.torch import load_file
 WITHIN = 0.3
 """Of retraining's change of ARP: the bar for the closed form's."""
 
+APART = 2
+"""Items named whose parts in two changes of ARP differ most."""
+
 
 def report(work: Work) -> None:
     """What is there: requests not verified yet, and titles not scored, are named as such."""
@@ -117,33 +120,50 @@ def shifts(work: Work, name: str, adapter: str = "adapter") -> dict[str, float]:
     }
 
 
-def lists(work: Work, name: str) -> dict[str, float]:
-    """Whether closed form and retraining change the lists alike, whatever that does to ARP.
+def lists(work: Work, name: str) -> dict:
+    """Whether closed form and retraining change the lists alike, whatever that does to ARP."""
+    run = work.loaded
+    test = make_prompts(run.split, run.split.test, run.config.data)
+    listed = []
+    for folder in (
+        work.run / "adapter",
+        work.out / name / "adapter",
+        work.out / name / "retrained",
+    ):
+        run.engine.load(run.engine.flatten(load_file(folder / "adapter_model.safetensors")))
+        scores, _ = run.recommender.evaluate(test.samples, run.config.debias.batch)
+        listed.append(torch.zeros_like(scores).scatter(1, top_k(scores, test.side), 1))
+    return changed_alike(*listed, torch.from_numpy(run.split.popularity.copy()))
+
+
+def changed_alike(
+    before: torch.Tensor, after: torch.Tensor, retrained: torch.Tensor, popularity: torch.Tensor
+) -> dict:
+    """How alike two changes of lists are; lists are 1 where an item is listed, `[n, M]`.
 
     `alike` is the mean number of items that two users' lists share before, `items` how many there
     are in all lists. Then what a user's list after retraining shares with the list before and with
     the closed form's, and the cosine of how often each item is listed more or less than before.
+    `apart` are the items whose parts in the two changes of ARP differ most: their ratings
+    (`popularity` `[M]`), and both parts, which over all items add up to the changes.
     """
-    run = work.loaded
-    test = make_prompts(run.split, run.split.test, run.config.data)
-    listed = {}
-    for state, folder in (("before", work.run / "adapter"), ("after", work.out / name / "adapter"),
-                          ("retrained", work.out / name / "retrained")):  # fmt: skip
-        run.engine.load(run.engine.flatten(load_file(folder / "adapter_model.safetensors")))
-        scores, _ = run.recommender.evaluate(test.samples, run.config.debias.batch)
-        top = top_k(scores, test.side)
-        listed[state] = torch.zeros_like(scores).scatter(1, top, 1)
-    before, after, retrained = listed.values()
     users = len(before)
     shared = before @ before.T
     ours, truth = (after - before).sum(0), (retrained - before).sum(0)
+    parts = torch.stack([ours, truth]).double() * popularity / before.sum()
+    apart = (parts[0] - parts[1]).abs().topk(APART).indices
     return {
         "items": int((before.sum(0) > 0).sum()),
         "alike": float((shared.sum() - shared.trace()) / (users * (users - 1))),
         "retrained_with_before": float((retrained * before).sum() / users),
         "retrained_with_closed_form": float((retrained * after).sum() / users),
         "exposure_cosine": float(torch.cosine_similarity(ours, truth, dim=0)),
-    }
+        "apart": [
+            {"ratings": int(popularity[i]), "closed_form": float(parts[0, i]),
+             "retraining": float(parts[1, i])}
+            for i in apart.tolist()
+        ],
+    }  # fmt: skip
 
 
 def titles_found(work: Work) -> dict | None:

@@ -129,12 +129,18 @@ def _shift(way: dict, name: str) -> str:
 
 
 def _lists(found: dict, name: str) -> str:
+    apart = ", ".join(
+        f"{each['closed_form']:+.2f} and {each['retraining']:+.2f} (an item of {each['ratings']} "
+        "ratings)"
+        for each in found["apart"]
+    )
     return (
         f"Before, {found['items']} items are in all lists together, and two users' lists share "
         f"{found['alike']:.1f}. A user's list after retraining shares "
         f"{found['retrained_with_before']:.1f} items with the one before and "
         f"{found['retrained_with_closed_form']:.1f} with that of {name}; the cosine of both "
-        f"changes of how often each item is listed is {found['exposure_cosine']:.2f}."
+        f"changes of how often each item is listed is {found['exposure_cosine']:.2f}. Their parts "
+        f"in the change of ARP differ most by {apart}: {name}'s, then retraining's."
     )
 
 

@@ -74,8 +74,8 @@ class Replay:
         self._steps, self._layers = steps, pairs(shapes)
         self._start, self._l2, self._rates = start.cpu(), l2, rates
         self._terms = torch.ones(samples) if terms is None else terms.cpu()
-        # Measured: where T is 1, more batches than the one change nothing; where a square of a
-        # mean has T² products and T of them count, up to T² batches do (docs/method.md).
+        # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
+        # of terms, of which T count: more batches average the others out (docs/method.md).
         self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, len(steps))
         self._check(theta.cpu())
 
