@@ -134,3 +134,12 @@ def separately(script: str, *arguments: str, variant: str) -> subprocess.Complet
         [sys.executable, str(HERE / script), *arguments],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def main() -> None:
+    """Build what the tests load: `python tests/emu/emulation.py`, before they wait for it."""
+    build("emulated_plain", *(f"seeded_{variant}" for variant in ("plain", "check", "sanitize")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,18 @@
-"""Runs the kernels of seeded.cu with one bug, and says whether anything was noticed.
+"""Runs the kernels of seeded.cu with one bug after another, and says what was noticed of each.
 
-Prints "values" where the result is wrong under some schedule, "error: ..." where the emulator
-refuses to go on, "race" where the checker saw one, and "clean" otherwise.
+Prints, as JSON by bug: "values" where the result is wrong under some schedule, "error: ..." where
+the emulator refuses to go on, "race" where the checker saw one, and "clean" otherwise; or what a
+sanitizer printed before it ended the process. Each bug has a process of its own, forked when torch
+is there, which takes longer than the bug.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import sys
+import tempfile
 from itertools import product
 
 import torch
@@ -74,14 +79,31 @@ def look(library: ctypes.CDLL, bug: int, orders: tuple[str, ...], seeds: int) ->
     return "clean"
 
 
+def heard(library: ctypes.CDLL, bug: int, orders: tuple[str, ...], seeds: int) -> str:
+    """Return what a process of its own prints and complains of."""
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            print(look(library, bug, orders, seeds), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        said.seek(0)
+        return said.read().decode()
+
+
 def main() -> None:
-    """Look for one bug: its number, the variant, orders separated by commas, seeds."""
-    bug, variant, orders, seeds = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    library = load(f"seeded_{variant}")
+    """Look for bugs: the variant, then names, orders and seeds of each as JSON."""
+    torch.set_num_threads(1)  # no thread is there that a fork would miss
+    library = load(f"seeded_{sys.argv[1]}")
     for name in ("seeded_tiles", "seeded_warp", "seeded_product"):
         getattr(library, name).restype = ctypes.c_char_p
     library.emulator_reset()
-    print(look(library, bug, tuple(orders.split(",")), seeds))
+    print(json.dumps({
+        bug: heard(library, BUGS.index(bug), tuple(orders), seeds)
+        for bug, orders, seeds in json.loads(sys.argv[2])
+    }))  # fmt: skip
 
 
 if __name__ == "__main__":
