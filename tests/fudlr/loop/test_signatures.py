@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import fudlr
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from fudlr import load_run, write_result
 from fudlr.cli import app
 from fudlr.curvature import CURVATURES, Identity
-from fudlr.debias.signatures import SIGNATURES, Severity, look
+from fudlr.debias.signatures import SIGNATURES, Facts, Severity, look
 from fudlr.debias.signatures.influence import sign_test
 from fudlr.errors import RefusedError
+from fudlr.evaluation import Measured, make_prompts
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
@@ -50,6 +52,34 @@ def test_a_healthy_run_bears_none(run, objective):
     expected = set(SIGNATURES) - {"oscillation"}
     expected -= {"arp": {"chance", "small_groups"}, "hellinger": set()}.get(objective, {"chance"})
     assert {each["name"] for each in summary["signatures"]} == expected
+
+
+def test_lists_that_do_not_depend_on_the_user_are_warned_of(run, monkeypatch):
+    healthy = found(fudlr.debias(run, **QUICK).summary, "lists_alike")
+    evaluate = run.recommender.evaluate
+
+    def alike(samples, size=256):
+        scores, losses = evaluate(samples, size)
+        return scores[:1].expand_as(scores).contiguous(), losses
+
+    monkeypatch.setattr(run.recommender, "evaluate", alike)
+    summary = fudlr.debias(run, **QUICK).summary
+    warned = found(summary, "lists_alike")
+    assert warned["severity"] == "warn"
+    assert healthy["measured"] < 0.4 < warned["measured"] <= 1
+    assert any("share" in said and "single items" in said for said in summary["warnings"])
+
+
+def test_what_two_lists_share_is_counted(run):
+    """Of three users, K = 2."""
+    side = make_prompts(run.split, run.split.test, run.config.data).side.take(torch.arange(3))
+    side = replace(side, seen=torch.zeros_like(side.seen), k=2)
+    scores = torch.zeros(side.seen.shape)
+    scores[:, :4] = torch.tensor([[4.0, 3, 2, 1], [4, 1, 3, 2], [3, 4, 1, 2]])
+    facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
+                  before=Measured({}, scores, torch.zeros(3)))  # fmt: skip
+    # Lists {0, 1}, {0, 2}, {1, 0}: pairs share 1, 2 and 1 of 2 items.
+    assert SIGNATURES["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
 
 
 def test_a_training_that_still_falls_is_warned_of(run):

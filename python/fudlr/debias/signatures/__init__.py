@@ -15,12 +15,14 @@ from fudlr.debias.signatures.base import Facts, Finding, Look, Severity
 from fudlr.debias.signatures.forgetting import loss, ranking, shift
 from fudlr.debias.signatures.groups import small_groups
 from fudlr.debias.signatures.influence import PARTS, chance, no_gradient, noise
+from fudlr.debias.signatures.lists import lists_alike
 from fudlr.debias.signatures.masks import oscillation
 from fudlr.debias.signatures.training import training
 from fudlr.errors import RefusedError
 
 BEFORE: dict[str, Look] = {
     "training": training,
+    "lists_alike": lists_alike,
     "small_groups": small_groups,
     "no_gradient": no_gradient,
     "chance": chance,
