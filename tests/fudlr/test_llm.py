@@ -11,6 +11,7 @@ from fudlr.config import RunConfig
 from fudlr.data import fetch_ml100k, leave_last_out, synthetic
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NAMES = ("llm", "llm_path", "llm_report", "llm_scorings", "llm_work", "smollm", "kept", "tables")
 
 
 @pytest.fixture
@@ -22,11 +23,7 @@ def modules(monkeypatch):
     from tables import llm as table
 
     yield llm, smollm, table
-    for name in [
-        name
-        for name in sys.modules
-        if name.split(".")[0] in ("llm", "llm_report", "llm_work", "smollm", "kept", "tables")
-    ]:
+    for name in [name for name in sys.modules if name.split(".")[0] in NAMES]:
         del sys.modules[name]
 
 
@@ -80,11 +77,51 @@ def test_every_stage_works_and_none_is_done_twice(modules, tmp_path, capsys):
     page = "\n".join(table.render(found))
     assert "as it is now" in page
     assert f"{seeds['metrics']['arp_soft']['change'][0]:+.3g}" in page
+    on_the_ways(tmp_path, found)
+    scored_otherwise(tmp_path, found)
     capsys.readouterr()
     llm.main([*out, "--list"])
     said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     done = ("train", "record", "debias-arp", "retrain-arp", "verify-arp", "titles")
     assert {said[name] for name in done} == {"done"}
+
+
+def on_the_ways(out, found):
+    """Adapters between the trained, the retrained and the replay's: the ends are the stages'."""
+    import llm_path
+    from tables import llm_path as table
+
+    llm_path.SHARES = {"retrained": (0.5,), "replay": ()}
+    llm_path.main(["--small", "--out", str(out)])
+    record = json.loads((out / "llm_path_small.json").read_text(encoding="utf-8"))
+    trained, _, retrained, _, ours = points = record["points"]
+    assert [each["error"] for each in points[:3]] == pytest.approx([1, 0.5, 0], abs=1e-5)
+    arp = found["results"]["arp"]
+    ends = (trained, arp["before"]), (retrained, arp["retrained"]), (ours, arp["after"])
+    for point, figures in ends:
+        assert point["figures"]["arp_soft"] == pytest.approx(figures["arp_soft"], rel=1e-6)
+    assert ours["cosine"] == pytest.approx(found["shifts"]["arp"]["cosine"], rel=1e-4)
+    page = "\n".join(table.render(record))
+    assert "| retrained | 0.00 | 1.00 |" in page
+    assert f"| the replay | {ours['error']:.2f} |" in page
+
+
+def scored_otherwise(out, found):
+    """The run's own way gives the run's own figures; a second start computes no state anew."""
+    import llm_scorings
+    from tables import llm_scorings as table
+
+    llm_scorings.main(["--small", "--out", str(out)])
+    record = json.loads((out / "llm_scorings_small.json").read_text(encoding="utf-8"))
+    own, arp = record["rows"][0], found["results"]["arp"]
+    assert (own["query"], own["space"]) == ("generated", "distance")
+    for state in ("before", "after", "retrained"):
+        assert own["figures"][state]["arp"] == pytest.approx(arp[state]["arp"], rel=1e-6)
+        assert own["figures"][state]["arp_soft"] == pytest.approx(arp[state]["arp_soft"], rel=1e-3)
+    assert len({row["figures"]["before"]["arp_soft"] for row in record["rows"]}) == 12
+    assert len(list((out / "states").iterdir())) == 4
+    page = "\n".join(table.render(record))
+    assert f"{arp['before']['arp']:.1f}" in page
 
 
 def test_a_report_wants_the_request_for_arp(modules, tmp_path):

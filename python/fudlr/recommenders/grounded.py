@@ -92,6 +92,20 @@ class Grounded(Prompted):
             return scores
         return scattered(scores.gather(1, batch["candidates"]), batch["candidates"], self.n_items)
 
+    def states(self, samples: Samples, size: int = 16) -> dict[str, Tensor]:
+        """What is held against the embeddings, [n, hidden], by `recommender.query`.
+
+        At the end of each prompt, and at that of the title which is written after it. Not with
+        gradients.
+        """
+        found: dict[str, list[Tensor]] = {"prompt": [], "generated": []}
+        with torch.no_grad():
+            for batch in self.batches(samples, size, scoring=True):
+                begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
+                found["prompt"].append(begun.states[:, -1])
+                found["generated"].append(self._write(self.model, batch, begun))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
     def _against(self, states: Tensor, embeddings: Tensor) -> Tensor:
         if self.config.distance == "dot":
             return states @ embeddings.T

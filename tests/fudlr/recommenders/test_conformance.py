@@ -307,6 +307,22 @@ def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkey
     assert len(written) == 2
 
 
+@pytest.mark.parametrize("query", ["generated", "prompt"])
+def test_states_are_what_scores_are_made_of(data, query):
+    made, samples = recommender("grounded", data, **{"recommender.query": query}), data.valid
+    scores, _ = made.evaluate(samples, 4)
+    states = made.states(samples, 3)
+    assert not states[query].requires_grad
+    distances = torch.cdist(states[query].double(), made.embeddings.double())
+    order = distances.topk(5, largest=False).indices
+    assert torch.equal(order, scores.topk(5).indices)
+    torch.testing.assert_close(
+        scores.double() / scores.double().mean(), distances / distances.mean(),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    assert not torch.allclose(states["generated"], states["prompt"])
+
+
 def test_a_title_that_ends_early_is_read_where_it_ends(data):
     made = recommender("grounded", data)
     batch = made.collate(data.valid.take(np.arange(6)), scoring=True)
