@@ -66,7 +66,7 @@ def measured(work: Work) -> dict:
     found = []
     for name, share in track(points, description="adapters on the ways"):
         start, end = ways[name]
-        theta = start + share * (end - start)
+        theta = end if share == 1 else start + share * (end - start)  # to the last bit: kept
         change = theta - trained
         cosine = change @ truth / (change.norm() * truth.norm()).clamp(min=1e-30)
         found.append({
