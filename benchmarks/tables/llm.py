@@ -112,9 +112,13 @@ def _seeds(found: dict, seeds: dict) -> list[str]:
         for trained, change in zip(other["with"], other["change"], strict=True):
             cells += [f"{trained:.4g}", f"{change:+.3g}"]
         body.append((name, *cells))
+    shifts = seeds["shifts"]
+    cosines = ", ".join(f"{each:.2f}" for each in shifts["cosine_retrained"])
     return [
         "The same samples left out of trainings in another order (stage `seeds-arp`): what differs "
-        "between orders is no effect of the samples.",
+        "between orders is no effect of the samples. The shift of the run's own retraining has a "
+        f"cosine of {cosines} with that in the other order, and of "
+        f"{shifts['closed_form_retrained']:.2f} with the request's.",
         "",
         *rows(head, body),
     ]

@@ -75,9 +75,19 @@ def _seeds(found: Mapping[str, Any]) -> CheckTable:
     return CheckTable(
         f"Change by removal over seeds {', '.join(map(str, found['seeds']))}",
         "Retraining with and without the removed samples at each seed: their change, and how much "
-        "of it is the seed's.",
+        f"of it is the seed's.{_ways(found.get('shifts'))}",
         ("metric", "closed form", "retrained: mean", "deviation"),
         rows,
+    )
+
+
+def _ways(shifts: Mapping[str, Any] | None) -> str:
+    if shifts is None:  # a summary of an earlier version
+        return ""
+    others = ", ".join(f"{each:.2f}" for each in shifts["cosine_retrained"])
+    return (
+        " In parameters the run's own retraining has a cosine with the seeds' shifts of "
+        f"{others}, and with the update's of {shifts['closed_form_retrained']:.2f}."
     )
 
 

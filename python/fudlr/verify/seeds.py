@@ -1,7 +1,9 @@
 """Retraining with and without over several seeds: how much of the change is the seed's.
 
 For each seed, the order of the samples is the same with and without. The mask stays that of the
-result, which was found at the run's own seed.
+result, which was found at the run's own seed. The shifts of parameters are compared too: where
+retraining goes another way in another order, no update can be near to all of them, and one that is
+as near to the run's own retraining as another order's is as near as the samples alone decide.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
+from torch import Tensor
+
 from fudlr.verify.case import Case
 from fudlr.verify.retraining import Job, removal
 
 
 def seeds(case: Case) -> dict[str, Any] | None:
-    """By metric: the change that each seed's retraining gave, their mean and spread."""
+    """By metric the change that each seed's retraining gave, their mean and spread; the shifts."""
     if not case.checks.seeds:
         return None
     configs = [case.run.config.train.model_copy(update={"seed": s}) for s in case.checks.seeds]
@@ -38,4 +42,24 @@ def seeds(case: Case) -> dict[str, Any] | None:
             "deviation": stdev(changes) if len(changes) > 1 else None,
             "closed_form": closed[name] - trained[name],
         }
-    return {"seeds": list(case.checks.seeds), "metrics": record}
+    ways = [
+        without.theta - whole.theta for whole, without in zip(done[::2], done[1::2], strict=True)
+    ]
+    return {"seeds": list(case.checks.seeds), "metrics": record, "shifts": _shifts(case, ways)}
+
+
+def _shifts(case: Case, ways: list[Tensor]) -> dict[str, Any]:
+    """How far each seed's removal shifts the adapter, and its cosine with the run's own two."""
+    (own,) = case.retrain([removal("without the removed samples", case.mask)], "retrain")
+    truth, ours = own.theta - case.run.theta, case.theta - case.run.theta
+    return {
+        "norm": [float(way.norm()) for way in ways],
+        "cosine_retrained": [_cosine(way, truth) for way in ways],
+        "cosine_closed_form": [_cosine(way, ours) for way in ways],
+        "closed_form_retrained": _cosine(ours, truth),
+    }
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.to(a.device).double()
+    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-30))

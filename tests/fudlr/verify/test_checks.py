@@ -5,8 +5,10 @@ import json
 import fudlr
 import polars as pl
 import pytest
+import torch
 from fudlr import load_run, verify_result, write_result
 from fudlr.verify import Checks, retraining
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,27 @@ def test_the_runs_own_seed_gives_the_retrained_figures(found, folder):
     assert arp["mean"] == pytest.approx(sum(arp["change"]) / 2)
     assert arp["deviation"] > 0
     assert arp["mean"] < 0
+
+
+def test_the_runs_own_seed_goes_the_retrainings_way(found, folder, run_folder):
+    """The other seed goes another way; the update is as near to the run's own as the files say."""
+
+    def read(path):
+        matrices = load_file(path / "adapter_model.safetensors")
+        return torch.cat([matrices[name].flatten().double() for name in sorted(matrices)])
+
+    trained = read(run_folder / "adapter")
+    ways = read(folder / "adapter") - trained, read(folder / "retrained") - trained
+    cosine = float(torch.cosine_similarity(*ways, dim=0))
+    shifts = found["seeds"]["shifts"]
+    own, other = shifts["cosine_retrained"]
+    assert own == pytest.approx(1, abs=1e-4)
+    assert 0 < other < 0.99
+    assert 0.05 < cosine < 1
+    assert shifts["closed_form_retrained"] == pytest.approx(cosine, abs=1e-4)
+    assert shifts["cosine_closed_form"][0] == pytest.approx(
+        shifts["closed_form_retrained"], abs=1e-4
+    )
 
 
 def test_held_out_users_have_figures_intervals_and_a_null(found):
