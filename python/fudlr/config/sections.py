@@ -136,7 +136,7 @@ class RecommenderConfig(Record):
     """Longest prompt; the oldest titles are left out beyond it, and counted."""
     negatives: Annotated[int, Field(ge=0)] = 1
     """yes_no: items drawn for each sample to be answered with no, beside its target's yes."""
-    distance: Literal["l2", "dot"] = "l2"
+    distance: Literal["l2", "dot", "cosine"] = "l2"
     """grounded: how near a state is to an item's embedding."""
     query: Literal["generated", "prompt"] = "generated"
     """grounded: the state at the end of the title that the model writes, or of the prompt."""

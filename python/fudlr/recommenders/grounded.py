@@ -1,6 +1,6 @@
 """Titles grounded in the catalogue (BIGRec): a hidden state against every item's embedding.
 
-    s_j = −‖q − e_j‖ / σ   or   q · e_j / σ
+    s_j = −‖q − e_j‖ / σ,   q · e_j / σ   or   cos(q, e_j) / σ
 
 e_j is the last hidden state at the end of title j, written after a prompt without history by the
 base model (the adapter off, so that the catalogue does not move with θ). q is the state at the end
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import DynamicCache
 
 from fudlr.data.interactions import Samples
@@ -109,6 +110,8 @@ class Grounded(Prompted):
     def _against(self, states: Tensor, embeddings: Tensor) -> Tensor:
         if self.config.distance == "dot":
             return states @ embeddings.T
+        if self.config.distance == "cosine":
+            return normalize(states) @ normalize(embeddings).T
         square = states.square().sum(1)[:, None] + embeddings.square().sum(1)
         # Not torch.cdist, whose gradient is not a number at distance 0.
         return -(square - 2 * states @ embeddings.T).clamp(min=1e-6).sqrt()
