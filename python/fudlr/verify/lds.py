@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -91,49 +90,63 @@ def agreement(
             "Ask for more removals",
         )
     random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        picks = [random.integers(len(p), size=len(p)) for p, _ in pairs]
-        again = [(p[i], a[i]) for (p, a), i in zip(pairs, picks, strict=True)]
-        if all(np.ptp(p) > 0 and np.ptp(a) > 0 for p, a in again):
-            drawn.append((_spearman(again), _slope(again)))
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+    picks = [[random.integers(len(p), size=len(p)) for p, _ in pairs] for _ in range(resamples)]
+    spearman, slope, usable = _statistics(
+        pairs, [np.array(each) for each in zip(*picks, strict=True)]
+    )
+    drawn = np.stack([spearman, slope])[:, usable]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
+    whole = _statistics(pairs, [np.arange(len(p))[None] for p, _ in pairs])
     moved = sum(float(p.sum()) for p, _ in pairs)
     return Agreement(
         removals=sum(len(p) for p, _ in pairs),
-        spearman=_spearman(pairs),
+        spearman=float(whole[0][0]),
         spearman_interval=(float(low[0]), float(high[0])),
-        slope=_slope(pairs),
+        slope=float(whole[1][0]),
         slope_interval=(float(low[1]), float(high[1])),
         ratio=sum(float(a.sum()) for _, a in pairs) / moved if moved else float("nan"),
     )
 
 
-def _spearman(pairs: list[tuple[Floats, Floats]]) -> float:
-    """Correlation of the ranks, centred within each model, over all models together."""
-    centred = [(_centre(_ranks(p)), _centre(_ranks(a))) for p, a in pairs]
-    both, left, right = (
-        sum(float(x @ y) for x, y in products)
-        for products in (
-            centred,
-            [(p, p) for p, _ in centred],
-            [(a, a) for _, a in centred],
-        )
-    )
-    return both / float(np.sqrt(left * right)) if left and right else 0.0
+def _statistics(
+    pairs: Sequence[tuple[Floats, Floats]], picks: Sequence[NDArray[np.int64]]
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Spearman's correlation and the slope of R resamples, [R] each, and which of them have both.
+
+    Ranks and values are centred within each model, and their products added over all models.
+
+    Args:
+        pairs: For each model p and a [r].
+        picks: For each model what the resamples are made of, [R, r].
+    """
+    resamples = len(picks[0])
+    ranks, values = np.zeros((3, resamples)), np.zeros((3, resamples))
+    usable = np.ones(resamples, dtype=bool)
+    for (p, a), index in zip(pairs, picks, strict=True):
+        usable &= (np.ptp(p[index], axis=1) > 0) & (np.ptp(a[index], axis=1) > 0)
+        ranks += _products(_ranks(p, index), _ranks(a, index))
+        values += _products(p[index], a[index])
+    scale = np.sqrt(ranks[1] * ranks[2])
+    spearman = np.divide(ranks[0], scale, out=np.zeros(resamples), where=scale > 0)
+    slope = np.divide(values[0], values[1], out=np.zeros(resamples), where=values[1] > 0)
+    return spearman, slope, usable
 
 
-def _slope(pairs: list[tuple[Floats, Floats]]) -> float:
-    centred = [(_centre(p), _centre(a)) for p, a in pairs]
-    return sum(float(p @ a) for p, a in centred) / sum(float(p @ p) for p, _ in centred)
+def _products(x: Floats, y: Floats) -> Floats:
+    """Σ x y, Σ x² and Σ y² of centred rows, [3, R]."""
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    return np.stack([(x * y).sum(1), (x * x).sum(1), (y * y).sum(1)])
 
 
-def _ranks(values: Floats) -> Floats:
-    return pl.Series(values).rank("average").to_numpy()
-
-
-def _centre(values: Floats) -> Floats:
-    return values - values.mean()
+def _ranks(values: Floats, index: NDArray[np.int64]) -> Floats:
+    """The mean rank of each of `values[index]` in its row, [R, r], without sorting any row."""
+    distinct, place = np.unique(values, return_inverse=True)
+    places = place[index]
+    rows = np.arange(len(index))[:, None] * len(distinct)
+    counts = np.bincount((rows + places).ravel(), minlength=len(index) * len(distinct))
+    counts = counts.reshape(len(index), len(distinct))
+    ranks = counts.cumsum(1) - counts + (counts + 1) / 2
+    return np.take_along_axis(ranks, places, 1)
 
 
 def _mask(n: int, index: Tensor) -> Tensor:
