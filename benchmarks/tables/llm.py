@@ -26,26 +26,36 @@ def render(record: dict) -> list[str]:
         f"training samples, grounded scores of {record['users']} users over {record['items']:,} "
         "items. Intervals are bootstrap's over users, 95%.",
         "",
-        f"Bar: {record['bar']}. {' '.join(map(_verdict, record['bars']))}",
+        verdicts(record),
         "",
         machine(record),
         "",
     ]
-    for name, found in record["results"].items():
-        cost = _cost(found["samples"], record["shares"][name])
-        lines += [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
-        lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
-        lines += [_lists(record["lists"][name], WAYS[record["way"]]), ""]
-        if name in record["again"]:
-            lines += [*_again(name, found, record["again"][name]), ""]
-        seeds = found["verification"].get("seeds")
-        if seeds:
-            lines += [*_seeds(found, seeds), ""]
+    for name in record["results"]:
+        lines += [*request(record, name), ""]
     if record["not_run"]:
         lines += [f"Not run yet: {', '.join(record['not_run'])}.", ""]
     if record["titles"] is None:
         return [*lines, "Titles were not scored yet."]
     return lines + _titles(record["titles"])
+
+
+def request(record: dict, name: str) -> list[str]:
+    """Figures of one request, what it cost, and how near it is to retraining."""
+    found = record["results"][name]
+    cost = _cost(found["samples"], record["shares"][name])
+    lines = [f"### {name}: `{found['objective']}`", "", *_figures(found), "", cost, ""]
+    lines += [_shift(record["shifts"][name], WAYS[record["way"]]), ""]
+    lines += [_lists(record["lists"][name], WAYS[record["way"]]), ""]
+    if name in record["again"]:
+        lines += [*_again(name, found, record["again"][name]), ""]
+    seeds = found["verification"].get("seeds")
+    return [*lines, *_seeds(found, seeds)] if seeds else lines[:-1]
+
+
+def verdicts(record: dict) -> str:
+    """The bar, and whether lists and surrogate meet it."""
+    return f"Bar: {record['bar']}. {' '.join(map(_verdict, record['bars']))}"
 
 
 def _verdict(bar: dict) -> str:

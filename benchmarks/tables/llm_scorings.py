@@ -9,10 +9,10 @@ _HEAD = ("state at the end of the", "compared by", "items in lists", "ARP of lis
 _ENDS = {"generated": "written title", "prompt": "prompt"}
 
 
-def render(record: dict) -> list[str]:
+def render(record: dict, title: str = "Other grounded scorings of the same adapters") -> list[str]:
     """One table, a line a way of scoring, and how many of them meet the bar."""
     return [
-        "### Other grounded scorings of the same adapters",
+        f"### {title}",
         "",
         f"ARP of the lists of {record['users']} users over {record['items']:,} items, by twelve "
         "ways to hold a state of the model against the items' embeddings; the first is the run's "
