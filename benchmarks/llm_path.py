@@ -9,14 +9,13 @@ retraining an adapter has to be for that, whatever made it: where a figure jumps
 it is its own ill condition that decides, and not how the samples were taken out.
 """
 
-import argparse
 from pathlib import Path
 
 from fudlr.evaluation import make_prompts
 from fudlr.files import write_json
 from fudlr.metrics import evaluate
 from fudlr.progress import track
-from llm_work import Work, made_again
+from llm_work import Work, given_work, made_again
 from machine import describe
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,24 +26,14 @@ METRICS = ("arp", "arp_soft", "aplt", "gini", "test_loss")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--small", action="store_true")
-    given = parser.parse_args(arguments)
-    work = Work(given.out or Path("out/llm-small" if given.small else "out/llm"), given.small)
-    needed = [work.run / "adapter", work.out / "arp" / "retrained", replay(work)]
-    missing = [str(folder) for folder in needed if not folder.is_dir()]
-    if missing:
-        raise SystemExit(
-            f"{', '.join(missing)}: not there. Run the stages before: python benchmarks/llm.py"
-        )
+    work, ending = given_work(__doc__.splitlines()[0], arguments)
     found = {
-        "command": "python benchmarks/llm_path.py" + (" --small" if given.small else ""),
+        "command": "python benchmarks/llm_path.py" + (" --small" if work.small else ""),
         "users": len(work.loaded.split.test),
         **measured(work),
         "machine": describe(),
     }
-    path = work.out / ("llm_path_small.json" if given.small else "llm_path.json")
+    path = work.out / f"llm_path{ending}.json"
     write_json(path, found)
     print(f"{path} is written; benchmarks/results/ keeps the real run's")
 
@@ -86,7 +75,7 @@ def figures(work: Work, theta: Tensor) -> dict[str, float]:
     test = make_prompts(run.split, run.split.test, run.config.data)
     scores, losses = run.recommender.evaluate(test.samples, run.config.debias.batch)
     every = {**evaluate(scores, test.side), "test_loss": float(losses.mean())}
-    return {name: every[name] for name in METRICS if name in every}
+    return {name: every[name] for name in METRICS}
 
 
 if __name__ == "__main__":

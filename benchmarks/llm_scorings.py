@@ -11,9 +11,7 @@ over the items, so that no adapter moves them. States cluster in a narrow cone (
 each of these ways has other lists; all twelve are reported, in this order.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from fudlr.checkpoint import digest
@@ -22,7 +20,7 @@ from fudlr.files import atomic_file, write_json
 from fudlr.metrics import bootstrap, evaluate, find_metric, top_k
 from fudlr.progress import track
 from llm_report import bar
-from llm_work import Work
+from llm_work import Work, given_work
 from machine import describe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -57,18 +55,9 @@ SPACES: dict[str, Space] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--small", action="store_true")
-    given = parser.parse_args(arguments)
-    work = Work(given.out or Path("out/llm-small" if given.small else "out/llm"), given.small)
+    work, ending = given_work(__doc__.splitlines()[0], arguments)
     adapters = {"before": work.run / "adapter", "after": work.out / "arp" / "adapter",
                 "retrained": work.out / "arp" / "retrained"}  # fmt: skip
-    missing = [str(folder) for folder in adapters.values() if not folder.is_dir()]
-    if missing:
-        raise SystemExit(
-            f"{', '.join(missing)}: not there. Run the stages before: python benchmarks/llm.py"
-        )
     run = work.loaded
     test = make_prompts(run.split, run.split.test, run.config.data)
     found = {"base": kept_states(work, test.samples, torch.zeros_like(run.theta))}
@@ -76,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         theta = run.engine.flatten(load_file(folder / "adapter_model.safetensors"))
         found[name] = kept_states(work, test.samples, theta)
     record = {
-        "command": "python benchmarks/llm_scorings.py" + (" --small" if given.small else ""),
+        "command": "python benchmarks/llm_scorings.py" + (" --small" if work.small else ""),
         "users": len(run.split.test),
         "items": run.interactions.n_items,
         "directions": DIRECTIONS,
@@ -87,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         ],
         "machine": describe(),
     }
-    path = work.out / ("llm_scorings_small.json" if given.small else "llm_scorings.json")
+    path = work.out / f"llm_scorings{ending}.json"
     write_json(path, record)
     print(f"{path} is written; benchmarks/results/ keeps the real run's")
 
@@ -98,7 +87,6 @@ def kept_states(work: Work, samples, theta: Tensor) -> dict[str, Tensor]:
     path = work.out / "states" / f"{digest([theta])}.safetensors"
     if not path.is_file():
         run.engine.load(theta)
-        run.recommender.model.eval()
         states = run.recommender.states(samples, run.config.debias.batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:

@@ -1,5 +1,6 @@
 """Where the real run is made, with which options, and what of it is there (see `llm.py`)."""
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,25 @@ class Work:
         What is measured of an adapter is on disk, for later stages and after a kill.
         """
         return keep_evaluations(load_run(self.run), self.out / "evaluations")
+
+
+def given_work(description: str, arguments: list[str] | None) -> tuple[Work, str]:
+    """The run that a script beside `llm.py` was started for, and what its files' names end with.
+
+    Raises:
+        SystemExit: The request for ARP is not verified there.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args(arguments)
+    work = Work(given.out or Path("out/llm-small" if given.small else "out/llm"), given.small)
+    if not verified("arp")(work):
+        parser.error(
+            f"{work.out} has no verified request for ARP. Run the stages before: "
+            "python benchmarks/llm.py"
+        )
+    return work, "_small" if given.small else ""
 
 
 def load_mask(folder: Path) -> torch.Tensor:
