@@ -96,15 +96,20 @@ class Grounded(Prompted):
     def states(self, samples: Samples, size: int = 16) -> dict[str, Tensor]:
         """What is held against the embeddings, [n, hidden], by `recommender.query`.
 
-        At the end of each prompt, and at that of the title which is written after it. Not with
-        gradients.
+        At the end of each prompt, and at that of the title which is written after it. In
+        evaluation mode and without gradients.
         """
+        was_training = self.model.training
+        self.model.eval()
         found: dict[str, list[Tensor]] = {"prompt": [], "generated": []}
-        with torch.no_grad():
-            for batch in self.batches(samples, size, scoring=True):
-                begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
-                found["prompt"].append(begun.states[:, -1])
-                found["generated"].append(self._write(self.model, batch, begun))
+        try:
+            with torch.no_grad():
+                for batch in self.batches(samples, size, scoring=True):
+                    begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
+                    found["prompt"].append(begun.states[:, -1])
+                    found["generated"].append(self._write(self.model, batch, begun))
+        finally:
+            self.model.train(was_training)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _against(self, states: Tensor, embeddings: Tensor) -> Tensor:
