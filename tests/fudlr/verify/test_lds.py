@@ -40,6 +40,19 @@ def test_pooling_compares_within_models():
     assert 0.9 < found.slope < 1.7
 
 
+def test_the_interval_is_scipys_over_the_same_resamples_ties_included():
+    random = np.random.default_rng(5)
+    p = random.normal(size=12).round()
+    a = (p + random.normal(size=12)).round()
+    found, draws = agreement([p], [a], 40, seed=3), np.random.default_rng(3)
+    picks = [draws.integers(12, size=12) for _ in range(40)]
+    for name, one in (("spearman", spearmanr), ("slope", linregress)):
+        values = [getattr(one(p[i], a[i]), "slope" if name == "slope" else "statistic")
+                  for i in picks]  # fmt: skip
+        low, high = getattr(found, f"{name}_interval")
+        assert (low, high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for seed in range(60):
