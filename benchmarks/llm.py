@@ -136,7 +136,7 @@ def again(name: str) -> Callable[[Work], None]:
         test = make_prompts(run.split, run.split.test, run.config.data)
         scores, losses = run.recommender.evaluate(test.samples, run.config.debias.batch)
         figures = {**evaluate(scores, test.side), "test_loss": float(losses.mean())}
-        with atomic_folder(work.out / name / "again") as folder:
+        with atomic_folder(work.out / name / "again", "result") as folder:
             lora.save(run.recommender.model, folder / "adapter")
             write_json(folder / "figures.json", figures)
 
@@ -167,7 +167,7 @@ def as_titles(work: Work) -> Path:
     if not (folder / "config.yaml").is_file():
         config = merge(load_config(work.run / "config.yaml"),
                        SMALL_TITLES if work.small else TITLES)  # fmt: skip
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, "result") as temporary:
             for name in ("base", "start", "adapter", "train.json"):
                 (temporary / name).symlink_to((work.run / name).resolve())
             written = json.loads((work.run / "recommender.json").read_text(encoding="utf-8"))

@@ -64,7 +64,7 @@ def convert(layers: int | None = None, cache: Path | None = None) -> Path:
     if (folder / "config.json").is_file():
         return folder
     model, tokenizer = _read(cache, layers)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "model") as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder

@@ -40,7 +40,7 @@ def run_demo(config: RunConfig, out: Path, *, small: bool = False) -> list[Path]
         fetch_ml100k()
     if small:
         config = merge(config, SMALL)
-    run = train_run(merge(config, {"out": out / "run"}), out / "run", StageClock())
+    run = train_run(merge(config, {"out": out / "run"}), out / "run", StageClock(), overwrite=True)
     reports = []
     for objective in OBJECTIVES:
         also = tuple(name for name in ("arp", "hellinger", "dp") if name != objective)

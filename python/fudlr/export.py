@@ -100,13 +100,20 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
 }
 
 
-def write_samples(table: pl.DataFrame, out: Path) -> None:
+def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) -> None:
     """Write a Parquet or JSONL file, or a folder that Hugging Face `datasets` loads from disk.
 
     Raises:
-        UsageError: Another ending, or `datasets` is wanted and not installed.
+        UsageError: Another ending, a file that is there and is not to be overwritten, or `datasets`
+            is wanted and not installed.
     """
     if out.suffix in WRITERS:
+        if out.exists() and not overwrite:
+            raise UsageError(
+                f"samples were to be written to {out}",
+                "it is there already",
+                "Name a new file with --out, or replace that one with --overwrite",
+            )
         with atomic_file(out) as temporary:
             WRITERS[out.suffix](table, temporary)
         return
@@ -117,7 +124,7 @@ def write_samples(table: pl.DataFrame, out: Path) -> None:
             f"files that end in {out.suffix} are not written",
             "Use .parquet, .jsonl, or a name without an ending for a `datasets` folder",
         )
-    check_replaceable(out, "state.json")
+    check_replaceable(out, "samples")
     try:
         library: Any = importlib.import_module("datasets")
     except ImportError as error:
@@ -126,5 +133,5 @@ def write_samples(table: pl.DataFrame, out: Path) -> None:
             "Hugging Face's `datasets` is not installed",
             "Run `pip install datasets`, or write .parquet or .jsonl",
         ) from error
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, "samples") as temporary:
         library.Dataset.from_dict(table.to_dict(as_series=False)).save_to_disk(str(temporary))

@@ -82,7 +82,7 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
 
 def save(model: peft.PeftModel, folder: Path) -> None:
     """Write the adapter as peft's own files, safetensors; whole or not at all."""
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "adapter") as temporary:
         model.save_pretrained(str(temporary), safe_serialization=True)
         # peft writes a card full of placeholders; the report says what there is to say.
         (temporary / "README.md").unlink(missing_ok=True)

@@ -31,7 +31,7 @@ SHOWN_HISTORY = 10
 
 def check_result_folder(folder: Path) -> None:
     """Refuse before long work a folder that cannot be written, or holds something else."""
-    check_replaceable(folder, "summary.json")
+    check_replaceable(folder, "result")
 
 
 def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | None = None) -> Path:
@@ -48,7 +48,7 @@ def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | Non
     if run.folder is not None:
         summary["run"] = str(run.folder.resolve())
     data = ReportData(summary, mask_table(result), tuple(result.curve))
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "result") as temporary:
         lora.save(run.recommender.model, temporary / "adapter")
         save_report_data(temporary, data)
         dump_config(

@@ -11,22 +11,37 @@ import sys
 from pathlib import Path
 
 import pytest
-from fudlr.errors import FudlrError
-from fudlr.files import atomic_file, atomic_folder, check_writable, write_json
+from fudlr.errors import FudlrError, UsageError
+from fudlr.files import (
+    MARKER,
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    check_writable,
+    claim_folder,
+    write_json,
+)
 
 
 def _entries(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_file_appears_under_its_name_and_readable_by_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_file_appears_under_its_name_as_the_umask_says(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
     path = tmp_path / "new" / "result.json"
-    with atomic_file(path) as temporary:
-        temporary.write_text("whole")
-        assert not path.exists()
-        assert temporary.suffix == path.suffix
+    earlier = os.umask(umask)
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_text("whole")
+            assert not path.exists()
+            assert temporary.suffix == path.suffix
+    finally:
+        os.umask(earlier)
     assert path.read_text() == "whole"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     assert _entries(path.parent) == ["result.json"]
 
 
@@ -48,61 +63,165 @@ def test_error_in_the_middle_leaves_the_old_file(
     assert _entries(tmp_path) == ["result.json"]
 
 
+def _written(path: Path, text: str, kind: str = "result") -> Path:
+    with atomic_folder(path, kind) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "weights").write_text(text)
+    return path
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_error_in_the_middle_leaves_the_old_folder(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
-    path = tmp_path / "adapter"
-    path.mkdir()
-    (path / "weights").write_text("old")
+    path = _written(tmp_path / "adapter", "old")
 
     def write() -> None:
-        with atomic_folder(path) as temporary:
+        with atomic_folder(path, "result") as temporary:
             (temporary / "weights").write_text("hal")
             raise error
 
     with pytest.raises(error):
         write()
-    assert (path / "weights").read_text() == "old"
+    assert (path / "inner" / "weights").read_text() == "old"
     assert _entries(tmp_path) == ["adapter"]
 
 
-def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "adapter"
+@pytest.mark.parametrize("exchange", [True, False])
+def test_folder_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:  # as on systems without renameat2
+        monkeypatch.setattr("fudlr.files.ctypes.CDLL", lambda *_, **__: object())
     for name in ("first", "second"):
-        with atomic_folder(path) as temporary:
+        with atomic_folder(tmp_path / "adapter", "adapter") as temporary:
             (temporary / "inner").mkdir()
             (temporary / "inner" / name).write_text(name)
-    assert _entries(path / "inner") == ["second"]
+    assert _entries(tmp_path / "adapter" / "inner") == ["second"]
     assert _entries(tmp_path) == ["adapter"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
 def test_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "adapter"
-    path.mkdir()
-    (path / "weights").write_text("old")
+    path = _written(tmp_path / "adapter", "old")
     rename = Path.replace
 
     def refuse_the_new(self: Path, target: Path) -> Path:
-        if target == path and (self / "weights").read_text() == "new":
+        if target == path and (self / "inner" / "weights").read_text() == "new":
             raise OSError("no")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse_the_new)
-    with pytest.raises(OSError, match="no"), atomic_folder(path) as temporary:
-        (temporary / "weights").write_text("new")
-    assert (path / "weights").read_text() == "old"
+    monkeypatch.setattr("fudlr.files.ctypes.CDLL", lambda *_, **__: object())
+    with pytest.raises(OSError, match="no"):
+        _written(path, "new")
+    assert (path / "inner" / "weights").read_text() == "old"
     assert _entries(tmp_path) == ["adapter"]
+
+
+def _refused(folder: Path, words: str, kind: str = "result") -> None:
+    """`folder` is refused before work, and at its end; nothing in it or beside it changes."""
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(UsageError, match=words):
+        check_replaceable(folder, kind)
+    with pytest.raises(UsageError, match=words):
+        _written(folder, "new", kind)
+    with pytest.raises(UsageError, match=words):
+        claim_folder(folder, kind)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "manifest.json", "notes.md"])
+def test_folders_of_somebody_else_are_refused_whatever_they_hold(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / name).write_text("theirs")
+    _refused(folder, "no .fudlr.json")
+
+
+@pytest.mark.parametrize("name", ["notes.md", "inner/notes.md", "inner/deep/notes.md", "empty/"])
+def test_foreign_names_in_a_folder_of_ours_are_refused_and_named(tmp_path: Path, name: str) -> None:
+    folder = _written(tmp_path / "result", "old")
+    if name.endswith("/"):
+        (folder / name).mkdir()
+    else:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("theirs")
+    _refused(folder, name.rstrip("/"))
+
+
+def test_a_link_to_a_folder_inside_ours_is_foreign(tmp_path: Path) -> None:
+    folder = _written(tmp_path / "result", "old")
+    (tmp_path / "theirs").mkdir()
+    (folder / "inner" / "link").symlink_to(tmp_path / "theirs")
+    _refused(folder, "inner/link")
+
+
+def test_another_kind_of_ours_and_a_damaged_marker_are_refused(tmp_path: Path) -> None:
+    _refused(_written(tmp_path / "run", "old", "run"), "another kind: run")
+    folder = _written(tmp_path / "result", "old")
+    for text in ("", "[]", '{"kind": 1}', '{"kind": "result", "files": 3}'):
+        (folder / MARKER).write_text(text)
+        _refused(folder, "damaged")
+
+
+def test_what_our_own_commands_add_later_is_not_foreign(tmp_path: Path) -> None:
+    folder = _written(tmp_path / "result", "old")
+    (folder / "retrainings").mkdir()
+    (folder / "retrainings" / "0a.safetensors").write_text("")
+    (folder / "inner" / ".weights.0123abcd").write_text("of a write that was killed")
+    _written(folder, "new")
+    assert (folder / "inner" / "weights").read_text() == "new"
+    run = _written(tmp_path / "run", "old", "run")
+    (run / "store").mkdir()
+    (run / "store" / "rows-0-000000.safetensors").write_text("")
+    check_replaceable(run, "run")
+    (run / "store" / "notes.txt").write_text("theirs")
+    _refused(run, "store/notes.txt", "run")
+
+
+def test_links_mounts_and_special_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _written(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to(real)
+    _refused(tmp_path / "link", "a link to")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    _refused(tmp_path / "nowhere", "a link to")
+    os.mkfifo(tmp_path / "pipe")
+    _refused(tmp_path / "pipe", "device, pipe or socket")
+    (tmp_path / "file").write_text("theirs")
+    _refused(tmp_path / "file", "it is a file")
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "volume")
+    (tmp_path / "volume").mkdir()
+    _refused(tmp_path / "volume", "mount point")
+
+
+def test_a_file_is_not_written_over_a_link_a_folder_or_a_device(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(UsageError), atomic_file(tmp_path / name):
+            pass
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_a_claimed_folder_is_claimed_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        claim_folder(tmp_path / "sweep", "sweep")
+        write_json(tmp_path / "sweep" / "sweep.json", 1)
+    assert _entries(tmp_path / "sweep") == [MARKER, "sweep.json"]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from fudlr.files import atomic_{kind}
-with atomic_{kind}(Path(sys.argv[1])) as temporary:
+with atomic_{kind}(Path(sys.argv[1]){more}) as temporary:
     (temporary / "weights" if {folder} else temporary).write_text("hal")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -111,15 +230,21 @@ with atomic_{kind}(Path(sys.argv[1])) as temporary:
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_kill_in_the_middle_leaves_the_old(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "result"
-    weights = path / "weights" if kind == "folder" else path
-    weights.parent.mkdir(exist_ok=True)
-    weights.write_text("old")
-    script = KILLED.format(kind=kind, folder=kind == "folder")
+    weights = path / "inner" / "weights" if kind == "folder" else path
+    if kind == "folder":
+        _written(path, "old")
+    else:
+        path.write_text("old")
+    folder = kind == "folder"
+    script = KILLED.format(kind=kind, folder=folder, more=', "result"' if folder else "")
     done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert weights.read_text() == "old"
-    with (atomic_folder if kind == "folder" else atomic_file)(path) as temporary:
-        (temporary / "weights" if kind == "folder" else temporary).write_text("new")
+    if folder:
+        _written(path, "new")
+    else:
+        with atomic_file(path) as temporary:
+            temporary.write_text("new")
     assert weights.read_text() == "new"
 
 

@@ -16,7 +16,7 @@ from fudlr.cli.options import (
     say,
     set_threads,
 )
-from fudlr.files import check_writable
+from fudlr.files import claim_folder
 
 
 def compare(
@@ -41,7 +41,7 @@ def compare(
     from fudlr.verify import default_processes
 
     set_threads(threads)
-    check_writable(out)
+    claim_folder(out, "comparison")
     loaded = load_run(run)
     given = {"objective": objective, "budget": budget}
     options = debias_options(loaded.config, config, settings, given)

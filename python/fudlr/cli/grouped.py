@@ -53,7 +53,7 @@ def grouped(
     from fudlr.run import load_run
 
     set_threads(threads)
-    check_replaceable(out, "grouped.json")
+    check_replaceable(out, "groups")
     loaded = load_run(run, adapter)
     sets = sets_of_column(loaded.interactions, by) if by else []
     sets += sets_of_files(loaded.interactions, users or [])

@@ -18,7 +18,7 @@ from fudlr.cli.options import (
     say,
     set_threads,
 )
-from fudlr.files import check_writable
+from fudlr.files import claim_folder
 
 
 def sweep(
@@ -57,7 +57,7 @@ def sweep(
     }
     grid = Grid(**{name: parse_list(name, text) for name, text in lists.items()})
     set_threads(threads)
-    check_writable(out)
+    claim_folder(out, "sweep")
     loaded = load_run(run, adapter)
     given = {"objective": objective, "rows": rows}
     options = debias_options(loaded.config, config, settings, given)

@@ -27,6 +27,9 @@ def train(
             "without either option, record where the training allows it."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in this folder.")
+    ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
     threads: Threads = None,
@@ -38,5 +41,5 @@ def train(
     options = configure(
         config, settings, seed, {"data.source": data, "model.base": base, "record.ride": record}
     )
-    train_run(options, out)
+    train_run(options, out, overwrite=overwrite)
     say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")

@@ -61,7 +61,7 @@ def write_grouped(folder: Path, grouped: Grouped) -> dict[str, Any]:
     for one in grouped.found:
         table[f"mask[{one.name}]"] = one.mask.numpy().astype(np.int8)
         table[f"score[{one.name}]"] = one.scored.score.numpy()
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "groups") as temporary:
         write_json(temporary / "grouped.json", record)
         pl.DataFrame(table).write_parquet(temporary / "masks.parquet")
         for number, one in enumerate(grouped.found):

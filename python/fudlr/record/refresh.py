@@ -20,7 +20,7 @@ from fudlr.record.scoring import record_run
 from fudlr.recording import STORE, audit_damping, audit_or_warn
 from fudlr.run import Run
 from fudlr.store import Projection, Stale, Store, StoreError, refresh
-from fudlr.store.manifest import MANIFEST, read_manifest
+from fudlr.store.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _check(share: float, source: Path | None, out: Path) -> None:
             f"{out} is the stale store itself, which belongs to the earlier adapter",
             "Name another folder for the new one (--out)",
         )
-    check_replaceable(out, MANIFEST)
+    check_replaceable(out, "store")
 
 
 def _open_stale(run: Run, folder: Path) -> tuple[Store, Projection]:

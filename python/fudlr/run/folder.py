@@ -137,10 +137,28 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
 
 
-def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = None) -> Run:
-    """Read, split, pretrain or load the base, train the adapter, and write it all to `out`."""
+def train_run(
+    config: RunConfig, out: str | Path, clock: StageClock | None = None, *, overwrite: bool = False
+) -> Run:
+    """Read, split, pretrain or load the base, train the adapter, and write it all to `out`.
+
+    Args:
+        config: All options.
+        out: The run's folder.
+        clock: Where the stages' seconds are noted.
+        overwrite: Whether an earlier run in `out` may be replaced, once this one is whole.
+
+    Raises:
+        UsageError: `out` holds a run and `overwrite` is false, or holds anything else.
+    """
     out, clock = Path(out), clock or StageClock()
-    check_replaceable(out, "config.yaml")
+    check_replaceable(out, "run")
+    if not overwrite and (out / "config.yaml").is_file():
+        raise UsageError(
+            f"an adapter was to be trained into {out}",
+            "there is a trained run already",
+            "Name another folder with --out, or replace that run with --overwrite",
+        )
     kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
@@ -152,7 +170,7 @@ def train_run(config: RunConfig, out: str | Path, clock: StageClock | None = Non
         )
     with clock.stage("base model"), torch.random.fork_rng(devices=[]):
         base = make_base(split, config)
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, "run") as temporary:
         base.model.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(str(temporary / "base"))

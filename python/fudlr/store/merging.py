@@ -42,7 +42,7 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
     spec = _common_spec(stores, combine_data)
     shards = [shard for store in stores for shard in store.shards]
     manifest.refuse_doubles(shards, [read_ids(shard) for shard in shards])
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, "store") as temporary:
         manifest.start_manifest(temporary, spec)
         projection = stores[0].projection()
         if projection is not None:

@@ -72,7 +72,7 @@ def refresh(
     stale = Stale(old.n - fresh.n, fresh.n, **row_errors(*rows), influences=kept)
     spec = replace(old.spec, binding=binding, stale=stale if stale.rows else None)
     projection, facts = old.projection(), fresh.facts()
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, "store") as temporary:
         manifest.start_manifest(temporary, spec)
         if projection is not None:
             projection.save(temporary / PROJECTION)

@@ -37,7 +37,7 @@ def seal(writer: StoreWriter, out: Path, binding: Binding) -> Store:
     rest = writer.rest()
     old, shards, ids = manifest.collect(folder)
     spec = replace(old, binding=binding)
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, "store") as temporary:
         if (folder / PROJECTION).exists():
             Projection.load(folder / PROJECTION).save(temporary / PROJECTION)
         manifest.start_manifest(temporary, spec)

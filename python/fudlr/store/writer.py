@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fudlr.errors import UsageError
-from fudlr.files import check_writable
+from fudlr.files import claim_folder
 from fudlr.store import manifest
 from fudlr.store.encoding import encode, room, row_bytes
 from fudlr.store.errors import StoreError
@@ -88,7 +88,7 @@ class StoreWriter:
         self.shard_rows = shard_rows or max(1, SHARD_BYTES // row_bytes(dim, dtype))
         self.kept = dict(kept or {})
         check_options(writer, self.shard_rows, dim, projection)
-        check_writable(self.folder)
+        claim_folder(self.folder, "store")
         self._facts = None if facts is None else Facts.none(facts)
         self._lock: int | None = lock_writer(self.folder, writer)
         try:
