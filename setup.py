@@ -77,7 +77,7 @@ setup(
     packages=find_packages("python") + find_packages(".", include=["fudlr_ext", "fudlr_ext.*"]),
     package_dir={"fudlr": "python/fudlr", "fudlr_ext": "fudlr_ext"},
     package_data={
-        "fudlr": ["py.typed", "**/*.j2", "**/*.css", "prompts/*.yaml"],
+        "fudlr": ["py.typed", "**/*.j2", "**/*.css", "recommenders/prompts/*.yaml"],
         "fudlr_ext": ["py.typed"],
     },
 )

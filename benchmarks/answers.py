@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from fudlr import RunConfig
 from fudlr.config import merge
-from fudlr.curvature import EmpiricalFisher
-from fudlr.debias.evidence import PRECONDITIONER_ROWS, SKETCH_STEPS, SKETCH_TOLERANCE
-from fudlr.debias.job import Job
-from fudlr.request import Answer, answer, score_samples
+from fudlr.gradients.store import Projection, Space, StoredRows, sketch_space
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.solvers import make_solver, sampled_preconditioner
+from fudlr.influence.update import removal_update
+from fudlr.pipeline.evidence import PRECONDITIONER_ROWS, SKETCH_STEPS, SKETCH_TOLERANCE
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import Answer, answer, score_samples
 from fudlr.run import Run, load_run, train_run
-from fudlr.solvers import make_solver, sampled_preconditioner
-from fudlr.store import Projection, Space, StoredRows, sketch_space
-from fudlr.update import removal_update
 from record_once import METRIC, figures, job_of
 
 REQUEST_NAMES = tuple(METRIC)

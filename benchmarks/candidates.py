@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from fudlr import RunConfig, load_run, train_run
-from fudlr.candidates import STRATEGIES
+from fudlr.common.files import write_json
 from fudlr.config import merge
-from fudlr.files import write_json
+from fudlr.influence.candidates import STRATEGIES
 from fudlr.metrics import METRICS
 from fudlr.sweep import Grid, sweep_run
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "candidates.json"

@@ -15,13 +15,13 @@ from statistics import mean
 
 import torch
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.debias import debias
 from fudlr.demo import SMALL
 from fudlr.evaluation import measure
-from fudlr.files import write_json
 from fudlr.run import Run, load_run, train_run
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 from safetensors.torch import load_file, save_file
 

@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.compare import compare_run, write_comparison
 from fudlr.config import merge
-from fudlr.files import write_json
 from fudlr.run import load_run, train_run
 from machine import describe
 

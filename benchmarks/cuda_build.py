@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fudlr.files import write_json
+from fudlr.common.files import write_json
 from machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]

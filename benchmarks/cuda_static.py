@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fudlr.files import write_json
+from fudlr.common.files import write_json
 from machine import describe
 
 from fudlr_ext import _C

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 from fudlr import RunConfig
+from fudlr.common.errors import FudlrError
+from fudlr.common.files import write_json
 from fudlr.config import merge
-from fudlr.curvature import CURVATURES
 from fudlr.debias import debias
 from fudlr.demo import SMALL
-from fudlr.errors import FudlrError
 from fudlr.evaluation import measure
-from fudlr.files import write_json
+from fudlr.influence.curvature import CURVATURES
 from fudlr.run import load_run, train_run
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import torch
 from fudlr import RunConfig
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.curvature import EmpiricalFisher
-from fudlr.debias.evidence import gather
-from fudlr.debias.job import prepare, with_options
 from fudlr.demo import SMALL
-from fudlr.files import write_json
-from fudlr.influence import influence
-from fudlr.progress import StageClock
-from fudlr.removal import MAX_STEPS
-from fudlr.request import choose_damping, stationarity
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver
+from fudlr.influence.update import removal_update
+from fudlr.pipeline.evidence import gather
+from fudlr.pipeline.job import prepare, with_options
+from fudlr.pipeline.removal import MAX_STEPS
+from fudlr.pipeline.request import choose_damping, stationarity
 from fudlr.run import Run, load_run, train_run
-from fudlr.solvers import make_solver
-from fudlr.update import removal_update
 from fudlr.verify import random_removals, removal, retrain, targeted_removals
 from fudlr.verify.changes import surrogates
 from machine import describe

@@ -20,14 +20,14 @@ import llm
 import smollm
 import torch
 from fudlr import RunConfig
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.debias.evidence import gather, solvers
-from fudlr.debias.job import Job, prepare, with_options
-from fudlr.files import write_json
-from fudlr.mask import threshold_mask
-from fudlr.progress import StageClock
-from fudlr.request import influences
+from fudlr.influence.mask import threshold_mask
+from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.job import Job, prepare, with_options
+from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
 from fudlr.verify.changes import surrogates

@@ -16,7 +16,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from fudlr.files import write_json
+from fudlr.common.files import write_json
 from machine import describe
 
 HERE = Path(__file__).resolve().parent

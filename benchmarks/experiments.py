@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.experiments import EXPERIMENTS, Options, print_experiment, run_experiment
-from fudlr.files import write_json
 from machine import describe
 
 RESULTS = Path(__file__).parent / "results"

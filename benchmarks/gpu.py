@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fudlr.files import write_json
+from fudlr.common.files import write_json
 from gpu_cases import FAMILIES, cases
 from gpu_cases.case import PLAIN, Case
 from gpu_cases.measure import WrongAnswer, limits, make_clock, measure

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fudlr.checkpoint import digest
-from fudlr.files import atomic_file
-from fudlr.progress import track
+from fudlr.common.files import atomic_file
+from fudlr.common.progress import track
+from fudlr.train.checkpoint import digest
 from safetensors.torch import load_file, save_file
 
 USERS = 20

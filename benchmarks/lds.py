@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.debias import debias
-from fudlr.files import write_json
 from fudlr.run import load_run, train_run
 from fudlr.verify import (
     agreement,

@@ -27,16 +27,16 @@ from pathlib import Path
 
 import smollm
 from fudlr import debias, load_run, lora, train_run, verify_result, write_result
-from fudlr.checkpoint import ENDING
+from fudlr.common.files import atomic_folder, write_json
+from fudlr.common.progress import duration, track
 from fudlr.config import RunConfig, dump_config, load_config, merge
 from fudlr.data import fetch_ml100k
-from fudlr.debias.replayed import replay_of, replayed
 from fudlr.evaluation import make_prompts
-from fudlr.files import atomic_folder, write_json
 from fudlr.metrics import bootstrap, evaluate
 from fudlr.metrics.pairwise import pairwise
-from fudlr.progress import duration, track
+from fudlr.pipeline.replayed import replay_of, replayed
 from fudlr.record import record_run
+from fudlr.train.checkpoint import ENDING
 from fudlr.verify import Checks, default_processes, removal, retrain
 from kept import keep_evaluations
 from llm_report import report

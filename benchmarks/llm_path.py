@@ -11,10 +11,10 @@ it is its own ill condition that decides, and not how the samples were taken out
 
 from pathlib import Path
 
+from fudlr.common.files import write_json
+from fudlr.common.progress import track
 from fudlr.evaluation import make_prompts
-from fudlr.files import write_json
 from fudlr.metrics import evaluate
-from fudlr.progress import track
 from llm_work import Work, given_work, made_again
 from machine import describe
 from safetensors.torch import load_file

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import smollm
 import torch
+from fudlr.common.files import write_json
 from fudlr.config import load_config
 from fudlr.evaluation import make_prompts
-from fudlr.files import write_json
 from fudlr.metrics import top_k
 from fudlr.run import make_split
 from llm_work import (

@@ -14,11 +14,11 @@ each of these ways has other lists; all twelve are reported, in this order.
 from collections.abc import Callable
 
 import torch
-from fudlr.checkpoint import digest
+from fudlr.common.files import atomic_file, write_json
+from fudlr.common.progress import track
 from fudlr.evaluation import make_prompts
-from fudlr.files import atomic_file, write_json
 from fudlr.metrics import bootstrap, evaluate, find_metric, top_k
-from fudlr.progress import track
+from fudlr.train.checkpoint import digest
 from llm_report import bar
 from llm_work import Work, given_work
 from machine import describe

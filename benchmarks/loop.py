@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import mean
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.demo import OBJECTIVES, run_demo
-from fudlr.files import write_json
 from machine import describe
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.demo import SMALL
-from fudlr.files import write_json
-from fudlr.grouped import Grouped, debias_groups, sets_of_column
+from fudlr.groups import Grouped, debias_groups, sets_of_column
 from fudlr.run import load_run, train_run
 from machine import describe
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from answers import answered, changes, demo_run, jobs_of, space_of
-from fudlr.debias.evidence import gather, solvers
-from fudlr.files import write_json
+from fudlr.common.files import write_json
+from fudlr.gradients.store import StoredRows
+from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.request import answer, score_samples
 from fudlr.record import record_run
-from fudlr.request import answer, score_samples
 from fudlr.run import Run
-from fudlr.store import StoredRows
 from machine import describe
 from record_once import REQUESTS, job_of
 from scipy.stats import spearmanr

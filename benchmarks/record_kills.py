@@ -33,13 +33,13 @@ from pathlib import Path
 import torch
 from fudlr import RunConfig, load_run, record, train_run
 from fudlr.cli import app
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.demo import SMALL
-from fudlr.files import write_json
+from fudlr.gradients.recording import data_fingerprints
+from fudlr.gradients.store import Recorder, Store
 from fudlr.record import record_run, scoring
-from fudlr.recording import data_fingerprints
-from fudlr.store import Recorder, Store
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "record_kills.json"

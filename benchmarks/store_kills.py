@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from fudlr.store import Binding, Store, StoreWriter, fingerprint
+from fudlr.gradients.store import Binding, Store, StoreWriter, fingerprint
 
 ROWS, DIM, BATCH, SHARD_ROWS = 4000, 257, 13, 96
 BINDING = Binding(*(fingerprint(name) for name in ("model", "adapter", "data", "order")))

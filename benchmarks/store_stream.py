@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fudlr.store import Binding, Store, StoredRows, StoreWriter, fingerprint
+from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, fingerprint
 from machine import describe
 
 BINDING = Binding(*(fingerprint(name) for name in ("model", "adapter", "data", "order")))

@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from fudlr import RunConfig, lora
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.curvature import EmpiricalFisher
 from fudlr.data import Samples
-from fudlr.debias.evidence import PRECONDITIONER_ROWS, SKETCH_STEPS, SKETCH_TOLERANCE
-from fudlr.debias.job import prepare, with_options
 from fudlr.debias.steps import request
-from fudlr.files import write_json
-from fudlr.influence import influence
-from fudlr.progress import StageClock
+from fudlr.gradients.store import Store, StoredRows, sketch_space
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver, sampled_preconditioner
+from fudlr.pipeline.evidence import PRECONDITIONER_ROWS, SKETCH_STEPS, SKETCH_TOLERANCE
+from fudlr.pipeline.job import prepare, with_options
 from fudlr.recommenders import ItemTokens
 from fudlr.record import append_run, later_run, record_run
 from fudlr.run import Run, make_base, make_split, read_data
-from fudlr.solvers import make_solver, sampled_preconditioner
-from fudlr.store import Store, StoredRows, sketch_space
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from machine import describe
 from scipy.stats import spearmanr
 

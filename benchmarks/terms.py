@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from early_stop import METRICS, SHARE, compared, measured
 from fudlr import RunConfig
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.curvature import GGN, EmpiricalFisher
-from fudlr.debias.evidence import gather, solvers, terms_of
-from fudlr.debias.job import prepare, with_options
-from fudlr.files import write_json
-from fudlr.mask import threshold_mask
-from fudlr.progress import StageClock
-from fudlr.request import influences
+from fudlr.influence.curvature import GGN, EmpiricalFisher
+from fudlr.influence.mask import threshold_mask
+from fudlr.pipeline.evidence import gather, solvers, terms_of
+from fudlr.pipeline.job import prepare, with_options
+from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
 from machine import describe

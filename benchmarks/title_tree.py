@@ -14,7 +14,7 @@ import torch
 from fudlr.config import RunConfig, merge
 from fudlr.data import leave_last_out, load_ml100k
 from fudlr.recommenders import Titles, load_template
-from fudlr.small_text import small_text_llama, train_tokenizer
+from fudlr.train.small_text import small_text_llama, train_tokenizer
 from machine import describe
 from torch.nn.functional import cross_entropy
 

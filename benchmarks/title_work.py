@@ -11,7 +11,7 @@ from fudlr.data.fetch import load_ml100k
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.templates import load_template
 from fudlr.recommenders.titles import Titles
-from fudlr.small_text import train_tokenizer
+from fudlr.train.small_text import train_tokenizer
 from transformers import LlamaForCausalLM
 from workload import VOCABULARY, adapted, llama_config
 

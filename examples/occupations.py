@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 import fudlr
-from fudlr.grouped import debias_groups, sets_of_column
+from fudlr.groups import debias_groups, sets_of_column
 
 
 def main(folder: str, column: str = "occupation", objective: str = "arp") -> None:

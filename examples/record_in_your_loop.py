@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from fudlr.config import RecordConfig
-from fudlr.curvature import EmpiricalFisher
-from fudlr.influence import influence
-from fudlr.mask import threshold_mask
-from fudlr.solvers import make_solver
-from fudlr.store import Recorder, Store, StoredRows, sketch_space
-from fudlr.update import removal_update
+from fudlr.gradients.store import Recorder, Store, StoredRows, sketch_space
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.mask import threshold_mask
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver
+from fudlr.influence.update import removal_update
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from fudlr.store.encoding import SCALE_BLOCK
+from fudlr.gradients.store.encoding import SCALE_BLOCK
 from row_products import torch_gram
 from torch import Tensor
 

@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fudlr.common.errors import FudlrError
     from fudlr.config import DebiasConfig, RunConfig, load_config
     from fudlr.debias import Result, debias
-    from fudlr.errors import FudlrError
-    from fudlr.results import write_result
+    from fudlr.output.results import write_result
     from fudlr.run import Run, load_run, train_run
     from fudlr.verify import Verification, verify, verify_result
 
@@ -33,7 +33,7 @@ _MODULES = {
     "config": ("DebiasConfig", "RunConfig", "load_config"),
     "debias": ("Result", "debias"),
     "errors": ("FudlrError",),
-    "results": ("write_result",),
+    "output.results": ("write_result",),
     "run": ("Run", "load_run", "train_run"),
     "verify": ("Verification", "verify", "verify_result"),
 }

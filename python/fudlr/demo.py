@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fudlr.common.progress import StageClock
 from fudlr.config import RunConfig, merge
 from fudlr.data import fetch_ml100k
 from fudlr.debias import debias
-from fudlr.progress import StageClock
-from fudlr.results import check_result_folder, write_result
+from fudlr.output.results import check_result_folder, write_result
 from fudlr.run import train_run
 from fudlr.verify import verify_result
 

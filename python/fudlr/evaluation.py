@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fudlr.common.errors import UsageError
 from fudlr.config import DataConfig
 from fudlr.data import (
     Candidates,
@@ -23,7 +24,6 @@ from fudlr.data import (
     tail_items,
     user_groups,
 )
-from fudlr.errors import UsageError
 from fudlr.metrics import Side, evaluate, evaluate_lists
 from fudlr.metrics.pairwise import pairwise
 from fudlr.recommenders import Recommender, Titles

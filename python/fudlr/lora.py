@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fudlr.common.errors import ModelError
+from fudlr.common.files import atomic_folder
 from fudlr.config import LoraSettings
-from fudlr.errors import ModelError
-from fudlr.files import atomic_folder
 from fudlr_ext import Engine
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engine_models import adapted, batch_of, llama, relative
-from fudlr.store import PrincipalAccumulator
+from fudlr.gradients.store import PrincipalAccumulator
 
 from fudlr_ext import Engine, EngineError, label_logits, label_loss
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fudlr.batches import in_order, token_batches
-from fudlr.errors import UsageError
+from fudlr.common.batches import in_order, token_batches
+from fudlr.common.errors import UsageError
 
 
 def lengths(n=200):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from fudlr.common.errors import UsageError
 from fudlr.config import (
     DebiasConfig,
     RunConfig,
@@ -15,7 +16,6 @@ from fudlr.config import (
     merge,
     to_plain,
 )
-from fudlr.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

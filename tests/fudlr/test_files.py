@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fudlr.errors import FudlrError, UsageError
-from fudlr.files import (
+from fudlr.common.errors import FudlrError, UsageError
+from fudlr.common.files import (
     MARKER,
     atomic_file,
     atomic_folder,
@@ -92,7 +92,7 @@ def test_folder_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:  # as on systems without renameat2
-        monkeypatch.setattr("fudlr.files.ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("fudlr.common.files.ctypes.CDLL", lambda *_, **__: object())
     for name in ("first", "second"):
         with atomic_folder(tmp_path / "adapter", "adapter") as temporary:
             (temporary / "inner").mkdir()
@@ -113,7 +113,7 @@ def test_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse_the_new)
-    monkeypatch.setattr("fudlr.files.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("fudlr.common.files.ctypes.CDLL", lambda *_, **__: object())
     with pytest.raises(OSError, match="no"):
         _written(path, "new")
     assert (path / "inner" / "weights").read_text() == "old"
@@ -220,7 +220,7 @@ def test_a_claimed_folder_is_claimed_again(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fudlr.files import atomic_{kind}
+from fudlr.common.files import atomic_{kind}
 with atomic_{kind}(Path(sys.argv[1]){more}) as temporary:
     (temporary / "weights" if {folder} else temporary).write_text("hal")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from fudlr.progress import StageClock, duration, track
+from fudlr.common.progress import StageClock, duration, track
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_elements_pass_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
 def test_share_elapsed_and_remaining_time_are_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fudlr.progress.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("fudlr.common.progress.LOG_INTERVAL", 0.0)
     for _ in track(range(4), description="scoring"):
         time.sleep(0.01)
     text = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_a_loop_shows_itself_only_after_its_delay(capsys, monkeypatch):
     monkeypatch.delenv("FUDLR_QUIET", raising=False)
-    monkeypatch.setattr("fudlr.progress.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("fudlr.common.progress.LOG_INTERVAL", 0.0)
 
     def shown(delay):
         for _ in track(range(3), description="short", delay=delay):

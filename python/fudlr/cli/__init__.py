@@ -25,7 +25,7 @@ from fudlr.cli.record import record
 from fudlr.cli.sweep import sweep
 from fudlr.cli.train import train
 from fudlr.cli.verify import verify
-from fudlr.errors import FudlrError
+from fudlr.common.errors import FudlrError
 
 COMMANDS = (
     demo,

@@ -16,7 +16,7 @@ from fudlr.cli.options import (
     say,
     set_threads,
 )
-from fudlr.files import claim_folder
+from fudlr.common.files import claim_folder
 
 
 def compare(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import ConfigFile, Settings, configure, say
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 
 app = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
 

@@ -52,8 +52,8 @@ def debias(
 ) -> None:
     """Find the samples that cause the bias, update the adapter, report before and after."""
     from fudlr.debias import debias as debias_samples
+    from fudlr.output.results import check_result_folder, write_result
     from fudlr.report import print_summary
-    from fudlr.results import check_result_folder, write_result
     from fudlr.run import load_run
 
     set_threads(threads)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import AdapterFolder, RunFolder, Threads, set_threads
-from fudlr.files import write_json
+from fudlr.common.files import write_json
 
 
 def evaluate(

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from fudlr.cli.options import ConfigFile, Out, Settings, Threads, parse, say, set_threads
+from fudlr.common.errors import UsageError
+from fudlr.common.files import check_writable
 from fudlr.config import RunConfig, load_config, merge
-from fudlr.errors import UsageError
-from fudlr.files import check_writable
 
 
 def experiment(

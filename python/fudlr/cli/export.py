@@ -22,7 +22,7 @@ def export(
     run: Annotated[Path | None, typer.Option(help="Its run, where that has moved.")] = None,
 ) -> None:
     """Write the training samples with their weights: 0 for those that were taken out, else 1."""
-    from fudlr.export import weighted_samples, write_samples
+    from fudlr.output.export import weighted_samples, write_samples
     from fudlr.run import load_run
 
     table = weighted_samples(result, None if run is None else load_run(run))

@@ -19,7 +19,7 @@ from fudlr.cli.options import (
     say,
     set_threads,
 )
-from fudlr.files import check_replaceable
+from fudlr.common.files import check_replaceable
 
 
 def grouped(
@@ -43,7 +43,7 @@ def grouped(
     threads: Threads = None,
 ) -> None:
     """Find a mask and an adapter for each group of users, from one gradient pass and one solve."""
-    from fudlr.grouped import (
+    from fudlr.groups import (
         debias_groups,
         print_grouped,
         sets_of_column,

@@ -9,8 +9,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig, RunConfig, load_config, merge
-from fudlr.errors import UsageError
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with options; `--set` overrides it.")

@@ -20,7 +20,7 @@ def push(
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
 ) -> None:
     """Upload the debiased adapter and the card that says what was removed and what changed."""
-    from fudlr.push import push_adapter
+    from fudlr.output.push import push_adapter
 
     say(
         f"{result / 'adapter'} is at {push_adapter(result, repository, base=base, private=private)}"

@@ -17,8 +17,8 @@ from fudlr.cli.options import (
     say,
     set_threads,
 )
+from fudlr.common.errors import UsageError
 from fudlr.config import load_config, merge
-from fudlr.errors import UsageError
 
 
 def record(
@@ -41,9 +41,9 @@ def record(
     threads: Threads = None,
 ) -> None:
     """Record training samples' sketched gradients in one pass; resumes a killed recording."""
+    from fudlr.gradients.store.commands import store_info
     from fudlr.record import record_run, refresh_run
     from fudlr.run import load_run
-    from fudlr.store.commands import store_info
 
     _check(refresh, out, stale)
     set_threads(threads)

@@ -16,7 +16,7 @@ StoreFolder = Annotated[Path, typer.Argument(help="A store, such as RUN/store.")
 @app.command()
 def info(store: StoreFolder) -> None:
     """Say what a store holds, what it was made from, and what it lost."""
-    from fudlr.store.commands import store_info
+    from fudlr.gradients.store.commands import store_info
 
     store_info(store)
 
@@ -24,7 +24,7 @@ def info(store: StoreFolder) -> None:
 @app.command()
 def verify(store: StoreFolder) -> None:
     """Compare every row, the projection and the facts with their checksums."""
-    from fudlr.store.commands import store_verify
+    from fudlr.gradients.store.commands import store_verify
 
     store_verify(store)
 
@@ -39,6 +39,6 @@ def merge(
     ] = False,
 ) -> None:
     """Copy the rows of several stores into a new one."""
-    from fudlr.store.commands import store_merge
+    from fudlr.gradients.store.commands import store_merge
 
     store_merge(stores, out, combine_data=combine_data)

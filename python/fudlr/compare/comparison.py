@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.errors import UsageError
+from fudlr.common.files import write_json
 from fudlr.compare.base import Point, Rival, Setting
 from fudlr.compare.ours import RETRAINED
 from fudlr.compare.table import RIVALS
 from fudlr.config import DebiasConfig
 from fudlr.data import holdout_users
 from fudlr.debias import intervals
-from fudlr.errors import UsageError
 from fudlr.evaluation import Prompts, make_prompts
-from fudlr.files import write_json
 from fudlr.metrics import METRICS, Objective, bootstrap, evaluate, permutation_null
 from fudlr.run import Run
 

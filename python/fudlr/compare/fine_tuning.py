@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fudlr.compare.base import Point, Rival, Setting, Stopwatch, loaded
 from fudlr.debias.steering import metric_steps
-from fudlr.gradients import MetricGradient, metric_gradients
+from fudlr.gradients.metric import MetricGradient, metric_gradients
 
 WEIGHTS = (1.0, 4.0)
 RATES = (1e-3, 3e-3)

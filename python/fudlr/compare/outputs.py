@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fudlr.files import atomic_file, write_json
+from fudlr.common.files import atomic_file, write_json
 
 matplotlib.use("agg")
 

@@ -11,6 +11,8 @@ import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fudlr.common.errors import UsageError
+from fudlr.common.files import atomic_file
 from fudlr.config.sections import (
     DataConfig,
     DebiasConfig,
@@ -22,8 +24,6 @@ from fudlr.config.sections import (
     Seed,
     TrainConfig,
 )
-from fudlr.errors import UsageError
-from fudlr.files import atomic_file
 
 SEEDED = ("train", "record", "debias")
 """Sections with a seed of their own, which is the run's where they set none."""

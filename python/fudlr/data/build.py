@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from fudlr.common.errors import DataError
 from fudlr.data.interactions import DataWarning, Interactions, Ints
 from fudlr.data.text import listed
-from fudlr.errors import DataError
 
 TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")

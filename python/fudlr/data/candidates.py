@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DataConfig
 from fudlr.data.interactions import Bools, Interactions, Ints, Samples
 from fudlr.data.tables import READ
-from fudlr.errors import DataError, UsageError
 
 
 class Candidates:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common.errors import DataError
 from fudlr.config import DataConfig
 from fudlr.data.groups import UNKNOWN, count_groups
 from fudlr.data.interactions import DataWarning, Interactions
 from fudlr.data.splits import split_as
-from fudlr.errors import DataError
 
 SMALL_GROUP = 10  # as `user_groups` has it: the gap to so few users is chance
 SHOWN_GROUPS = 12

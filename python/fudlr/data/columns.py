@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import polars as pl
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data.build import GENRE_COLUMNS, TITLE_COLUMNS
 from fudlr.data.text import listed, numbers, refuse_blank, refuse_missing
-from fudlr.errors import DataError, UsageError
 
 ALIASES = {
     "user": ("user_id", "user", "uid", "reviewer_id"),

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fudlr.common.errors import DataError
 from fudlr.data.interactions import Interactions
 from fudlr.data.recbole import read_recbole
-from fudlr.errors import DataError
 
 PACKAGE = "recbole==1.2.1"
 WHEEL = "recbole-1.2.1-py3-none-any.whl"

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data.interactions import Bools, DataWarning, Floats, Interactions, Ints, Samples
-from fudlr.errors import DataError, UsageError
 
 # A numeric column with at most so many values is a code, and each value a group.
 MAX_CODES = 8

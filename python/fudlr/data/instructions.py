@@ -19,11 +19,11 @@ from typing import Any
 
 import polars as pl
 
+from fudlr.common.errors import DataError
 from fudlr.data.build import build_interactions
 from fudlr.data.interactions import DataWarning, Interactions
 from fudlr.data.tables import Row, json_rows
 from fudlr.data.text import shown
-from fudlr.errors import DataError
 
 FIELDS = ("instruction", "input", "output")
 PARTS = ("train", "valid", "val", "test")

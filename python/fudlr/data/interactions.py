@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from fudlr.errors import DataError
+from fudlr.common.errors import DataError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

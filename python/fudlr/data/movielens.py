@@ -10,11 +10,11 @@ from pathlib import Path
 
 import polars as pl
 
+from fudlr.common.errors import DataError
 from fudlr.data.build import Ties, build_interactions
 from fudlr.data.columns import Place, as_events
 from fudlr.data.interactions import Interactions
 from fudlr.data.text import check_fields, decode, read_bytes, read_fields, refuse_blank
-from fudlr.errors import DataError
 
 RATINGS = ("user_id", "item_id", "rating", "timestamp")
 DAT_USERS = ("user_id", "gender", "age", "occupation", "zip_code")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data.build import Ties
 from fudlr.data.columns import check_columns, has_roles
 from fudlr.data.instructions import FIELDS, instruction_files, read_instructions
@@ -18,7 +19,6 @@ from fudlr.data.movielens import read_dat, read_u_data
 from fudlr.data.recbole import read_recbole
 from fudlr.data.saved_datasets import is_saved_dataset, read_saved_dataset
 from fudlr.data.tables import find_table, json_rows, read_table
-from fudlr.errors import DataError, UsageError
 
 Columns = Mapping[str, str]
 HEAD = 4096  # bytes of a file that are looked at

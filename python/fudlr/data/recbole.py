@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from fudlr.common.errors import DataError
 from fudlr.data.build import TITLE_COLUMNS, Ties, build_interactions
 from fudlr.data.interactions import Interactions
 from fudlr.data.text import (
@@ -24,7 +25,6 @@ from fudlr.data.text import (
     refuse_missing,
     shown,
 )
-from fudlr.errors import DataError
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 

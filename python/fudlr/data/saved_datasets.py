@@ -9,13 +9,13 @@ from typing import Any
 
 import polars as pl
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data.build import Ties, build_interactions
 from fudlr.data.columns import Place, as_events, as_side, has_roles
 from fudlr.data.instructions import FIELDS, PARTS, read_instruction_rows
 from fudlr.data.interactions import Interactions
 from fudlr.data.tables import EVENT_FILES, ITEM_FILES, USER_FILES
 from fudlr.data.text import listed, one_line
-from fudlr.errors import DataError, UsageError
 
 MARKERS = ("dataset_dict.json", "state.json")
 

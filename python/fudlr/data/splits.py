@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DataConfig
 from fudlr.data.interactions import Bools, DataWarning, Interactions, Ints, Samples, Split
-from fudlr.errors import DataError, UsageError
 
 
 def leave_last_out(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from fudlr.common.errors import UsageError
 from fudlr.data.interactions import Floats, Interactions, Ints
-from fudlr.errors import UsageError
 
 CHUNK = 4_000_000  # scores held at a time
 

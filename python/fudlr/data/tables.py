@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
+from fudlr.common.errors import DataError
 from fudlr.data.build import Ties, build_interactions
 from fudlr.data.columns import KEYS, Place, as_events, as_side, find_column
 from fudlr.data.interactions import Interactions
 from fudlr.data.text import check_fields, decode, one_line, read_bytes, read_fields, shown
-from fudlr.errors import DataError
 
 SEPARATORS = ",\t;|"
 EVENT_FILES = ("interactions", "ratings", "events")

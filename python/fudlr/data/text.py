@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from fudlr.errors import DataError
+from fudlr.common.errors import DataError
 
 
 def read_bytes(path: Path) -> bytes:

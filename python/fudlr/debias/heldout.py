@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from fudlr.data import holdout_users
-from fudlr.debias.evidence import Evidence
-from fudlr.debias.job import Job
 from fudlr.debias.steering import steer
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured
 from fudlr.metrics import bootstrap, evaluate
 from fudlr.metrics.pairwise import pairwise
-from fudlr.request import answer, choose_mask, score_samples
+from fudlr.pipeline.evidence import Evidence
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import answer, choose_mask, score_samples
 
 
 def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.candidates import sample_candidates
-from fudlr.curvature import EmpiricalFisher
-from fudlr.debias.evidence import PRECONDITIONER_ROWS, Evidence, terms_of
-from fudlr.debias.job import Job
-from fudlr.gradients import MetricGradient
-from fudlr.request import Answer
-from fudlr.solvers import sampled_preconditioner, solve_cg
-from fudlr.store import StreamedRows, record_rows
-from fudlr.update import finish
+from fudlr.gradients.metric import MetricGradient
+from fudlr.gradients.store import StreamedRows, record_rows
+from fudlr.influence.candidates import sample_candidates
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.solvers import sampled_preconditioner, solve_cg
+from fudlr.influence.update import finish
+from fudlr.pipeline.evidence import PRECONDITIONER_ROWS, Evidence, terms_of
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import Answer
 
 PRECONDITIONER_BYTES = 2**30
 """Memory for the preconditioner's rows; fewer of them serve where d is large."""

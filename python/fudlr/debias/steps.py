@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig
-from fudlr.debias.evidence import Evidence, gather, solvers
 from fudlr.debias.heldout import heldout
-from fudlr.debias.job import Job, collected_warnings, prepare, with_options
 from fudlr.debias.polish import polish
-from fudlr.debias.signatures import (
+from fudlr.debias.steering import steer
+from fudlr.debias.summary import cost, summarise
+from fudlr.diagnostics import (
     AFTER,
     BEFORE,
     MASK,
@@ -30,12 +31,11 @@ from fudlr.debias.signatures import (
     plain,
     warnings,
 )
-from fudlr.debias.steering import steer
-from fudlr.debias.summary import cost, summarise
 from fudlr.evaluation import Measured, Prompts, measure
-from fudlr.mask import Mask, threshold_mask
-from fudlr.progress import StageClock, track
-from fudlr.request import Answer, Scored, answer, choose_mask, score_samples
+from fudlr.influence.mask import Mask, threshold_mask
+from fudlr.pipeline.evidence import Evidence, gather, solvers
+from fudlr.pipeline.job import Job, collected_warnings, prepare, with_options
+from fudlr.pipeline.request import Answer, Scored, answer, choose_mask, score_samples
 from fudlr.run import Run
 
 

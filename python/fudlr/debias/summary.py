@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fudlr.config import to_plain
-from fudlr.debias.evidence import Evidence
-from fudlr.debias.job import Job
 from fudlr.evaluation import Measured
 from fudlr.metrics import METRICS, bootstrap, permutation_null
 from fudlr.metrics.pairwise import DIRECTIONS
-from fudlr.request import Answer
+from fudlr.pipeline.evidence import Evidence
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import Answer
 from fudlr.run import versions
 
 NEEDED = ("sample gradients", "metric gradients", "signatures", "scores", "update")

@@ -26,16 +26,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from fudlr.common.progress import StageClock
 from fudlr.data import fetch_ml100k
-from fudlr.debias.job import prepare
 from fudlr.debias.steps import request
 from fudlr.evaluation import Measured, measure
 from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
 from fudlr.experiments.likeness import correlations, cosine
 from fudlr.experiments.runner import trained
 from fudlr.experiments.whole_model import whole_run
-from fudlr.progress import StageClock
-from fudlr.request import Answer
+from fudlr.pipeline.job import prepare
+from fudlr.pipeline.request import Answer
 from fudlr.run import Run
 from fudlr.verify import removal, retrain
 from fudlr.verify.changes import measure_changes

@@ -30,16 +30,15 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from fudlr.common.errors import FudlrError
+from fudlr.common.progress import StageClock
 from fudlr.data import fetch_ml100k
-from fudlr.debias.evidence import Evidence, gather, solvers
-from fudlr.debias.job import Job, prepare
 from fudlr.debias.steps import request
-from fudlr.errors import FudlrError
 from fudlr.evaluation import Prompts
 from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
 from fudlr.experiments.likeness import correlations, cosine
 from fudlr.experiments.runner import trained
-from fudlr.gradients import VALIDATION_LOSS, MetricGradient
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
 from fudlr.metrics import (
     METRICS,
     DrawnLists,
@@ -52,8 +51,9 @@ from fudlr.metrics import (
     from_lists,
     top_k,
 )
-from fudlr.progress import StageClock
-from fudlr.request import Answer, answer, choose_mask, score_samples
+from fudlr.pipeline.evidence import Evidence, gather, solvers
+from fudlr.pipeline.job import Job, prepare
+from fudlr.pipeline.request import Answer, answer, choose_mask, score_samples
 from fudlr.run import Run
 from fudlr.verify import removal, retrain
 

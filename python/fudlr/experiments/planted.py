@@ -33,7 +33,7 @@ from fudlr.debias import debias
 from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
 from fudlr.experiments.planted_data import KINDS, planted_data, write_planted
 from fudlr.experiments.runner import trained
-from fudlr.results import mask_table
+from fudlr.output.results import mask_table
 from fudlr.verify import removal, retrain
 from fudlr.verify.case import Case
 from fudlr.verify.planted import first_share, found, read_planted

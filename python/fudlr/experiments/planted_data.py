@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from fudlr.common.files import atomic_file
 from fudlr.data import Interactions
 from fudlr.experiments.recbole_files import write_recbole
-from fudlr.files import atomic_file
 
 Ints = NDArray[np.int64]
 EARLY, LATE = 16, 12

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from fudlr.common.files import atomic_file
 from fudlr.data import Interactions
-from fudlr.files import atomic_file
 
 
 def write_recbole(folder: Path, name: str, data: Interactions) -> None:

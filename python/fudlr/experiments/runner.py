@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import atomic_file, write_json
+from fudlr.common.progress import track
 from fudlr.config import to_plain
-from fudlr.errors import DataError, UsageError
 from fudlr.experiments.base import Experiment, Options, Record
-from fudlr.files import atomic_file, write_json
-from fudlr.progress import track
 from fudlr.report.svg import canvas
 from fudlr.run import Run, load_run, train_run, versions
 

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from fudlr.common.processes import in_own_process
 from fudlr.experiments import scale_stages as stages
 from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
 from fudlr.experiments.recbole_files import write_recbole
 from fudlr.experiments.runner import trained
 from fudlr.experiments.stream import Stream
-from fudlr.processes import in_own_process
 from fudlr.run import Run
 
 SIZES = (10**4, 10**5, 10**6, 10**7)

@@ -15,22 +15,22 @@ from statistics import median
 import numpy as np
 import torch
 
+from fudlr.common.files import atomic_file
+from fudlr.common.processes import peak_bytes
+from fudlr.common.progress import StageClock, track
 from fudlr.data import Interactions, Samples, Split, leave_last_out
-from fudlr.debias.evidence import sketch_solver
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.experiments.base import Record
 from fudlr.experiments.stream import LENGTH, Stream
-from fudlr.files import atomic_file
-from fudlr.gradients import metric_gradients
+from fudlr.gradients.metric import metric_gradients
+from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, fingerprint, sketch_space
+from fudlr.influence.update import removal_update
 from fudlr.metrics import Objective
-from fudlr.processes import peak_bytes
-from fudlr.progress import StageClock, track
+from fudlr.pipeline.evidence import sketch_solver
+from fudlr.pipeline.request import choose_mask, score_samples
 from fudlr.record.scoring import append_samples
-from fudlr.request import choose_mask, score_samples
 from fudlr.run import Run, load_run
-from fudlr.store import Binding, Store, StoredRows, StoreWriter, fingerprint, sketch_space
-from fudlr.train import train_adapter
-from fudlr.update import removal_update
+from fudlr.train.adapter import train_adapter
 from fudlr.verify.changes import surrogates
 
 PROMPTS = 200

@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.errors import UsageError
 from fudlr.config import merge
-from fudlr.errors import UsageError
 from fudlr.run import Run
 from fudlr.run.base import load_base, recommender_kind
 from fudlr.verify.retraining import Job, retrain

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.errors import NumericalError, UsageError
+from fudlr.common.errors import NumericalError, UsageError
 
 
 def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from fudlr.metrics.base import Metric, Side, top_k
 from fudlr.metrics.table import METRICS, FunctionMetric
 

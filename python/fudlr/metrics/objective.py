@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fudlr.errors import NumericalError, UsageError
+from fudlr.common.errors import NumericalError, UsageError
 from fudlr.metrics.base import Metric, Side
 from fudlr.metrics.table import find_metric
 

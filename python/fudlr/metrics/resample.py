@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from fudlr.metrics.attribute import GroupGap
 from fudlr.metrics.base import Metric, Side, SummedMetric, top_k
 from fudlr.metrics.evaluate import has_hard, measurable

@@ -29,7 +29,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from fudlr.metrics.base import Metric, Side, SummedMetric, _check_scores
 
 Lists = Callable[[Tensor, Side], Tensor]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from fudlr.metrics.accuracy import MRR, NDCG, HitRate
 from fudlr.metrics.attribute import (
     DemographicParity,

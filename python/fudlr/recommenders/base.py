@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fudlr.batches import in_order, token_batches
+from fudlr.common.batches import in_order, token_batches
+from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
-from fudlr.progress import PATIENCE, track
 
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]

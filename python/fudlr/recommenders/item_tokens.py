@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fudlr.common.errors import ModelError
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
-from fudlr.errors import ModelError
 from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr_ext.trunk import only
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
 from fudlr.data.candidates import Candidates
 from fudlr.data.interactions import Interactions, Samples
-from fudlr.errors import DataError, ModelError, UsageError
 from fudlr.recommenders.base import Batch, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
 from fudlr.recommenders.tree import check_attention

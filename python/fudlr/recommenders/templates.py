@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fudlr.errors import ModelError, UsageError
+from fudlr.common.errors import ModelError, UsageError
 
-SHIPPED = Path(__file__).resolve().parent.parent / "prompts"
+SHIPPED = Path(__file__).resolve().parent / "prompts"
 HISTORY, ITEM, TITLE = "{history}", "{item}", "{title}"
 Text = Annotated[str, Field(min_length=1)]
 

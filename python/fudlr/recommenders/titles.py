@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.errors import UsageError
+from fudlr.common.progress import track
 from fudlr.data.interactions import Samples
-from fudlr.errors import UsageError
-from fudlr.progress import track
 from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.beam import beam_search
 from fudlr.recommenders.packing import each_below

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from fudlr.errors import ModelError
+from fudlr.common.errors import ModelError
 from fudlr.recommenders.cached import cache_of, with_cache
 
 Ints = NDArray[np.int64]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fudlr.common.errors import ModelError
 from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
-from fudlr.errors import ModelError
 from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.packing import each_below, pack
 from fudlr.recommenders.prompting import Prompted, scattered

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fudlr.common.errors import UsageError
 from fudlr.data import Samples
-from fudlr.errors import UsageError
+from fudlr.gradients.store import Store, joint_binding, merge
 from fudlr.run import Run
-from fudlr.store import Store, joint_binding, merge
 
 NOTE = (
     "Some samples came after the training of this adapter. Their influences, with the sign turned, "

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fudlr.common.errors import UsageError
+from fudlr.common.files import check_replaceable
 from fudlr.config import RecordConfig
 from fudlr.data import Samples
-from fudlr.errors import UsageError
-from fudlr.files import check_replaceable
+from fudlr.gradients.recording import STORE, audit_damping, audit_or_warn
+from fudlr.gradients.store import Projection, Stale, Store, StoreError, refresh
+from fudlr.gradients.store.manifest import read_manifest
 from fudlr.record.scoring import record_run
-from fudlr.recording import STORE, audit_damping, audit_or_warn
 from fudlr.run import Run
-from fudlr.store import Projection, Stale, Store, StoreError, refresh
-from fudlr.store.manifest import read_manifest
 
 
 @dataclass(frozen=True)

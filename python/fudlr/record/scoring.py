@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fudlr.common.errors import UsageError
+from fudlr.common.progress import track
 from fudlr.config import RecordConfig
 from fudlr.data import Samples
-from fudlr.errors import UsageError
-from fudlr.progress import track
-from fudlr.recording import STORE, audit_or_warn, whole_rows
+from fudlr.gradients.recording import STORE, audit_or_warn, whole_rows
+from fudlr.gradients.store import Store, StoreWriter
+from fudlr.gradients.store.encoding import row_bytes
+from fudlr.gradients.store.fitting import fit_rows, load_projection
+from fudlr.gradients.store.projection import Projection
 from fudlr.run import Run
-from fudlr.store import Store, StoreWriter
-from fudlr.store.encoding import row_bytes
-from fudlr.store.fitting import fit_rows, load_projection
-from fudlr.store.projection import Projection
 from fudlr_ext.sinks import Sketch, Sums
 
 SHARD_BYTES = 8 * 2**20

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fudlr.progress import duration
+from fudlr.common.progress import duration
 from fudlr.report.data import number, section
 from fudlr.report.numbers import label, share
 

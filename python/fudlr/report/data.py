@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PolarsError
 
-from fudlr.errors import DataError
-from fudlr.files import atomic_file, write_json
+from fudlr.common.errors import DataError
+from fudlr.common.files import atomic_file, write_json
 
 SUMMARY_FILE = "summary.json"
 MASK_FILE = "mask.parquet"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fudlr.progress import duration
+from fudlr.common.progress import duration
 from fudlr.report.cost import cost
 from fudlr.report.data import ReportData, number, pair, section
 from fudlr.report.numbers import figure, label, relative, share, signed, span

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fudlr.files import atomic_file
-from fudlr.progress import duration
+from fudlr.common.files import atomic_file
+from fudlr.common.progress import duration
 from fudlr.report import plots
 from fudlr.report.cost import cost, stage_rows
 from fudlr.report.data import ReportData, section

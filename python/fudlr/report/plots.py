@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from fudlr.progress import duration
+from fudlr.common.progress import duration
 from fudlr.report.cost import Cost
 from fudlr.report.data import ReportData
 from fudlr.report.metrics_table import Change, MetricRow

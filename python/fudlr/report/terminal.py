@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fudlr.progress import duration
+from fudlr.common.progress import duration
 from fudlr.report.cost import cost
 from fudlr.report.data import section
 from fudlr.report.metrics_table import Change, MetricRow, metric_rows

@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
 from fudlr.data import Split
-from fudlr.errors import DataError, ModelError, UsageError
-from fudlr.pretrain import pretrain, small_llama
 from fudlr.recommenders import (
     RECOMMENDERS,
     Prompted,
@@ -22,7 +21,8 @@ from fudlr.recommenders import (
     add_item_tokens,
     load_template,
 )
-from fudlr.small_text import pretrain_text, small_text_llama, train_tokenizer
+from fudlr.train.pretrain import pretrain, small_llama
+from fudlr.train.small_text import pretrain_text, small_text_llama, train_tokenizer
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.adam import Adam
-from fudlr.checkpoint import Checkpoint
+from fudlr.common.errors import DataError, ModelError, UsageError
+from fudlr.common.files import atomic_folder, check_replaceable, write_json
+from fudlr.common.progress import StageClock
 from fudlr.config import DataConfig, RunConfig, dump_config, load_config
 from fudlr.data import (
     DataWarning,
@@ -40,16 +41,15 @@ from fudlr.data import (
     split_as,
     synthetic,
 )
-from fudlr.errors import DataError, ModelError, UsageError
-from fudlr.files import atomic_folder, check_replaceable, write_json
-from fudlr.progress import StageClock
+from fudlr.gradients.recording import STORE, Observer, bind, ride_along
+from fudlr.gradients.store import Binding, Store
+from fudlr.influence.unroll import FOLDER as TRAJECTORY
+from fudlr.influence.unroll import StepWriter
 from fudlr.recommenders import Recommender
-from fudlr.recording import STORE, Observer, bind, ride_along
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
-from fudlr.store import Binding, Store
-from fudlr.train import Training, train_adapter
-from fudlr.trajectory import FOLDER as TRAJECTORY
-from fudlr.trajectory import StepWriter
+from fudlr.train.adam import Adam
+from fudlr.train.adapter import Training, train_adapter
+from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
 
 RECORD = "recommender.json"
@@ -152,13 +152,7 @@ def train_run(
         UsageError: `out` holds a run and `overwrite` is false, or holds anything else.
     """
     out, clock = Path(out), clock or StageClock()
-    check_replaceable(out, "run")
-    if not overwrite and (out / "config.yaml").is_file():
-        raise UsageError(
-            f"an adapter was to be trained into {out}",
-            "there is a trained run already",
-            "Name another folder with --out, or replace that run with --overwrite",
-        )
+    _check_out(out, overwrite)
     kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
@@ -247,6 +241,16 @@ def train_run(
         folder=out,
         adam=training.adam,
     )
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    check_replaceable(out, "run")
+    if not overwrite and (out / "config.yaml").is_file():
+        raise UsageError(
+            f"an adapter was to be trained into {out}",
+            "there is a trained run already",
+            "Name another folder with --out, or replace that run with --overwrite",
+        )
 
 
 def _trajectory(out: Path, temporary: Path, config: RunConfig) -> StepWriter | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 
+from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
-from fudlr.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fudlr.files import atomic_file, write_json
+from fudlr.common.files import atomic_file, write_json
 from fudlr.report.svg import INK, canvas, legend_above
 
 KINDS = ("predicted", "measured", "retrained")

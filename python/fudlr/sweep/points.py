@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import write_json
+from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig, to_plain
-from fudlr.debias.evidence import Evidence, gather, solvers
-from fudlr.debias.job import Job, prepare
-from fudlr.debias.signatures import BEFORE, PARTS, Facts, Finding, look, warnings
-from fudlr.errors import DataError, UsageError
-from fudlr.files import write_json
-from fudlr.gradients import VALIDATION_LOSS, MetricGradient
-from fudlr.influence import Influence
-from fudlr.mask import threshold_mask
+from fudlr.diagnostics import BEFORE, PARTS, Facts, Finding, look, warnings
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
+from fudlr.gradients.recording import STORE
+from fudlr.influence.mask import threshold_mask
+from fudlr.influence.scores import Influence
 from fudlr.metrics import evaluate
-from fudlr.progress import StageClock, track
-from fudlr.recording import STORE
-from fudlr.request import influences, weigh_rows
+from fudlr.pipeline.evidence import Evidence, gather, solvers
+from fudlr.pipeline.job import Job, prepare
+from fudlr.pipeline.request import influences, weigh_rows
 from fudlr.run import Run, versions
 from fudlr.sweep.grid import Grid, Point
 from fudlr.sweep.sweet_spot import RULE, basis, rank

@@ -10,10 +10,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
-from fudlr.errors import UsageError
 from fudlr.evaluation import Measured, Prompts, make_prompts, measure
-from fudlr.gradients import VALIDATION_LOSS
+from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.run import Run
 from fudlr.verify.retraining import Job, Retrained, retrain
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fudlr.evaluation import Prompts, make_prompts
-from fudlr.gradients import VALIDATION_LOSS
+from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.metrics import find_metric
 from fudlr.run import Run
 from fudlr.verify.lds import agreement

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fudlr.errors import DataError, UsageError
+from fudlr.common.errors import DataError, UsageError
 
 Floats = NDArray[np.float64]
 

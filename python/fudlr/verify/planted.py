@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from fudlr.errors import DataError
+from fudlr.common.errors import DataError
 from fudlr.verify.case import Case
 
 

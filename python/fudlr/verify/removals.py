@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.gradients import VALIDATION_LOSS
+from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.verify.case import Case
 from fudlr.verify.changes import Changes, measure_changes
 from fudlr.verify.lds import random_removals, targeted_removals

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import atomic_file
+from fudlr.common.progress import StageClock
 from fudlr.config import load_config
 from fudlr.debias import cost, intervals
-from fudlr.errors import DataError, UsageError
-from fudlr.files import atomic_file
 from fudlr.metrics import bootstrap
-from fudlr.progress import StageClock
 from fudlr.report import (
     ReportData,
     load_report_data,

@@ -24,13 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fudlr.checkpoint import Checkpoint
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import atomic_file
+from fudlr.common.progress import track
 from fudlr.config import TrainConfig
-from fudlr.errors import DataError, UsageError
-from fudlr.files import atomic_file
-from fudlr.progress import track
 from fudlr.run import Run, load_run
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
+from fudlr.train.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

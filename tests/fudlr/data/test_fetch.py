@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
+from fudlr.common.errors import DataError
 from fudlr.data import fetch
 from fudlr.data.splits import leave_last_out
-from fudlr.errors import DataError
 
 
 def test_missing_data_name_the_command(tmp_path):

@@ -7,10 +7,10 @@ import forms
 import numpy as np
 import polars as pl
 import pytest
+from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.config import DataConfig
 from fudlr.data import READERS, DataWarning, read_data, user_groups
 from fudlr.data.readers import find_form
-from fudlr.errors import DataError, FudlrError, UsageError
 from fudlr.run import read_data as read_configured
 
 FORM = {"recbole": "recbole", "dat": "movielens-dat", "u": "movielens-u"}

@@ -13,8 +13,8 @@ import forms
 import numpy as np
 import pytest
 from fudlr import cli
+from fudlr.common.errors import FudlrError
 from fudlr.data import DataWarning
-from fudlr.errors import FudlrError
 from typer.testing import CliRunner
 
 INPUTS = 260

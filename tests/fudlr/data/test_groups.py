@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data import (
     DataWarning,
     Interactions,
@@ -13,7 +14,6 @@ from fudlr.data import (
     tail_items,
     user_groups,
 )
-from fudlr.errors import DataError, UsageError
 
 
 def with_users(**columns):

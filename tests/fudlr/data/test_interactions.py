@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import RunConfig, merge
 from fudlr.data import (
     DataWarning,
@@ -15,7 +16,6 @@ from fudlr.data import (
     synthetic,
     time_split,
 )
-from fudlr.errors import DataError, UsageError
 
 USERS = pl.DataFrame({"user_id": ["u", "v"]})
 ITEMS = pl.DataFrame({"item_id": list("abcd")})

@@ -4,8 +4,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from fudlr.common.errors import DataError
 from fudlr.data import DataWarning, read_recbole
-from fudlr.errors import DataError
 
 INTER = """user_id:token\titem_id:token\trating:float\ttimestamp:float
 7\ta\t3\t300

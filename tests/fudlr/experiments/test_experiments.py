@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from fudlr import RunConfig
 from fudlr.cli import app
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import merge
-from fudlr.errors import DataError, UsageError
 from fudlr.experiments import EXPERIMENTS, Experiment, Options, Outcome, run_experiment
 from fudlr.experiments.planted_data import EARLY, LATE, planted_data
 from typer.testing import CliRunner

@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
+from fudlr.common.processes import in_own_process, peak_bytes
 from fudlr.experiments.stream import LENGTH, Stream
-from fudlr.processes import in_own_process, peak_bytes
 
 STREAM = Stream(seed=3, n_items=200, block_users=30)
 

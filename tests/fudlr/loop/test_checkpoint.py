@@ -4,9 +4,9 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run
-from fudlr.checkpoint import ENDING, Checkpoint
-from fudlr.errors import DataError
-from fudlr.train import train_adapter
+from fudlr.common.errors import DataError
+from fudlr.train.adapter import train_adapter
+from fudlr.train.checkpoint import ENDING, Checkpoint
 
 
 class Killed(BaseException):

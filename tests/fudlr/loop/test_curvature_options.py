@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fudlr.cli import app
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from typer.testing import CliRunner
 
 

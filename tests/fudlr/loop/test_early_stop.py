@@ -6,12 +6,12 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run, train_run
-from fudlr.adam import FILE, Adam
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.debias.evidence import gather, solvers
-from fudlr.debias.job import prepare, with_options
-from fudlr.errors import DataError, UsageError
-from fudlr.progress import StageClock
+from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.job import prepare, with_options
+from fudlr.train.adam import FILE, Adam
 from fudlr.verify import removal, retrain
 
 SHORT = {"train.epochs": 2, "debias.damping": None}
@@ -43,7 +43,7 @@ def test_a_run_keeps_what_adam_left(short_run):
     assert bool(((run.theta - run.start).abs() <= 1.01 * run.adam.rates).all())
     # The squares of a single step's gradient, were there one step: no bias is left.
     one = merge(run.config, {"train.epochs": 1, "train.batch": 10_000, "train.l2": 0.0})
-    trained = fudlr.train.train_adapter(
+    trained = fudlr.train.adapter.train_adapter(
         run.recommender, run.engine, run.split.train, one.train, run.start
     )
     run.engine.load(run.start)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from fudlr import load_run
 from fudlr.cli import app, is_expected
-from fudlr.debias.job import prepare
+from fudlr.common.errors import UsageError
+from fudlr.common.progress import StageClock
 from fudlr.debias.steps import request
-from fudlr.errors import UsageError
 from fudlr.evaluation import make_prompts
-from fudlr.grouped import UserSet, debias_groups, sets_of_column
+from fudlr.groups import UserSet, debias_groups, sets_of_column
 from fudlr.lora import load
 from fudlr.metrics import evaluate
-from fudlr.progress import StageClock
+from fudlr.pipeline.job import prepare
 from typer.testing import CliRunner
 
 OPTIONS = {

@@ -6,10 +6,10 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run
+from fudlr.common.errors import UsageError
 from fudlr.data import Samples
-from fudlr.errors import UsageError
+from fudlr.gradients.store import Store, StoreError
 from fudlr.record import append_run, later_run, record_run
-from fudlr.store import Store, StoreError
 
 SHORT = {"curve": (), "heldout": False, "objective": "arp"}
 

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 import torch
 from fudlr import load_run, verify_result, write_result
-from fudlr.candidates import sample_candidates
-from fudlr.train import train_adapter
+from fudlr.influence.candidates import sample_candidates
+from fudlr.train.adapter import train_adapter
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_interrupted_debias_leaves_nothing(run_folder, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     result = fudlr.debias(load_run(run_folder), curve=(), heldout=False)
-    monkeypatch.setattr("fudlr.results.write_report", interrupt)
+    monkeypatch.setattr("fudlr.output.results.write_report", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_result(tmp_path / "out", result)
     assert list(tmp_path.iterdir()) == []

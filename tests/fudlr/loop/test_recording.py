@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 from fudlr import load_run, lora, train_run
+from fudlr.common.errors import UsageError
 from fudlr.config import merge
-from fudlr.errors import UsageError
+from fudlr.gradients.store import Recorder, RecordingWarning, StoreError, fitting, record_rows
 from fudlr.record import record_run
-from fudlr.store import Recorder, RecordingWarning, StoreError, fitting, record_rows
 
 from fudlr_ext.errors import EngineError
 
@@ -175,7 +175,7 @@ def test_an_audit_that_fails_leaves_training_and_store_as_they_are(
     def fail(*_):
         raise error("the figures", "were lost", "Look")
 
-    monkeypatch.setattr("fudlr.recording.audit_rows", fail)
+    monkeypatch.setattr("fudlr.gradients.recording.audit_rows", fail)
     with pytest.warns(RecordingWarning, match=r"store is whole, \d+ rows, .*were lost.*`fudlr rec"):
         found = train_run(merge(tiny_config, BRIEF), tmp_path / "run")
     store = load_run(tmp_path / "run").store()

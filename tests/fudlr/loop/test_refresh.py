@@ -10,10 +10,10 @@ import pytest
 import torch
 from fudlr import load_run, lora
 from fudlr.cli import app
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import Store, StoreError, merge
+from fudlr.gradients.store.audit import stale_influences
 from fudlr.record import record_run, refresh_run, scoring
-from fudlr.store import Store, StoreError, merge
-from fudlr.store.audit import stale_influences
 from typer.testing import CliRunner
 
 SHORT = {"curve": (), "heldout": False}

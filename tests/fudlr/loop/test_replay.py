@@ -6,15 +6,15 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run, train_run
-from fudlr.checkpoint import ENDING, Checkpoint
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.progress import StageClock
 from fudlr.config import merge
-from fudlr.debias.evidence import gather, solvers
-from fudlr.debias.job import prepare, with_options
-from fudlr.debias.replayed import replay_of
-from fudlr.errors import DataError, UsageError
-from fudlr.progress import StageClock
-from fudlr.train import train_adapter
-from fudlr.trajectory import FOLDER, Steps, StepWriter
+from fudlr.influence.unroll import FOLDER, Steps, StepWriter
+from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.job import prepare, with_options
+from fudlr.pipeline.replayed import replay_of
+from fudlr.train.adapter import train_adapter
+from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
 
 SHORT = {"train.epochs": 2, "train.batch": 32, "train.through": "engine", "debias.damping": None}
@@ -211,7 +211,7 @@ def test_another_trainings_batches_do_not_stay(folder, tmp_path):
 
 def test_a_disk_without_room_is_refused_before_training(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "fudlr.trajectory.steps.shutil.disk_usage", lambda _: SimpleNamespace(free=9)
+        "fudlr.gradients.steps.shutil.disk_usage", lambda _: SimpleNamespace(free=9)
     )
     with pytest.raises(UsageError, match="GB are free"):
         train_run(merge(tiny_config, {**KEPT, "model.pretrain_epochs": 0}), tmp_path / "run")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from fudlr import load_run, write_result
 from fudlr.cli import app
-from fudlr.curvature import CURVATURES, Identity
-from fudlr.debias.signatures import SIGNATURES, Facts, Severity, look
-from fudlr.debias.signatures.influence import sign_test
-from fudlr.errors import RefusedError
+from fudlr.common.errors import RefusedError
+from fudlr.diagnostics import SIGNATURES, Facts, Severity, look
+from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
+from fudlr.influence.curvature import CURVATURES, Identity
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 

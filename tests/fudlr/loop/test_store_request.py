@@ -4,11 +4,10 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run
+from fudlr.common.errors import UsageError
+from fudlr.common.progress import StageClock
 from fudlr.debias import evidence
-from fudlr.debias.job import prepare, with_options
-from fudlr.errors import UsageError
-from fudlr.progress import StageClock
-from fudlr.store import (
+from fudlr.gradients.store import (
     Binding,
     Factors,
     Projection,
@@ -18,6 +17,7 @@ from fudlr.store import (
     fingerprint,
     record_rows,
 )
+from fudlr.pipeline.job import prepare, with_options
 
 SHORT = {"curve": (), "heldout": False}
 

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 from fudlr import load_run
 from fudlr.cli import app
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import merge
-from fudlr.errors import DataError, UsageError
-from fudlr.store import StoreError
+from fudlr.gradients.store import StoreError
 from fudlr.sweep import Grid, points, rank, sweep_run
 from fudlr.sweep.grid import parse_list
 from typer.testing import CliRunner

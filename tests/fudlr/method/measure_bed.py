@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 from bed import L2, Bed, N, bed
-from fudlr.batches import Batches
-from fudlr.curvature import GGN, BlockFisher, EmpiricalFisher, Hessian, Identity
-from fudlr.curvature.blocks import block_slices
-from fudlr.files import write_json
-from fudlr.influence import influence
-from fudlr.mask import threshold_mask
-from fudlr.solvers import make_solver
-from fudlr.store import MemoryRows
-from fudlr.update import KeptLoss, newton_update, removal_update, series_update
+from fudlr.common.batches import Batches
+from fudlr.common.files import write_json
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.curvature import GGN, BlockFisher, EmpiricalFisher, Hessian, Identity
+from fudlr.influence.curvature.blocks import block_slices
+from fudlr.influence.mask import threshold_mask
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver
+from fudlr.influence.update import KeptLoss, newton_update, removal_update, series_update
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))

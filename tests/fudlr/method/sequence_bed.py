@@ -7,9 +7,9 @@ engine's. Sequences differ in length, so that positions without a gradient exist
 from __future__ import annotations
 
 import torch
-from fudlr.batches import Batches
-from fudlr.curvature import Parts
-from fudlr.store import MemoryRows
+from fudlr.common.batches import Batches
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.curvature import Parts
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fudlr.adam import Adam
-from fudlr.curvature import EmpiricalFisher
-from fudlr.errors import UsageError
-from fudlr.solvers import InMetric, make_solver
-from fudlr.store import CentredRows, MemoryRows
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import CentredRows, MemoryRows
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.solvers import InMetric, make_solver
+from fudlr.train.adam import Adam
 
 D, N = 12, 40
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from fudlr.candidates import STRATEGIES, Candidacy, choose_candidates, sample_candidates
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
+from fudlr.influence.candidates import STRATEGIES, Candidacy, choose_candidates, sample_candidates
 
 N = 1003
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 from bed import L2, Bed, N
-from fudlr.batches import Batches
-from fudlr.curvature import GGN, Hessian
-from fudlr.errors import UsageError
-from fudlr.influence import influence
-from fudlr.mask import threshold_mask
-from fudlr.solvers import make_solver
-from fudlr.store import MemoryRows
-from fudlr.update import KeptLoss, newton_update, removal_update, series_update
+from fudlr.common.batches import Batches
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.curvature import GGN, Hessian
+from fudlr.influence.mask import threshold_mask
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver
+from fudlr.influence.update import KeptLoss, newton_update, removal_update, series_update
 from torch.func import grad
 
 OPTIONS = {"max_steps": 300, "tolerance": 1e-10}

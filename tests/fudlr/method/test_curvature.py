@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fudlr.batches import Batches
-from fudlr.curvature import CURVATURES, BlockFisher, Invertible, TrueFisher
-from fudlr.curvature.blocks import block_slices
-from fudlr.errors import DataError, UsageError
-from fudlr.store import MemoryRows, StreamedRows
+from fudlr.common.batches import Batches
+from fudlr.common.errors import DataError, UsageError
+from fudlr.gradients.store import MemoryRows, StreamedRows
+from fudlr.influence.curvature import CURVATURES, BlockFisher, Invertible, TrueFisher
+from fudlr.influence.curvature.blocks import block_slices
 from sequence_bed import SEED, STEPS, N, SequenceBed, forward, loss
 from torch import nn
 

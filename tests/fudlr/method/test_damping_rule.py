@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fudlr.errors import NumericalError
-from fudlr.request import choose_damping, stationarity
+from fudlr.common.errors import NumericalError
+from fudlr.pipeline.request import choose_damping, stationarity
 
 START, THETA = torch.zeros(8), torch.arange(8.0)
 L2 = 0.1

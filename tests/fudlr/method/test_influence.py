@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from bed import L2, N, Popularity, Side
-from fudlr.curvature import EmpiricalFisher
-from fudlr.errors import DataError, NumericalError, UsageError
-from fudlr.gradients import VALIDATION_LOSS, metric_gradients
-from fudlr.influence import influence
-from fudlr.solvers import Status, make_solver
-from fudlr.store import MemoryRows
-from fudlr.update import removal_update
+from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.gradients.metric import VALIDATION_LOSS, metric_gradients
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import Status, make_solver
+from fudlr.influence.update import removal_update
 
 
 class Gap:

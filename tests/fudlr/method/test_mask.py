@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from fudlr.candidates import sample_candidates
-from fudlr.errors import NumericalError, UsageError
-from fudlr.mask import gradient_descent_mask, scores, threshold_mask
+from fudlr.common.errors import NumericalError, UsageError
+from fudlr.influence.candidates import sample_candidates
+from fudlr.influence.mask import gradient_descent_mask, scores, threshold_mask
 
 
 def normal(n, seed=0):

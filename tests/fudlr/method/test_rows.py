@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 from bed import N
-from fudlr.batches import Batches
-from fudlr.errors import DataError, NumericalError, UsageError
-from fudlr.store import MemoryRows, StreamedRows, record_rows
+from fudlr.common.batches import Batches
+from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.gradients.store import MemoryRows, StreamedRows, record_rows
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

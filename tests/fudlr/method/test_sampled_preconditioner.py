@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fudlr.errors import DataError
-from fudlr.solvers import sampled_preconditioner, solve_cg
-from fudlr.solvers.sampled import EXCESS
+from fudlr.common.errors import DataError
+from fudlr.influence.solvers import sampled_preconditioner, solve_cg
+from fudlr.influence.solvers.sampled import EXCESS
 
 
 def rows(n, p):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from fudlr.curvature import EmpiricalFisher, Identity
-from fudlr.errors import DataError, NumericalError, UsageError
-from fudlr.solvers import (
+from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.curvature import EmpiricalFisher, Identity
+from fudlr.influence.solvers import (
     SOLVERS,
     Status,
     make_solver,
@@ -15,7 +16,6 @@ from fudlr.solvers import (
     solve_lissa,
     solve_woodbury,
 )
-from fudlr.store import MemoryRows
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

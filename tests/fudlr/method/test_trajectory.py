@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fudlr.debias.trajectory_rows import TrajectoryRows
-from fudlr.errors import DataError, ModelError
-from fudlr.trajectory import Replay, Steps, StepWriter
-from fudlr.trajectory.adam import AdamStep, Moments
-from fudlr.trajectory.response import Response, Terms, pairs
+from fudlr.common.errors import DataError, ModelError
+from fudlr.influence.unroll import Replay, Steps, StepWriter
+from fudlr.influence.unroll.adam import AdamStep, Moments
+from fudlr.influence.unroll.response import Response, Terms, pairs
+from fudlr.pipeline.trajectory_rows import TrajectoryRows
 
 SHAPES = {"q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2), "v.lora_A.w": (2, 4), "v.lora_B.w": (3, 2)}
 D = sum(a * b for a, b in SHAPES.values())

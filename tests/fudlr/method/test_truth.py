@@ -3,11 +3,11 @@
 import pytest
 import torch
 from bed import L2, SMALL, Bed, N
-from fudlr.influence import influence
-from fudlr.mask import scores, threshold_mask
-from fudlr.solvers import make_solver
-from fudlr.store import MemoryRows
-from fudlr.update import removal_update
+from fudlr.gradients.store import MemoryRows
+from fudlr.influence.mask import scores, threshold_mask
+from fudlr.influence.scores import influence
+from fudlr.influence.solvers import make_solver
+from fudlr.influence.update import removal_update
 from torch.func import grad
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from fudlr.errors import NumericalError, UsageError
+from fudlr.common.errors import NumericalError, UsageError
 from fudlr.metrics import METRICS, Side, catalogue_softmax, evaluate, top_k
 from metric_cases import TRUTH, M, N, problem
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from fudlr.errors import NumericalError, UsageError
+from fudlr.common.errors import NumericalError, UsageError
 from fudlr.metrics import METRICS, Objective, evaluate, from_function, metric_gradient, register
 from metric_cases import problem
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from fudlr.errors import UsageError
+from fudlr.common.errors import UsageError
 from fudlr.metrics import (
     METRICS,
     bootstrap,

@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from fudlr.errors import NumericalError, UsageError
+from fudlr.common.errors import NumericalError, UsageError
 from fudlr.metrics import METRICS, Side, from_lists, metric_gradient, top_k
 from fudlr.metrics.score_function import DrawnLists
 from metric_cases import problem

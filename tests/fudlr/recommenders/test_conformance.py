@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import merge
-from fudlr.errors import DataError, UsageError
 from fudlr.evaluation import make_prompts
-from fudlr.gradients import metric_gradients
+from fudlr.gradients.metric import metric_gradients
 from fudlr.recommenders import RECOMMENDERS
 from fudlr.recommenders.prompting import scattered
 from prompt_models import (

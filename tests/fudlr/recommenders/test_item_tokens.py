@@ -5,12 +5,12 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 import torch
+from fudlr.common.errors import ModelError
 from fudlr.config import LoraSettings, ModelConfig
 from fudlr.data import leave_last_out, synthetic
-from fudlr.errors import ModelError
 from fudlr.lora import attach
-from fudlr.pretrain import small_llama
 from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens, item_tokens
+from fudlr.train.pretrain import small_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from fudlr import lora
+from fudlr.common.errors import ModelError
 from fudlr.config import LoraSettings, TrainConfig
-from fudlr.errors import ModelError
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from peft import LoraConfig, PeftModel, get_peft_model
 from prompt_models import ARCHITECTURES, KINDS, adapted, base, recommender, split
 from torch import nn

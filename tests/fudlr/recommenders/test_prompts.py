@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import yaml
-from fudlr.errors import ModelError, UsageError
+from fudlr.common.errors import ModelError, UsageError
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import Template, load_template, shipped
-from fudlr.small_text import train_tokenizer
+from fudlr.train.small_text import train_tokenizer
 from prompt_models import recommender, split
 
 TITLES = ["Red Film", "Blue Film", "Green Film"]

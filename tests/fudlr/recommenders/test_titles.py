@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from fudlr.errors import DataError, ModelError
+from fudlr.common.errors import DataError, ModelError
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import Template
 from fudlr.recommenders.titles import Titles
 from fudlr.recommenders.tree import TokenTree, walk
-from fudlr.small_text import train_tokenizer
+from fudlr.train.small_text import train_tokenizer
 from prompt_models import ARCHITECTURES, adapted, base, config, recommender, split
 from torch import nn
 from torch.nn.functional import cross_entropy

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from fudlr import train
+from fudlr.common.errors import UsageError
 from fudlr.config import RunConfig, TrainConfig, merge
-from fudlr.errors import UsageError
-from fudlr.train import train_adapter
+from fudlr.train.adapter import train_adapter
 from prompt_models import adapted, base, recommender, split
 from torch import nn
 

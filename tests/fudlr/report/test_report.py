@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from fudlr.errors import DataError
+from fudlr.common.errors import DataError
 from fudlr.report import (
     ReportData,
     load_report_data,

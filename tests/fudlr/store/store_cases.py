@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fudlr.store import Binding, Store, StoreWriter, fingerprint
-from fudlr.store.encoding import encode, room
+from fudlr.gradients.store import Binding, Store, StoreWriter, fingerprint
+from fudlr.gradients.store.encoding import encode, room
 
 BINDING = Binding(*(fingerprint(name) for name in ("model", "adapter", "data", "order")))
 OTHER = fingerprint("something else")

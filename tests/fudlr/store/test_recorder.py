@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
+from fudlr.common.errors import UsageError
 from fudlr.config import RecordConfig
-from fudlr.errors import UsageError
-from fudlr.store import Recorder, Store, StoreError
-from fudlr.store.writer import PROJECTION
+from fudlr.gradients.store import Recorder, Store, StoreError
+from fudlr.gradients.store.writer import PROJECTION
 from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples, take
 
 from fudlr_ext.errors import EngineError, NoGradientError
@@ -137,7 +137,7 @@ def test_training_is_the_same_bit_for_bit_and_no_hook_stays(tmp_path):
 
 
 def test_the_store_is_bound_to_the_adapter_that_the_epoch_left(tmp_path):
-    from fudlr.store import fingerprint, model_fingerprint
+    from fudlr.gradients.store import fingerprint, model_fingerprint
 
     from fudlr_ext import Engine
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from fudlr.store import Binding, Store, StoredRows, StoreError, StoreWriter
+from fudlr.gradients.store import Binding, Store, StoredRows, StoreError, StoreWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_cases import BINDING, DTYPES, OTHER, random_rows, write_store
@@ -177,7 +177,7 @@ def test_the_writer_drops_its_own_temporary_shard_and_no_other(folder):
 
 
 def test_a_full_disk_stops_the_writer_and_keeps_what_is_stored(tmp_path, monkeypatch):
-    from fudlr.store import shards
+    from fudlr.gradients.store import shards
 
     real = shards._write_all
 

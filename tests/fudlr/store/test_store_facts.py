@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from fudlr.store import Store, StoreError, StoreWriter, merge, random_projection
-from fudlr.store import writer as writer_module
-from fudlr.store.audit import AUDIT, save_audit
-from fudlr.store.facts import facts_name
-from fudlr.store.writer import PROJECTION
+from fudlr.gradients.store import Store, StoreError, StoreWriter, merge, random_projection
+from fudlr.gradients.store import writer as writer_module
+from fudlr.gradients.store.audit import AUDIT, save_audit
+from fudlr.gradients.store.facts import facts_name
+from fudlr.gradients.store.writer import PROJECTION
 from store_cases import BINDING, random_rows
 
 SHAPES = {"m.lora_B.weight": (12, 2)}

@@ -4,8 +4,8 @@ import io
 
 import pytest
 import torch
-from fudlr.errors import UsageError
-from fudlr.store import (
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import (
     Binding,
     PrincipalAccumulator,
     Store,
@@ -14,8 +14,8 @@ from fudlr.store import (
     merge,
     random_projection,
 )
-from fudlr.store.audit import audit_rows, save_audit
-from fudlr.store.commands import store_info, store_merge, store_verify
+from fudlr.gradients.store.audit import audit_rows, save_audit
+from fudlr.gradients.store.commands import store_info, store_merge, store_verify
 from rich.console import Console
 from store_cases import BINDING, DTYPES, OTHER, random_rows, write_store
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fudlr.store import Store, StoreError, StoreWriter
+from fudlr.gradients.store import Store, StoreError, StoreWriter
 from store_cases import BINDING, random_rows, write_store
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, "tests/fudlr/store")
 from store_cases import BINDING, random_rows
-from fudlr.store import StoreWriter
+from fudlr.gradients.store import StoreWriter
 folder = Path(sys.argv[1])
 rows = random_rows(90, 17)
 torch.set_num_threads(1)
@@ -92,7 +92,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, "tests/fudlr/store")
 from store_cases import BINDING
-from fudlr.store import Store, StoredRows, StoreWriter
+from fudlr.gradients.store import Store, StoredRows, StoreWriter
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fudlr.common.errors import UsageError
 from fudlr.config import RecordConfig
-from fudlr.errors import UsageError
-from fudlr.store import Factors, PrincipalAccumulator, Projection, StoreError, random_projection
-from fudlr.store import principal as principal_module
-from fudlr.store.encoding import row_bytes
-from fudlr.store.fitting import ROW_EXTRA, fit
-from fudlr.store.principal import SecondMoment
-from fudlr.store.random_projection import KINDS, random_factor
+from fudlr.gradients.store import (
+    Factors,
+    PrincipalAccumulator,
+    Projection,
+    StoreError,
+    random_projection,
+)
+from fudlr.gradients.store import principal as principal_module
+from fudlr.gradients.store.encoding import row_bytes
+from fudlr.gradients.store.fitting import ROW_EXTRA, fit
+from fudlr.gradients.store.principal import SecondMoment
+from fudlr.gradients.store.random_projection import KINDS, random_factor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fudlr.store import Binding, Stale, StoreError, merge, refresh
-from fudlr.store.audit import stale_influences
+from fudlr.gradients.store import Binding, Stale, StoreError, merge, refresh
+from fudlr.gradients.store.audit import stale_influences
 from store_cases import BINDING, DTYPES, OTHER, random_rows, write_store
 
 UPDATED = Binding(**{**BINDING.__dict__, "adapter": OTHER})

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from fudlr.errors import UsageError
-from fudlr.store import Binding, Store, StoreError, StoreWriter, fingerprint
-from fudlr.store.encoding import SCALE_BLOCK, decode, row_bytes
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import Binding, Store, StoreError, StoreWriter, fingerprint
+from fudlr.gradients.store.encoding import SCALE_BLOCK, decode, row_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

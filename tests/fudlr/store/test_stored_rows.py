@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fudlr.errors import DataError, UsageError
-from fudlr.store import MemoryRows, StoredRows, StoreError
-from fudlr.store.encoding import decode
-from fudlr.store.products import block_products
+from fudlr.common.errors import DataError, UsageError
+from fudlr.gradients.store import MemoryRows, StoredRows, StoreError
+from fudlr.gradients.store.encoding import decode
+from fudlr.gradients.store.products import block_products
 from store_cases import DTYPES, encoded, random_rows, write_store
 
 

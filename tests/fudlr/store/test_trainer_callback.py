@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from fudlr.errors import UsageError
-from fudlr.store import (
+from fudlr.common.errors import UsageError
+from fudlr.gradients.store import (
     Numbered,
     Recorder,
     RecorderCallback,

@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 import torch
 from fudlr import load_run
+from fudlr.common.errors import UsageError
 from fudlr.compare import RIVALS, compare_run, print_comparison, write_comparison
 from fudlr.compare.base import Setting, as_scores
 from fudlr.compare.comparison import Comparison
 from fudlr.compare.groups import item_classes
-from fudlr.errors import UsageError
 from fudlr.metrics import evaluate, top_k
 from rich.console import Console
 

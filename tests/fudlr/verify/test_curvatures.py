@@ -5,8 +5,8 @@ from dataclasses import replace
 import fudlr
 import pytest
 from fudlr import load_run, removal
-from fudlr.curvature import CURVATURES
-from fudlr.errors import RefusedError
+from fudlr.common.errors import RefusedError
+from fudlr.influence.curvature import CURVATURES
 
 
 def lost(summary):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fudlr.errors import DataError, UsageError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.verify import Checks, agreement, random_removals, targeted_removals
 from fudlr.verify.forgetting import returned
 from fudlr.verify.planted import first_share

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fudlr import load_run
-from fudlr.errors import DataError, UsageError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.verify import Job, removal, retrain, retraining
 from fudlr.verify.retraining import key
 

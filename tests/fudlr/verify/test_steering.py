@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 import torch
 from fudlr import load_run, verify_result, write_result
+from fudlr.common.errors import UsageError
 from fudlr.config import RunConfig, merge
 from fudlr.debias.steering import MODES, OWN_MASKS
-from fudlr.errors import UsageError
 
 OPTIONS = {"curve": (), "heldout": False, "lambda_acc": 0.5, "rows": "memory"}
 

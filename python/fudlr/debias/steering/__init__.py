@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fudlr.debias.evidence import Evidence
-from fudlr.debias.job import Job
 from fudlr.debias.steering.base import Mode, Steered, Steering
 from fudlr.debias.steering.direct import direct, metric_steps
 from fudlr.debias.steering.line_search import line_search
 from fudlr.debias.steering.signed import signed
 from fudlr.debias.steering.soft import soft
 from fudlr.evaluation import Prompts
-from fudlr.gradients import MetricGradients
-from fudlr.request import Answer
-from fudlr.update import finish
+from fudlr.gradients.metric import MetricGradients
+from fudlr.influence.update import finish
+from fudlr.pipeline.evidence import Evidence
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import Answer
 
 MODES: dict[str, Mode] = {
     "line_search": line_search,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.debias.evidence import Evidence
-from fudlr.debias.job import Job
 from fudlr.evaluation import Prompts
-from fudlr.gradients import MetricGradient
-from fudlr.request import Answer
-from fudlr.solvers import Solution
+from fudlr.gradients.metric import MetricGradient
+from fudlr.influence.solvers import Solution
+from fudlr.pipeline.evidence import Evidence
+from fudlr.pipeline.job import Job
+from fudlr.pipeline.request import Answer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fudlr.debias.steering.base import Steered, Steering
-from fudlr.gradients import VALIDATION_LOSS, MetricGradient
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
 
 RATE = 1e-3
 """Adam's learning rate."""

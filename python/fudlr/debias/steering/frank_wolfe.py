@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fudlr.debias.steering.base import Steered, Steering
-from fudlr.gradients import VALIDATION_LOSS, MetricGradient
-from fudlr.influence import influence
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
+from fudlr.influence.scores import influence
 
 Vertex = Callable[[Tensor, int], Tensor]
 """From the slope of J [n] and the budget's samples to the best allowed vertex [n]."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fudlr.debias.steering.base import Steered, Steering
 from fudlr.debias.steering.frank_wolfe import frank_wolfe
-from fudlr.mask import threshold_mask
+from fudlr.influence.mask import threshold_mask
 
 
 def soft(steering: Steering) -> Steered:

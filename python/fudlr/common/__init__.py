@@ -1,0 +1,1 @@
+"""What everything may use, and each other: errors, files, progress, batches, processes."""

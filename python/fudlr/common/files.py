@@ -1,0 +1,274 @@
+"""Files that are either whole or absent, and folders that nobody else's work is lost in.
+
+A file or folder is written under a temporary name, flushed, and renamed. A folder written here
+carries a marker with the names that were put into it. Only a folder with that marker is replaced,
+and only where every name in it is one of ours: anything else is refused before long work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fnmatch
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fudlr.common.errors import FudlrError, UsageError
+
+MARKER = ".fudlr.json"
+"""The marker: {"kind": ..., "files": [names relative to the folder]}."""
+
+STORE_FILES = ("rows-*.safetensors", "facts-*.safetensors", "step-*.safetensors", ".writer-*.lock",
+               "manifest.json", "audit.json", "points.json", "projection.safetensors")  # fmt: skip
+"""Names in a folder of gradients."""
+
+ADDED = {
+    "store": STORE_FILES,
+    "run": ("store/*", "store.recording/*", "trajectory/*"),
+    "result": ("retrainings/*.safetensors", "retrained/*"),
+    "sweep": ("sweep.*", "points/*.json", "retrainings/*.safetensors"),
+    "comparison": ("comparison.*", "*/*.json", "*/*.safetensors"),
+}
+"""What our own commands add to a folder of each kind after it was written, as patterns."""
+
+
+_TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    """A name next to `path` that nothing has yet."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it and rename it over `path`.
+
+    Raises:
+        UsageError: `path` is a link, a folder, a device or another special file.
+    """
+    check_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    # Opened here, and not by mkstemp, so that the user's umask decides who may read it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success flush it and put it in `path`'s place.
+
+    Args:
+        path: Where the folder goes. One of the same kind that is there already is replaced.
+        kind: What the folder holds, as its marker says: `run`, `result`, `adapter`, …
+
+    Raises:
+        UsageError: `check_replaceable` refuses `path`, before and after the work.
+    """
+    check_replaceable(path, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _mark(temporary, kind)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        check_replaceable(path, kind)
+        if path.exists():
+            _exchange(temporary, path)
+        else:
+            temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _mark(folder: Path, kind: str) -> None:
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+    text = json.dumps({"kind": kind, "files": files}, indent=1, ensure_ascii=False) + "\n"
+    with atomic_file(folder / MARKER) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put `new` where `path` is, and the earlier folder where `new` was, in one step if possible.
+
+    A process killed in between leaves both folders, under one name or the other.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        names = os.fsencode(new), os.fsencode(path)
+        if not call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(path))
+    aside = _beside(path)
+    path.replace(aside)
+    try:
+        new.replace(path)
+    except BaseException:
+        aside.replace(path)
+        raise
+    aside.replace(new)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN is refused, since JSON has none."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise before long work where `folder` cannot be created or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".fudlr.{secrets.token_hex(4)}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise FudlrError(
+            f"results were to be written to {folder}",
+            f"it cannot be written ({error.strerror})",
+            "Choose another folder with --out, or change its permissions",
+        ) from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse to write a file over a link, a folder, a device or another special file.
+
+    Raises:
+        UsageError: With what is there.
+    """
+    found = _special(path)
+    if found is None and path.is_dir():
+        found = "it is a folder"
+    if found is not None:
+        raise UsageError(
+            f"a file was to be written to {path}", found, "Name a regular file, or a new name"
+        )
+
+
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Refuse to replace anything but an earlier folder of the same kind that we wrote.
+
+    Args:
+        folder: Where a folder of results is to go.
+        kind: What it is to hold; see `atomic_folder`.
+
+    Raises:
+        UsageError: `folder` is a link, a mount point or a special file; or it is not empty and
+            has no marker of this kind, or holds names that we did not put there.
+        FudlrError: The folder above it cannot be written.
+    """
+    asked = f"a folder ({kind}) was to be written to {folder}"
+    found = _special(folder)
+    if found is None and folder.exists() and not folder.is_dir():
+        found = "it is a file"
+    if found is None and folder.is_mount():
+        found = "it is a mount point, which cannot be replaced"
+        raise UsageError(asked, found, f"Name a folder below it, such as {folder / kind}")
+    if found is not None:
+        raise UsageError(asked, found, "Name a new folder with --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        found = _why_not_ours(folder, kind)
+        if found is not None:
+            raise UsageError(
+                asked, found, "Name a new or empty folder with --out, so that nothing is lost"
+            )
+    check_writable(folder.parent)
+
+
+def claim_folder(folder: Path, kind: str) -> None:
+    """Make `folder` ours, to write files into one by one; one that is ours already stays as it is.
+
+    Raises:
+        UsageError: As `check_replaceable`.
+    """
+    check_replaceable(folder, kind)
+    check_writable(folder)
+    if not (folder / MARKER).is_file():
+        _mark(folder, kind)
+
+
+def _special(path: Path) -> str | None:
+    """What is at `path`, where that is neither nothing, nor a regular file, nor a folder."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return None
+    if stat.S_ISLNK(mode):
+        return f"it is a link to {os.readlink(path)}; name that place itself"
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        return "it is a device, pipe or socket"
+    return None
+
+
+def _why_not_ours(folder: Path, kind: str) -> str | None:
+    """Why `folder` is not one of `kind` that we wrote with nothing else in it; None if it is."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        ours, written = str(marker["kind"]), frozenset(map(str, marker["files"]))
+    except FileNotFoundError:
+        return f"it holds other files, and no {MARKER} that says that fudlr wrote it"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MARKER} is damaged"
+    if ours != kind:
+        return f"it holds a folder of another kind: {ours}"
+    foreign = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if not _is_ours(path, folder, written, ADDED.get(kind, ()))
+    )
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        return f"it also holds what fudlr did not put there: {', '.join(foreign[:3])}{more}"
+    return None
+
+
+def _is_ours(path: Path, folder: Path, written: frozenset[str], added: tuple[str, ...]) -> bool:
+    name = path.relative_to(folder).as_posix()
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return any(other.startswith(name + "/") for other in written) or any(
+            fnmatch.fnmatchcase(name + "/", pattern.rpartition("/")[0] + "/") for pattern in added
+        )
+    left = _TEMPORARY.fullmatch(path.name)
+    if left is not None:  # of a write that was killed
+        name = (path.relative_to(folder).parent / (left[1] + (left[2] or ""))).as_posix()
+    if path.name == MARKER or name in written:
+        return True
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in added):
+        return False
+    gradients = path.parent.name in ("store", "store.recording", "trajectory")
+    return not gradients or any(fnmatch.fnmatchcase(path.name, each) for each in STORE_FILES)

@@ -1,0 +1,1 @@
+"""Per-sample gradients: in memory, streamed, stored; and the gradients of metrics."""

@@ -1,0 +1,308 @@
+"""Gradients of metrics over many users, and of their mean loss, in one pass over the users.
+
+    ∇F_j(θ) = Σ_users (∂scores_u/∂θ)ᵀ ∂F_j/∂scores_u
+
+∂F_j/∂scores_u hangs on all users together (group means, entropies), so that nothing can go back
+before every user is scored. The forward passes' graphs are kept until then where they fit into
+memory; where they do not, users are scored without a graph, which some recommenders do for less,
+and each batch is run again. Both are exact, and never a sample of the users.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.common.progress import PATIENCE, track
+from fudlr.data import Samples
+from fudlr.recommenders import Recommender
+
+VALIDATION_LOSS = "val_loss"
+"""Name of the mean loss of the prompts among the gradients."""
+GRAPH_BYTES = 2 * 2**30
+"""Memory that kept graphs may take; beyond it each batch is run a second time."""
+
+Progress = Callable[[int, int], None]
+
+
+class Surrogate(Protocol):
+    """A metric as far as its gradient goes."""
+
+    @property
+    def name(self) -> str:
+        """Key of the metric in results."""
+        ...
+
+    def surrogate(self, scores: Tensor, side: Any) -> Tensor:
+        """Differentiable value, a scalar, from scores `[n, M]`."""
+        ...
+
+
+class Pullback(Protocol):
+    """A forward pass that can be gone back."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it gave, detached."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """Bytes that its graph keeps beside what autograd saves."""
+        ...
+
+    def vjp(self, cotangents: Any) -> Tensor:
+        """Gradients `[k, d]` of whatever hangs on the outputs with k `cotangents` each."""
+        ...
+
+
+class PullbackEngine(Protocol):
+    """What metric gradients ask of an engine; `fudlr_ext.Engine` has it."""
+
+    def pullback(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> Pullback:
+        """Run `forward` and keep its graph."""
+        ...
+
+
+class MetricGradient(NamedTuple):
+    """A metric's surrogate value, and its gradient over the adapter, `[d]`."""
+
+    value: float
+    gradient: Tensor
+
+
+class MetricGradients(dict[str, MetricGradient]):
+    """By metric name, and what else the pass over the prompts gave.
+
+    Attributes:
+        scores: Of the prompts, `[n, M]`.
+        parts: What each of K parts of the prompts adds to the gradients, `[K, k, d]`, in the order
+            of the names; None where it was not asked for.
+    """
+
+    def __init__(
+        self, found: dict[str, MetricGradient], scores: Tensor, parts: Tensor | None
+    ) -> None:
+        super().__init__(found)
+        self.scores, self.parts = scores, parts
+
+
+def metric_gradients(
+    recommender: Recommender,
+    engine: PullbackEngine,
+    samples: Samples,
+    side: Any,
+    metrics: Sequence[Surrogate],
+    *,
+    validation_loss: bool = True,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+    graph_bytes: int = GRAPH_BYTES,
+    parts: int = 0,
+) -> MetricGradients:
+    """Values and gradients of metrics over many prompts, and of the prompts' mean loss.
+
+    Args:
+        recommender: Gives batches, outputs, scores and losses.
+        engine: Takes cotangents through the model.
+        samples: The n prompts.
+        side: What the metrics know of these prompts, row by row.
+        metrics: Each with a `name` and a `surrogate`.
+        validation_loss: Whether the mean loss joins them, as `VALIDATION_LOSS`; it costs a
+            backward pass of its own.
+        batch_size: Prompts a batch.
+        progress: Told the prompts done and the prompts in all, on the way back.
+        graph_bytes: Memory for kept graphs, by the first batch's; see `GRAPH_BYTES`.
+        parts: Also keep what each of so many parts of the prompts, in their order, adds; batches
+            are made small enough for it.
+
+    Raises:
+        UsageError: Nothing to differentiate, or a name that occurs twice.
+        DataError: No prompts.
+        NumericalError: Scores, a metric's value or its gradient are not finite.
+    """
+    names = [metric.name for metric in metrics] + [VALIDATION_LOSS] * validation_loss
+    _check_request(names, len(samples))
+
+    def scores_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = recommender.forward(model, batch)
+        scores = recommender.item_scores(outputs, batch).float()
+        losses = recommender.loss(outputs, batch).float()
+        return scores, losses if validation_loss else losses.detach()
+
+    parts = min(parts, len(samples))
+    if parts:
+        batch_size = min(batch_size, math.ceil(len(samples) / parts))
+    batches = _Batches(recommender, samples, batch_size)
+    # The model is in memory anyway, however many graphs refer to it.
+    weights = {p.untyped_storage().data_ptr() for p in recommender.model.parameters()}
+    kept, scores, losses = _score(engine, scores_and_loss, batches, graph_bytes, weights)
+    values, through_scores = _surrogates(metrics, scores, side)
+    n, k = len(samples), len(names)
+    through_loss = losses.new_zeros(k, n)
+    if validation_loss:
+        values.append(float(losses.mean()))
+        through_loss[-1] = 1 / n
+        through_scores.append(torch.zeros_like(scores))
+    cotangents = torch.stack(through_scores)
+    shares: list[Tensor] = []
+    total: Tensor | None = None
+    shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
+    for number, (part, batch) in enumerate(shown):
+        way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
+        pulled = _pull(way, cotangents[:, part], through_loss[:, part])
+        if parts and len(shares) <= number * parts // len(batches):
+            shares.append(pulled)  # the first batch of its part
+        elif parts:
+            shares[-1] = shares[-1] + pulled
+        total = pulled if total is None else total + pulled
+        if progress is not None:
+            progress(part.stop, n)
+    assert total is not None  # there is at least one prompt
+    for name, gradient in zip(names, total, strict=True):
+        _check_finite(name, gradient)
+    return MetricGradients(
+        {
+            name: MetricGradient(value, gradient)
+            for name, value, gradient in zip(names, values, total, strict=True)
+        },
+        scores,
+        torch.stack(shares) if shares else None,
+    )
+
+
+def _pull(way: Pullback, through_scores: Tensor, through_loss: Tensor) -> Tensor:
+    """What a batch adds to the gradients `[k, d]`; no backward pass for metrics blind to it."""
+    live = through_scores.flatten(1).any(1) | through_loss.any(1)
+    if bool(live.all()):
+        return way.vjp((through_scores, through_loss))
+    live[0] |= not bool(live.any())  # the width comes from a pass
+    found = way.vjp((through_scores[live], through_loss[live]))
+    return found.new_zeros(len(live), found.shape[1]).masked_scatter(live[:, None], found)
+
+
+class _Batches:
+    """The prompts batch by batch, the same batches on every pass: a recommender may keep in them
+    what it wrote."""
+
+    def __init__(self, recommender: Recommender, samples: Samples, size: int) -> None:
+        self._source = recommender.batches(samples, size, scoring=True)
+        self._made: list[Any] = []
+        self._cuts = [
+            slice(start, min(start + size, len(samples))) for start in range(0, len(samples), size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __iter__(self) -> Iterator[tuple[slice, Any]]:
+        for number, cut in enumerate(self._cuts):
+            if number == len(self._made):
+                self._made.append(next(self._source))
+            yield cut, self._made[number]
+
+
+def _score(
+    engine: PullbackEngine,
+    forward: Callable[..., Any],
+    batches: _Batches,
+    graph_bytes: int,
+    weights: Container[int],
+) -> tuple[list[Pullback], Tensor, Tensor]:
+    """Scores and losses of all prompts; the way back from each batch, or none where too large."""
+
+    def without_graph(model: nn.Module, batch: Any) -> Any:
+        with torch.no_grad():
+            return forward(model, batch)
+
+    kept: list[Pullback] = []
+    scores, losses = [], []
+    fits = True
+    shown = track(batches, len(batches), "score prompts", delay=PATIENCE)
+    for number, (_, batch) in enumerate(shown):
+        if number == 0:
+            with _saved_bytes(weights) as sizes:
+                way = engine.pullback(forward, batch)
+            fits = (way.held + sum(sizes.values())) * len(batches) <= graph_bytes
+        else:
+            way = engine.pullback(forward if fits else without_graph, batch)
+        found_scores, found_losses = way.outputs
+        scores.append(found_scores)
+        losses.append(found_losses)
+        if fits:
+            kept.append(way)
+    return kept, torch.cat(scores), torch.cat(losses)
+
+
+@contextmanager
+def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
+    """Bytes of what the graph made within keeps beside the weights, by storage."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    with hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+def _surrogates(
+    metrics: Sequence[Surrogate], scores: Tensor, side: Any
+) -> tuple[list[float], list[Tensor]]:
+    """Value and ∂value/∂scores `[n, M]` of every metric."""
+    if not bool(scores.isfinite().all()):
+        row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
+        raise NumericalError(
+            "prompts were to be scored",
+            f"the scores of prompt {row} are not finite",
+            "Look for NaN in the model's weights, or use float32",
+        )
+    values, cotangents = [], []
+    for metric in metrics:
+        leaf = scores.detach().requires_grad_()
+        value = metric.surrogate(leaf, side)
+        if value.dim() or not value.requires_grad or not bool(value.isfinite()):
+            raise NumericalError(
+                f"the gradient of {metric.name} was to be computed",
+                f"its surrogate is not a finite, differentiable scalar (it gave {value})",
+                "Write the surrogate in differentiable torch operations on the scores",
+            )
+        (cotangent,) = torch.autograd.grad(value, leaf)
+        values.append(float(value.detach()))
+        cotangents.append(cotangent)
+    return values, cotangents
+
+
+def _check_request(names: Sequence[str], n: int) -> None:
+    if not names or len(set(names)) < len(names):
+        raise UsageError(
+            "metrics were to be differentiated",
+            f"{list(names)}: none, or one of them twice",
+            "Name at least one metric, and each once",
+        )
+    if n == 0:
+        raise DataError(
+            f"the gradients of {', '.join(names)} were to be computed",
+            "there are no prompts",
+            "Give at least one validation prompt",
+        )
+
+
+def _check_finite(name: str, gradient: Tensor) -> None:
+    broken = int((~gradient.isfinite()).sum())
+    if broken:
+        raise NumericalError(
+            f"the gradient of {name} was to be used",
+            f"{broken} of its {gradient.numel()} entries are not finite",
+            "Look for a division by zero or a logarithm of zero in the metric's surrogate",
+        )

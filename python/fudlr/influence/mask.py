@@ -1,0 +1,276 @@
+"""Which samples to remove: scores, the threshold rule under a budget, and gradient descent.
+
+The objective over a mask m ∈ [0, 1]ⁿ, linearised at θ* and scaled to equal spread, is
+
+    Σ m_i score_i,   score_i = λ_fair · s_i / std(s) + λ_acc · a_i / std(a) + λ_spa
+
+with s and a the influence on the unfairness and on the validation loss (both lower is better).
+Under Σ m ≤ budget · n a linear objective's optimum is a vertex: the lowest scores below 0, as many
+as the budget allows. `gradient_descent_mask` finds the same vertex from inside (FUDLR, arXiv
+2601.17492, optimises its mask so); it is here as the rule's check. On the metric itself instead of
+its linearisation it would exploit the approximation's error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr_ext.ops import MaskSums, mask_step, mask_sums
+
+LAST = 0.1
+"""Share of a descent's steps by whose end its mask should have settled."""
+LARGE_BUDGET = 0.2
+"""Share of removed samples beyond which one closed-form step falls well short of retraining."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Samples to remove.
+
+    Attributes:
+        remove: `[n]`, boolean; true forgets a sample.
+        soft: `[n]` in [0, 1], where gradient descent found it; else None.
+        unsettled: Samples that changed sides in the last `LAST` of the descent's steps, as a share
+            of those that the budget allows; None where nothing descends.
+        warnings: What a person should know before removing them.
+    """
+
+    remove: Tensor
+    soft: Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+    unsettled: float | None = None
+
+    @property
+    def removed(self) -> int:
+        """Number of samples to remove."""
+        return int(self.remove.sum())
+
+
+def scores(
+    s: Tensor,
+    a: Tensor,
+    lambda_fair: float = 1.0,
+    lambda_acc: float = 1.0,
+    lambda_spa: float = 0.0,
+    *,
+    ids: Sequence[object] | None = None,
+) -> Tensor:
+    """λ_fair · s / std(s) + λ_acc · a / std(a) + λ_spa, `[n]`; std is the population's.
+
+    Args:
+        s: Influence of each sample's removal on the unfairness, lower is better, `[n]`.
+        a: The same on the validation loss, `[n]`.
+        lambda_fair: Weight of the unfairness.
+        lambda_acc: Weight of the loss.
+        lambda_spa: Price of each removal.
+        ids: What errors call the samples; their numbers by default.
+
+    Raises:
+        UsageError: A λ is negative or not finite, or both of the first two are 0.
+        NumericalError: An influence is not finite (the sample is named), or all are equal.
+    """
+    given = {"lambda_fair": lambda_fair, "lambda_acc": lambda_acc, "lambda_spa": lambda_spa}
+    for name, value in given.items():
+        if not math.isfinite(value) or value < 0:
+            raise UsageError(
+                f"{name} was to weigh a term of the mask's objective",
+                f"{value}",
+                "Give a finite number that is not negative",
+            )
+    if lambda_fair == 0 and lambda_acc == 0:
+        raise UsageError(
+            "samples were to be scored",
+            "lambda_fair and lambda_acc are both 0, so all samples score the same",
+            "Raise one of them",
+        )
+    if s.dim() != 1 or s.shape != a.shape or s.numel() == 0:
+        raise DataError(
+            "samples were to be scored by two influences [n], n ≥ 1",
+            f"shapes {tuple(s.shape)} and {tuple(a.shape)}",
+            "Give both for the same samples",
+        )
+    total = torch.full_like(s, lambda_spa)
+    for weight, values, metric in (
+        (lambda_fair, s, "the unfairness"),
+        (lambda_acc, a, "the validation loss"),
+    ):
+        if weight > 0:
+            total = total + weight * _standardised(values, metric, ids)
+    return total
+
+
+def _standardised(values: Tensor, metric: str, ids: Sequence[object] | None) -> Tensor:
+    _check_finite(values, f"influence on {metric}", ids)
+    spread = values.std(correction=0)
+    # Constant up to rounding: dividing by it would rank noise.
+    if float(spread) <= 4 * torch.finfo(values.dtype).eps * float(values.abs().max()):
+        raise NumericalError(
+            f"samples were to be ranked by their influence on {metric}",
+            f"it is the same for all {values.numel()} of them ({float(values[0]):.3g})",
+            "Nothing here tells samples apart: choose another metric, or set its λ to 0",
+        )
+    return values / spread
+
+
+def threshold_mask(score: Tensor, budget: float, *, ids: Sequence[object] | None = None) -> Mask:
+    """The lowest `budget` share of the scores, as far as they are below 0.
+
+    Args:
+        score: `[n]`; see `scores`.
+        budget: Largest share of the n samples to remove, in (0, 1].
+        ids: What errors call the samples.
+
+    Raises:
+        UsageError: The budget is outside (0, 1].
+        NumericalError: A score is not finite; the sample is named.
+    """
+    _check_mask(score, budget, ids)
+    room = min(_room(budget, score.numel()), int((score < 0).sum()))
+    remove = torch.zeros_like(score, dtype=torch.bool)
+    # A stable sort: equal scores leave in the order of the samples, on every machine.
+    remove[torch.sort(score, stable=True).indices[:room]] = True
+    return Mask(remove, None, _warnings(budget, room, score.numel()))
+
+
+def gradient_descent_mask(
+    score: Tensor,
+    budget: float,
+    *,
+    steps: int = 500,
+    learning_rate: float = 0.3,
+    ids: Sequence[object] | None = None,
+) -> Mask:
+    """Minimise Σ m_i score_i over m = σ(z) with Σ m ≤ budget · n, by projected Adam on z.
+
+    While the budget binds, the gradient is projected on its tangent (Rosen 1960), and each step
+    ends with the common shift of z that meets it again. The result is rounded to whole samples.
+    A step is one pass over samples, and two or three that only read where the budget binds.
+
+    Args:
+        score: `[n]`; see `scores`.
+        budget: Largest share of the n samples to remove, in (0, 1].
+        steps: Adam's steps.
+        learning_rate: Adam's.
+        ids: What errors call the samples.
+
+    Raises:
+        UsageError, NumericalError: As `threshold_mask`.
+    """
+    _check_mask(score, budget, ids)
+    n = score.numel()
+    room = _room(budget, n)
+    slope = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
+    influence, one = slope[:, None], torch.ones(1, dtype=torch.float64)
+    z = torch.full_like(slope, -4.0)  # nearly nothing removed, where the gradient still lives
+    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    late, flipped = math.ceil((1 - LAST) * steps), torch.zeros_like(z, dtype=torch.bool)
+    shift, sums = 0.0, mask_sums(influence, z)
+    for step in range(1, steps + 1):
+        before = z > shift if step > late else None
+        sums = mask_step(
+            influence,
+            one,
+            z,
+            first,
+            second,
+            step=step,
+            price=_multiplier(sums, room),
+            shift=shift,
+            rate=learning_rate,
+            eps=1e-150,  # next to none: the step must not know the scores' scale
+        )
+        shift, sums = _within_budget(influence, z, sums, room)
+        if before is not None:
+            flipped |= before != (z > shift)
+    z -= shift
+    soft = z.sigmoid()
+    whole = min(round(float(soft.sum())), room)
+    remove = torch.zeros_like(score, dtype=torch.bool)
+    remove[torch.sort(z, descending=True, stable=True).indices[:whole]] = True
+    unsettled = int(flipped.sum()) / max(room, 1)
+    return Mask(remove, soft.to(score.dtype), _warnings(budget, whole, n), unsettled)
+
+
+def _multiplier(sums: MaskSums, room: int) -> float:
+    """What the slope is raised by where the budget binds: its part along Σ σ(z), if it grows."""
+    if float(sums.mask) < room - 1e-9 * max(room, 1):
+        return 0.0
+    return max(0.0, -float(sums.squares[0] / sums.square))
+
+
+def _within_budget(
+    influence: Tensor, z: Tensor, sums: MaskSums, room: int
+) -> tuple[float, MaskSums]:
+    """The smallest common shift of `z` with which Σ σ(z) ≤ room, and the sums there.
+
+    Newton's method on log Σ σ(z − shift), which is nearly straight, within a bracket.
+    """
+    shift, low, high = 0.0, 0.0, 64.0
+    total = float(sums.mask)
+    for _ in range(60):
+        if (shift == 0 and total <= room) or abs(total - room) <= 1e-12 * room:
+            break
+        low, high = (shift, high) if total > room else (low, shift)
+        if room:
+            shift += math.log(total / room) * total / float(sums.slope)
+        if not low < shift < high:
+            shift = (low + high) / 2
+        sums = mask_sums(influence, z, shift)
+        total = float(sums.mask)
+    return shift, sums
+
+
+def _room(budget: float, n: int) -> int:
+    # 0.29 · 100 is 28.999999999999996, and means 29.
+    return math.floor(budget * n + 1e-9)
+
+
+def _check_mask(score: Tensor, budget: float, ids: Sequence[object] | None) -> None:
+    if not 0 < budget <= 1:
+        raise UsageError(
+            "a budget was to limit the share of removed samples",
+            f"{budget}",
+            "Give a share above 0 and at most 1; 0.1 is the default",
+        )
+    if score.dim() != 1 or score.numel() == 0:
+        raise DataError(
+            "a mask was to be made from scores [n], n ≥ 1",
+            f"shape {tuple(score.shape)}",
+            "Give one score a sample",
+        )
+    _check_finite(score, "score", ids)
+
+
+def _check_finite(values: Tensor, what: str, ids: Sequence[object] | None) -> None:
+    broken = (~values.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        first = ids[broken[0]] if ids is not None else broken[0]
+        raise NumericalError(
+            f"the {what} of {values.numel()} samples was to be used",
+            f"it is not finite for {len(broken)} of them, sample {first} the first",
+            "Look for NaN or overflow in that sample's loss, or raise the damping",
+        )
+
+
+def _warnings(budget: float, removed: int, n: int) -> list[str]:
+    warnings = []
+    if budget > LARGE_BUDGET:
+        warnings.append(
+            f"A budget of {budget:.0%} ({removed} of {n} samples are to be removed): beyond "
+            f"{LARGE_BUDGET:.0%} one closed-form step falls clearly short of retraining. "
+            "Lower the budget, or verify against retraining."
+        )
+    if removed == 0:
+        why = (
+            f"the budget of {budget:g} allows less than one of {n} samples"
+            if _room(budget, n) == 0
+            else "no sample's removal lowers the objective (no score is below 0)"
+        )
+        warnings.append(f"Nothing is to be removed: {why}.")
+    return warnings

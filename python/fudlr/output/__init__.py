@@ -1,0 +1,1 @@
+"""A result as a folder, and elsewhere: written, exported, pushed."""

@@ -1,0 +1,137 @@
+"""A result handed to other people's training: each sample's weight, beside what the sample is.
+
+    weight_i = 1 − m_i,   0 for a sample that the debiasing took out
+
+A weighted training multiplies each sample's loss by its weight and divides by the number of all
+samples, as the removal does (see docs/method.md); leaving the rows out and dividing by those that
+are left is the same up to the learning rate.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import atomic_file, atomic_folder, check_replaceable
+from fudlr.recommenders import Prompted
+from fudlr.report import load_report_data
+from fudlr.run import Run, load_run
+
+
+def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
+    """One row a training sample: what it is, in ids and in words, and its weight.
+
+    Columns: `sample_id`, `user_id`, `target_id`, `time`, `history_ids`, `weight`; and where the
+    recommender writes prompts, `prompt` and `answer`, the texts that it was trained on.
+
+    Args:
+        result: A folder that `fudlr debias` wrote.
+        run: Its run; loaded from where the summary says without it.
+
+    Raises:
+        DataError: The mask is not of the run's samples.
+        UsageError: The run is not where it was.
+    """
+    data = load_report_data(result)
+    if run is None:
+        named = Path(str(data.summary.get("run", "")))
+        if not (named / "config.yaml").is_file():
+            raise UsageError(
+                f"the samples of {result} were to be exported",
+                f"its run is not at {named}",
+                "Name the run's folder with --run",
+            )
+        run = load_run(named)
+    samples = run.split.train
+    if data.mask["sample_id"].to_list() != samples.ids.tolist():
+        raise DataError(
+            f"the samples of {result} were to be exported",
+            "its mask is not of the run's training samples",
+            "Name the run that it was made from with --run",
+        )
+    interactions = samples.interactions
+    ids = interactions.items["item_id"]
+    table = pl.DataFrame(
+        {
+            "sample_id": samples.ids,
+            "user_id": interactions.users["user_id"].gather(samples.user),
+            "target_id": ids.gather(samples.target),
+            "time": samples.time,
+            "history_ids": pl.Series(
+                [
+                    ids.gather(samples.history(i)[-run.config.data.window :]).to_list()
+                    for i in range(len(samples))
+                ],
+                dtype=pl.List(pl.String),
+            ),
+            "weight": 1.0 - data.mask["mask"].cast(pl.Float64),
+        }
+    )
+    recommender = run.recommender
+    if not isinstance(recommender, Prompted):
+        return table
+    pieces = recommender.pieces
+    texts = [pieces.tokenizer.decode(p.tokens) for p in recommender.prompts(samples)]
+    if recommender.asks_for_item:
+        targets = samples.target.tolist()
+        asked = [pieces.tokenizer.decode(pieces.asked[t] + pieces.suffix) for t in targets]
+        texts = [text + question for text, question in zip(texts, asked, strict=True)]
+        answers = [pieces.template.answer_yes] * len(texts)
+    else:
+        answers = [pieces.tokenizer.decode(pieces.answers[t][:-1]) for t in samples.target.tolist()]
+    return table.with_columns(prompt=pl.Series(texts), answer=pl.Series(answers))
+
+
+def _jsonl(table: pl.DataFrame, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in table.iter_rows(named=True):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
+    ".parquet": lambda table, path: table.write_parquet(path),
+    ".jsonl": _jsonl,
+}
+
+
+def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) -> None:
+    """Write a Parquet or JSONL file, or a folder that Hugging Face `datasets` loads from disk.
+
+    Raises:
+        UsageError: Another ending, a file that is there and is not to be overwritten, or `datasets`
+            is wanted and not installed.
+    """
+    if out.suffix in WRITERS:
+        if out.exists() and not overwrite:
+            raise UsageError(
+                f"samples were to be written to {out}",
+                "it is there already",
+                "Name a new file with --out, or replace that one with --overwrite",
+            )
+        with atomic_file(out) as temporary:
+            WRITERS[out.suffix](table, temporary)
+        return
+    asked = f"samples were to be written to {out}"
+    if out.suffix:
+        raise UsageError(
+            asked,
+            f"files that end in {out.suffix} are not written",
+            "Use .parquet, .jsonl, or a name without an ending for a `datasets` folder",
+        )
+    check_replaceable(out, "samples")
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise UsageError(
+            asked,
+            "Hugging Face's `datasets` is not installed",
+            "Run `pip install datasets`, or write .parquet or .jsonl",
+        ) from error
+    with atomic_folder(out, "samples") as temporary:
+        library.Dataset.from_dict(table.to_dict(as_series=False)).save_to_disk(str(temporary))

@@ -1,0 +1,80 @@
+"""The debiased adapter with its model card, to a model hub: an explicit command, never by itself.
+
+What goes up is peft's two files and the card. Both name the base model by the name that other
+people know it by, never by a folder of this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fudlr.common.errors import DataError, FudlrError, UsageError
+from fudlr.lora import ADAPTER_FILES
+
+CARD = "README.md"
+
+
+def push_adapter(
+    result: Path, repository: str, *, base: str | None = None, private: bool = False
+) -> str:
+    """Upload `result`/adapter to `repository`, which is made where it is not there yet.
+
+    Args:
+        result: A folder that `fudlr debias` wrote.
+        repository: `name` or `owner/name` on the hub of `huggingface_hub` (HF_ENDPOINT, HF_TOKEN).
+        base: What others call the base model; as the adapter has it where None.
+        private: Whether a new repository is private.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UsageError: The base model is known by a folder of this machine alone.
+        DataError: The adapter or its card is missing.
+        FudlrError: The hub refused, or cannot be reached.
+    """
+    asked = f"the adapter of {result} was to be pushed to {repository}"
+    folder = result / "adapter"
+    missing = [name for name in (*ADAPTER_FILES, CARD) if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            asked, f"{folder / missing[0]} is missing", "Name a folder that `fudlr debias` wrote"
+        )
+    config = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    known = base or str(config.get("base_model_name_or_path") or "")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", known) or (base is None and Path(known).exists()):
+        raise UsageError(
+            asked,
+            f"its base model is {known or 'not named'}, which nobody else can load",
+            "Name it as the hub does, with --base OWNER/NAME",
+        )
+    hub: Any = importlib.import_module("huggingface_hub")
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        shutil.copyfile(folder / ADAPTER_FILES[1], staged / ADAPTER_FILES[1])
+        text = json.dumps({**config, "base_model_name_or_path": known}, indent=2)
+        (staged / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
+        card = (folder / CARD).read_text(encoding="utf-8")
+        card = re.sub(r"(?m)^base_model: .*$", f"base_model: {known}", card, count=1)
+        (staged / CARD).write_text(card, encoding="utf-8")
+        try:
+            api = hub.HfApi()
+            made = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=staged,
+                commit_message="Debiased adapter and its card",
+            )
+        except (OSError, ValueError) as error:
+            raise FudlrError(
+                asked,
+                f"the hub did not take it ({str(error).strip().splitlines()[0]})",
+                "Log in (`hf auth login`, or HF_TOKEN), and check the name and the network",
+            ) from error
+    return str(made)

@@ -1,0 +1,1 @@
+"""An adapter trained here: the training, its checkpoints, and small base models."""
