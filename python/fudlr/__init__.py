@@ -32,7 +32,7 @@ __all__ = [
 _MODULES = {
     "config": ("DebiasConfig", "RunConfig", "load_config"),
     "debias": ("Result", "debias"),
-    "errors": ("FudlrError",),
+    "common.errors": ("FudlrError",),
     "output.results": ("write_result",),
     "run": ("Run", "load_run", "train_run"),
     "verify": ("Verification", "verify", "verify_result"),
