@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import peft
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fudlr.common.errors import ModelError
@@ -19,6 +20,17 @@ from fudlr.config import LoraSettings
 from fudlr_ext import Engine
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Options of peft's that leave the layer's function what the engine takes it for, or tell nothing
+# of it. All others must be as peft has them by default.
+PLAIN = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
+    *("lora_dropout", "fan_in_fan_out", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core"),
+    *("qalora_group_size", "runtime_config", "ensure_weight_tying", "eva_config"),
+}
+# Starts that touch A and B alone; the others (PiSSA, OLoRA, CorDA, LoftQ, ...) move W too.
+HARMLESS_STARTS = {"gaussian", "eva", "orthogonal"}
 
 
 def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel:
@@ -51,11 +63,11 @@ def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel
 
 
 def load(base: nn.Module, folder: Path) -> peft.PeftModel:
-    """The adapter in `folder` on `base`, trainable.
+    """The adapter in `folder` on `base`, trainable; equal to what peft itself loads, or refused.
 
     Raises:
-        ModelError: A file is missing or damaged, the adapter is for another base, or its weights
-            are not finite.
+        ModelError: A file is missing or damaged, the adapter is for another base, is no plain LoRA,
+            fits the base in part alone, or its weights are not finite.
     """
     asked = f"the adapter in {folder} was to be loaded"
     for name in ADAPTER_FILES:
@@ -64,11 +76,23 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
                 asked, f"{folder / name} is missing", "Name a folder that peft saved as safetensors"
             )
     try:
-        model = peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        _refuse_variants(config, asked)
+        config.inference_mode = False
+        # The base is the one at hand: peft would look for the named one, over the network too.
+        config.base_model_name_or_path = None
+        model = peft.get_peft_model(base, config)
+        assert isinstance(model, peft.PeftModel)
+        with safe_open(folder / ADAPTER_FILES[1], framework="pt") as file:
+            given = set(file.keys())
+        fitting = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+        _refuse_part(given, fitting, asked)
+        model.load_adapter(str(folder), "default", is_trainable=True)
     except (SafetensorError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise ModelError(asked, f"a file of it is damaged ({error})", "Save it again") from error
     except (RuntimeError, ValueError) as error:
-        found = f"it is not for this base model ({str(error).strip().splitlines()[0]})"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        found = f"it is not for this base model ({' '.join(lines[:2])})"
         raise ModelError(asked, found, "Name the base model that it was trained on") from error
     bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
@@ -80,10 +104,55 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
     return model
 
 
+def _refuse_variants(config: Any, asked: str) -> None:
+    """Refuse what is not y = x Wᵀ + scaling · (x Aᵀ) Bᵀ on an unchanged base, by its name."""
+    if not isinstance(config, peft.LoraConfig) or type(config) is not peft.LoraConfig:
+        raise ModelError(
+            asked,
+            f"it is {config.peft_type}, and only LoRA is known",
+            "Train a LoRA adapter on the same data",
+        )
+    usual = peft.LoraConfig()
+    found = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(peft.LoraConfig)
+        if field.name not in PLAIN and getattr(config, field.name) != getattr(usual, field.name)
+    ]
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.lower() not in HARMLESS_STARTS:
+        found.append(f"init_lora_weights={start!r}, which changes the base model's own weights")
+    if found:
+        raise ModelError(
+            asked,
+            f"it is no plain LoRA: {', '.join(found)}",
+            "Train it with the usual options; PiSSA, OLoRA and their kin become plain LoRA by "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
+
+
+def _refuse_part(given: set[str], fitting: set[str], asked: str) -> None:
+    """Refuse tensors without a place in the model, and places without a tensor."""
+    extra, missing = sorted(given - fitting), sorted(fitting - given)
+    if extra or missing:
+        said = [
+            f"{len(keys)} {what} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
+            for keys, what in (
+                (extra, f"of its {len(given)} tensors have no place in this model"),
+                (missing, f"of the {len(fitting)} tensors that the model needs are not in it"),
+            )
+            if keys
+        ]
+        raise ModelError(
+            asked, "; ".join(said), "Name the base model that it was trained on, or save it again"
+        )
+
+
 def save(model: peft.PeftModel, folder: Path) -> None:
     """Write the adapter as peft's own files, safetensors; whole or not at all."""
     with atomic_folder(folder, "adapter") as temporary:
-        model.save_pretrained(str(temporary), safe_serialization=True)
+        # Embeddings are no part of an adapter here; to see whether they changed, peft would ask the
+        # hub for the base model's configuration.
+        model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
         # peft writes a card full of placeholders; the report says what there is to say.
         (temporary / "README.md").unlink(missing_ok=True)
 

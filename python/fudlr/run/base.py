@@ -126,17 +126,27 @@ def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
             "Name `small-llama`, or a folder that Hugging Face's save_pretrained wrote",
         )
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        model: nn.Module
+        model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=getattr(torch, dtype),
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             asked, f"it cannot be read ({_first_line(error)})", "Save it again as safetensors"
         ) from error
+    lost = sorted(told["missing_keys"])
+    if lost:
+        raise ModelError(
+            asked,
+            f"its files lack {len(lost)} of the model's tensors ({', '.join(lost[:3])}), which "
+            "would be drawn at random",
+            "Restore a whole copy of the model",
+        )
     bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise ModelError(

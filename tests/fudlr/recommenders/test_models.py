@@ -8,9 +8,11 @@ import torch
 from fudlr import lora
 from fudlr.common.errors import ModelError
 from fudlr.config import LoraSettings, TrainConfig
+from fudlr.run.base import load_base
 from fudlr.train.adapter import train_adapter
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from prompt_models import ARCHITECTURES, KINDS, adapted, base, recommender, split
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -113,6 +115,88 @@ def test_an_adapter_of_somebody_else(data, tmp_path):
     assert error(*rows_and_alone(made, samples)) < 1e-5
     theirs = recommender("titles", data, PeftModel.from_pretrained(base(), tmp_path / "theirs"))
     torch.testing.assert_close(made.evaluate(samples), theirs.evaluate(samples))
+
+
+def saved(folder, model=None, **options):
+    """An adapter with every tensor trained, as peft saves it."""
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **options}
+    made = get_peft_model(model or base(), LoraConfig(**options))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"init_lora_weights": "gaussian", "use_rslora": True}, None),
+        ({"init_lora_weights": "orthogonal", "layers_to_transform": [1]}, None),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "pissa_niter_2"}, "pissa_niter_2"),
+        ({"init_lora_weights": "olora"}, "olora"),
+        ({"bias": "lora_only"}, "bias='lora_only'"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+    ],
+)
+def test_adapters_are_what_peft_loads_or_refused_by_name(options, said, tmp_path):
+    saved(tmp_path, **options)
+    if said:
+        with pytest.raises(ModelError, match=said):
+            lora.load(base(), tmp_path)
+        return
+    ids = torch.arange(12)[None]
+    theirs = PeftModel.from_pretrained(base(), tmp_path)(ids).logits
+    torch.testing.assert_close(lora.load(base(), tmp_path).eval()(ids).logits, theirs)
+    assert (theirs - base()(ids).logits).abs().max() > 0.1
+
+
+def test_other_kinds_of_adapter_are_refused_by_name(tmp_path):
+    config = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    get_peft_model(base(), config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="IA3"):
+        lora.load(base(), tmp_path)
+
+
+@pytest.mark.parametrize("rename", ["none fits", "half fit", "one is missing"])
+def test_an_adapter_that_fits_in_part_is_refused_with_its_keys(rename, tmp_path):
+    file = saved(tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    if rename == "one is missing":
+        del tensors[first]
+    else:
+        changed = set(sorted(tensors)[:: 1 if rename == "none fits" else 2])
+        tensors = {k.replace("layers", "h") if k in changed else k: v for k, v in tensors.items()}
+    save_file(tensors, file)
+    with pytest.raises(ModelError) as caught:
+        lora.load(base(), tmp_path)
+    assert first in str(caught.value)
+    assert ("no place" in str(caught.value)) == (rename != "one is missing")
+
+
+def test_an_adapter_of_another_size_names_both_sizes(tmp_path):
+    saved(tmp_path, base(hidden_size=64))
+    with pytest.raises(ModelError, match=r"\[4, 64\].*\[4, 32\]"):
+        lora.load(base(), tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, -1])
+def test_a_base_model_without_some_of_its_tensors_is_refused(kept, tmp_path):
+    base("qwen2").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    lost = sorted(tensors)[kept]
+    save_file({k: v for k, v in tensors.items() if k != lost}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"lack 1 of the model's tensors.*{lost}"):
+        load_base(tmp_path)
+    save_file(tensors, file, {"format": "pt"})
+    load_base(tmp_path)
 
 
 def test_checkpointing_trains_the_same(data):
