@@ -1,4 +1,4 @@
-"""Between the backward pass and the sinks: shapes are checked, and who took part is noted."""
+"""Between the backward pass and the reducers: shapes are checked, and who took part is noted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fudlr_ext.errors import EngineError, NoGradientError, NonFiniteLossError
 from fudlr_ext.layers import Block, Layout, LoraLayer
-from fudlr_ext.sinks import Sink
+from fudlr_ext.reducers import Reducer
 
 SHOWN = 10  # names in a message; the count says how many there are
 
@@ -44,11 +44,11 @@ def no_gradient(names: list[str], layout: Layout) -> NoGradientError:
 
 
 class Collector:
-    """Hands the factors of every block to all sinks.
+    """Hands the factors of every block to all reducers.
 
     Args:
         layout: The layers that have to take part.
-        sinks: What to reduce to.
+        reducers: What to reduce to.
         n: The number of samples; None: the whole batch counts as one.
         seen: Names of layers that were reached before, to which those reached now are added.
     """
@@ -56,17 +56,17 @@ class Collector:
     def __init__(
         self,
         layout: Layout,
-        sinks: Sequence[Sink],
+        reducers: Sequence[Reducer],
         n: int | None,
         seen: set[str] | None = None,
     ) -> None:
         self._layout = layout
-        self._sinks = sinks
+        self._sinks = reducers
         self._n = n
         self._seen: set[str] = set() if seen is None else seen
         self._offsets: Tensor | None = None
-        for sink in sinks:
-            sink.start(layout, n or 1)
+        for reducer in reducers:
+            reducer.start(layout, n or 1)
 
     def receive(
         self,
@@ -129,5 +129,5 @@ class Collector:
         if self._layout.dtype == torch.float64:
             dtype = torch.float64
         left, right = (factor.to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, right))
-        for sink in self._sinks:
-            sink.add(block, left, right, offsets)
+        for reducer in self._sinks:
+            reducer.add(block, left, right, offsets)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fudlr_ext import trunk
+from fudlr_ext import decoder
+from fudlr_ext.capture import differentiable
 from fudlr_ext.collect import check_losses, no_gradient
+from fudlr_ext.decoder_jvp import Recorder
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
-from fudlr_ext.passes import differentiable
-from fudlr_ext.tangents import Recorder
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -107,11 +107,11 @@ class _Spine:
 @contextmanager
 def _spine(model: nn.Module, layout: Layout, theta: Tensor, fused: bool) -> Iterator[Recorder]:
     """Yield a recorder of the fused layers; where it stays empty, all is differentiable in θ."""
-    layers = trunk.usable(model, layout) if fused else []
+    layers = decoder.usable(model, layout) if fused else []
     recorder = Recorder(len(layers))
     inside = {id(part.lora) for layer in layers for part in layer.parts.values()}
     if layers and all(id(lora) in inside for lora in layout.layers):
-        with trunk.replaced(model, layout, recorder.run), differentiable(model, layout, theta):
+        with decoder.replaced(model, layout, recorder.run), differentiable(model, layout, theta):
             yield recorder
     else:
         with differentiable(model, layout, theta):

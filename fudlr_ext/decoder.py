@@ -1,327 +1,321 @@
-"""One decoder layer of the Llama family, forward and backward, in as few passes as there can be.
+"""Runs the decoder layers of the Llama family on the ops made for them, where that is the same.
 
-    h₂ = h + O(attention(rotate(Q n), rotate(K n), V n)),  n = norm(h)
-    out = h₂ + D(silu(G m) · U m),                          m = norm(h₂)
-
-Linears that share their input are one product. Their LoRA matrices ride in it: the product is with
-M = [[W + s B A, s B], [s A, s]], whose upper rows give y, whose lower rows give u = s A x, and
-whose upper rows from the left give both ∂x = δ (W + s B A) and v = s Bᵀ δ in the backward. Merging
-takes rank · d_in · d_out steps a pass, and saves the products of every position with B and A.
-
-Positions of all samples lie one after the other, without padding. The last layer may be asked for
-some positions only: then its queries, and all that follows them, are computed for these alone.
+A layer is known by the names of its parts, and used only where a probe gives the same numbers as
+the model's own code, and where the attention mask is causal, with nothing but padding left out.
+Everything else runs as it is, with its LoRA linears replaced one by one. Layers may be on the CPU,
+or on a GPU where the library has kernels for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import copy
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from fudlr_ext.layers import LoraLayer
-from fudlr_ext.places import Places
-
-ops: Any = torch.ops.fudlr_trunk
-
-
-@dataclass(frozen=True)
-class Part:
-    """A linear layer, and its adapter's part where it has one."""
-
-    base: nn.Linear
-    lora: LoraLayer | None
-
-    @property
-    def rank(self) -> int:
-        """The adapter's rank, 0 without one."""
-        return 0 if self.lora is None else self.lora.a.shape[0]
+from fudlr_ext import _C
+from fudlr_ext.decoder_layer import Decoder, Norm, Part, Pass
+from fudlr_ext.layers import Layout, LoraLayer
+from fudlr_ext.packed import Packed, Packing, pack
+from fudlr_ext.probe import ROUNDING, same
 
 
-class Joint:
-    """Linears that share their input, merged with their adapters for one pass.
+@dataclass
+class Request:
+    """The only positions whose hidden states will be looked at.
 
     Attributes:
-        whole: [Σ d_out + Σ rank, d_in + Σ rank], the matrix M above.
-        upper: [Σ d_out, d_in + Σ rank], W + s B A beside s B.
-        down: [Σ d_out + Σ rank, d_in], W + s B A above s A.
-        bias: [Σ d_out], or None.
-        outs: Where each linear's outputs begin, and their end.
-        ranks: Where each adapter's columns begin, and their end.
+        positions: [n, L], real ones; they may repeat.
+        mask: [n, t], which positions are no padding; None: all.
+        served: Whether the model's last layer gave these positions alone, as [n, L, d].
     """
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = parts
-        first = parts[0].base.weight
-        self.d_in = first.shape[1]
-        self.outs, self.ranks = [0], [0]
-        for part in parts:
-            self.outs.append(self.outs[-1] + part.base.weight.shape[0])
-            self.ranks.append(self.ranks[-1] + part.rank)
-        self.d_out, rank = self.outs[-1], self.ranks[-1]
-        whole = first.new_empty(self.d_out + rank, self.d_in + rank)
-        whole[:, self.d_in :].zero_()
-        for part, ends in zip(parts, pairwise(self.outs), strict=True):
-            if part.lora is None:
-                whole[slice(*ends), : self.d_in].copy_(part.base.weight.detach())
-        for lora, rows, ranks in self.adapted():
-            own = slice(self.d_out + ranks.start, self.d_out + ranks.stop)
-            columns = slice(self.d_in + ranks.start, self.d_in + ranks.stop)
-            b = lora.b * lora.scaling
-            torch.addmm(lora.base.weight.detach(), b, lora.a, out=whole[rows, : self.d_in])
-            whole[rows, columns] = b
-            torch.mul(lora.a, lora.scaling, out=whole[own, : self.d_in])
-            whole[own, columns].fill_diagonal_(lora.scaling)
-        self.whole = whole
-        self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
-        self.bias = None
-        if any(part.base.bias is not None for part in parts):
-            self.bias = torch.cat(
-                [
-                    part.base.bias.detach()
-                    if part.base.bias is not None
-                    else first.new_zeros(part.base.weight.shape[0])
-                    for part in parts
-                ]
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [y | u] for x [T, d_in]."""
-        product = x @ self.down.t()
-        if self.bias is not None:
-            product[:, : self.d_out] += self.bias
-        return product
-
-    def backward(self, delta: Tensor, below: bool = True) -> tuple[Tensor | None, Tensor]:
-        """Return ∂x [T, d_in], or None where it is not wanted below, and v, for δ [T, Σ d_out]."""
-        if not below:
-            return None, delta @ self.upper[:, self.d_in :]
-        product = delta @ self.upper
-        return product[:, : self.d_in], product[:, self.d_in :]
-
-    def adapted(self) -> Iterator[tuple[LoraLayer, slice, slice]]:
-        """Yield the adapters, the rows of their linears' outputs, and those of their u."""
-        ends = (pairwise(self.outs), pairwise(self.ranks))
-        for part, out, rank in zip(self.parts, *ends, strict=True):
-            if part.lora is not None:
-                yield part.lora, slice(*out), slice(*rank)
+    positions: Tensor
+    mask: Tensor | None
+    served: bool = False
 
 
-@dataclass(frozen=True)
-class Use:
-    """A joint linear in a pass there and back: all that its adapters' gradients are made of.
+_request: ContextVar[Request | None] = ContextVar("fudlr_request", default=None)
 
-    Attributes:
-        joint: The linears.
-        x: Their input, [T, d_in].
-        u: scaling·A x, [T, Σ rank].
-        delta: δ, [T, Σ d_out].
-        e: The gradient of x; None: not wanted.
-        v: scaling·Bᵀ δ, [T, Σ rank].
-        offsets: [n + 1], where each sample's positions begin.
+
+@contextmanager
+def only(positions: Tensor, mask: Tensor | None) -> Iterator[Request]:
+    """Say that of what the model computes within, only these positions' outputs will be used."""
+    request = Request(positions, mask)
+    token = _request.set(request)
+    try:
+        yield request
+    finally:
+        _request.reset(token)
+
+
+_found: WeakKeyDictionary[Layout, list[Decoder]] = WeakKeyDictionary()
+
+
+Run = Callable[[Decoder, Packed, Tensor], Tensor]
+"""Computes a decoder layer from x [T, d], packed; the graph is its own affair."""
+
+
+def usable(model: nn.Module, layout: Layout) -> list[Decoder]:
+    """Return the decoder layers that can run on our ops now; the probe runs once for a layout.
+
+    Layers with somebody's hooks within are left to their own code, which calls these, and all of
+    them under autocast, which knows nothing of our ops.
     """
-
-    joint: Joint
-    x: Tensor
-    u: Tensor
-    delta: Tensor
-    e: Tensor | None
-    v: Tensor
-    offsets: Tensor
-
-    def part(self, rows: slice) -> Use:
-        """Return the share of some positions."""
-        tensors = {name: getattr(self, name)[rows] for name in ("x", "u", "delta", "v")}
-        return replace(self, **tensors, e=None if self.e is None else self.e[rows])
-
-    def emit(self, tape: Any) -> None:
-        """Hand every adapter's factors over."""
-        for lora, rows, ranks in self.joint.adapted():
-            factors = (self.u[:, ranks], self.delta[:, rows], self.v[:, ranks])
-            tape.receive(lora, self.x, *factors, offsets=self.offsets)
+    device = layout.device
+    if not _has_kernels(device) or torch.is_autocast_enabled(device.type):
+        return []
+    if layout not in _found:
+        for lora in layout.layers:
+            lora.check_state()
+        _found[layout] = find(model, layout)
+    layers = _found[layout]
+    return [] if any(_hooked(layer) for layer in layers) else layers
 
 
-Take = Callable[[Use], None]
+def taped(tape: Any) -> Run:
+    """Layers as nodes of the graph, whose backward hands the adapters' factors to `tape`."""
+
+    def run(layer: Decoder, packed: Packed, x: Tensor) -> Tensor:
+        if layer.adapted or x.requires_grad:
+            out: Tensor = _Layer.apply(x, tape.anchor, (layer, packed), tape)  # type: ignore[no-untyped-call]
+            return out
+        return Pass(layer, packed, x).out
+
+    return run
 
 
-@dataclass(frozen=True)
-class Norm:
-    """weight · x · (mean x² + eps)^(-1/2)."""
-
-    module: nn.Module
-    eps: float
-
-    @property
-    def weight(self) -> Tensor:
-        """[d]."""
-        return self.module.weight.detach()  # type: ignore[operator]
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What a decoder layer is made of."""
-
-    module: nn.Module
-    parts: dict[str, Part]  # q, k, v, o, gate, up, down
-    norms: tuple[Norm, Norm]
-    heads: int
-    key_heads: int
-    scale: float
-
-    @property
-    def adapted(self) -> bool:
-        """Whether an adapter has a part in it."""
-        return any(part.lora is not None for part in self.parts.values())
-
-    def joint(self, *names: str) -> Joint:
-        """Merge these linears for one pass."""
-        return Joint([self.parts[name] for name in names])
+@contextmanager
+def replaced(model: nn.Module, layout: Layout, run: Run) -> Iterator[None]:
+    """Let the decoder layers that are usable go through `run`; entered with the model as it is."""
+    layers = usable(model, layout)
+    if not layers:
+        yield
+        return
+    trunk = Trunk(layers, run)
+    before = [layer.module.__dict__.get("forward") for layer in layers]
+    try:
+        for i, layer in enumerate(layers):
+            own = layer.module.forward
+            layer.module.__dict__["forward"] = partial(trunk.forward, i, own)
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            layer.module.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.module.__dict__["forward"] = forward
 
 
-class Pass:
-    """One layer's forward pass over x [T, d], with what its backward needs.
+def _hooked(layer: Decoder) -> bool:
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in layer.module.modules()
+        if module is not layer.module
+    )
 
-    Attributes:
-        uses: What a backward pass found at every product, where it was kept.
+
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and "cuda" in _C.devices())
+
+
+def find(model: nn.Module, layout: Layout) -> list[Decoder]:
+    """Return the model's decoder layers in order, or none where they cannot be used."""
+    if layout.dtype not in ROUNDING:
+        return []
+    loras = {id(layer.module): layer for layer in layout.layers}
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    for stack in stacks:
+        if not all(hasattr(m, "self_attn") and hasattr(m, "mlp") for m in stack):
+            continue
+        found = [_decoder(module, loras) for module in stack]
+        layers = [
+            layer
+            for layer in found
+            if layer is not None and same(layer, layout.dtype, layout.device)
+        ]
+        if len(layers) == len(stack) == len({id(m) for m in stack}):
+            return layers
+    return []
+
+
+def _decoder(module: Any, loras: dict[int, LoraLayer]) -> Decoder | None:
+    attention, mlp = module.self_attn, module.mlp
+    parts, norms = {}, []
+    try:
+        for name in ("q", "k", "v", "o", "gate", "up", "down"):
+            linear = getattr(mlp if len(name) > 1 else attention, f"{name}_proj")
+            lora = loras.get(id(linear))
+            parts[name] = Part(linear if lora is None else lora.base, lora)
+            if type(parts[name].base) is not nn.Linear:
+                return None
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            norm = getattr(module, name)
+            eps = getattr(norm, "variance_epsilon", None)
+            norms.append(Norm(norm, float(norm.eps if eps is None else eps)))
+            if norm.weight.dim() != 1:
+                return None
+        width, scale = int(attention.head_dim), float(attention.scaling)
+    except (AttributeError, TypeError):
+        return None
+    heads, key_heads = (parts[name].base.out_features // width for name in "qk")
+    if not key_heads or heads % key_heads or parts["q"].base.out_features % width:
+        return None
+    return Decoder(module, parts, (norms[0], norms[1]), heads, key_heads, scale)
+
+
+_UNDERSTOOD = {
+    "attention_mask",
+    "position_embeddings",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+}
+
+
+def _asks_for_more(kwargs: dict[str, Any]) -> bool:
+    """Whether a caller says something that only the layer's own code understands.
+
+    Such as a cache of earlier positions, whose name has changed from one transformers to the next.
     """
+    return any(
+        value is not None and value is not False
+        for name, value in kwargs.items()
+        if name not in _UNDERSTOOD
+    )
 
-    def __init__(self, layer: Decoder, places: Places, x: Tensor) -> None:
-        self.layer, self.places, self.x = layer, places, x
-        self.uses: dict[Joint, Use] | None = None
-        first, second = layer.norms
-        self.normed, self.scale, _ = ops.rms_norm(x, None, first.weight, first.eps)
-        self._project()
-        self.attended = ops.attention(*self._attention())
-        self.o = layer.joint("o")
-        self.uo = self.o.forward(self.attended)
-        residual = x if places.wanted is None else x[places.wanted]
-        self.normed2, self.scale2, self.x2 = ops.rms_norm(
-            self.uo[:, : x.shape[1]], residual, second.weight, second.eps
+
+def _same_tensors(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return all(_same_tensors(a, b) for a, b in zip(one, other, strict=True))
+    return False
+
+
+class Trunk:
+    """The decoder layers of one model within one pass."""
+
+    def __init__(self, layers: list[Decoder], run: Run) -> None:
+        self.layers, self.run = layers, run
+        self._packing: Packing | None = None
+        self._shape: tuple[int, int] | None = None
+        self._said: dict[str, Any] = {}
+
+    def forward(self, index: int, own: Any, x: Tensor, **kwargs: Any) -> Any:
+        """Compute layer `index`, by its `own` forward where ours would not be the same."""
+        if index == 0:
+            self._shape = (x.shape[0], x.shape[1]) if x.dim() == 3 else None
+            self._packing = self._locate(x, kwargs) if self._shape else None
+            self._said = kwargs
+        elif self._packing is not None and not self._says_the_same(kwargs):
+            x, self._packing = self._unpacked(x, self._packing.rows), None
+        packing = self._packing
+        if packing is None:
+            return own(x, **kwargs)
+        last, layer = index == len(self.layers) - 1, self.layers[index]
+        request = _request.get() if packing.slots is not None else None
+        if index == 0:
+            x = x.reshape(-1, x.shape[-1])
+            if packing.rows is not None:
+                x = x[packing.rows]
+        x = self.run(layer, packing.packed if last else packing.packed.everything(), x)
+        if not last:
+            return x
+        if packing.slots is not None and request is not None:
+            request.served = True
+            return x[packing.slots]
+        return x.reshape(*self._shape, -1)  # type: ignore[misc]
+
+    def _says_the_same(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a layer is given what the first was: some have windows or angles of their own.
+
+        Other tensors are compared, for which a GPU is waited for; most models hand the same on.
+        """
+        shared = all(
+            _same_tensors(kwargs.get(name), self._said.get(name))
+            for name in ("attention_mask", "position_embeddings")
         )
-        self.gate_up = layer.joint("gate", "up")
-        self.gu = self.gate_up.forward(self.normed2)
-        self.hidden = ops.swiglu(self.gu[:, : self.gate_up.d_out])
-        self.down = layer.joint("down")
-        self.ud = self.down.forward(self.hidden)
-        self.out = self.x2 + self.ud[:, : x.shape[1]]
+        return shared and not _asks_for_more(kwargs)
 
-    @property
-    def offsets(self) -> Tensor:
-        """Of the positions that go on after the queries."""
-        places = self.places
-        return places.offsets if places.wanted_offsets is None else places.wanted_offsets
+    def _unpacked(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Return packed positions [T, d] as [n, t, d], zero at the padding."""
+        assert self._shape is not None
+        n, t = self._shape
+        if rows is not None:
+            x = x.new_zeros(n * t, x.shape[-1]).index_copy(0, rows, x)
+        return x.reshape(n, t, -1)
 
-    def _project(self) -> None:
-        places, layer = self.places, self.layer
-        if places.wanted is None:
-            self.qkv = layer.joint("q", "k", "v")
-            z = self.qkv.forward(self.normed)
-            ends = self.qkv.outs
-            ops.rotate_heads(z[:, : ends[2]], places.cos, places.sin, False)
-            self.q, self.k, self.v = (z[:, i:j] for i, j in pairwise(ends))
-            self.u = z[:, ends[-1] :]
-            return
-        self.qkv, self.only_q = layer.joint("k", "v"), layer.joint("q")
-        z = self.qkv.forward(self.normed)
-        middle, end = self.qkv.outs[1:]
-        self.k, self.v, self.u = z[:, :middle], z[:, middle:end], z[:, end:]
-        ops.rotate_heads(self.k, places.cos, places.sin, False)
-        self.some = self.normed[places.wanted]
-        self.at = (places.cos[places.wanted], places.sin[places.wanted])
-        zq = self.only_q.forward(self.some)
-        self.q, self.uq = zq[:, : self.only_q.d_out], zq[:, self.only_q.d_out :]
-        ops.rotate_heads(self.q, *self.at, False)
-
-    def _attention(self) -> tuple[Any, ...]:
-        places, layer = self.places, self.layer
-        limits = places.limits if places.wanted is None else places.limits[places.wanted]
-        sizes = (layer.heads, layer.key_heads, layer.scale)
-        return (self.q, self.k, self.v, self.offsets, places.offsets, limits, *sizes)
-
-    @property
-    def joints(self) -> list[Joint]:
-        """All of its products."""
-        some = [] if self.places.wanted is None else [self.only_q]
-        return [self.qkv, *some, self.o, self.gate_up, self.down]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds, merged weights included."""
-        tensors = [each for each in self.__dict__.values() if isinstance(each, Tensor)]
-        tensors += [joint.whole for joint in self.joints]
-        storages = {each.untyped_storage().data_ptr(): each for each in tensors}
-        return sum(each.untyped_storage().nbytes() for each in storages.values())
-
-    def part(self, samples: slice) -> Pass:
-        """Return the share of some samples, as views."""
-        found, places = copy(self), self.places
-        rows, queries = places.between(samples)
-        found.places = places.part(samples)
-        if places.wanted is not None:
-            found.at = (self.at[0][queries], self.at[1][queries])
-        for name, value in self.__dict__.items():
-            if isinstance(value, Tensor):
-                setattr(found, name, value[rows if name in _OF_KEYS else queries])
-        if self.uses is not None:
-            found.uses = {
-                joint: use.part(rows if joint is self.qkv else queries)
-                for joint, use in self.uses.items()
-            }
-        return found
-
-    def keep(self, delta: Tensor, below: bool) -> Tensor | None:
-        """Go back as `backward` does, and keep what it finds."""
-        uses: dict[Joint, Use] = {}
-        grad = self.backward(lambda use: uses.update({use.joint: use}), delta, below)
-        self.uses = uses
-        return grad
-
-    def backward(self, take: Take, delta: Tensor, below: bool) -> Tensor | None:
-        """Hand all uses to `take`; return the gradient of x [T, d] where it is wanted."""
-        d, places, (first, second) = self.x.shape[1], self.places, self.layer.norms
-        e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
-        inner = self.gate_up.d_out
-        to_gu = ops.swiglu_backward(self.gu[:, :inner], e)
-        uses = (self.normed2, self.gu[:, inner:], to_gu)
-        e = self._back(take, self.gate_up, uses, self.offsets)
-        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e, delta)
-        e = self._back(take, self.o, (self.attended, self.uo[:, d:], at_x2), self.offsets)
-        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e)
-        if places.wanted is None:
-            columns = to_q.shape[1] + 2 * to_k.shape[1]
-            side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
-            turned = side[:, : columns - to_v.shape[1]]
-            ops.rotate_heads(turned, places.cos, places.sin, True)
-        else:
-            side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
-            ops.rotate_heads(to_k, places.cos, places.sin, True)
-            ops.rotate_heads(to_q, *self.at, True)
-        e = self._back(take, self.qkv, (self.normed, self.u, side), places.offsets, below)
-        if places.wanted is not None:
-            eq = self._back(take, self.only_q, (self.some, self.uq, to_q), self.offsets, below)
-        if e is None:
+    def _locate(self, x: Tensor, kwargs: dict[str, Any]) -> Packing | None:
+        """Return where the positions lie, or None where the mask asks for something else."""
+        embeddings, mask = kwargs.get("position_embeddings"), kwargs.get("attention_mask")
+        if embeddings is None or x.dtype not in ROUNDING or _asks_for_more(kwargs):
             return None
-        if places.wanted is not None and eq is not None:
-            e = e.index_add(0, places.wanted, eq)
-            at_x2 = torch.zeros_like(self.x).index_add_(0, places.wanted, at_x2)
-        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e, at_x2)
-        return grad
+        n, t = x.shape[:2]
+        request = _request.get()
+        positions = None if request is None else request.positions
+        if request is not None and request.mask is not None:
+            real = request.mask != 0
+        else:
+            real = torch.ones(n, t, dtype=torch.bool, device=x.device)
+        if real.shape != (n, t) or (positions is not None and positions.shape[0] != n):
+            return None
+        given = (real, *embeddings, *(each for each in (mask, positions) if each is not None))
+        if any(each.device != x.device for each in given):
+            return None
+        holds = self._causal(mask, real)
+        if holds is None:
+            return None
+        cos, sin = (each.to(x.dtype) for each in embeddings)
+        return pack(real, positions, holds, (cos, sin))
 
-    def _back(
-        self,
-        take: Take,
-        joint: Joint,
-        uses: tuple[Tensor, Tensor, Tensor],
-        offsets: Tensor,
-        below: bool = True,
-    ) -> Tensor | None:
-        e, v = joint.backward(uses[-1], below)
-        take(Use(joint, *uses, e, v, offsets))
-        return e
+    def _causal(self, mask: Tensor | None, real: Tensor) -> Tensor | None:
+        """Whether real positions see the real ones up to themselves, and nothing else, [].
+
+        None where the shapes say already that they do not.
+        """
+        t = real.shape[1]
+        if mask is None:
+            config: Any = getattr(self.layers[0].module.self_attn, "config", None)
+            implementation = getattr(config, "_attn_implementation", None)
+            return real.all() if implementation == "sdpa" else None
+        if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (t, t):
+            return None
+        seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > -1
+        expected = torch.ones(t, t, dtype=torch.bool, device=real.device).tril() & real[:, None, :]
+        wrong = ((seen != expected) & real[:, :, None]).any()
+        if mask.dtype != torch.bool:
+            wrong = wrong | (seen & (mask[:, 0] != 0)).any()
+        return wrong.logical_not()
 
 
-_OF_KEYS = {"x", "normed", "scale", "k", "v", "u"}  # of every position, whatever is wanted
+class _Layer(torch.autograd.Function):
+    """A decoder layer as one node of the graph, whose backward makes no weight gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, run: tuple[Decoder, Packed], tape: Any
+    ) -> Tensor:
+        ctx.run, ctx.tape = Pass(*run, x), tape
+        tape.held += ctx.run.nbytes
+        out = ctx.run.out
+        # The output's graph holds this node. Were the output held by the node too, nothing of the
+        # pass would go before Python looks for cycles, which few large tensors give it no cause to.
+        del ctx.run.out
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        tape = ctx.tape
+        grad = ctx.run.backward(
+            lambda use: use.emit(tape), delta.contiguous(), ctx.needs_input_grad[0]
+        )
+        return grad, None, None, None

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fudlr_ext import curvature
+from fudlr_ext.backward_hook import BackwardHook
+from fudlr_ext.capture import capturing
 from fudlr_ext.collect import Collector, check_losses
 from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
-from fudlr_ext.passes import capturing
-from fudlr_ext.pullback import Pullback
-from fudlr_ext.sinks import Dots, FisherProduct, Rows, Sides, Sink, Sketch, Sums
-from fudlr_ext.tap import Tap
+from fudlr_ext.reducers import Dots, FisherProduct, Reducer, Rows, Sides, Sketch, Sums
+from fudlr_ext.vjp import DeferredVjp
 
 
 class Engine:
@@ -140,11 +140,13 @@ class Engine:
             )
         return {block.name: block.of(vector) for block in self._layout.blocks}
 
-    def reduce(self, forward: Forward, loss: Loss, batch: Any, sinks: Iterable[Sink]) -> Tensor:
-        """Give one batch's per-sample gradients to several sinks in one pass.
+    def reduce(
+        self, forward: Forward, loss: Loss, batch: Any, reducers: Iterable[Reducer]
+    ) -> Tensor:
+        """Give one batch's per-sample gradients to several reducers in one pass.
 
         Returns:
-            The losses [n], detached; the sinks hold their results.
+            The losses [n], detached; the reducers hold their results.
 
         Raises:
             NonFiniteLossError: A loss is NaN or infinite.
@@ -153,16 +155,16 @@ class Engine:
         with capturing(self.model, self._layout) as tape:
             losses = loss(forward(self.model, batch), batch)
             check_losses(losses, self._layout)
-            tape.backward(losses, None, Collector(self._layout, list(sinks), len(losses)))
+            tape.backward(losses, None, Collector(self._layout, list(reducers), len(losses)))
         return losses.detach()
 
-    def tap(self, names: Collection[str] | None = None) -> Tap:
+    def backward_hook(self, names: Collection[str] | None = None) -> BackwardHook:
         """Hook onto the model's own training, and take per-sample gradients from its backward pass.
 
         Args:
             names: The LoRA matrices whose factors are taken; all of them where None.
         """
-        return Tap(self._layout, self.names if names is None else names)
+        return BackwardHook(self._layout, self.names if names is None else names)
 
     def sample_grads(self, forward: Forward, loss: Loss, batch: Any) -> Tensor:
         """Return the per-sample gradients g_i = ∇ℓ_i, [n, d]."""
@@ -209,14 +211,14 @@ class Engine:
             batch: What it takes.
             cotangents: [k, ...outputs], one such tensor for every output tensor.
         """
-        return self.pullback(forward, batch).vjp(cotangents)
+        return self.deferred_vjp(forward, batch).vjp(cotangents)
 
-    def pullback(self, forward: Forward, batch: Any) -> Pullback:
+    def deferred_vjp(self, forward: Forward, batch: Any) -> DeferredVjp:
         """Run `forward` and keep its graph: `outputs` now, `vjp(cotangents)` later.
 
         For what hangs on several batches' outputs together, such as a metric over many users.
         """
-        return Pullback(self.model, self._layout, forward, batch)
+        return DeferredVjp(self.model, self._layout, forward, batch)
 
     def fisher_vp(
         self,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fudlr_ext.decoder import only
 from fudlr_ext.errors import EngineError
-from fudlr_ext.trunk import only
 
 IGNORED = -100  # the label that transformers and torch.nn.functional.cross_entropy leave out
 

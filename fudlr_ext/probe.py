@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fudlr_ext.decoder import Decoder, Pass
-from fudlr_ext.places import Places
-from fudlr_ext.tangents import LayerTangents, Turn
+from fudlr_ext.decoder_jvp import LayerTangents, Turn
+from fudlr_ext.decoder_layer import Decoder, Pass
+from fudlr_ext.packed import Packed
 
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}  # relative error that rounding explains
 POSITIONS = {"cpu": 5, "cuda": 70}
@@ -40,7 +40,7 @@ def same(layer: Decoder, dtype: torch.dtype, device: torch.device) -> bool:
             if device.type == "cpu":
                 with torch.no_grad():
                     x, theirs = trial.x, trial.own(layer, trial.x)
-                    ours = Pass(layer, trial.places, x).out
+                    ours = Pass(layer, trial.packed, x).out
                 return _close(ours, theirs, theirs - x, ROUNDING[dtype])
             with torch.inference_mode(False), _whole_products():
                 return all(
@@ -55,7 +55,7 @@ class _Trial:
     """One sample's positions x [t, d], and what a layer is given with them."""
 
     x: Tensor
-    places: Places
+    packed: Packed
     mask: Tensor
 
     @staticmethod
@@ -74,28 +74,28 @@ class _Trial:
         offsets, limits, cos, sin = (
             each.to(device) for each in (ends, limits, angle.cos(), angle.sin())
         )
-        places = Places(offsets, limits, cos[0], sin[0], starts=(0, t))
-        return _Trial(x[0].to(device), places, mask.to(device))
+        packed = Packed(offsets, limits, cos[0], sin[0], starts=(0, t))
+        return _Trial(x[0].to(device), packed, mask.to(device))
 
     def of_some_positions(self) -> _Trial:
         """Return the same with every third position wanted."""
         wanted = torch.arange(0, self.x.shape[0], 3, device=self.x.device)
         ends = (0, len(wanted))
         some = replace(
-            self.places,
+            self.packed,
             wanted=wanted,
             wanted_offsets=torch.tensor(ends, device=self.x.device),
             wanted_starts=ends,
         )
-        return replace(self, places=some)
+        return replace(self, packed=some)
 
     def own(self, layer: Decoder, x: Tensor) -> Tensor:
         """Return what the layer's own code makes of x, at the positions wanted."""
-        places = self.places
-        angles = (places.cos[None], places.sin[None])
+        packed = self.packed
+        angles = (packed.cos[None], packed.sin[None])
         out = layer.module(x[None], attention_mask=self.mask, position_embeddings=angles)
         out = (out[0] if isinstance(out, tuple) else out)[0]
-        return out if places.wanted is None else out[places.wanted]
+        return out if packed.wanted is None else out[packed.wanted]
 
 
 def _close(ours: Tensor, theirs: Tensor, scale: Tensor, rounding: float) -> bool:
@@ -106,8 +106,8 @@ def _close(ours: Tensor, theirs: Tensor, scale: Tensor, rounding: float) -> bool
 
 def _same_derivatives(layer: Decoder, trial: _Trial) -> bool:
     """Whether values and derivatives are the same, with δ, x' and δ' random."""
-    x, places = trial.x, trial.places
-    count = x.shape[0] if places.wanted is None else len(places.wanted)
+    x, packed = trial.x, trial.packed
+    count = x.shape[0] if packed.wanted is None else len(packed.wanted)
     generator = torch.Generator("cpu").manual_seed(1)
     sizes = ((count, x.shape[1]), (DIRECTIONS, *x.shape), (DIRECTIONS, count, x.shape[1]))
     delta, along, changes = (
@@ -116,7 +116,7 @@ def _same_derivatives(layer: Decoder, trial: _Trial) -> bool:
     )
     theirs = _own_derivatives(layer, trial, delta, along, changes)
     ours = _our_derivatives(layer, trial, delta, along, changes)
-    residual = x if places.wanted is None else x[places.wanted]
+    residual = x if packed.wanted is None else x[packed.wanted]
     scales = (theirs[0] - residual, *theirs[1:])
     close = partial(_close, rounding=ROUNDING[x.dtype])
     return all(map(close, ours, theirs, scales))
@@ -146,7 +146,7 @@ def _our_derivatives(
     layer: Decoder, trial: _Trial, delta: Tensor, along: Tensor, changes: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the same by the fused pass; the adapters themselves stay as they are."""
-    run = Pass(layer, trial.places, trial.x)
+    run = Pass(layer, trial.packed, trial.x)
     grad = run.keep(delta, True)
     assert grad is not None
     ends = [part.lora.block_b.slice.stop for part in layer.parts.values() if part.lora is not None]

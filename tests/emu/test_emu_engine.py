@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from engine_models import adapted, batch_of, clean, llama, qwen2, relative
 
-from fudlr_ext import Engine, decoder, label_logits, label_loss, probe, tangents, trunk
+from fudlr_ext import Engine, decoder, decoder_jvp, decoder_layer, label_logits, label_loss, probe
 
 FACE = (label_logits, label_loss)
 TRUNK = {
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch):
     """Whether this library was built with kernels for GPUs or not."""
-    monkeypatch.setattr(trunk._C, "devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(decoder._C, "devices", lambda: ["cpu", "cuda"])
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def few(monkeypatch):
 def passed(monkeypatch):
     """Where the fused layers' inputs lay, and whether some positions alone were wanted."""
     seen = []
-    start = decoder.Pass.__init__
+    start = decoder_layer.Pass.__init__
 
-    def noted(self, layer, places, x):
-        seen.append((x.device.type, places.wanted is not None))
-        start(self, layer, places, x)
+    def noted(self, layer, packed, x):
+        seen.append((x.device.type, packed.wanted is not None))
+        start(self, layer, packed, x)
 
-    monkeypatch.setattr(decoder.Pass, "__init__", noted)
+    monkeypatch.setattr(decoder_layer.Pass, "__init__", noted)
     return seen
 
 
@@ -105,7 +105,7 @@ def test_equals_the_cpu_and_waits_once(few, passed, dtype):
     with pretended.device() as device, emulation.poisoned():
         engine = Engine(model.to(pretended.GPU))
         batch = there(batch)
-        assert len(trunk.usable(model, engine._layout)) == 2
+        assert len(decoder.usable(model, engine._layout)) == 2
         assert device.ran == TRUNK
         for call, expected in zip(calls(engine, batch), wanted, strict=True):
             passed.clear()
@@ -115,7 +115,7 @@ def test_equals_the_cpu_and_waits_once(few, passed, dtype):
             inside = [
                 each for each in device.waits if not each.split(" in ")[1].startswith(OUTSIDE)
             ]
-            assert inside == ["_to_copy cuda to cpu in places.py:_read"]
+            assert inside == ["_to_copy cuda to cpu in packed.py:_read"]
 
 
 def test_samples_in_parts(few, monkeypatch):
@@ -123,7 +123,7 @@ def test_samples_in_parts(few, monkeypatch):
     model, batch = model_of(), batch_of(2, 5)
     vectors = torch.randn(2, Engine(model).d)
     expected = Engine(model).hvp(*FACE, batch, vectors)
-    monkeypatch.setattr(tangents, "_parts", lambda runs, k: (slice(i, i + 1) for i in range(2)))
+    monkeypatch.setattr(decoder_jvp, "_parts", lambda runs, k: (slice(i, i + 1) for i in range(2)))
     with pretended.device():
         engine = Engine(model.to(pretended.GPU))
         assert relative(here(engine.hvp(*FACE, there(batch), vectors)), expected) <= 1e-5
@@ -139,7 +139,7 @@ def test_every_position_and_no_padding(few, passed):
     expected = Engine(model).vjp(logits, batch, cotangents)
     with pretended.device(), torch.device(pretended.GPU):  # as torch.set_default_device does
         engine = Engine(model.to(pretended.GPU))
-        assert len(trunk.usable(engine.model, engine._layout)) == 2
+        assert len(decoder.usable(engine.model, engine._layout)) == 2
         passed.clear()
         got = here(engine.vjp(logits, there(batch), cotangents.to(pretended.GPU)))
     assert relative(got, expected) <= 1e-5
@@ -153,14 +153,14 @@ def test_layers_with_a_window_of_their_own_run_on_their_own_code(few, passed):
     expected = Engine(model).sample_grads(*FACE, batch)
     with pretended.device():
         engine = Engine(model.to(pretended.GPU))
-        assert len(trunk.usable(model, engine._layout)) == 2
+        assert len(decoder.usable(model, engine._layout)) == 2
         passed.clear()
         assert relative(here(engine.sample_grads(*FACE, there(batch))), expected) <= 1e-5
     assert passed == [("cuda", False)]
 
 
 def test_without_kernels_the_model_runs_its_own_code(passed, monkeypatch):
-    monkeypatch.setattr(trunk._C, "devices", lambda: ["cpu"])
+    monkeypatch.setattr(decoder._C, "devices", lambda: ["cpu"])
     model, batch = model_of(), batch_of(3)
     expected = Engine(model).sample_grads(*FACE, batch)
     passed.clear()
@@ -207,7 +207,7 @@ def refused(result):
 
 def test_the_probe_finds_the_kernels_right(one_layer):
     with pretended.device() as device, emulation.poisoned():
-        assert len(trunk.find(one_layer.model, one_layer._layout)) == 1
+        assert len(decoder.find(one_layer.model, one_layer._layout)) == 1
     assert device.ran == TRUNK
 
 
@@ -218,7 +218,7 @@ def test_the_probe_finds_a_kernel_wrong(few, monkeypatch, one_layer, op, change)
     kernels = broken(pretended.Device._kernel, op, change)
     monkeypatch.setattr(pretended.Device, "_kernel", kernels)
     with pretended.device():
-        assert trunk.find(one_layer.model, one_layer._layout) == []
+        assert decoder.find(one_layer.model, one_layer._layout) == []
 
 
 @pytest.mark.parametrize("name", ["older", "newer"])
@@ -239,7 +239,7 @@ def test_the_probe_computes_whole_products(few, monkeypatch, one_layer, name):
         else:
             matmul.fp32_precision = "tf32"
         with pretended.device():
-            assert trunk.find(one_layer.model, one_layer._layout)
+            assert decoder.find(one_layer.model, one_layer._layout)
         assert said == [("ieee", False)] * 2
         assert matmul.fp32_precision == "tf32"
         assert name == "newer" or torch.get_float32_matmul_precision() == "high"

@@ -8,7 +8,7 @@ from engine_models import adapted, batch_of, llama, plain_grads, qwen2, relative
 from opacus import GradSampleModule
 
 from fudlr_ext import Engine, label_logits, label_loss, label_targets
-from fudlr_ext.sinks import Dots, Rows
+from fudlr_ext.reducers import Dots, Rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 FACE = (label_logits, label_loss)
@@ -108,7 +108,7 @@ def test_an_output_without_cotangents_takes_no_part_in_a_pass():
             output.register_hook(lambda gradient, i=i: passed.append(i))
         return outputs
 
-    outputs = engine.pullback(two, batch).outputs
+    outputs = engine.deferred_vjp(two, batch).outputs
     one, other, both, none = torch.eye(2)[0], torch.eye(2)[1], torch.ones(2), torch.zeros(2)
 
     def cotangents(*rows):
@@ -127,7 +127,7 @@ def test_an_output_without_cotangents_takes_no_part_in_a_pass():
 def test_a_graph_knows_what_its_fused_layers_hold():
     """Hooks on saved tensors see none of it: kept graphs of a large model would fill the memory."""
     engine = Engine(adapted(llama()))
-    few, many = (engine.pullback(label_logits, batch_of(n=n, t=40)).held for n in (2, 40))
+    few, many = (engine.deferred_vjp(label_logits, batch_of(n=n, t=40)).held for n in (2, 40))
     assert few > sum(p.numel() * 4 for layer in engine._layout.layers for p in (layer.base.weight,))
     hidden, layers = 32, 2
     assert many - few > 38 * 8 * layers * 10 * hidden * 4, "ten vectors a position and layer"

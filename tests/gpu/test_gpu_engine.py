@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from engine_models import adapted, batch_of, clean, llama, relative
 
-from fudlr_ext import Engine, decoder, label_logits, label_loss, probe, tangents, trunk
+from fudlr_ext import Engine, decoder, decoder_jvp, decoder_layer, label_logits, label_loss, probe
 
 pytestmark = test_gpu_ops.pytestmark
 FACE = (label_logits, label_loss)
@@ -32,18 +32,18 @@ def there(batch):
 def passed(monkeypatch):
     """Device, positions and wanted ones of all fused layers, and how many tangents they took."""
     seen, along = [], []
-    start, start_along = decoder.Pass.__init__, tangents.LayerTangents.__init__
+    start, start_along = decoder_layer.Pass.__init__, decoder_jvp.LayerTangents.__init__
 
-    def noted(self, layer, places, x):
-        seen.append((x.device.type, len(x), places.wanted is not None and len(places.wanted)))
-        start(self, layer, places, x)
+    def noted(self, layer, packed, x):
+        seen.append((x.device.type, len(x), packed.wanted is not None and len(packed.wanted)))
+        start(self, layer, packed, x)
 
     def noted_along(self, *given):
         start_along(self, *given)
         along.append(self.k)
 
-    monkeypatch.setattr(decoder.Pass, "__init__", noted)
-    monkeypatch.setattr(tangents.LayerTangents, "__init__", noted_along)
+    monkeypatch.setattr(decoder_layer.Pass, "__init__", noted)
+    monkeypatch.setattr(decoder_jvp.LayerTangents, "__init__", noted_along)
     return seen, along
 
 
@@ -52,7 +52,7 @@ def test_padded_batches_at_their_labels_equal_the_cpu(passed, dtype):
     seen, along = passed
     here, on_gpu, batch = engine_of("cpu", dtype), engine_of("cuda", dtype), batch_of()
     vectors = torch.randn(3, here.d, dtype=dtype)
-    assert len(trunk.usable(on_gpu.model, on_gpu._layout)) == 3
+    assert len(decoder.usable(on_gpu.model, on_gpu._layout)) == 3
     real, wanted = (int(x.sum()) for x in (batch["attention_mask"], batch["labels"] != -100))
     for name in ("sample_grads", "hvp", "ggn_vp"):
         given = () if name == "sample_grads" else (vectors,)
@@ -70,11 +70,11 @@ def test_padded_batches_at_their_labels_equal_the_cpu(passed, dtype):
 def test_layers_never_wait(wanted):
     """Forward, backward, tangents and their way back; what waits for the mask comes before."""
     engine = engine_of("cuda")
-    layer = trunk.usable(engine.model, engine._layout)[-1]
+    layer = decoder.usable(engine.model, engine._layout)[-1]
     trial = probe._Trial.draw(layer, torch.float32, engine._layout.device)
     trial = trial if wanted == "all" else trial.of_some_positions()
     x, k = trial.x, probe.DIRECTIONS
-    count = len(x) if wanted == "all" else len(trial.places.wanted)
+    count = len(x) if wanted == "all" else len(trial.packed.wanted)
     given = [
         torch.randn(size, *x.shape[1:], device=x.device) for size in (count, k * len(x), k * count)
     ]
@@ -95,7 +95,7 @@ def test_tf32_is_the_callers_to_allow():
     torch.set_float32_matmul_precision("high")
     try:
         engine = engine_of("cuda")
-        assert len(trunk.usable(engine.model, engine._layout)) == 3
+        assert len(decoder.usable(engine.model, engine._layout)) == 3
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -104,6 +104,6 @@ def test_tf32_is_the_callers_to_allow():
 def test_under_autocast_the_model_runs_its_own_code():
     engine, batch = engine_of("cuda"), there(batch_of())
     with torch.autocast("cuda", torch.bfloat16):
-        assert trunk.usable(engine.model, engine._layout) == []
+        assert decoder.usable(engine.model, engine._layout) == []
         assert engine.sample_grads(*FACE, batch).isfinite().all()
-    assert len(trunk.usable(engine.model, engine._layout)) == 3
+    assert len(decoder.usable(engine.model, engine._layout)) == 3

@@ -77,9 +77,9 @@ class WholeModel:
             rows[i] = self._flat(torch.autograd.grad(losses.sum(), self._parameters))
         return rows
 
-    def pullback(self, forward: Forward, batch: Any) -> WholePullback:
+    def deferred_vjp(self, forward: Forward, batch: Any) -> WholeVjp:
         """Run `forward` and keep its graph."""
-        return WholePullback(self, forward(self.model, batch))
+        return WholeVjp(self, forward(self.model, batch))
 
     def _flat(self, gradients: tuple[Tensor | None, ...]) -> Tensor:
         return torch.cat(
@@ -90,7 +90,7 @@ class WholeModel:
         )
 
 
-class WholePullback:
+class WholeVjp:
     """One batch's outputs and the way back from them to all parameters."""
 
     held = 0

@@ -44,7 +44,7 @@ class Surrogate(Protocol):
         ...
 
 
-class Pullback(Protocol):
+class DeferredVjp(Protocol):
     """A forward pass that can be gone back."""
 
     @property
@@ -62,10 +62,10 @@ class Pullback(Protocol):
         ...
 
 
-class PullbackEngine(Protocol):
+class VjpEngine(Protocol):
     """What metric gradients ask of an engine; `fudlr_ext.Engine` has it."""
 
-    def pullback(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> Pullback:
+    def deferred_vjp(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> DeferredVjp:
         """Run `forward` and keep its graph."""
         ...
 
@@ -95,7 +95,7 @@ class MetricGradients(dict[str, MetricGradient]):
 
 def metric_gradients(
     recommender: Recommender,
-    engine: PullbackEngine,
+    engine: VjpEngine,
     samples: Samples,
     side: Any,
     metrics: Sequence[Surrogate],
@@ -155,7 +155,7 @@ def metric_gradients(
     total: Tensor | None = None
     shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
     for number, (part, batch) in enumerate(shown):
-        way = kept[number] if kept else engine.pullback(scores_and_loss, batch)
+        way = kept[number] if kept else engine.deferred_vjp(scores_and_loss, batch)
         pulled = _pull(way, cotangents[:, part], through_loss[:, part])
         if parts and len(shares) <= number * parts // len(batches):
             shares.append(pulled)  # the first batch of its part
@@ -177,7 +177,7 @@ def metric_gradients(
     )
 
 
-def _pull(way: Pullback, through_scores: Tensor, through_loss: Tensor) -> Tensor:
+def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Tensor:
     """What a batch adds to the gradients `[k, d]`; no backward pass for metrics blind to it."""
     live = through_scores.flatten(1).any(1) | through_loss.any(1)
     if bool(live.all()):
@@ -209,29 +209,29 @@ class _Batches:
 
 
 def _score(
-    engine: PullbackEngine,
+    engine: VjpEngine,
     forward: Callable[..., Any],
     batches: _Batches,
     graph_bytes: int,
     weights: Container[int],
-) -> tuple[list[Pullback], Tensor, Tensor]:
+) -> tuple[list[DeferredVjp], Tensor, Tensor]:
     """Scores and losses of all prompts; the way back from each batch, or none where too large."""
 
     def without_graph(model: nn.Module, batch: Any) -> Any:
         with torch.no_grad():
             return forward(model, batch)
 
-    kept: list[Pullback] = []
+    kept: list[DeferredVjp] = []
     scores, losses = [], []
     fits = True
     shown = track(batches, len(batches), "score prompts", delay=PATIENCE)
     for number, (_, batch) in enumerate(shown):
         if number == 0:
             with _saved_bytes(weights) as sizes:
-                way = engine.pullback(forward, batch)
+                way = engine.deferred_vjp(forward, batch)
             fits = (way.held + sum(sizes.values())) * len(batches) <= graph_bytes
         else:
-            way = engine.pullback(forward if fits else without_graph, batch)
+            way = engine.deferred_vjp(forward if fits else without_graph, batch)
         found_scores, found_losses = way.outputs
         scores.append(found_scores)
         losses.append(found_losses)

@@ -224,8 +224,8 @@ class _Counted:
         self._engine = engine
         self.prompts = 0
 
-    def pullback(self, forward: Any, batch: Any) -> Any:
-        way = self._engine.pullback(forward, batch)
+    def deferred_vjp(self, forward: Any, batch: Any) -> Any:
+        way = self._engine.deferred_vjp(forward, batch)
         return _CountedWay(self, way)
 
 

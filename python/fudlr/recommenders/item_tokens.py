@@ -14,7 +14,7 @@ from fudlr.common.errors import ModelError
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
-from fudlr_ext.trunk import only
+from fudlr_ext.decoder import only
 
 
 class ItemTokens(Recommender):

@@ -22,7 +22,7 @@ from fudlr.gradients.store.encoding import row_bytes
 from fudlr.gradients.store.fitting import fit_rows, load_projection
 from fudlr.gradients.store.projection import Projection
 from fudlr.run import Run
-from fudlr_ext.sinks import Sketch, Sums
+from fudlr_ext.reducers import Sketch, Sums
 
 SHARD_BYTES = 8 * 2**20
 """Of rows; small, since a killed recording loses what is in no shard yet."""

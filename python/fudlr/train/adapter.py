@@ -29,7 +29,7 @@ from fudlr.recommenders import Recommender
 from fudlr.train.adam import Adam
 from fudlr.train.checkpoint import Checkpoint, State, adam_moments, digest, load_moments
 from fudlr_ext import Engine
-from fudlr_ext.sinks import Rows, Sums
+from fudlr_ext.reducers import Rows, Sums
 
 ENGINE_TOKENS = 2048
 """Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
@@ -209,8 +209,8 @@ def _through_engine(
         batch = recommender.collate(samples.take(index.numpy()))
         sums = Sums(weights[index][None].to(total))
         rows = Rows()
-        sinks = [sums, rows] if keep else [sums]
-        losses = engine.reduce(recommender.forward, recommender.loss, batch, sinks)
+        reducers = [sums, rows] if keep else [sums]
+        losses = engine.reduce(recommender.forward, recommender.loss, batch, reducers)
         total += sums.result()[0].cpu()
         if keep:
             gradients[index] = rows.result().cpu()

@@ -118,7 +118,7 @@ def test_gradients_of_a_whole_model():
     found = vmap(grad(of_one), in_dims=(None, 0, 0))(parameters, batch["x"], batch["y"])
     exact = torch.cat([found[name].flatten(1) for name in whole.names], dim=1)
     torch.testing.assert_close(rows, exact)
-    way = whole.pullback(forward, batch)
+    way = whole.deferred_vjp(forward, batch)
     cotangent = 2 * (way.outputs[0] - batch["y"])
     torch.testing.assert_close(way.vjp((cotangent[None],))[0], rows.sum(0))
     theta = whole.theta()

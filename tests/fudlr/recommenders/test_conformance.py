@@ -300,10 +300,10 @@ def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkey
     monkeypatch.setattr(made, "_write", lambda *given: (written.append(1), write(*given))[1])
     with torch.no_grad():
         made.forward(made.model, batch)
-    engine.pullback(made.forward, batch)
+    engine.deferred_vjp(made.forward, batch)
     assert len(written) == 1
     engine.load(engine.theta() * 1.5)
-    engine.pullback(made.forward, batch)
+    engine.deferred_vjp(made.forward, batch)
     assert len(written) == 2
 
 

@@ -9,11 +9,11 @@ from fudlr.gradients.store.projection import Projection
 from fudlr.gradients.store.writer import StoreWriter
 from fudlr_ext.layers import Block, Layout
 from fudlr_ext.ops import grad_sum
-from fudlr_ext.sinks import Sketch
+from fudlr_ext.reducers import Sketch
 
 
 class BatchGradients:
-    """Takes a batch's gradients from a `Tap`, and hands them to a writer.
+    """Takes a batch's gradients from a `BackwardHook`, and hands them to a writer.
 
     Without a projection the factors are held until there is one.
 

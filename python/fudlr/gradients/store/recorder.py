@@ -37,7 +37,7 @@ from fudlr.gradients.store.sealing import seal
 from fudlr.gradients.store.spec import Binding, fingerprint, model_fingerprint
 from fudlr.gradients.store.writer import StoreWriter
 from fudlr_ext import Engine
-from fudlr_ext.tap import Tap
+from fudlr_ext.backward_hook import BackwardHook
 
 
 class Recorder:
@@ -93,7 +93,7 @@ class Recorder:
         self._allow_dropout = allow_dropout
         self._recorded = False
         self._provisional: Binding | None = None
-        self._tap: Tap | None = None
+        self._hook: BackwardHook | None = None
         self._fitting: Fitting | None = None
         self._writer: StoreWriter | None = None
 
@@ -124,23 +124,23 @@ class Recorder:
         """
         ids = torch.as_tensor(ids).detach().to("cpu", torch.int64)
         scale = _scale(len(ids), divisor, weights, self._per_sample)
-        if self._tap is None:
+        if self._hook is None:
             self._begin()
-        assert self._tap is not None
-        found = BatchGradients(self._tap.layout, ids, scale, self.projection)
+        assert self._hook is not None
+        found = BatchGradients(self._hook.layout, ids, scale, self.projection)
         if self._stored(ids):
             yield found
             return
         if not (self._allow_dropout or self._recorded):
             refuse_dropout(self.engine.model)
         self._recorded = True
-        self._tap.open(len(ids), found)
+        self._hook.open(len(ids), found)
         try:
             yield found
         except BaseException:
-            self._tap.close(check=False)
+            self._hook.close(check=False)
             raise
-        self._tap.close()
+        self._hook.close()
         self._take(found)
 
     @property
@@ -183,9 +183,9 @@ class Recorder:
 
     def close(self) -> None:
         """Take the hooks away, and keep what is recorded as a recording that can go on."""
-        if self._tap is not None:
-            self._tap.remove()
-            self._tap = None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -207,7 +207,7 @@ class Recorder:
     def _begin(self) -> None:
         """At the first batch: hooks, the recording's binding, and what an earlier process left."""
         names = self.engine.names if self._per_sample else self._names
-        self._tap = self.engine.tap(names)
+        self._hook = self.engine.backward_hook(names)
         course = self._course if self._course is not None else self.engine.theta()
         data = self._data if _is_pair(self._data) else (fingerprint(self._data),) * 2
         self._provisional = Binding(

@@ -35,15 +35,15 @@ def rehearse(engine: Engine, config: RecordConfig, n: int, backward: Callable[[]
             known.
     """
     refuse_dropout(engine.model)
-    tap = engine.tap(list(chosen(engine.shapes, config.matrices)))
-    found = BatchGradients(tap.layout, torch.arange(n), 1.0, None)
+    hook = engine.backward_hook(list(chosen(engine.shapes, config.matrices)))
+    found = BatchGradients(hook.layout, torch.arange(n), 1.0, None)
     try:
-        tap.open(n, found)
+        hook.open(n, found)
         with torch.random.fork_rng(devices=[]):
             backward()
-        tap.close()
+        hook.close()
     finally:
-        tap.remove()
+        hook.remove()
         for parameter in engine.parameters():
             parameter.grad = None
     if ready_projection(engine.shapes, config) is None:

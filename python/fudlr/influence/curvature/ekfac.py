@@ -17,7 +17,7 @@ from torch import Tensor
 from fudlr.common.batches import Batches, Source
 from fudlr.influence.curvature.base import Forward, Loss, Parts, weighted
 from fudlr.influence.curvature.kfac import Kronecker, factor_spectrum
-from fudlr_ext.sinks import Sides, Sketch
+from fudlr_ext.reducers import Sides, Sketch
 
 
 class EKFAC(Kronecker):
@@ -51,9 +51,9 @@ class EKFAC(Kronecker):
             for name, (p, q) in bases.items()
         }
         for batch, _ in batches:
-            sink = Sketch(turn)
-            engine.reduce(forward, loss, batch, [sink])
-            values += sink.result().double().square().sum(dim=0)
+            reducer = Sketch(turn)
+            engine.reduce(forward, loss, batch, [reducer])
+            values += reducer.result().double().square().sum(dim=0)
         super().__init__(engine.shapes, bases, values / batches.n)
 
     @classmethod

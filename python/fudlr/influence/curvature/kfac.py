@@ -2,7 +2,7 @@
 
     H₀ = blockdiag_b L_b ⊗ R_b,   L = (1/n) Σ_{i,t} l_it l_itᵀ,   R = (1/N) Σ_{i,t} r_it r_itᵀ
 
-where the block's gradient is G_i = Σ_t l_it r_itᵀ (see `fudlr_ext.sinks`) and N the number of
+where the block's gradient is G_i = Σ_t l_it r_itᵀ (see `fudlr_ext.reducers`) and N the number of
 positions with l ≠ 0. Positions count as independent, as in "K-FAC-expand" (Martens and Grosse 2015,
 arXiv 1503.05671; Eschenhagen et al. 2023, arXiv 2311.00636). Labels are the data's. The damped
 inverse is exact, in the eigenbases of L and R: no factored damping.
@@ -19,7 +19,7 @@ from torch import Tensor
 from fudlr.common.batches import Batches, Source
 from fudlr.influence.curvature.base import Forward, Loss, Parts, weighted
 from fudlr.influence.curvature.blocks import matrix_slices
-from fudlr_ext.sinks import Factors
+from fudlr_ext.reducers import Factors
 
 
 class Kronecker:
@@ -70,12 +70,12 @@ def factor_spectrum(engine: Any, forward: Forward, loss: Loss, batches: Batches)
     right: dict[str, Tensor] = {}
     counts = torch.zeros(len(engine.names), dtype=torch.int64)
     for batch, _ in batches:
-        sink = Factors()
-        engine.reduce(forward, loss, batch, [sink])
-        counts += sink.result()
+        reducer = Factors()
+        engine.reduce(forward, loss, batch, [reducer])
+        counts += reducer.result()
         for name in engine.names:
-            left[name] = left.get(name, 0) + sink.left[name].double()
-            right[name] = right.get(name, 0) + sink.right[name].double()
+            left[name] = left.get(name, 0) + reducer.left[name].double()
+            right[name] = right.get(name, 0) + reducer.right[name].double()
     return {
         name: (_eigen(left[name] / batches.n), _eigen(right[name] / max(count, 1)))
         for name, count in zip(engine.names, counts.tolist(), strict=True)

@@ -17,7 +17,7 @@ from fudlr.common.batches import Batches
 from fudlr.gradients.store import GradientRows
 from fudlr.gradients.store.rows import Forward, Loss
 from fudlr_ext import Engine
-from fudlr_ext.sinks import Sums
+from fudlr_ext.reducers import Sums
 
 
 class KeptLoss:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_models import adapted, batch_of, clean, llama, qwen2, relative
 
-from fudlr_ext import Engine, curvature, label_logits, label_loss, tangents
+from fudlr_ext import Engine, curvature, decoder_jvp, label_logits, label_loss
 
 FACE = {"forward": label_logits, "loss": label_loss}
 PRODUCTS = (curvature.hvp, curvature.ggn_vp)
@@ -14,13 +14,13 @@ PRODUCTS = (curvature.hvp, curvature.ggn_vp)
 def gone(monkeypatch):
     """How many vectors went through each fused layer."""
     counts = []
-    start = tangents.LayerTangents.__init__
+    start = decoder_jvp.LayerTangents.__init__
 
     def noted(self, *given):
         start(self, *given)
         counts.append(self.k)
 
-    monkeypatch.setattr(tangents.LayerTangents, "__init__", noted)
+    monkeypatch.setattr(decoder_jvp.LayerTangents, "__init__", noted)
     return counts
 
 
@@ -78,7 +78,7 @@ def test_vectors_go_in_groups_where_memory_asks_for_it(gone, monkeypatch):
 def test_samples_go_in_parts_where_the_cache_asks_for_it(gone, monkeypatch, product):
     engine = engine_of()
     vectors = torch.randn(3, engine.d, dtype=torch.float64)
-    monkeypatch.setattr(tangents, "PART_BYTES", 1)
+    monkeypatch.setattr(decoder_jvp, "PART_BYTES", 1)
     fused, plain = both(product, engine, vectors)
     assert gone == [3] * 3 * len(batch_of()["input_ids"])
     assert relative(fused, plain) <= 1e-12

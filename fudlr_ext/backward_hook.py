@@ -27,7 +27,7 @@ class Taker(Protocol):
     """What is done with one batch's gradients."""
 
     def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        """Take the factors of a block's per-sample gradients, detached; as `Sink.add` has them."""
+        """Take the factors of a block's per-sample gradients, detached, as `Reducer.add` does."""
         ...
 
     def total(self, block: Block, gradient: Tensor) -> None:
@@ -35,7 +35,7 @@ class Taker(Protocol):
         ...
 
 
-class Tap:
+class BackwardHook:
     """Hooks on an adapter's LoRA modules; idle until `open`, gone after `remove`.
 
     Args:
@@ -158,11 +158,11 @@ class Tap:
 class _Use:
     """One use of a LoRA module in a forward pass, waiting for its gradient."""
 
-    __slots__ = ("block", "right", "taken", "taker", "tap")
+    __slots__ = ("block", "hook", "right", "taken", "taker")
 
-    def __init__(self, tap: Tap, block: Block, right: Tensor, taker: Taker) -> None:
-        self.tap, self.block, self.right, self.taker = tap, block, right, taker
+    def __init__(self, hook: BackwardHook, block: Block, right: Tensor, taker: Taker) -> None:
+        self.hook, self.block, self.right, self.taker = hook, block, right, taker
         self.taken = False
 
     def arrived(self, left: Tensor) -> None:
-        self.tap.arrived(self, left)
+        self.hook.arrived(self, left)

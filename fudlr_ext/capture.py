@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fudlr_ext import trunk
+from fudlr_ext import decoder
 from fudlr_ext.collect import Collector
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout, LoraLayer
@@ -146,7 +146,7 @@ def capturing(model: nn.Module, layout: Layout) -> Iterator[Tape]:
             x, tape.anchor, layer, tape
         )
 
-    with trunk.replaced(model, layout, trunk.taped(tape)), _replaced(model, layout, forward):
+    with decoder.replaced(model, layout, decoder.taped(tape)), _replaced(model, layout, forward):
         yield tape
 
 

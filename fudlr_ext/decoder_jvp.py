@@ -26,8 +26,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fudlr_ext.decoder import Decoder, Joint, Pass, Use, ops
-from fudlr_ext.places import Places
+from fudlr_ext.decoder_layer import Decoder, Joint, Pass, Use, ops
+from fudlr_ext.packed import Packed
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -150,7 +150,7 @@ class LayerTangents:
         attended = ops.attention_tangent(*run._attention(), *along, run.o.ranks[-1])
         dx2 = self._along(run.o, run.attended, run.uo[:, d:], attended)[:, :d]
         if dx is not None:
-            dx2 = dx2 + (dx if run.places.wanted is None else self._some(dx, 0).flatten(0, 1))
+            dx2 = dx2 + (dx if run.packed.wanted is None else self._some(dx, 0).flatten(0, 1))
         rank = run.gate_up.ranks[-1]
         dn = ops.rms_norm_tangent(run.x2, second.weight, run.scale2, dx2, rank)
         inner = run.gate_up.d_out
@@ -173,7 +173,7 @@ class LayerTangents:
     def _some(self, tangents: Tensor, free: int) -> Tensor:
         """The tangents at the wanted positions, with free columns at the right, [W, k, ...]."""
         wide = tangents.view(-1, self.k, tangents.shape[1])
-        wanted, width = self.run.places.wanted, self.run.x.shape[1]
+        wanted, width = self.run.packed.wanted, self.run.x.shape[1]
         assert wanted is not None
         found = wide.new_empty(len(wanted), self.k, width + free)
         found[:, :, :width] = wide[wanted, :, :width]
@@ -181,15 +181,15 @@ class LayerTangents:
 
     def _project(self, dn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tangents of queries, keys and values."""
-        run, places = self.run, self.run.places
+        run, packed = self.run, self.run.packed
         dz = self._along(run.qkv, run.normed, run.u, dn)
         ends = run.qkv.outs
-        if places.wanted is None:
-            ops.rotate_heads(dz[:, : ends[2]], places.cos, places.sin, False)
+        if packed.wanted is None:
+            ops.rotate_heads(dz[:, : ends[2]], packed.cos, packed.sin, False)
             dq, dk, dv = (dz[:, i:j] for i, j in pairwise(ends))
             return dq, dk, dv
         dk, dv = dz[:, : ends[1]], dz[:, ends[1] : ends[2]]
-        ops.rotate_heads(dk, places.cos, places.sin, False)
+        ops.rotate_heads(dk, packed.cos, packed.sin, False)
         some = None if dn is None else self._some(dn, run.only_q.ranks[-1]).flatten(0, 1)
         dq = self._along(run.only_q, run.some, run.uq, some)[:, : run.only_q.d_out]
         ops.rotate_heads(dq, *run.at, False)
@@ -232,23 +232,23 @@ class LayerTangents:
     def _at_normed(self, uses: dict[Joint, Use]) -> Tensor | None:
         """The primal cotangent of the first norm's output."""
         run, e = self.run, uses[self.run.qkv].e
-        if run.places.wanted is None or e is None:
+        if run.packed.wanted is None or e is None:
             return e
-        return e.index_add(0, run.places.wanted, uses[run.only_q].e)  # type: ignore[arg-type]
+        return e.index_add(0, run.packed.wanted, uses[run.only_q].e)  # type: ignore[arg-type]
 
     def _attention_back(self, de: Tensor) -> list[Tensor]:
         """Return the changes of the projections' cotangents: of one product, or of two."""
-        run, uses, places = self.run, self.run.uses, self.run.places
+        run, uses, packed = self.run, self.run.uses, self.run.packed
         again = (None,) * 4 if uses is None else (uses[run.o].e, *self.dqkv)
         free = self.free(run.qkv)
         to_q, to_k, _ = ops.attention_backward(*run._attention(), de, *again, free)
         width = to_k.shape[1]
-        if places.wanted is None:
+        if packed.wanted is None:
             columns = to_q.shape[1] + 2 * width
             side = to_q.as_strided((to_q.shape[0], columns + free), to_q.stride())
-            ops.rotate_heads(side[:, : columns - width], places.cos, places.sin, True)
+            ops.rotate_heads(side[:, : columns - width], packed.cos, packed.sin, True)
             return [side]
-        ops.rotate_heads(to_k, places.cos, places.sin, True)
+        ops.rotate_heads(to_k, packed.cos, packed.sin, True)
         ops.rotate_heads(to_q, *run.at, True)
         room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self.free(run.only_q))
         room[:, : to_q.shape[1]] = to_q
@@ -263,8 +263,8 @@ class LayerTangents:
         return de + self._everywhere(some) if below else None
 
     def _everywhere(self, rows: Tensor) -> Tensor:
-        """Rows of the wanted positions at their places among all, zero elsewhere."""
-        wanted = self.run.places.wanted
+        """Rows of the wanted positions at their packed among all, zero elsewhere."""
+        wanted = self.run.packed.wanted
         if wanted is None:
             return rows
         full = rows.new_zeros(self.run.x.shape[0], self.k, rows.shape[1])
@@ -286,9 +286,9 @@ class Recorder:
         self.runs: list[Pass] = []
         self.leaves: list[Tensor] = []
 
-    def run(self, layer: Decoder, places: Places, x: Tensor) -> Tensor:
+    def run(self, layer: Decoder, packed: Packed, x: Tensor) -> Tensor:
         """Compute one layer."""
-        self.runs.append(Pass(layer, places, x.detach()))
+        self.runs.append(Pass(layer, packed, x.detach()))
         self.leaves.append(self.runs[-1].out.detach().requires_grad_())
         return self.leaves[-1]
 
@@ -364,7 +364,7 @@ def _parts(runs: list[Pass], k: int) -> Iterator[slice]:
     widest = max(joint.d_out for run in runs for joint in run.joints)
     each = max(1, k * widest * runs[0].x.element_size())
     most = PART_BYTES * torch.get_num_threads() // each
-    offsets, first = runs[0].places.starts, 0
+    offsets, first = runs[0].packed.starts, 0
     if runs[0].x.device.type != "cpu":
         most = offsets[-1]
     for i in range(1, len(offsets)):

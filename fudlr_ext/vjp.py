@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fudlr_ext.capture import capturing
 from fudlr_ext.collect import Collector, no_gradient
 from fudlr_ext.curvature import Forward, as_tuple
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
-from fudlr_ext.passes import capturing
-from fudlr_ext.sinks import Sums
+from fudlr_ext.reducers import Sums
 
 
-class Pullback:
-    """One batch's outputs and the way back from them; see `Engine.pullback`.
+class DeferredVjp:
+    """One batch's outputs and the way back from them; see `Engine.deferred_vjp`.
 
     Attributes:
         outputs: What `forward` returned, detached, as a tuple.
@@ -97,7 +97,7 @@ class Pullback:
             raise EngineError(
                 asked,
                 "the adapter's weights changed since, and the way back would use the new ones",
-                "Make the pullback anew after load() or a training step",
+                "Make the deferred_vjp anew after load() or a training step",
             )
         return self._graph
 

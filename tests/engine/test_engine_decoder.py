@@ -7,7 +7,7 @@ import torch
 from engine_models import adapted, batch_of, clean, llama, plain_grads, qwen2, relative
 from torch import nn
 
-from fudlr_ext import Engine, decoder, label_logits, label_loss, trunk
+from fudlr_ext import Engine, decoder, decoder_layer, label_logits, label_loss
 
 FACE = (label_logits, label_loss)
 
@@ -16,13 +16,13 @@ FACE = (label_logits, label_loss)
 def used(monkeypatch):
     """The shapes of the inputs of all fused layers."""
     shapes = []
-    start = decoder.Pass.__init__
+    start = decoder_layer.Pass.__init__
 
-    def noted(self, layer, places, x):
-        shapes.append((x.shape[0], places.wanted))
-        start(self, layer, places, x)
+    def noted(self, layer, packed, x):
+        shapes.append((x.shape[0], packed.wanted))
+        start(self, layer, packed, x)
 
-    monkeypatch.setattr(decoder.Pass, "__init__", noted)
+    monkeypatch.setattr(decoder_layer.Pass, "__init__", noted)
     return shapes
 
 
@@ -62,7 +62,7 @@ def test_layers_with_a_window_of_their_own_keep_it(used, window_from):
 @pytest.mark.parametrize("device", ["meta", "mps"])
 def test_layers_on_other_devices_are_left_alone(device):
     layout = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
-    assert trunk.usable(nn.Module(), layout) == []
+    assert decoder.usable(nn.Module(), layout) == []
 
 
 def test_padding_is_left_out_and_the_last_layer_cut(used):

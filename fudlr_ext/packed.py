@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Places:
+class Packed:
     """Where positions lie, and which of them are wanted after the last layer; all on one device.
 
     Attributes:
@@ -37,7 +37,7 @@ class Places:
     wanted_offsets: Tensor | None = None
     wanted_starts: tuple[int, ...] = ()
 
-    def everything(self) -> Places:
+    def everything(self) -> Packed:
         """Return the same with all positions wanted."""
         return replace(self, wanted=None, wanted_offsets=None, wanted_starts=())
 
@@ -46,11 +46,11 @@ class Places:
         rows = _between(self.starts, samples)
         return rows, rows if self.wanted is None else _between(self.wanted_starts, samples)
 
-    def part(self, samples: slice) -> Places:
+    def part(self, samples: slice) -> Packed:
         """Return the share of some samples, as views."""
         rows, queries = self.between(samples)
         ends = slice(samples.start, samples.stop + 1)
-        found = Places(
+        found = Packed(
             offsets=self.offsets[ends] - rows.start,
             limits=self.limits[rows],
             cos=self.cos[rows],
@@ -82,12 +82,12 @@ class Packing:
     Attributes:
         rows: Which of the n · t they are, [T]; None: all.
         slots: Where among the wanted ones each position asked for lies, [n, L]; None: none was.
-        places: What the layers need to know.
+        packed: What the layers need to know.
     """
 
     rows: Tensor | None
     slots: Tensor | None
-    places: Places
+    packed: Packed
 
 
 def pack(
@@ -110,15 +110,15 @@ def pack(
     cos, sin = (each.expand(n, t, -1).reshape(n * t, -1) for each in angles)
     if rows is not None:
         cos, sin = cos[rows], sin[rows]
-    places = Places(given["offsets"], given["limits"], cos, sin, tuple(here["offsets"].tolist()))
+    packed = Packed(given["offsets"], given["limits"], cos, sin, tuple(here["offsets"].tolist()))
     if positions is not None:
-        places = replace(
-            places,
+        packed = replace(
+            packed,
             wanted=given["wanted"],
             wanted_offsets=given["counts"],
             wanted_starts=tuple(here["counts"].tolist()),
         )
-    return Packing(rows, given.get("slots"), places)
+    return Packing(rows, given.get("slots"), packed)
 
 
 def _read(holds: Tensor, real: Tensor, positions: Tensor | None) -> dict[str, Tensor] | None:

@@ -1,6 +1,6 @@
 """What to reduce per-sample gradients to while the backward pass makes them: one class each.
 
-A sink is given the two factors of every LoRA matrix's gradients, block by block as the backward
+A reducer is given the two factors of every LoRA matrix's gradients, block by block as the backward
 pass reaches them, and never the gradients themselves. A block that is used several times in one
 forward pass arrives several times, and its parts add up.
 """
@@ -22,7 +22,7 @@ Sides = tuple[Tensor | None, Tensor | None]
 """P_l [q, a] and P_r [r, b] for a matrix [a, b]; None leaves a side as it is."""
 
 
-class Sink(ABC):
+class Reducer(ABC):
     """One pass's reduction; `start` is called once, then `add` for every block, then `result`."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Sink(ABC):
         """Return what was asked for; called once."""
 
 
-class Rows(Sink):
+class Rows(Reducer):
     """The gradients themselves, [n, d]."""
 
     def start(self, layout: Layout, n: int) -> None:  # noqa: D102
@@ -60,7 +60,7 @@ class Rows(Sink):
         return self._rows
 
 
-class Dots(Sink):
+class Dots(Reducer):
     """Their products with vectors [k, d], as [n, k]."""
 
     def __init__(self, vectors: Tensor) -> None:
@@ -78,7 +78,7 @@ class Dots(Sink):
         return self._dots
 
 
-class Sums(Sink):
+class Sums(Reducer):
     """Their sums with weights [w, n], as [w, d]."""
 
     def __init__(self, weights: Tensor) -> None:
@@ -96,7 +96,7 @@ class Sums(Sink):
         return self._sums
 
 
-class Sketch(Sink):
+class Sketch(Reducer):
     """The gradients of some matrices, each projected as P_l G P_rᵀ: [n, p], p numbers a sample.
 
     The matrices stand in flat order, each row by row, and those that are not named are left out.
@@ -154,7 +154,7 @@ def _sketched(side: Tensor | None, width: int, name: str) -> int:
     return side.shape[0]
 
 
-class FisherProduct(Sink):
+class FisherProduct(Reducer):
     """The empirical Fisher's products (1/n) Σ_i w_i g_i ⟨g_i, v⟩ with vectors [k, d], as [k, d].
 
     The factors are kept until all products ⟨g_i, v⟩ are known, so that one backward pass suffices:
@@ -195,7 +195,7 @@ class FisherProduct(Sink):
         return sums.result()
 
 
-class Factors(Sink):
+class Factors(Reducer):
     """Second moments of each block's two factors, summed over samples and positions.
 
     left[name] is Σ l lᵀ [a, a] and right[name] Σ r rᵀ [b, b], over the positions whose output

@@ -1,0 +1,327 @@
+"""One decoder layer of the Llama family, forward and backward, in as few passes as there can be.
+
+    h₂ = h + O(attention(rotate(Q n), rotate(K n), V n)),  n = norm(h)
+    out = h₂ + D(silu(G m) · U m),                          m = norm(h₂)
+
+Linears that share their input are one product. Their LoRA matrices ride in it: the product is with
+M = [[W + s B A, s B], [s A, s]], whose upper rows give y, whose lower rows give u = s A x, and
+whose upper rows from the left give both ∂x = δ (W + s B A) and v = s Bᵀ δ in the backward. Merging
+takes rank · d_in · d_out steps a pass, and saves the products of every position with B and A.
+
+Positions of all samples lie one after the other, without padding. The last layer may be asked for
+some positions only: then its queries, and all that follows them, are computed for these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext.layers import LoraLayer
+from fudlr_ext.packed import Packed
+
+ops: Any = torch.ops.fudlr_trunk
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear layer, and its adapter's part where it has one."""
+
+    base: nn.Linear
+    lora: LoraLayer | None
+
+    @property
+    def rank(self) -> int:
+        """The adapter's rank, 0 without one."""
+        return 0 if self.lora is None else self.lora.a.shape[0]
+
+
+class Joint:
+    """Linears that share their input, merged with their adapters for one pass.
+
+    Attributes:
+        whole: [Σ d_out + Σ rank, d_in + Σ rank], the matrix M above.
+        upper: [Σ d_out, d_in + Σ rank], W + s B A beside s B.
+        down: [Σ d_out + Σ rank, d_in], W + s B A above s A.
+        bias: [Σ d_out], or None.
+        outs: Where each linear's outputs begin, and their end.
+        ranks: Where each adapter's columns begin, and their end.
+    """
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        first = parts[0].base.weight
+        self.d_in = first.shape[1]
+        self.outs, self.ranks = [0], [0]
+        for part in parts:
+            self.outs.append(self.outs[-1] + part.base.weight.shape[0])
+            self.ranks.append(self.ranks[-1] + part.rank)
+        self.d_out, rank = self.outs[-1], self.ranks[-1]
+        whole = first.new_empty(self.d_out + rank, self.d_in + rank)
+        whole[:, self.d_in :].zero_()
+        for part, ends in zip(parts, pairwise(self.outs), strict=True):
+            if part.lora is None:
+                whole[slice(*ends), : self.d_in].copy_(part.base.weight.detach())
+        for lora, rows, ranks in self.adapted():
+            own = slice(self.d_out + ranks.start, self.d_out + ranks.stop)
+            columns = slice(self.d_in + ranks.start, self.d_in + ranks.stop)
+            b = lora.b * lora.scaling
+            torch.addmm(lora.base.weight.detach(), b, lora.a, out=whole[rows, : self.d_in])
+            whole[rows, columns] = b
+            torch.mul(lora.a, lora.scaling, out=whole[own, : self.d_in])
+            whole[own, columns].fill_diagonal_(lora.scaling)
+        self.whole = whole
+        self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
+        self.bias = None
+        if any(part.base.bias is not None for part in parts):
+            self.bias = torch.cat(
+                [
+                    part.base.bias.detach()
+                    if part.base.bias is not None
+                    else first.new_zeros(part.base.weight.shape[0])
+                    for part in parts
+                ]
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [y | u] for x [T, d_in]."""
+        product = x @ self.down.t()
+        if self.bias is not None:
+            product[:, : self.d_out] += self.bias
+        return product
+
+    def backward(self, delta: Tensor, below: bool = True) -> tuple[Tensor | None, Tensor]:
+        """Return ∂x [T, d_in], or None where it is not wanted below, and v, for δ [T, Σ d_out]."""
+        if not below:
+            return None, delta @ self.upper[:, self.d_in :]
+        product = delta @ self.upper
+        return product[:, : self.d_in], product[:, self.d_in :]
+
+    def adapted(self) -> Iterator[tuple[LoraLayer, slice, slice]]:
+        """Yield the adapters, the rows of their linears' outputs, and those of their u."""
+        ends = (pairwise(self.outs), pairwise(self.ranks))
+        for part, out, rank in zip(self.parts, *ends, strict=True):
+            if part.lora is not None:
+                yield part.lora, slice(*out), slice(*rank)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A joint linear in a pass there and back: all that its adapters' gradients are made of.
+
+    Attributes:
+        joint: The linears.
+        x: Their input, [T, d_in].
+        u: scaling·A x, [T, Σ rank].
+        delta: δ, [T, Σ d_out].
+        e: The gradient of x; None: not wanted.
+        v: scaling·Bᵀ δ, [T, Σ rank].
+        offsets: [n + 1], where each sample's positions begin.
+    """
+
+    joint: Joint
+    x: Tensor
+    u: Tensor
+    delta: Tensor
+    e: Tensor | None
+    v: Tensor
+    offsets: Tensor
+
+    def part(self, rows: slice) -> Use:
+        """Return the share of some positions."""
+        tensors = {name: getattr(self, name)[rows] for name in ("x", "u", "delta", "v")}
+        return replace(self, **tensors, e=None if self.e is None else self.e[rows])
+
+    def emit(self, tape: Any) -> None:
+        """Hand every adapter's factors over."""
+        for lora, rows, ranks in self.joint.adapted():
+            factors = (self.u[:, ranks], self.delta[:, rows], self.v[:, ranks])
+            tape.receive(lora, self.x, *factors, offsets=self.offsets)
+
+
+Take = Callable[[Use], None]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """weight · x · (mean x² + eps)^(-1/2)."""
+
+    module: nn.Module
+    eps: float
+
+    @property
+    def weight(self) -> Tensor:
+        """[d]."""
+        return self.module.weight.detach()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a decoder layer is made of."""
+
+    module: nn.Module
+    parts: dict[str, Part]  # q, k, v, o, gate, up, down
+    norms: tuple[Norm, Norm]
+    heads: int
+    key_heads: int
+    scale: float
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter has a part in it."""
+        return any(part.lora is not None for part in self.parts.values())
+
+    def joint(self, *names: str) -> Joint:
+        """Merge these linears for one pass."""
+        return Joint([self.parts[name] for name in names])
+
+
+class Pass:
+    """One layer's forward pass over x [T, d], with what its backward needs.
+
+    Attributes:
+        uses: What a backward pass found at every product, where it was kept.
+    """
+
+    def __init__(self, layer: Decoder, packed: Packed, x: Tensor) -> None:
+        self.layer, self.packed, self.x = layer, packed, x
+        self.uses: dict[Joint, Use] | None = None
+        first, second = layer.norms
+        self.normed, self.scale, _ = ops.rms_norm(x, None, first.weight, first.eps)
+        self._project()
+        self.attended = ops.attention(*self._attention())
+        self.o = layer.joint("o")
+        self.uo = self.o.forward(self.attended)
+        residual = x if packed.wanted is None else x[packed.wanted]
+        self.normed2, self.scale2, self.x2 = ops.rms_norm(
+            self.uo[:, : x.shape[1]], residual, second.weight, second.eps
+        )
+        self.gate_up = layer.joint("gate", "up")
+        self.gu = self.gate_up.forward(self.normed2)
+        self.hidden = ops.swiglu(self.gu[:, : self.gate_up.d_out])
+        self.down = layer.joint("down")
+        self.ud = self.down.forward(self.hidden)
+        self.out = self.x2 + self.ud[:, : x.shape[1]]
+
+    @property
+    def offsets(self) -> Tensor:
+        """Of the positions that go on after the queries."""
+        packed = self.packed
+        return packed.offsets if packed.wanted_offsets is None else packed.wanted_offsets
+
+    def _project(self) -> None:
+        packed, layer = self.packed, self.layer
+        if packed.wanted is None:
+            self.qkv = layer.joint("q", "k", "v")
+            z = self.qkv.forward(self.normed)
+            ends = self.qkv.outs
+            ops.rotate_heads(z[:, : ends[2]], packed.cos, packed.sin, False)
+            self.q, self.k, self.v = (z[:, i:j] for i, j in pairwise(ends))
+            self.u = z[:, ends[-1] :]
+            return
+        self.qkv, self.only_q = layer.joint("k", "v"), layer.joint("q")
+        z = self.qkv.forward(self.normed)
+        middle, end = self.qkv.outs[1:]
+        self.k, self.v, self.u = z[:, :middle], z[:, middle:end], z[:, end:]
+        ops.rotate_heads(self.k, packed.cos, packed.sin, False)
+        self.some = self.normed[packed.wanted]
+        self.at = (packed.cos[packed.wanted], packed.sin[packed.wanted])
+        zq = self.only_q.forward(self.some)
+        self.q, self.uq = zq[:, : self.only_q.d_out], zq[:, self.only_q.d_out :]
+        ops.rotate_heads(self.q, *self.at, False)
+
+    def _attention(self) -> tuple[Any, ...]:
+        packed, layer = self.packed, self.layer
+        limits = packed.limits if packed.wanted is None else packed.limits[packed.wanted]
+        sizes = (layer.heads, layer.key_heads, layer.scale)
+        return (self.q, self.k, self.v, self.offsets, packed.offsets, limits, *sizes)
+
+    @property
+    def joints(self) -> list[Joint]:
+        """All of its products."""
+        some = [] if self.packed.wanted is None else [self.only_q]
+        return [self.qkv, *some, self.o, self.gate_up, self.down]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, merged weights included."""
+        tensors = [each for each in self.__dict__.values() if isinstance(each, Tensor)]
+        tensors += [joint.whole for joint in self.joints]
+        storages = {each.untyped_storage().data_ptr(): each for each in tensors}
+        return sum(each.untyped_storage().nbytes() for each in storages.values())
+
+    def part(self, samples: slice) -> Pass:
+        """Return the share of some samples, as views."""
+        found, packed = copy(self), self.packed
+        rows, queries = packed.between(samples)
+        found.packed = packed.part(samples)
+        if packed.wanted is not None:
+            found.at = (self.at[0][queries], self.at[1][queries])
+        for name, value in self.__dict__.items():
+            if isinstance(value, Tensor):
+                setattr(found, name, value[rows if name in _OF_KEYS else queries])
+        if self.uses is not None:
+            found.uses = {
+                joint: use.part(rows if joint is self.qkv else queries)
+                for joint, use in self.uses.items()
+            }
+        return found
+
+    def keep(self, delta: Tensor, below: bool) -> Tensor | None:
+        """Go back as `backward` does, and keep what it finds."""
+        uses: dict[Joint, Use] = {}
+        grad = self.backward(lambda use: uses.update({use.joint: use}), delta, below)
+        self.uses = uses
+        return grad
+
+    def backward(self, take: Take, delta: Tensor, below: bool) -> Tensor | None:
+        """Hand all uses to `take`; return the gradient of x [T, d] where it is wanted."""
+        d, packed, (first, second) = self.x.shape[1], self.packed, self.layer.norms
+        e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
+        inner = self.gate_up.d_out
+        to_gu = ops.swiglu_backward(self.gu[:, :inner], e)
+        uses = (self.normed2, self.gu[:, inner:], to_gu)
+        e = self._back(take, self.gate_up, uses, self.offsets)
+        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e, delta)
+        e = self._back(take, self.o, (self.attended, self.uo[:, d:], at_x2), self.offsets)
+        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e)
+        if packed.wanted is None:
+            columns = to_q.shape[1] + 2 * to_k.shape[1]
+            side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
+            turned = side[:, : columns - to_v.shape[1]]
+            ops.rotate_heads(turned, packed.cos, packed.sin, True)
+        else:
+            side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
+            ops.rotate_heads(to_k, packed.cos, packed.sin, True)
+            ops.rotate_heads(to_q, *self.at, True)
+        e = self._back(take, self.qkv, (self.normed, self.u, side), packed.offsets, below)
+        if packed.wanted is not None:
+            eq = self._back(take, self.only_q, (self.some, self.uq, to_q), self.offsets, below)
+        if e is None:
+            return None
+        if packed.wanted is not None and eq is not None:
+            e = e.index_add(0, packed.wanted, eq)
+            at_x2 = torch.zeros_like(self.x).index_add_(0, packed.wanted, at_x2)
+        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e, at_x2)
+        return grad
+
+    def _back(
+        self,
+        take: Take,
+        joint: Joint,
+        uses: tuple[Tensor, Tensor, Tensor],
+        offsets: Tensor,
+        below: bool = True,
+    ) -> Tensor | None:
+        e, v = joint.backward(uses[-1], below)
+        take(Use(joint, *uses, e, v, offsets))
+        return e
+
+
+_OF_KEYS = {"x", "normed", "scale", "k", "v", "u"}  # of every position, whatever is wanted
