@@ -3,7 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <utility>
@@ -124,16 +123,6 @@ void check_cross_entropy(const char* op, const at::Tensor& hidden, const at::Ten
 
 // Checks that the catalogue has `k` items.
 void check_top(const char* op, int64_t k, const at::Tensor& items);
-
-// Checks influence [n, k], and that each of `state`, which changes in place, is [n], in the
-// result's dtype and without gaps.
-void check_influence(
-    const char* op, const at::Tensor& influence,
-    std::initializer_list<std::pair<const char*, std::reference_wrapper<const at::Tensor>>> state);
-
-// Checks the numbers of a step of Adam on `logits`.
-void check_adam(const char* op, int64_t step, double decay_first, double decay_second, double eps,
-                double limit, const at::Tensor& logits);
 
 // Checks that `given`, called `name`, has the expected sizes (-1: any), the dtype `wanted`, and the
 // device of `like`, which is called `like_name`.

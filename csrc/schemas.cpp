@@ -49,16 +49,6 @@ TORCH_LIBRARY(fudlr, m) {
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets) -> (Tensor loss, "
       "Tensor lse)");
-
-  // A mask m = σ(z) over n samples whose removal changes k metrics by influence [n, k]. Both return
-  // sums over the samples in float64, [3 + 2 k]: Σ m, Σ d, Σ d² with d = m (1 - m), Σ m s and
-  // Σ d² s. At z - shift
-  m.def("mask_sums(Tensor influence, Tensor logits, float shift=0) -> Tensor");
-  // after a step of Adam on z - shift with the gradient d (price + s · weights)
-  m.def(
-      "mask_step(Tensor influence, Tensor weights, Tensor(a!) logits, Tensor(b!) first, "
-      "Tensor(c!) second, int step, float price=0, float shift=0, float rate=0.3, "
-      "float decay_first=0.9, float decay_second=0.99, float eps=1e-8, float limit=20) -> Tensor");
 }
 
 // Backward passes of ops above; without an autograd rule of their own.

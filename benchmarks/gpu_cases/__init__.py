@@ -10,12 +10,11 @@ A family is a module with
 from collections.abc import Iterator
 from types import ModuleType
 
-from gpu_cases import attention, catalogues, heads, masks, rows, samples, trunk
+from gpu_cases import attention, catalogues, heads, rows, samples, trunk
 from gpu_cases.case import Case
 
 FAMILIES: dict[str, ModuleType] = {
     "rows": rows,
-    "masks": masks,
     "catalogues": catalogues,
     "heads": heads,
     "attention": attention,

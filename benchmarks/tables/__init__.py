@@ -34,7 +34,6 @@ from tables import (
     llm_path,
     llm_scorings,
     loop,
-    mask_step,
     not_differentiable,
     occupations,
     planted,
@@ -87,7 +86,6 @@ TABLES: tuple[ModuleType, ...] = (
     llm_scorings,
     llm_clean,
     row_products,
-    mask_step,
     cross_entropy,
 )
 """In the order of the pages."""

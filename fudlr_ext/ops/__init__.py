@@ -6,14 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fudlr_ext.ops import _trunk  # noqa: F401  registers its rules
-from fudlr_ext.ops._masks import MaskSums
 from fudlr_ext.ops.catalogue_mean import catalogue_mean
 from fudlr_ext.ops.catalogue_share import catalogue_share
 from fudlr_ext.ops.catalogue_top import catalogue_top
 from fudlr_ext.ops.grad_sum import grad_sum
 from fudlr_ext.ops.linear_cross_entropy import linear_cross_entropy
-from fudlr_ext.ops.mask_step import mask_step
-from fudlr_ext.ops.mask_sums import mask_sums
 from fudlr_ext.ops.row_dots import row_dots
 from fudlr_ext.ops.row_gram import row_gram
 from fudlr_ext.ops.row_sums import row_sums
@@ -35,21 +32,16 @@ OPS: dict[str, Callable[..., Any]] = {
         catalogue_share,
         catalogue_top,
         linear_cross_entropy,
-        mask_sums,
-        mask_step,
     )
 }
 
 __all__ = [
     "OPS",
-    "MaskSums",
     "catalogue_mean",
     "catalogue_share",
     "catalogue_top",
     "grad_sum",
     "linear_cross_entropy",
-    "mask_step",
-    "mask_sums",
     "row_dots",
     "row_gram",
     "row_sums",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from fudlr_ext.reference.catalogue import catalogue_mean, catalogue_share, catalogue_top
 from fudlr_ext.reference.cross_entropy import linear_cross_entropy
-from fudlr_ext.reference.masks import mask_step, mask_sums
 from fudlr_ext.reference.rows import row_dots, row_gram, row_sums
 from fudlr_ext.reference.samples import grad_sum, sample_dots, sample_grads, sample_sketch
 
@@ -17,8 +16,6 @@ __all__ = [
     "catalogue_top",
     "grad_sum",
     "linear_cross_entropy",
-    "mask_step",
-    "mask_sums",
     "row_dots",
     "row_gram",
     "row_sums",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fudlr_ext.testing import catalogue, cross_entropy, masks, rows, samples
+from fudlr_ext.testing import catalogue, cross_entropy, rows, samples
 from fudlr_ext.testing.agreement import check_agreement
 from fudlr_ext.testing.case import (
     DTYPES,
@@ -20,7 +20,6 @@ OP_CASES: tuple[OpCase, ...] = (
     *rows.CASES,
     *catalogue.CASES,
     *cross_entropy.CASES,
-    *masks.CASES,
 )
 
 __all__ = [

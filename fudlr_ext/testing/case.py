@@ -52,7 +52,6 @@ class OpCase:
         dtypes: What it takes.
         twice: Whether its gradients have gradients.
         variant: Tells ways of calling one op apart.
-        updates: Which arguments it changes in place.
         packed: Whether its first arguments are left, right and offsets of samples.
         results: The dtypes of its results for inputs of a dtype; by default one, `result_dtype`.
         magnitude: The sums of the terms' sizes, shaped as the results, of which eps is a rounding;
@@ -72,27 +71,15 @@ class OpCase:
     dtypes: tuple[torch.dtype, ...] = DTYPES
     variant: str = ""
     twice: bool = True
-    updates: tuple[int, ...] = ()
     packed: bool = False
     results: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (result_dtype(dtype),)
     magnitude: Callable[..., Any] | None = None
     rounding: tuple[float, float] = (1.5, 3.0)
 
     @property
-    def native(self) -> Callable[..., Any]:
+    def op(self) -> Callable[..., Any]:
         """The native op."""
         return getattr(torch.ops.fudlr, self.name).default
-
-    @property
-    def op(self) -> Callable[..., Any]:
-        """The native op; one that works in place does so on copies, and returns them as well."""
-        return self._on_copies if self.updates else self.native
-
-    def _on_copies(self, *arguments: Any) -> tuple[Tensor, ...]:
-        given = list(arguments)
-        for i in self.updates:
-            given[i] = given[i].clone(memory_format=torch.contiguous_format)
-        return *as_tuple(self.native(*given)), *(given[i] for i in self.updates)
 
     def sizes(self, arguments: Arguments) -> tuple[Tensor, ...]:
         """Return the sums of the sizes of the terms of every result, in float64."""

@@ -13,7 +13,7 @@ from fudlr_ext import _C
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-FAMILIES = ("rows", "masks", "catalogues", "heads", "attention", "trunk", "samples")
+FAMILIES = ("rows", "catalogues", "heads", "attention", "trunk", "samples")
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 RATES = {"bytes_per_second": 1e9} | {
     f"operations_per_second_torch.{name}": 1e9 for name in ("float32", "bfloat16", "float16")
@@ -101,8 +101,6 @@ COUNTED = {
     # 2 samples of 5 positions, 4 heads and 1 key head of 4 numbers, 2 tangents: rows of 160 and of
     # 40 numbers; 15 pairs a sample, 9 products of 8 operations.
     "attention_tangent, Llama 1B, float32": (4 * (5 * 160 + 6 * 40), 2 * 15 * 4 * 9 * 8),
-    # 10 samples, 4 metrics in 16 bits: a logit and two moments, in and out.
-    "mask_step, 10⁷ samples, bfloat16": (10 * (8 + 24), 560),
 }
 
 
@@ -183,16 +181,16 @@ def test_rows_of_other_families_stay(monkeypatch, gpu, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "describe", lambda: {"commit": "a"})
     out = tmp_path / "gpu.json"
-    for family in ("masks", "rows", "masks"):
+    for family in ("heads", "rows", "heads"):
         options = ("--small", "--only", family, "--out", str(out), "--minutes", "0")
         assert run(monkeypatch, gpu, *options) == 0
     rows = json.loads(out.read_text())["results"]
-    assert [row["family"] for row in rows] == ["rows"] * 27 + ["masks"] * 8
+    assert [row["family"] for row in rows] == ["rows"] * 27 + ["heads"] * 24
     assert {row["not_measured"] for row in rows} == {"no time was left"}
     monkeypatch.setattr(gpu, "describe", lambda: {"commit": "b"})
     assert run(monkeypatch, gpu, *options) == 0
     rows = json.loads(out.read_text())["results"]
-    assert {row["family"] for row in rows} == {"masks"}, "another commit's rows were kept"
+    assert {row["family"] for row in rows} == {"heads"}, "another commit's rows were kept"
 
 
 def test_where_the_device_is_lost_a_new_process_goes_on(monkeypatch, gpu, tmp_path, capsys):
@@ -206,9 +204,9 @@ def test_where_the_device_is_lost_a_new_process_goes_on(monkeypatch, gpu, tmp_pa
     monkeypatch.setattr(gpu.os, "execv", lambda program, command: begun.append(command))
     monkeypatch.setattr(gpu, "describe", lambda: {"commit": "a"})
     out = tmp_path / "gpu.json"
-    options = ("--small", "--only", "rows", "masks", "heads", "--out", str(out))
+    options = ("--small", "--only", "rows", "catalogues", "heads", "--out", str(out))
     assert run(monkeypatch, gpu, *options) == 1
-    assert begun[0][2:5] == ["--only", "masks", "heads"]
+    assert begun[0][2:5] == ["--only", "catalogues", "heads"]
     row, *rest = json.loads(out.read_text())["results"]
     assert row["failed"] == "RuntimeError: an illegal memory access was encountered"
     assert len(rest) == 26

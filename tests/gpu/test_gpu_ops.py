@@ -19,7 +19,6 @@ from fudlr_ext import _C, Engine, label_logits, label_loss, ops
 from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
 from fudlr_ext.testing.catalogue import CatalogueShape
 from fudlr_ext.testing.cross_entropy import HeadShape
-from fudlr_ext.testing.masks import MaskShape
 from fudlr_ext.testing.rows import RowShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
@@ -47,7 +46,6 @@ LARGE = {
     RowShape: RowShape(3000, 4096, 8),
     CatalogueShape: CatalogueShape(200, 20_000, 64, 4),
     HeadShape: HeadShape(130, 32_000, 128),
-    MaskShape: MaskShape(1_000_000, 5),
 }
 # Beside float64's order of a million close scores, another dtype's has changed places.
 REAL = [

@@ -33,7 +33,7 @@ def test_opcheck(case, dtype):
     arguments = list(case.make(case.small[0], dtype))
     for i in case.differentiable:
         arguments[i].requires_grad_()
-    opcheck(case.native, tuple(arguments))
+    opcheck(case.op, tuple(arguments))
 
 
 @pytest.mark.parametrize(("case", "shape"), SMALLEST, ids=str)

@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError, NumericalError, UsageError
-from fudlr_ext.ops import MaskSums, mask_step, mask_sums
 
 LAST = 0.1
 """Share of a descent's steps by whose end its mask should have settled."""
+_DECAYS = (0.9, 0.99)
+"""Adam's β₁ and β₂."""
+_LIMIT = 20.0
+"""Largest |z|: a sample beyond could never change its mind."""
 LARGE_BUDGET = 0.2
 """Share of removed samples beyond which one closed-form step falls well short of retraining."""
 
@@ -150,7 +153,6 @@ def gradient_descent_mask(
 
     While the budget binds, the gradient is projected on its tangent (Rosen 1960), and each step
     ends with the common shift of z that meets it again. The result is rounded to whole samples.
-    A step is one pass over samples, and two or three that only read where the budget binds.
 
     Args:
         score: `[n]`; see `scores`.
@@ -165,30 +167,22 @@ def gradient_descent_mask(
     _check_mask(score, budget, ids)
     n = score.numel()
     room = _room(budget, n)
-    slope = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
-    influence, one = slope[:, None], torch.ones(1, dtype=torch.float64)
-    z = torch.full_like(slope, -4.0)  # nearly nothing removed, where the gradient still lives
+    gradient = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
+    z = torch.full_like(gradient, -4.0)  # nearly nothing removed, where the gradient still lives
     first, second = torch.zeros_like(z), torch.zeros_like(z)
     late, flipped = math.ceil((1 - LAST) * steps), torch.zeros_like(z, dtype=torch.bool)
-    shift, sums = 0.0, mask_sums(influence, z)
     for step in range(1, steps + 1):
-        before = z > shift if step > late else None
-        sums = mask_step(
-            influence,
-            one,
-            z,
-            first,
-            second,
-            step=step,
-            price=_multiplier(sums, room),
-            shift=shift,
-            rate=learning_rate,
-            eps=1e-150,  # next to none: the step must not know the scores' scale
-        )
-        shift, sums = _within_budget(influence, z, sums, room)
-        if before is not None:
-            flipped |= before != (z > shift)
-    z -= shift
+        before = z > 0
+        d = z.sigmoid() * (-z).sigmoid()  # ∂σ/∂z; keeps its digits where σ is next to 0 or 1
+        along = d * (gradient + _multiplier(z, d, gradient, room))
+        first.lerp_(along, 1 - _DECAYS[0])
+        second.lerp_(along.square(), 1 - _DECAYS[1])
+        # No ε beside the root but what keeps 0/0 away: the step must not know the scores' scale.
+        size = (second / (1 - _DECAYS[1] ** step)).sqrt() + 1e-150
+        z = z - learning_rate * (first / (1 - _DECAYS[0] ** step)) / size
+        z = _within_budget(z.clamp(-_LIMIT, _LIMIT), room)
+        if step > late:
+            flipped |= before != (z > 0)
     soft = z.sigmoid()
     whole = min(round(float(soft.sum())), room)
     remove = torch.zeros_like(score, dtype=torch.bool)
@@ -197,33 +191,32 @@ def gradient_descent_mask(
     return Mask(remove, soft.to(score.dtype), _warnings(budget, whole, n), unsettled)
 
 
-def _multiplier(sums: MaskSums, room: int) -> float:
-    """What the slope is raised by where the budget binds: its part along Σ σ(z), if it grows."""
-    if float(sums.mask) < room - 1e-9 * max(room, 1):
+def _multiplier(z: Tensor, d: Tensor, gradient: Tensor, room: int) -> float:
+    """What the gradient is raised by where the budget binds: its part along Σ σ(z), if it grows."""
+    if float(z.sigmoid().sum()) < room - 1e-9 * max(room, 1):
         return 0.0
-    return max(0.0, -float(sums.squares[0] / sums.square))
+    square = d.square()
+    return max(0.0, -float(square @ gradient / square.sum()))
 
 
-def _within_budget(
-    influence: Tensor, z: Tensor, sums: MaskSums, room: int
-) -> tuple[float, MaskSums]:
-    """The smallest common shift of `z` with which Σ σ(z) ≤ room, and the sums there.
+def _within_budget(z: Tensor, room: int) -> Tensor:
+    """`z` lowered by the smallest common shift with which Σ σ(z) ≤ room.
 
     Newton's method on log Σ σ(z − shift), which is nearly straight, within a bracket.
     """
     shift, low, high = 0.0, 0.0, 64.0
-    total = float(sums.mask)
     for _ in range(60):
+        mask = (z - shift).sigmoid()
+        total = float(mask.sum())
         if (shift == 0 and total <= room) or abs(total - room) <= 1e-12 * room:
             break
         low, high = (shift, high) if total > room else (low, shift)
         if room:
-            shift += math.log(total / room) * total / float(sums.slope)
+            derivative = float((mask * (shift - z).sigmoid()).sum())
+            shift += math.log(total / room) * total / derivative
         if not low < shift < high:
             shift = (low + high) / 2
-        sums = mask_sums(influence, z, shift)
-        total = float(sums.mask)
-    return shift, sums
+    return z - shift
 
 
 def _room(budget: float, n: int) -> int:
