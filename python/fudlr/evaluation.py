@@ -24,7 +24,7 @@ from fudlr.data import (
     tail_items,
     user_groups,
 )
-from fudlr.metrics import Side, evaluate, evaluate_lists
+from fudlr.metrics import Side, Statistics, evaluate_lists, statistics
 from fudlr.metrics.pairwise import pairwise
 from fudlr.recommenders import Recommender, Titles
 
@@ -43,10 +43,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of one adapter, and the test scores [n, M] and losses [n] that they come from."""
+    """Figures of one adapter, what is kept of its scores on the test prompts, and losses [n]."""
 
     metrics: dict[str, float]
-    scores: Tensor
+    statistics: Statistics
     losses: Tensor
 
 
@@ -94,10 +94,16 @@ def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int 
     """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now."""
     valid_losses = recommender.losses(valid.samples, batch)
     scores, losses = recommender.evaluate(test.samples, batch)
-    figures = evaluate(scores, test.side) | pairwise(scores, test.side)
+    return measured(scores, losses, valid_losses, test.side)
+
+
+def measured(scores: Tensor, losses: Tensor, valid_losses: Tensor, side: Side) -> Measured:
+    """Figures from test scores [n, M] and losses [n], and the validation prompts' losses."""
+    found = statistics(scores, side)
+    figures = found.values | pairwise(scores, side)
     figures["val_loss"] = float(valid_losses.mean())
     figures["test_loss"] = float(losses.mean())
-    return Measured(figures, scores, losses)
+    return Measured(figures, found, losses)
 
 
 def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[str, float]:

@@ -9,9 +9,8 @@ import torch
 from fudlr.data import holdout_users
 from fudlr.debias.steering import steer
 from fudlr.debias.summary import intervals
-from fudlr.evaluation import Measured
-from fudlr.metrics import bootstrap, evaluate
-from fudlr.metrics.pairwise import pairwise
+from fudlr.evaluation import Measured, measured
+from fudlr.metrics import bootstrap
 from fudlr.pipeline.evidence import Evidence
 from fudlr.pipeline.job import Job
 from fudlr.pipeline.request import answer, choose_mask, score_samples
@@ -25,7 +24,8 @@ def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
     metrics are over as many users as everywhere else.
     """
     run, config = job.run, job.config
-    scores, losses = torch.empty_like(before.scores), torch.empty_like(before.losses)
+    losses = torch.empty_like(before.losses)
+    scores = losses.new_empty(job.test.side.seen.shape)
     valid_losses = torch.empty(len(job.valid.samples))
     halves = holdout_users(job.valid.samples, 0.5, config.seed)
     with job.clock.stage("held-out users"):
@@ -41,13 +41,11 @@ def heldout(job: Job, evidence: Evidence, before: Measured) -> dict[str, Any]:
             test, valid = job.test.take(other).samples, job.valid.take(other).samples
             scores[part], losses[part] = run.recommender.evaluate(test, config.batch)
             valid_losses[part] = run.recommender.losses(valid, config.batch)
-        figures = evaluate(scores, job.test.side) | pairwise(scores, job.test.side)
-        figures |= {"val_loss": float(valid_losses.mean()), "test_loss": float(losses.mean())}
-        drawn = bootstrap(
-            {"before": before.scores, "after": scores}, job.test.side, seed=config.seed
-        )
+        after = measured(scores, losses, valid_losses, job.test.side)
+        pair = {"before": before.statistics, "after": after.statistics}
+        drawn = bootstrap(pair, job.test.side, seed=config.seed)
     return {
         "before": before.metrics,
-        "after": figures,
+        "after": after.metrics,
         "intervals": intervals(drawn, {"after": "change"}),
     }

@@ -37,8 +37,9 @@ def summarise(
     """The figures of `summary.json` that need no further step."""
     side, seed = job.test.side, job.config.seed
     with job.clock.stage("intervals"):
-        drawn = bootstrap({"before": before.scores, "after": after.scores}, side, seed=seed)
-        null = permutation_null(before.scores, side, seed=seed)
+        pair = {"before": before.statistics, "after": after.statistics}
+        drawn = bootstrap(pair, side, seed=seed)
+        null = permutation_null(before.statistics, side, seed=seed)
     soft = {metric.name: metric.soft_key for metric in job.metrics}
     predicted = {
         soft.get(name, name): before.metrics[soft.get(name, name)] + change

@@ -7,7 +7,6 @@ that comes in, or goes, moves ARP for everybody, and no interval over users show
 import torch
 
 from fudlr.diagnostics.base import Facts, Finding, Severity, graded
-from fudlr.metrics import top_k
 
 ALIKE = 0.4
 """Of a list: one ranking for all users shares about half, for they have seen other items."""
@@ -15,12 +14,12 @@ ALIKE = 0.4
 
 def lists_alike(facts: Facts) -> Finding | None:
     """What the lists of two users share on the test prompts, of a list, on the average."""
-    if facts.before is None or len(facts.before.scores) < 2:
+    if facts.before is None or len(facts.before.losses) < 2:
         return None
     side = facts.job.test.side
-    lists = top_k(facts.before.scores, side)
+    lists = facts.before.statistics.top
     users = len(lists)
-    times = torch.bincount(lists.flatten(), minlength=facts.before.scores.shape[1])
+    times = torch.bincount(lists.flatten(), minlength=side.popularity.numel())
     # An item in e lists is shared by e (e − 1) / 2 pairs of users.
     shared = float((times * (times - 1)).sum()) / (users * (users - 1))
     return graded(

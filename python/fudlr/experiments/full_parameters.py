@@ -120,7 +120,11 @@ def _side(run: Run, answered: Answer, other: Tensor, options: Options, kept: Pat
         run, {name: _influence(answered)}, masks, "random samples", folder=kept
     )
     seen = job.test.side.seen
-    scores = {state: _centred(each.scores, seen) for state, each in found.items()}
+    scores = {}
+    for state, theta in states.items():
+        run.engine.load(theta)
+        matrix, _ = run.recommender.evaluate(job.test.samples, config.batch)
+        scores[state] = _centred(matrix, seen)
     return {
         "parameters": run.engine.d,
         "samples": len(other),

@@ -5,6 +5,7 @@ from fudlr.metrics.evaluate import evaluate, evaluate_lists
 from fudlr.metrics.objective import Objective, Term, metric_gradient
 from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
 from fudlr.metrics.score_function import DrawnLists, from_lists
+from fudlr.metrics.statistics import Statistics, statistics
 from fudlr.metrics.table import METRICS, find_metric, from_function, register
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Null",
     "Objective",
     "Side",
+    "Statistics",
     "SummedMetric",
     "Term",
     "bootstrap",
@@ -27,5 +29,6 @@ __all__ = [
     "metric_gradient",
     "permutation_null",
     "register",
+    "statistics",
     "top_k",
 ]

@@ -43,6 +43,7 @@ class HitRate(MeanMetric):
     name = "hr"
     lower_is_better = False
     at_k = True
+    bounds = (0.0, 1.0)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return 1 for a hit."""
@@ -59,6 +60,7 @@ class NDCG(MeanMetric):
     name = "ndcg"
     lower_is_better = False
     at_k = True
+    bounds = (0.0, 1.0)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return the discount at the target's rank."""
@@ -76,6 +78,7 @@ class MRR(MeanMetric):
     name = "mrr"
     lower_is_better = False
     at_k = True
+    bounds = (0.0, 1.0)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return the reciprocal of the target's rank."""

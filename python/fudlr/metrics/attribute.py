@@ -7,6 +7,7 @@ al., "Item-side fairness of large language model-based recommendation system" (2
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -53,6 +54,7 @@ class GroupGap(SummedMetric):
     needs_groups = True
     at_k = True
     soft_suffix = ""
+    bounds = (0.0, 1.0)
 
     @abstractmethod
     def hard_features(self, top: Tensor, side: Side) -> Tensor:
@@ -174,6 +176,7 @@ class _Unfairness(SummedMetric):
     lower_is_better = True
     at_k = True
     soft_suffix = ""
+    bounds = (0.0, math.inf)
 
     def missing(self, side: Side) -> str | None:
         """Ask for item groups and histories."""

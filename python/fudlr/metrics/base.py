@@ -7,6 +7,7 @@ softmax over the catalogue, whose gradient tells which training samples raise or
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -206,6 +207,7 @@ class Metric(ABC):
         at_k: whether the hard value is written as `name@K` or as `name`.
         soft_suffix: what the surrogate's name in the files adds to `name`; empty where the
             surrogate is the same measure on the whole catalogue.
+        bounds: the least and the largest value there can be, hard or soft.
     """
 
     name: str
@@ -213,6 +215,7 @@ class Metric(ABC):
     needs_groups: bool = False
     at_k: bool = False
     soft_suffix: str = "_soft"
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @abstractmethod
     def hard(self, top: Tensor, side: Side, weights: Tensor | None = None) -> Tensor:

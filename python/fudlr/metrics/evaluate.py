@@ -7,19 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, top_k
-from fudlr.metrics.table import METRICS, FunctionMetric
-
-
-def measurable(side: Side, metrics: Iterable[Metric] | None = None) -> list[Metric]:
-    """Return the metrics, all of the table by default, whose needs `side` meets."""
-    chosen = METRICS.values() if metrics is None else metrics
-    return [metric for metric in chosen if metric.missing(side) is None]
-
-
-def has_hard(metric: Metric) -> bool:
-    """Whether there is a value on the top K; a user's function may have none."""
-    return not isinstance(metric, FunctionMetric) or metric.has_hard
+from fudlr.metrics.base import Metric, Side
+from fudlr.metrics.statistics import has_hard, measurable, statistics
 
 
 def evaluate(
@@ -41,10 +30,7 @@ def evaluate(
         UsageError: no prompts, shapes that do not fit, or users with fewer than K unseen items.
         NumericalError: scores that are not finite.
     """
-    hard = evaluate_lists(top_k(scores, side), side, metrics)
-    scores = scores.detach()
-    soft = {m.soft_key: float(m.surrogate(scores, side)) for m in measurable(side, metrics)}
-    return hard | soft
+    return statistics(scores, side, metrics).values
 
 
 def evaluate_lists(

@@ -7,6 +7,9 @@ have them, on the items' counts in all lists; entropy is in nats.
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,7 @@ class AverageRecommendationPopularity(MeanMetric):
 
     name = "arp"
     lower_is_better = True
+    bounds = (0.0, math.inf)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return the mean count of each list."""
@@ -37,6 +41,7 @@ class AveragePercentageOfLongTail(MeanMetric):
 
     name = "aplt"
     lower_is_better = False
+    bounds = (0.0, 1.0)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return each list's share of tail items."""
@@ -48,8 +53,10 @@ class AveragePercentageOfLongTail(MeanMetric):
         return p @ side.tail.to(p.dtype)[:, None]
 
 
-class _Exposure(SummedMetric):
+class Exposure(SummedMetric):
     """A function of each item's exposure: its count in all lists, or its mean probability."""
+
+    bounds = (0.0, 1.0)
 
     def hard_rows(self, top: Tensor, side: Side) -> Tensor:
         """Return one-hot lists: [n, M]."""
@@ -65,8 +72,25 @@ class _Exposure(SummedMetric):
         """Return the catalogue softmax: [n, M]."""
         return catalogue_softmax(scores, side.seen)
 
+    @abstractmethod
+    def leave_out(self, top: Tensor, side: Side) -> Tensor:
+        """Return the hard value less the value without each prompt in turn: [n] float64, exact."""
 
-class Gini(_Exposure):
+    def soft_gradient(self, sums: Tensor, side: Side) -> Tensor:
+        """Return the surrogate's derivative in the sums [M] of the soft rows: [M] float64."""
+        with torch.enable_grad():
+            leaf = sums.detach().double().requires_grad_()
+            (gradient,) = torch.autograd.grad(
+                self.soft_finish(leaf[None], leaf.new_ones(1), side).sum(), leaf
+            )
+        return gradient
+
+
+def _counts(top: Tensor, side: Side) -> Tensor:
+    return torch.bincount(top.flatten(), minlength=side.popularity.numel()).double()
+
+
+class Gini(Exposure):
     """Gini index of exposure: Σ_j (2j - M - 1) x_(j) / (M Σ x), x ascending; 0 is equal.
 
     The surrogate is the same on the mean catalogue distribution, differentiable wherever no two
@@ -83,20 +107,43 @@ class Gini(_Exposure):
         ascending = sums.sort(dim=1).values
         return ascending @ (2 * position - m - 1) / (m * sums.sum(1))
 
+    def leave_out(self, top: Tensor, side: Side) -> Tensor:
+        """Lower the first of the items with equal counts, which leaves the order as it is."""
+        counts = _counts(top, side)
+        (k, m), total = (top.shape[1], len(counts)), counts.sum()
+        value = self.finish(counts[None], total[None], side)
+        own = counts[top]
+        first = torch.searchsorted(counts.sort().values, own.contiguous()) + 1
+        # Of r items with the same count the i-th is i places higher: r (r - 1) in the sum of 2 j.
+        equal = (own[:, :, None] == own[:, None, :]).sum((1, 2)) - k
+        lowered = value * m * total - (2 * first - m - 1).sum(1) - equal
+        return value - lowered / (m * (total - k).clamp_min(1))
 
-class Entropy(_Exposure):
+
+class Entropy(Exposure):
     """Shannon entropy of exposure, -Σ q log q in nats, q the exposures divided by their sum."""
 
     name = "entropy"
     lower_is_better = False
+    bounds = (0.0, math.inf)
 
     def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
         """Return the entropy of the distribution over items; 0 log 0 = 0."""
         q = sums / sums.sum(1, keepdim=True)
         return torch.special.entr(q.clamp_min(torch.finfo(q.dtype).tiny)).sum(1)
 
+    def leave_out(self, top: Tensor, side: Side) -> Tensor:
+        """Take terms out of log S - (1/S) Σ c log c, c the counts and S their sum."""
+        counts = _counts(top, side)
+        own, total = counts[top], counts.sum()
+        weighed = torch.special.xlogy(counts, counts).sum()
+        lost = torch.special.xlogy(own, own) - torch.special.xlogy(own - 1, own - 1)
+        less = (total - top.shape[1]).clamp_min(1)
+        value = total.log() - weighed / total
+        return value - (less.log() - (weighed - lost.sum(1)) / less)
 
-class Coverage(_Exposure):
+
+class Coverage(Exposure):
     """Coverage: share of the catalogue in at least one list.
 
     The surrogate is the share expected where every user draws K items, independently and with
@@ -109,6 +156,11 @@ class Coverage(_Exposure):
     def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
         """Count the items with any exposure."""
         return (sums > 0).to(sums.dtype).mean(1)
+
+    def leave_out(self, top: Tensor, side: Side) -> Tensor:
+        """Return the share of items that are in this list alone."""
+        counts = _counts(top, side)
+        return (counts[top] == 1).double().sum(1) / len(counts)
 
     def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
         """Return the log-probability that an item is missed, K log(1 - p): [n, M]."""

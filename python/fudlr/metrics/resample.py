@@ -1,12 +1,38 @@
-"""What chance alone does: bootstrap intervals over prompts, and groups permuted.
+"""What chance alone does: intervals over resampled prompts, and groups permuted.
 
-Both rest on metrics being functions of weighted sums over prompts (`SummedMetric`): a thousand
-resamples are one matrix product a metric.
+**What an interval is of.** n prompts are a draw from a population, and T_n is a metric of them. The
+interval is for E T_n: what n other prompts of the same kind would give on average. Coverage, Gini
+and entropy depend on n itself, so that no other number makes sense for them, and for a mean it is
+the population's mean.
+
+**Why no plain percentiles.** A resample repeats prompts and holds 63% of them, so that it covers
+fewer items, and adds noise to gaps between groups, which are never negative. The resampled values
+T* then centre on E* T* ≠ T_n, by a bias that is the resampling's own, and their percentiles need
+not hold T_n at all. E T_n is estimated without bias by T_n, and what is left to learn is how far
+T_n strays from its mean; the resamples say that by T* − E* T*. So the interval is
+
+    T_n + [q_2.5%, q_97.5%] of (T* − mean T*),
+
+cut at the metric's own bounds. It always holds T_n. Where resampling has no bias (means, and
+differences of means) it is the percentile interval.
+
+**Metrics of exposure.** A repeated list adds no item, whatever its prompt would have been replaced
+by, so that T* also strays too little where many items are in one list alone: intervals of coverage
+held E T_n in 84 to 90% of simulated cases. There the jackknife is right, or errs on the wide side
+(Efron and Stein 1981, "The jackknife estimate of variance": its mean is at least Var T_{n-1}). With
+J_i = T_n − T_n without prompt i, exact for lists and to first order for the smooth surrogate, and
+the weights w of a resample, the resampled value is taken to be
+
+    T* = T_n + Σ_i (w_i − 1) J_i,   of variance Σ_i (J_i − mean J)², the jackknife's.
+
+**Pairs.** All models share the resamples: the interval of a change is that of the differences of
+their T*, by the same rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,14 +41,14 @@ from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.metrics.attribute import GroupGap
-from fudlr.metrics.base import Metric, Side, SummedMetric, top_k
-from fudlr.metrics.evaluate import has_hard, measurable
+from fudlr.metrics.base import Metric, Side, SummedMetric
+from fudlr.metrics.statistics import Statistics, has_hard, measurable, statistics
 
 CHUNK = 128  # resamples whose sums are held at a time
 
 
 class Interval(NamedTuple):
-    """A value and the bounds that hold 95% of its resamples."""
+    """A value, and bounds that hold its mean over other prompts in 95% of the cases."""
 
     value: float
     low: float
@@ -53,35 +79,48 @@ def _bounds(values: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _multiplicities(n: int, n_resamples: int, seed: int) -> Tensor:
-    """Draw how often each of n prompts is in each resample: [R, n] float64, rows sum to n."""
+def _multiplicities(n: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
+    """Draw how often each of n prompts is in each resample: [≤ CHUNK, n] float64, rows sum to n."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (n_resamples, n), generator=generator)
-    counts = torch.zeros(n_resamples, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    for start in range(0, n_resamples, CHUNK):
+        drawn = torch.randint(n, (min(CHUNK, n_resamples - start), n), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        yield counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
 
 def _resampled(
-    metric: Metric, scores: Tensor, top: Tensor, side: Side, weights: Tensor
+    found: Statistics, side: Side, weights: Tensor, metrics: list[Metric]
 ) -> dict[str, Tensor]:
-    """Return a metric under each weighting [R, n], hard and, where it can be weighted, soft."""
-    chunks = weights.split(CHUNK)
-    if not isinstance(metric, SummedMetric):
-        if not has_hard(metric):
-            return {}
-        hard = torch.stack([metric.hard(top, side, w).double() for w in weights])
-        return {metric.hard_key(side.k): hard}
-    hard = torch.cat([metric.hard_many(top, side, w) for w in chunks])
-    rows = metric.soft_rows(scores, side)
-    soft = [
-        metric.soft_finish(w @ rows, w.sum(1), side) for w in weights.to(rows.dtype).split(CHUNK)
-    ]
-    return {metric.hard_key(side.k): hard, metric.soft_key: torch.cat(soft).double()}
+    """Return every metric under each weighting [R, n]: [R]."""
+    total = weights.sum(1)
+    draws = {
+        key: found.values[key] + (weights - 1) @ values for key, values in found.leave_out.items()
+    }
+    # One product for all metrics that are functions of few sums.
+    sums = weights @ torch.cat([weights.new_zeros(weights.shape[1], 0), *found.rows.values()], 1)
+    parts = sums.split([rows.shape[1] for rows in found.rows.values()], 1) if found.rows else ()
+    by_key = dict(zip(found.rows, parts, strict=True))
+    for metric in metrics:
+        hard, soft = metric.hard_key(side.k), metric.soft_key
+        if not isinstance(metric, SummedMetric):
+            if has_hard(metric):
+                each = [metric.hard(found.top, side, w).double() for w in weights]
+                draws[hard] = torch.stack(each)
+        elif soft in by_key:
+            draws[hard] = metric.finish(by_key[hard], total, side)
+            draws[soft] = metric.soft_finish(by_key[soft], total, side)
+    return draws
+
+
+def bound(value: float, draws: Tensor, least: float, most: float) -> Interval:
+    """The interval of `value` from resampled values [R], within what is possible."""
+    low, high = _bounds(draws - draws.mean())
+    return Interval(value, max(value + min(low, 0.0), least), min(value + max(high, 0.0), most))
 
 
 @torch.no_grad()
 def bootstrap(
-    scores: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor | Statistics],
     side: Side,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -90,7 +129,8 @@ def bootstrap(
     """Resample the prompts, the same for all models, so that differences are paired.
 
     Args:
-        scores: models' names to their scores [n, M] on the same prompts.
+        scores: models' names to their scores [n, M] on the same prompts, or to their statistics of
+            these metrics.
         side: of these prompts.
         n_resamples: R.
         seed: the same seed draws the same resamples.
@@ -98,8 +138,7 @@ def bootstrap(
 
     Returns:
         For each model, and for each later model's difference to the first as `"b - a"`, metric
-        name to interval (percentile bootstrap, 95%). The group gaps are biased upwards by
-        resampling; read their differences.
+        name to 95% interval, as the module says.
 
     Raises:
         UsageError: no prompts or no resamples, or as `top_k`.
@@ -112,23 +151,39 @@ def bootstrap(
             "Give at least 1 resample of at least 2 prompts",
         )
     chosen = measurable(side, metrics)
-    # The first weighting is the sample as it is: it gives the values.
-    once = torch.ones(1, n, dtype=torch.float64)
-    weights = torch.cat([once, _multiplicities(n, n_resamples, seed)]).to(side.target.device)
-    draws: dict[str, dict[str, Tensor]] = {}
-    for name, matrix in scores.items():
-        top = top_k(matrix, side)
-        draws[name] = {}
-        for metric in chosen:
-            draws[name] |= _resampled(metric, matrix, top, side, weights)
-    first = next(iter(draws))
-    for name in [name for name in draws if name != first]:
-        pairs = {key: draws[name][key] - draws[first][key] for key in draws[first]}
-        draws[f"{name} - {first}"] = pairs
-    return {
-        name: {key: Interval(float(v[0]), *_bounds(v[1:])) for key, v in values.items()}
+    found = {
+        name: each if isinstance(each, Statistics) else statistics(each, side, chosen)
+        for name, each in scores.items()
+    }
+    chunks = [
+        {name: _resampled(each, side, weights, chosen) for name, each in found.items()}
+        for weights in (w.to(side.target.device) for w in _multiplicities(n, n_resamples, seed))
+    ]
+    draws = {
+        name: {key: torch.cat([chunk[name][key] for chunk in chunks]) for key in chunks[0][name]}
+        for name in found
+    }
+    limits = {key: metric.bounds for metric in chosen for key in _keys(metric, side.k)}
+    result = {
+        name: {key: bound(found[name].values[key], v, *limits[key]) for key, v in values.items()}
         for name, values in draws.items()
     }
+    first = next(iter(found))
+    for name in list(found)[1:]:
+        result[f"{name} - {first}"] = {
+            key: bound(
+                found[name].values[key] - found[first].values[key],
+                draws[name][key] - draws[first][key],
+                -math.inf,
+                math.inf,
+            )
+            for key in draws[first]
+        }
+    return result
+
+
+def _keys(metric: Metric, k: int) -> tuple[str, str]:
+    return metric.hard_key(k), metric.soft_key
 
 
 def _permuted(metric: GroupGap, features: Tensor, side: Side, groups: Tensor) -> Tensor:
@@ -145,7 +200,7 @@ def _permuted(metric: GroupGap, features: Tensor, side: Side, groups: Tensor) ->
 
 @torch.no_grad()
 def permutation_null(
-    scores: Tensor,
+    scores: Tensor | Statistics,
     side: Side,
     n_permutations: int = 1000,
     seed: int = 0,
@@ -155,6 +210,13 @@ def permutation_null(
 
     Groups are permuted among the prompts that have one, so their sizes stay. With several prompts a
     user, a user's prompts are no longer kept together, and p-values come out too small.
+
+    Args:
+        scores: [n, M], or their statistics of these metrics.
+        side: Of these prompts.
+        n_permutations: How many.
+        seed: Of the permutations.
+        metrics: Which; all gaps that `side` allows by default.
 
     Returns:
         Metric name, hard and soft, to its null; empty without groups.
@@ -167,7 +229,7 @@ def permutation_null(
     chosen = [m for m in measurable(side, metrics) if isinstance(m, GroupGap)]
     if not chosen:
         return {}
-    top = top_k(scores, side)
+    found = scores if isinstance(scores, Statistics) else statistics(scores, side, chosen)
     kept = (side.user_group >= 0).nonzero()[:, 0]
     own = side.user_group[kept]
     generator = torch.Generator().manual_seed(seed)
@@ -175,12 +237,10 @@ def permutation_null(
     groups = torch.cat([own[None], own[order]])
     result: dict[str, Null] = {}
     for metric in chosen:
-        features = {
-            metric.hard_key(side.k): metric.hard_features(top, side),
-            metric.soft_key: metric.soft_features(scores, side).double(),
-        }
-        for key, rows in features.items():
-            gaps = _permuted(metric, rows[kept], side, groups)
+        for key in _keys(metric, side.k):
+            # A prompt's features stand in its own group's place, after a one.
+            features = found.rows[key][kept].unflatten(1, (side.n_groups, -1)).sum(1)[:, 1:]
+            gaps = _permuted(metric, features, side, groups)
             observed, null = gaps[0], gaps[1:]
             # A permutation that only renames equal groups gives the same gap up to rounding.
             as_large = int((null >= observed * (1 - 1e-9)).sum())

@@ -118,6 +118,12 @@ class Case:
         self.run.engine.load(theta)
         return measure(self.run.recommender, self.valid, self.test, self.config.batch)
 
+    def scores(self, theta: Tensor, prompts: Prompts | None = None) -> Tensor:
+        """Scores [n, M] of the adapter `theta` [d], which the model then holds, on test prompts."""
+        self.run.engine.load(theta)
+        samples = (prompts or self.test).samples
+        return self.run.recommender.evaluate(samples, self.config.batch)[0]
+
     def retrain(self, jobs: list[Job], description: str) -> list[Retrained]:
         """Do the jobs, or read what they gave."""
         return retrain(self.run, jobs, self.folder, self.checks.processes, description)

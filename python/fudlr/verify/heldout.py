@@ -14,7 +14,7 @@ import torch
 
 from fudlr.data import holdout_users
 from fudlr.debias import debias, intervals
-from fudlr.metrics import bootstrap, evaluate, permutation_null
+from fudlr.metrics import Statistics, bootstrap, permutation_null, statistics
 from fudlr.verify.case import Case
 from fudlr.verify.retraining import removal
 
@@ -35,27 +35,27 @@ def heldout(case: Case) -> dict[str, Any] | None:
         thetas.append(found.theta)
     jobs = [removal(f"without half {i + 1}'s", mask.float()) for i, mask in enumerate(masks)]
     done = case.retrain(jobs, "retrain for held-out users")
-    before = case.measure(case.run.theta)
-    joined = {state: torch.empty_like(before.scores) for state in STATES}
-    for i, other in enumerate(reversed(halves)):
-        part = torch.from_numpy(other)
-        for state, theta in zip(STATES, (thetas[i], done[i].theta), strict=True):
-            joined[state][part] = case.measure(theta).scores[part]
-    scores = {"before": before.scores, **joined}
     side = case.test.side
-    drawn = bootstrap(scores, side, seed=case.config.seed)
+    measured = {"before": statistics(case.scores(case.run.theta), side)}
+    for number, state in enumerate(STATES):
+        joined = torch.empty(side.seen.shape)
+        for i, other in enumerate(reversed(halves)):
+            theta = (thetas[i], done[i].theta)[number]
+            joined[torch.from_numpy(other)] = case.scores(theta, case.test.take(other))
+        measured[state] = statistics(joined, side)
+    drawn = bootstrap(measured, side, seed=case.config.seed)
     return {
-        **{state: evaluate(matrix, side) for state, matrix in scores.items()},
+        **{state: each.values for state, each in measured.items()},
         "intervals": intervals(drawn, {"after": "change", "retrained": "retrained_change"}),
-        "null": {state: null(matrix, case) for state, matrix in scores.items()},
+        "null": {state: null(each, case) for state, each in measured.items()},
         "removed": [int(mask.sum()) for mask in masks],
     }
 
 
-def null(scores: torch.Tensor, case: Case) -> dict[str, Any]:
+def null(found: Statistics, case: Case) -> dict[str, Any]:
     """The permutation null of every group metric, as the summary has it."""
-    found = permutation_null(scores, case.test.side, seed=case.config.seed)
+    nulls = permutation_null(found, case.test.side, seed=case.config.seed)
     return {
         name: {"observed": n.observed, "mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
-        for name, n in found.items()
+        for name, n in nulls.items()
     }

@@ -72,9 +72,9 @@ def verify_case(case: Case) -> Verification:
     with clock.stage("evaluate retrained"):
         vectors = {"before": case.run.theta, "after": case.theta, "retrained": done.theta}
         measured = {name: case.measure(vector) for name, vector in vectors.items()}
-        scores = {name: each.scores for name, each in measured.items()}
-        drawn = bootstrap(scores, case.test.side, seed=case.config.seed)
-        nulls = {state: null(scores[state], case) for state in ("after", "retrained")}
+        kept = {name: each.statistics for name, each in measured.items()}
+        drawn = bootstrap(kept, case.test.side, seed=case.config.seed)
+        nulls = {state: null(kept[state], case) for state in ("after", "retrained")}
     return Verification(
         theta=done.theta,
         figures=measured["retrained"].metrics,

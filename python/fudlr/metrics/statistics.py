@@ -1,0 +1,131 @@
+"""What is kept of scores: per prompt, enough for every metric under any weighting of the prompts.
+
+Scores are [n prompts, M items]. A metric is a function of sums over prompts (`SummedMetric`), of
+few numbers a prompt for most, of M numbers for the exposure of items (coverage, Gini, entropy). Of
+the latter the list, and what the metric changes by where the prompt is left out, are kept. Scores
+are read in tiles of rows, so that no second matrix of their size is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fudlr.common.errors import UsageError
+from fudlr.metrics.base import Metric, Side, SummedMetric, top_k
+from fudlr.metrics.popularity import Exposure
+from fudlr.metrics.table import METRICS, FunctionMetric
+
+TILE = 2**20
+"""Numbers of a tile: its temporaries stay in the cache and in memory that is used again."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures of one model's scores, and what resampling the prompts needs of them.
+
+    Attributes:
+        top: [n, K] int64, the lists.
+        values: Every metric's native value, hard and soft, under the files' names.
+        rows: By name, what a metric is a function of the sums of: [n, S] float64.
+        leave_out: By name, for metrics of exposure: the value less the value without the prompt,
+            [n] float64.
+    """
+
+    top: Tensor
+    values: dict[str, float]
+    rows: dict[str, Tensor]
+    leave_out: dict[str, Tensor]
+
+
+def measurable(side: Side, metrics: Iterable[Metric] | None = None) -> list[Metric]:
+    """Return the metrics, all of the table by default, whose needs `side` meets."""
+    chosen = METRICS.values() if metrics is None else metrics
+    return [metric for metric in chosen if metric.missing(side) is None]
+
+
+def has_hard(metric: Metric) -> bool:
+    """Whether there is a value on the top K; a user's function may have none."""
+    return not isinstance(metric, FunctionMetric) or metric.has_hard
+
+
+def tiles(side: Side) -> Iterator[tuple[slice, Side]]:
+    """Cut the prompts into tiles of about `TILE` scores."""
+    n, m = side.seen.shape
+    step = max(1, TILE // m)
+    for start in range(0, n, step):
+        part = torch.arange(start, min(start + step, n), device=side.seen.device)
+        yield slice(start, start + len(part)), side.take(part)
+
+
+@torch.no_grad()
+def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = None) -> Statistics:
+    """Measure scores [n, M] in one pass over tiles, and one more for metrics of exposure.
+
+    Args:
+        scores: [n, M], any floating type.
+        side: Of the same prompts and items.
+        metrics: Which; all of the table by default. What needs groups that are not there is left
+            out.
+
+    Raises:
+        UsageError: No prompts, shapes that do not fit, or users with fewer than K unseen items.
+        NumericalError: Scores that are not finite.
+    """
+    n = len(side.target)
+    if not n:
+        raise UsageError("metrics were asked for", "there are no prompts", "Give at least one")
+    if scores.shape != side.seen.shape:
+        top_k(scores, side)  # says what does not fit
+    scores, chosen = scores.detach(), measurable(side, metrics)
+    summed = [metric for metric in chosen if isinstance(metric, SummedMetric)]
+    narrow = [metric for metric in summed if not isinstance(metric, Exposure)]
+    wide = [metric for metric in summed if isinstance(metric, Exposure)]
+
+    tops: list[Tensor] = []
+    rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}
+    sums: dict[str, Tensor] = {}
+    for part, tile in tiles(side):
+        tops.append(top_k(scores[part], tile))
+        for metric in narrow:
+            rows[metric.soft_key].append(metric.soft_rows(scores[part], tile).double())
+        for exposure in wide:
+            new = exposure.soft_rows(scores[part], tile).sum(0, dtype=torch.float64)
+            sums[exposure.name] = sums.get(exposure.name, 0.0) + new
+    top = torch.cat(tops)
+    joined = {key: torch.cat(parts) for key, parts in rows.items()}
+    joined |= {metric.hard_key(side.k): metric.hard_rows(top, side) for metric in narrow}
+
+    total = top.new_tensor([n], dtype=torch.float64)
+    values: dict[str, float] = {}
+    left: dict[str, Tensor] = {}
+    for each in chosen:
+        if has_hard(each):
+            values[each.hard_key(side.k)] = float(each.hard(top, side))
+    for each in chosen:
+        if isinstance(each, Exposure):
+            found = each.soft_finish(sums[each.name][None], total, side)
+            values[each.soft_key] = float(found)
+            left[each.hard_key(side.k)] = each.leave_out(top, side)
+        elif isinstance(each, SummedMetric):
+            summed_rows = joined[each.soft_key].sum(0)[None]
+            values[each.soft_key] = float(each.soft_finish(summed_rows, total, side))
+        else:
+            values[each.soft_key] = float(each.surrogate(scores, side))
+    return Statistics(top, values, joined, left | _soft_leave_out(wide, sums, scores, side))
+
+
+def _soft_leave_out(
+    wide: list[Exposure], sums: dict[str, Tensor], scores: Tensor, side: Side
+) -> dict[str, Tensor]:
+    """To first order, since a prompt is a small part of smooth sums: rows · ∂T/∂sums, [n]."""
+    ways = {metric: metric.soft_gradient(sums[metric.name], side) for metric in wide}
+    found: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in wide}
+    for part, tile in tiles(side) if wide else ():
+        for metric, way in ways.items():
+            rows = metric.soft_rows(scores[part], tile)
+            found[metric.soft_key].append((rows @ way.to(rows.dtype)).double())
+    return {key: torch.cat(parts) for key, parts in found.items()}
