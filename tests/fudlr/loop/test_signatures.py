@@ -15,6 +15,7 @@ from fudlr.diagnostics import SIGNATURES, Facts, Severity, look
 from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
 from fudlr.influence.curvature import CURVATURES, Identity
+from fudlr.metrics import statistics
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
@@ -77,7 +78,7 @@ def test_what_two_lists_share_is_counted(run):
     scores = torch.zeros(side.seen.shape)
     scores[:, :4] = torch.tensor([[4.0, 3, 2, 1], [4, 1, 3, 2], [3, 4, 1, 2]])
     facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
-                  before=Measured({}, scores, torch.zeros(3)))  # fmt: skip
+                  before=Measured({}, statistics(scores, side), torch.zeros(3)))  # fmt: skip
     # Lists {0, 1}, {0, 2}, {1, 0}: pairs share 1, 2 and 1 of 2 items.
     assert SIGNATURES["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
 
