@@ -14,8 +14,10 @@ was collated with `scoring=True`; its outputs are then a pair, the loss's and th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,12 +25,24 @@ import torch
 from torch import Tensor, nn
 
 from fudlr.common.batches import in_order, token_batches
+from fudlr.common.errors import ModelError
 from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
+from fudlr.recommenders.cached import float32_head
 
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]
+# What models raise that take no mask, no positions or no such cache.
+UNFIT = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Recommender(ABC):
@@ -46,6 +60,7 @@ class Recommender(ABC):
     def __init__(self, model: nn.Module, n_items: int) -> None:
         self.model = model
         self.n_items = n_items
+        self._probed = False
 
     @classmethod
     @abstractmethod
@@ -72,8 +87,62 @@ class Recommender(ABC):
         return {}
 
     def notes(self, samples: Samples) -> list[str]:
-        """What a person should know of how `samples` fit into prompts, before long work."""
+        """What a person should know of how `samples` fit into prompts, before long work.
+
+        Raises:
+            ModelError: The model cannot be read in the way that scores are made; see `probe`.
+        """
+        self.probe()
         return []
+
+    def probe(self) -> None:
+        """Hold the way that scores are made against the model's own answer for one row alone; once.
+
+        Rows are padded on the left, prompts shared and titles packed into a tree, which is right
+        where attention follows masks and positions. Some models do not: biases by distance in the
+        row (ALiBi), local windows, recurrent layers.
+
+        Raises:
+            ModelError: Logits are not those of the row alone.
+        """
+        if self._probed:
+            return
+        kind = getattr(getattr(self.model, "config", None), "model_type", type(self.model).__name__)
+        asked = f"{self.name} was to score items with a model of the type {kind}"
+        remedy = "Use a model whose attention follows positions and masks (Llama, Qwen, Gemma, ...)"
+        if self.name != "item_tokens":
+            remedy += ", or recommender.kind=item_tokens"
+        try:
+            with evaluating(self.model), torch.no_grad():
+                for what, found, alone in self._probe():
+                    low = self._weight_dtype in (torch.bfloat16, torch.float16)
+                    error = _distance(found, alone)
+                    if not error <= (0.05 if low else 1e-3):
+                        raise ModelError(
+                            asked,
+                            f"for {what}, its logits are off by {error:.2g} of their spread from "
+                            "those of the same tokens alone",
+                            remedy,
+                        )
+        except UNFIT as error:
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(asked, f"it does not take such a batch ({text})", remedy) from error
+        self._probed = True
+
+    @abstractmethod
+    def _probe(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What is tried, its logits, and those of the same tokens in a row of their own."""
+
+    def _alone(self, tokens: Sequence[int]) -> Tensor:
+        """Logits after `tokens`, [vocabulary], from the model's plain forward pass."""
+        row = torch.tensor([list(tokens)], device=self.device)
+        with float32_head(self.model):
+            logits: Tensor = self.model(input_ids=row).logits
+        return logits[0, -1]
+
+    @property
+    def _weight_dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
 
     @property
     def device(self) -> torch.device:
@@ -164,15 +233,29 @@ class Recommender(ABC):
         self, samples: Samples, index: Sequence[Tensor], scoring: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Scores (none but with `scoring`) and losses of each batch, in evaluation mode."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for part in track(index, len(index), "score users", delay=PATIENCE):
-                    batch = self.collate(samples.take(part.numpy()), scoring)
-                    outputs = self.forward(self.model, batch)
-                    losses = self.loss(outputs, batch).float()
-                    scores = self.item_scores(outputs, batch).float() if scoring else losses
-                    yield scores, losses
-        finally:
-            self.model.train(was_training)
+        self.probe()
+        with evaluating(self.model), torch.no_grad():
+            for part in track(index, len(index), "score users", delay=PATIENCE):
+                batch = self.collate(samples.take(part.numpy()), scoring)
+                outputs = self.forward(self.model, batch)
+                losses = self.loss(outputs, batch).float()
+                scores = self.item_scores(outputs, batch).float() if scoring else losses
+                yield scores, losses
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode; afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _distance(found: Tensor, alone: Tensor) -> float:
+    """‖found − alone‖ over the spread of `alone`; infinite where either is not finite."""
+    found, alone = found.double(), alone.double().to(found.device)
+    spread = (alone - alone.mean()).norm().clamp(min=1e-12)
+    return float(((found - alone).norm() / spread).nan_to_num(nan=math.inf))

@@ -1,4 +1,4 @@
-"""Prompts with what follows them, run a part at a time: keys and values of the prompt are kept.
+"""The model run for scores: logits in float32, and prompts a part at a time with kept keys.
 
 A row is a prompt, padded on the left, and tokens after it; a pass over its columns from `skip` on
 gets the columns before from the cache. Several continuations of one prompt fork its cache.
@@ -7,14 +7,60 @@ gets the columns before from the cache. Several continuations of one prompt fork
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import DynamicCache
 
 NONE = -100  # in place of a token where a row has ended; also what labels have where there is none
+
+
+@contextmanager
+def float32_head(model: nn.Module, positions: Tensor | None = None) -> Iterator[None]:
+    """Within it the output matrix is applied in float32, where the model's weights have less.
+
+    Logits of 16 bits are equal for items that are not: their differences, and the lists made of
+    them, would hang on the order of the items. What the model does to its logits afterwards
+    (scaling, soft caps) is then in float32 too. A quantised output matrix stays as it is.
+
+    Args:
+        model: A causal language model.
+        positions: [n, L], where logits are wanted; everywhere if None.
+    """
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    handles = []
+    if positions is not None:
+
+        def at_positions(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+            (hidden,) = given
+            return (hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])),)
+
+        handles.append(head.register_forward_pre_hook(at_positions))
+    head = getattr(head, "base_layer", head)  # of an adapter, which adds to it in float32
+
+    def exact(module: Any, given: tuple[Tensor], out: Tensor) -> Tensor:
+        bias = None if module.bias is None else module.bias.float()
+        return linear(given[0].float(), module.weight.float(), bias)
+
+    if type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16):
+        handles.append(head.register_forward_hook(exact))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_at(model: nn.Module, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
+    """Logits [n, L, vocabulary] at `positions` [n, L] alone."""
+    with float32_head(model, positions):
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
 
 
 @dataclass(frozen=True)
@@ -50,13 +96,14 @@ def step(
         lambda module, given, out: states.append(out.last_hidden_state)
     )
     try:
-        out = model(
-            input_ids=row["input_ids"][:, skip:],
-            attention_mask=row["attention_mask"],
-            position_ids=row["position_ids"][:, skip:],
-            logits_to_keep=int(last),
-            **with_cache(model, cache),
-        )
+        with float32_head(model):
+            out = model(
+                input_ids=row["input_ids"][:, skip:],
+                attention_mask=row["attention_mask"],
+                position_ids=row["position_ids"][:, skip:],
+                logits_to_keep=int(last),
+                **with_cache(model, cache),
+            )
     finally:
         handle.remove()
     return Step(out.logits, states[0], cache_of(out))

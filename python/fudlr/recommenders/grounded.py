@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from transformers import DynamicCache
 
 from fudlr.data.interactions import Samples
-from fudlr.recommenders.base import Batch, Outputs
+from fudlr.recommenders.base import Batch, Outputs, evaluating
 from fudlr.recommenders.cached import NONE, Step, followed, fork, step
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.titles import scores_of
@@ -87,6 +87,7 @@ class Grounded(Prompted):
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Nearness of every item, [n, M]."""
         states = scores_of(outputs)
+        states = states if states.dtype == torch.float64 else states.float()
         embeddings = self.embeddings.to(states)
         scores = self._against(states, embeddings) / self._spread
         if "candidates" not in batch:
@@ -99,17 +100,12 @@ class Grounded(Prompted):
         At the end of each prompt, and at that of the title which is written after it. In
         evaluation mode and without gradients.
         """
-        was_training = self.model.training
-        self.model.eval()
         found: dict[str, list[Tensor]] = {"prompt": [], "generated": []}
-        try:
-            with torch.no_grad():
-                for batch in self.batches(samples, size, scoring=True):
-                    begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
-                    found["prompt"].append(begun.states[:, -1])
-                    found["generated"].append(self._write(self.model, batch, begun))
-        finally:
-            self.model.train(was_training)
+        with evaluating(self.model), torch.no_grad():
+            for batch in self.batches(samples, size, scoring=True):
+                begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
+                found["prompt"].append(begun.states[:, -1])
+                found["generated"].append(self._write(self.model, batch, begun))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _against(self, states: Tensor, embeddings: Tensor) -> Tensor:
@@ -126,21 +122,14 @@ class Grounded(Prompted):
         tree = TokenTree([answer[:-1] for answer in self.pieces.answers])
         prompt = self.padded([self.pieces.prompt([], self.config.max_tokens).tokens])
         ends = torch.from_numpy(tree.ends)
-        was_training = self.model.training
-        self.model.eval()
         found: Tensor | None = None
-        try:
-            with torch.no_grad(), _without_adapter(self.model):
-                for part in walk(self.model, prompt, tree, self.config.nodes, states_step):
-                    here = ((ends >= part.start) & (ends < part.stop)).nonzero().flatten()
-                    values = part.values[0].detach()
-                    if found is None:
-                        found = values.new_empty(len(ends), values.shape[1])
-                    found[here.to(values.device)] = values[
-                        (ends[here] - part.start).to(values.device)
-                    ]
-        finally:
-            self.model.train(was_training)
+        with evaluating(self.model), torch.no_grad(), _without_adapter(self.model):
+            for part in walk(self.model, prompt, tree, self.config.nodes, states_step):
+                here = ((ends >= part.start) & (ends < part.stop)).nonzero().flatten()
+                values = part.values[0].detach()
+                if found is None:
+                    found = values.new_empty(len(ends), values.shape[1])
+                found[here.to(values.device)] = values[(ends[here] - part.start).to(values.device)]
         assert found is not None  # the prompt itself is always walked
         return found.float() if found.dtype != torch.float64 else found
 

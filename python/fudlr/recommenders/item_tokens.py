@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,8 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from fudlr.common.errors import ModelError
 from fudlr.config import RunConfig
-from fudlr.data.interactions import Interactions, Samples
+from fudlr.data.interactions import DataWarning, Interactions, Samples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
+from fudlr.recommenders.cached import float32_head
+from fudlr.recommenders.words import Words
 from fudlr_ext.decoder import only
 
 
@@ -77,6 +81,26 @@ class ItemTokens(Recommender):
         """Which token stands for which item."""
         return {"tokens": self.item_tokens.tolist(), "pad_token": self.pad_token}
 
+    def _probe(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Two histories of unlike length in one batch, and each alone."""
+        shown = self.item_tokens[: self.window]
+        rows = [shown, shown[:1]]
+        real = torch.arange(len(shown)) >= torch.tensor([[0], [len(shown) - 1]])
+        ids = torch.where(real, torch.stack([shown, shown[:1].expand(len(shown))]), self.pad_token)
+        found = self.forward(self.model, self._inputs(ids, real.long()))
+        for row, tokens in zip(found, rows, strict=True):
+            alone = self._alone(tokens.tolist())
+            yield "histories of unlike length", row, alone[self.item_tokens.to(alone.device)]
+
+    def _inputs(self, ids: Tensor, mask: Tensor) -> Batch:
+        mask = mask.to(self.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return {
+            "input_ids": ids.to(self.device),
+            "attention_mask": mask,
+            "position_ids": positions,
+        }
+
     def lengths(self, samples: Samples) -> Tensor:
         """Items of every history that the window shows, [n]."""
         start = samples.interactions.user_starts[samples.user]
@@ -91,20 +115,15 @@ class ItemTokens(Recommender):
         real = column >= width - length[:, None]
         row = np.where(real, samples.position[:, None] - width + column, 0)
         ids = np.where(real, self._tokens[samples.interactions.item[row]], self.pad_token)
-        mask = torch.from_numpy(real.astype(np.int64)).to(self.device)
-        return {
-            "input_ids": torch.from_numpy(ids).to(self.device),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "target": torch.from_numpy(samples.target).to(self.device),
-        }
+        inputs = self._inputs(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)))
+        return {**inputs, "target": torch.from_numpy(samples.target).to(self.device)}
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the item tokens after the prompt, [n, M]."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         last_position = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
         # Within an engine's pass the padding is left out, and the last layer's other positions.
-        with only(last_position, mask):
+        with only(last_position, mask), float32_head(model):
             logits: Tensor = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -134,33 +153,51 @@ class ItemTokens(Recommender):
         return outputs
 
 
+APART = 0.05
+"""Offset of an item whose title has the same tokens as another's, over the size of its row."""
+
+
 def add_item_tokens(model: nn.Module, tokenizer: object, titles: list[str]) -> Tensor:
     """Give any Hugging Face causal LM one new token an item; returns their ids [M].
 
     A new token's embedding is the mean of its title's token embeddings, so that the model's
     knowledge of the title carries over; the rows of an untied output head are filled likewise.
+    Titles of the same tokens, in whatever order, have the same mean: all but the first such item
+    get a small random offset of their own, without which no training could tell them apart.
 
     Args:
         model: The base model, before an adapter is attached.
         tokenizer: Its tokenizer.
         titles: The items' titles, in the order of the items.
+
+    Raises:
+        ModelError: A title has no tokens.
     """
-    encoded = [tokenizer(title, add_special_tokens=False)["input_ids"] for title in titles]  # type: ignore[operator]
-    empty = [title for title, ids in zip(titles, encoded, strict=True) if not ids]
-    if empty:
-        raise ModelError(
-            "item tokens were to be made from titles",
-            f"{len(empty)} titles have no token of the tokenizer (the first: {empty[0]!r})",
-            "Give every item a title",
+    encoded = Words(tokenizer).titles(titles)
+    first: dict[frozenset[tuple[int, float]], int] = {}
+    again = []
+    for row, ids in enumerate(encoded):
+        shares = frozenset((token, n / len(ids)) for token, n in Counter(ids).items())
+        if first.setdefault(shares, row) != row:
+            again.append(row)
+    if again:
+        text = (
+            f"{len(again)} items have titles of the same tokens as another's, in some order; their "
+            f"embeddings are told apart by a random offset of {APART:.0%}"
         )
+        warnings.warn(DataWarning(text, "title_tokens", len(again)), stacklevel=2)
     before = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     model.resize_token_embeddings(before + len(titles), mean_resizing=False)  # type: ignore[operator]
     tables = [model.get_input_embeddings().weight]  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     if head is not None and head.weight is not tables[0]:
         tables.append(head.weight)
+    noise = torch.randn(len(again), tables[0].shape[1], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for table in tables:
             for row, ids in enumerate(encoded):
-                table[before + row] = table[torch.tensor(ids, device=table.device)].mean(0)
+                table[before + row] = table[torch.tensor(ids, device=table.device)].float().mean(0)
+            for row, offset in zip(again, noise.to(table.device), strict=True):
+                own = table[before + row].float()
+                table[before + row] = own + APART * own.square().mean().sqrt() * offset
     return torch.arange(before, before + len(titles))

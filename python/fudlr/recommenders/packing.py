@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fudlr.recommenders.cached import float32_head
 from fudlr.recommenders.tree import (
     ROOT,
     Seen,
@@ -93,7 +94,8 @@ def each_below(
     rows = [unpadded(prompt, i)["input_ids"][0].tolist() for i in range(len(trees))]
     for at in range(0, len(trees), group):
         packed = pack(model, rows[at : at + group], trees[at : at + group], pad)
-        logits = model(**packed.inputs, use_cache=False).logits
+        with float32_head(model):
+            logits = model(**packed.inputs, use_cache=False).logits
         for i, start in enumerate(packed.start):
             one = logits[i : i + 1]
             yield [

@@ -10,7 +10,7 @@ end of a piece moves to the start of the next, where tokenizers expect it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -23,9 +23,8 @@ from fudlr.data.candidates import Candidates
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.recommenders.base import Batch, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
-from fudlr.recommenders.tree import check_attention
-
-Tokens = list[int]
+from fudlr.recommenders.tree import TokenTree, check_attention, walk
+from fudlr.recommenders.words import Tokens, Words
 
 
 @dataclass(frozen=True)
@@ -62,33 +61,34 @@ class Pieces:
         asks_for_item: bool,
     ) -> None:
         template.check(asks_for_item)
-        self.tokenizer, self.template = tokenizer, template
+        self.template = template
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "prompts were to be written",
                 "the tokenizer has no end token",
                 "Set its eos_token, and save it beside the model again",
             )
+        self.tokenizer, self.words = tokenizer, Words(tokenizer)
         self.end = int(tokenizer.eos_token_id)
         pad = tokenizer.pad_token_id
         self.pad = self.end if pad is None else int(pad)
-        head, rest = template.text(tokenizer).split(HISTORY)
+        self._text = template.text(tokenizer)
+        head, rest = self._text.split(HISTORY)
         middle, _, suffix = rest.partition(ITEM)
         head, lead = _spaced(head)
-        start = [] if template.chat else self._start()
-        self.head = start + self.encode(head)
+        self.head = ([] if template.chat else self._start()) + self.words.start(head)
         tail, item_lead = _spaced(middle) if asks_for_item else (middle, "")
-        self.tail = self.encode(tail)
-        self.suffix = self.encode(suffix) if asks_for_item else []
+        self.tail = self.words.after(tail)
+        self.suffix = self.words.after(suffix)
         separator, between = _spaced(template.separator)
-        joint = self.encode(separator)
-        titles = self._told_apart(list(titles), list(ids))
-        written = [template.item.replace(TITLE, title) for title in titles]
-        self.first = self._encode_all([lead + text for text in written])
-        later = self._encode_all([between + text for text in written])
+        joint = self.words.after(separator)
+        self.titles = self._told_apart(list(titles), list(ids))
+        written = [template.item.replace(TITLE, title) for title in self.titles]
+        self.first = self.words.titles([lead + text for text in written])
+        later = self.words.titles([between + text for text in written])
         self.later = [joint + tokens for tokens in later]
-        self.asked = self._encode_all([item_lead + text for text in written])
-        answers = self._encode_all([template.answer.replace(TITLE, title) for title in titles])
+        self.asked = self.words.titles([item_lead + text for text in written])
+        answers = self.words.titles([template.answer.replace(TITLE, t) for t in self.titles])
         self.answers = [[*tokens, self.end] for tokens in answers]
 
     def _start(self) -> Tokens:
@@ -97,30 +97,25 @@ class Pieces:
         found = self.tokenizer("a")["input_ids"]
         return [int(bos)] if bos is not None and found and found[0] == bos else []
 
-    def encode(self, text: str) -> Tokens:
-        """Tokens of a piece, without special ones."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-    def _encode_all(self, texts: list[str]) -> list[Tokens]:
-        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        for text, tokens in zip(texts, found, strict=True):
-            if not tokens:
-                raise ModelError(
-                    "titles were to be written as tokens",
-                    f"{text!r} has no token of the tokenizer",
-                    "Give every item a title that the model's tokenizer knows",
-                )
-        return [list(tokens) for tokens in found]
+    def misread(self, history: Sequence[int]) -> tuple[str, str] | None:
+        """The words of a prompt and what its tokens say, where these differ."""
+        written = [self.template.item.replace(TITLE, self.titles[item]) for item in history]
+        text = self._text.split(ITEM)[0].replace(HISTORY, self.template.separator.join(written))
+        start = [] if self.template.chat else self._start()
+        tokens = self.prompt(history, 10**9).tokens[len(start) :]
+        said = self.words.text(tokens)
+        return (text, said) if said.strip() != text.strip() else None
 
     def _told_apart(self, titles: list[str], ids: list[str]) -> list[str]:
         """Titles, with the item's id where two have the same tokens: no answer could mean both."""
-        keys = [tuple(tokens) for tokens in self._encode_all(titles)]
+        keys = [tuple(tokens) for tokens in self.words.titles(titles)]
         count = Counter(keys)
+        self.twins = sum(count[key] > 1 for key in keys)
         told = [
             title if count[key] == 1 else f"{title} [{name}]"
             for title, key, name in zip(titles, keys, ids, strict=True)
         ]
-        keys = [tuple(tokens) for tokens in self._encode_all(told)]
+        keys = [tuple(tokens) for tokens in self.words.titles(told)]
         count = Counter(keys)
         same = [title for title, key in zip(told, keys, strict=True) if count[key] > 1]
         if same:
@@ -217,6 +212,29 @@ class Prompted(Recommender):
         histories = (samples.history(i)[-self.window :].tolist() for i in range(len(samples)))
         return [self.pieces.prompt(history, self.config.max_tokens) for history in histories]
 
+    def _probe(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Logits of a tree below two prompts of unlike length, and of its sequences alone."""
+        shown = list(range(min(self.window, self.n_items)))
+        prompts = [self.pieces.prompt(h, self.config.max_tokens).tokens for h in (shown, shown[:1])]
+        tails = [[*self.pieces.asked[j], *self.pieces.suffix] for j in range(self.n_items)]
+        if not self.asks_for_item:
+            tails = [answer[:-1] for answer in self.pieces.answers]
+        order = sorted(range(len(tails)), key=lambda j: tuple(tails[j]))
+        used: list[int] = []
+        total = 0
+        for j in order:  # as many as go through the model together, and some that branch
+            total += len(tails[j])
+            if len(used) > 2 and total > self.config.nodes:
+                break
+            used.append(j)
+        tree = TokenTree([tails[j] for j in used])
+        passes = walk(self.model, self.padded(prompts), tree, self.config.nodes)
+        found = torch.cat([part.values for part in passes], 1)
+        for which in sorted({0, len(used) // 2, len(used) - 1}):
+            for row, prompt in enumerate(prompts):
+                alone = self._alone([*prompt, *tails[used[which]]])
+                yield "a title below a shared prompt", found[row, tree.ends[which] + 1], alone
+
     def lengths(self, samples: Samples) -> Tensor:
         """Tokens of every prompt with its answer, [n]."""
         prompts, targets = self.prompts(samples), samples.target.tolist()
@@ -233,10 +251,26 @@ class Prompted(Recommender):
 
     def notes(self, samples: Samples) -> list[str]:
         """How many prompts were too long, and what was left out of them."""
+        self.probe()
         prompts = self.prompts(samples)
         short = [prompt for prompt in prompts if prompt.dropped]
         cut = sum(prompt.cut for prompt in prompts)
         said = []
+        if self.pieces.twins:
+            said.append(
+                f"{self.pieces.twins} items have titles of the same tokens as another's; their ids "
+                "are written behind them"
+            )
+        if misread := self.pieces.misread(range(min(2, self.n_items))):
+            written, read = misread
+            place = next(
+                (i for i, (a, b) in enumerate(zip(written, read, strict=False)) if a != b),
+                min(len(written), len(read)),
+            )
+            said.append(
+                "the tokenizer cannot write the prompt as it stands: "
+                f"{written[place : place + 40]!r} is read as {read[place : place + 40]!r}"
+            )
         if short:
             said.append(
                 f"{len(short)} of {len(prompts)} prompts are longer than "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fudlr.common.errors import UsageError
 from fudlr.common.progress import track
 from fudlr.data.interactions import Samples
-from fudlr.recommenders.base import Batch, Outputs
+from fudlr.recommenders.base import Batch, Outputs, evaluating
 from fudlr.recommenders.beam import beam_search
 from fudlr.recommenders.packing import each_below
 from fudlr.recommenders.prompting import Prompted, scattered
@@ -146,22 +146,18 @@ class Titles(Prompted):
             beams: Beginnings of titles that are followed at a time.
             seen: [n, M] bool, what is not listed; the samples' histories where None.
         """
+        self.probe()
         closed = samples.seen() if seen is None else seen.cpu().numpy()
         rows = []
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                prompts = self.prompts(samples)
-                for i, prompt in enumerate(track(prompts, len(prompts), "beam search")):
-                    allowed = (~closed[i]).nonzero()[0].tolist()
-                    answers = {item: self.pieces.answers[item] for item in allowed}
-                    given = self.padded([prompt.tokens])
-                    found = [x.item for x in beam_search(self.model, given, answers, beams, k)]
-                    others = [item for item in allowed if item not in set(found)]
-                    rows.append((found + others)[:k])
-        finally:
-            self.model.train(was_training)
+        with evaluating(self.model), torch.no_grad():
+            prompts = self.prompts(samples)
+            for i, prompt in enumerate(track(prompts, len(prompts), "beam search")):
+                allowed = (~closed[i]).nonzero()[0].tolist()
+                answers = {item: self.pieces.answers[item] for item in allowed}
+                given = self.padded([prompt.tokens])
+                found = [x.item for x in beam_search(self.model, given, answers, beams, k)]
+                others = [item for item in allowed if item not in set(found)]
+                rows.append((found + others)[:k])
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, k)
 
 

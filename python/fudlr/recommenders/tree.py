@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fudlr.common.errors import ModelError
-from fudlr.recommenders.cached import cache_of, with_cache
+from fudlr.recommenders.cached import cache_of, float32_head, with_cache
 
 Ints = NDArray[np.int64]
 ROOT = -1  # the prompt's last token
@@ -135,7 +135,8 @@ Step = Callable[..., tuple[Tensor, Any]]
 def logits_step(model: nn.Module, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
     """Logits [n, t, vocabulary]; of the last token alone with `last=True`."""
     keep = 1 if inputs.pop("last", False) else 0
-    out = model(**inputs, logits_to_keep=keep, **with_cache(model, cache))
+    with float32_head(model):
+        out = model(**inputs, logits_to_keep=keep, **with_cache(model, cache))
     return out.logits, cache_of(out)
 
 

@@ -21,6 +21,7 @@ from fudlr.common.errors import ModelError
 from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs
+from fudlr.recommenders.cached import logits_at
 from fudlr.recommenders.packing import each_below, pack
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.titles import scores_of
@@ -38,7 +39,7 @@ class YesNo(Prompted):
         super().__init__(*args, **kwargs)
         template = self.pieces.template
         yes, no = (
-            self.pieces.encode(text)[:1] for text in (template.answer_yes, template.answer_no)
+            self.pieces.words.after(text)[:1] for text in (template.answer_yes, template.answer_no)
         )
         if not yes or not no or yes == no:
             raise ModelError(
@@ -140,21 +141,3 @@ class YesNo(Prompted):
         if "candidates" not in batch:
             return scores
         return scattered(scores, batch["candidates"], self.n_items)
-
-
-def logits_at(model: nn.Module, inputs: dict[str, Tensor], place: Tensor) -> Tensor:
-    """Logits [n, L, vocabulary] at the positions `place` [n, L] alone.
-
-    The output matrix is applied there alone, and what the model does to its logits is kept.
-    """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-
-    def at_places(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-        (hidden,) = given
-        return (hidden.gather(1, place[:, :, None].expand(-1, -1, hidden.shape[2])),)
-
-    handle = head.register_forward_pre_hook(at_places)
-    try:
-        return model(**inputs, use_cache=False).logits
-    finally:
-        handle.remove()

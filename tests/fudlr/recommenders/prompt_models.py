@@ -67,14 +67,14 @@ def tokenizer(kind, titles):
     return train_tokenizer(load_template(TEXT[kind] or "bigrec"), titles, 420)
 
 
-def base(architecture="llama", vocabulary=500, seed=0, **changes):
+def base(architecture="llama", vocabulary=500, seed=0, std=0.15, **changes):
     settings, model, own = ARCHITECTURES[architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found = model(settings(**{**SMALL, **own, "vocab_size": vocabulary, **changes}))
         for parameter in found.parameters():  # the usual 0.02 leaves attention all but uniform
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.15)
+                nn.init.normal_(parameter, std=std)
     return found.eval()
 
 

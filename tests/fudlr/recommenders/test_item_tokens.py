@@ -7,7 +7,7 @@ import pytest
 import torch
 from fudlr.common.errors import ModelError
 from fudlr.config import LoraSettings, ModelConfig
-from fudlr.data import leave_last_out, synthetic
+from fudlr.data import DataWarning, leave_last_out, synthetic
 from fudlr.lora import attach
 from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens, item_tokens
 from fudlr.train.pretrain import small_llama
@@ -139,3 +139,20 @@ def test_a_title_without_tokens_is_refused(tokenizer):
     )  # fmt: skip
     with pytest.raises(ModelError, match="title"):
         add_item_tokens(model, tokenizer, ["the", ""])
+
+
+def test_titles_of_the_same_tokens_are_told_apart_and_counted(tokenizer):
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                    num_attention_heads=2, tie_word_embeddings=False)
+    )  # fmt: skip
+    titles = ["the red film", "film the red", "blue", "red the film", "blue blue"]
+    with pytest.warns(DataWarning, match="3 items have titles of the same tokens"):
+        add_item_tokens(model, tokenizer, titles)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        torch.testing.assert_close(table[5], table[[1, 3, 2]].mean(0))
+        torch.testing.assert_close(table[7], table[4])
+        assert len(table[5:].unique(dim=0)) == 5
+        for row, first in ((6, 5), (8, 5), (9, 7)):
+            share = float(((table[row] - table[first]).norm() / table[first].norm()).detach())
+            assert 0.02 < share < 0.1

@@ -11,10 +11,10 @@ from fudlr.config import LoraSettings, TrainConfig
 from fudlr.run.base import load_base
 from fudlr.train.adapter import train_adapter
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from prompt_models import ARCHITECTURES, KINDS, adapted, base, recommender, split
+from prompt_models import ARCHITECTURES, KINDS, SMALL, adapted, base, recommender, split
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fudlr_ext import Engine
 from fudlr_ext.errors import UnsupportedLayerError
@@ -115,6 +115,104 @@ def test_an_adapter_of_somebody_else(data, tmp_path):
     assert error(*rows_and_alone(made, samples)) < 1e-5
     theirs = recommender("titles", data, PeftModel.from_pretrained(base(), tmp_path / "theirs"))
     torch.testing.assert_close(made.evaluate(samples), theirs.evaluate(samples))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_16_bit_models_are_float32_from_the_output_matrix_on(kind, data):
+    """The right value: the model's own bf16 states times the output matrix, both as float64."""
+    made = recommender(kind, data, adapted(base(std=0.02).to(torch.bfloat16)))
+    samples = data.valid.take(np.arange(8))
+    scores, _ = made.evaluate(samples)
+    assert scores.dtype == torch.float32
+    assert min(len(row.unique()) for row in scores) == made.n_items, "no two items tie"
+    if kind == "grounded":
+        return
+    states = []
+    made.model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, given: states.append(given[0].double())
+    )
+    matrix = made.model.get_output_embeddings().weight.double()
+    with torch.no_grad():
+        for i in range(len(samples)):
+            if kind == "item_tokens":
+                batch = made.collate(samples.take(np.array([i])))
+                made.model(input_ids=batch["input_ids"])
+                expected = states[-1][0, -1] @ matrix[made.item_tokens].T
+                rtol = 0.05 * float(expected.std())  # of bf16 states in another batch
+                torch.testing.assert_close(scores[i].double(), expected, rtol=0, atol=rtol)
+                continue
+            prompt = made.prompts(samples.take(np.array([i])))[0].tokens
+            for j in (0, 7):
+                tail = made.question(j) if kind == "yes_no" else made.pieces.answers[j]
+                made.model(input_ids=torch.tensor([prompt + tail]))
+                logits = states[-1][0] @ matrix.T
+                if kind == "yes_no":
+                    expected = logits[-1, made.answers[0]] - logits[-1, made.answers[1]]
+                else:
+                    p = logits[len(prompt) - 1 : -1].log_softmax(-1)
+                    expected = p.gather(1, torch.tensor(tail)[:, None]).mean()
+                assert float(scores[i, j]) == pytest.approx(float(expected), abs=0.02)
+
+
+ZOO = {
+    "gpt2": (True, {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "opt": (True, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 1024}),
+    "granite": (True, {**SMALL, "logits_scaling": 4.0}),
+    "mpt": (False, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 1024}),
+    "gpt_neo": (False, {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 16,
+                        "attention_types": [[["global", "local"], 1]], "intermediate_size": 48,
+                        "max_position_embeddings": 1024}),
+    "bloom": (False, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "falcon": (False, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                       "alibi": True}),
+    "mamba": (False, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "lfm2": (False, {**SMALL, "layer_types": ["conv", "full_attention"]}),
+}  # fmt: skip
+
+
+def odd(name, options):
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(name, vocab_size=500, **options)
+    model = AutoModelForCausalLM.from_config(settings).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["titles", "yes_no", "grounded"])
+@pytest.mark.parametrize("name", ZOO)
+def test_scores_are_those_of_each_title_alone_or_the_model_is_refused(name, kind, data):
+    fits, options = ZOO[name]
+    model = odd(name, options)
+    made = recommender(kind, data, model)
+    if not fits:
+        with pytest.raises(ModelError, match=f"of the type {name}"):
+            made.notes(data.train)
+        with pytest.raises(ModelError, match=f"of the type {name}"):
+            made.evaluate(data.valid)
+        return
+    scores, _ = made.evaluate(data.valid.take(np.arange(2)))
+    if kind == "grounded":
+        return
+    for i, prompt in enumerate(made.prompts(data.valid.take(np.arange(2)))):
+        for j in range(made.n_items):
+            tail = made.question(j) if kind == "yes_no" else made.pieces.answers[j]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt.tokens + tail])).logits[0]
+            expected = logits[-1, made.answers[0]] - logits[-1, made.answers[1]] \
+                if kind == "yes_no" else logits[len(prompt.tokens) - 1 : -1].log_softmax(-1).gather(
+                    1, torch.tensor(tail)[:, None]).mean()  # fmt: skip
+            assert float(scores[i, j]) == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+
+
+def test_item_tokens_on_a_model_that_reads_padding_are_refused(data):
+    options = {"lru_width": 32, "attention_window_size": 8, "num_hidden_layers": 3}
+    model = odd("recurrent_gemma", {**SMALL, "num_key_value_heads": 1, **options})
+    made = recommender("item_tokens", data, model)
+    with pytest.raises(ModelError, match="recurrent_gemma"):
+        made.notes(data.train)
 
 
 def saved(folder, model=None, **options):

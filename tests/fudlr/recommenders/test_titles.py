@@ -106,6 +106,7 @@ def test_beam_search_is_exact_with_enough_beams_and_close_with_few(data):
 def test_beam_search_runs_fewer_tokens(data):
     made = recommender("titles", data)
     samples = data.valid.take(np.arange(1))
+    made.probe()
     passed = []
     embedding = made.model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda m, given, out: passed.append(given[0].numel()))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from fudlr import train
 from fudlr.common.errors import UsageError
 from fudlr.config import RunConfig, TrainConfig, merge
+from fudlr.train import adapter as train
 from fudlr.train.adapter import train_adapter
 from prompt_models import adapted, base, recommender, split
 from torch import nn

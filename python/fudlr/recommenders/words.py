@@ -1,0 +1,93 @@
+"""A tokenizer asked for pieces of a text: each as it stands after other text, not at a start.
+
+Tokenizers of the SentencePiece family (Llama 1 and 2, Mistral 7B v0.1, TinyLlama) put a space
+before whatever they are given, so that pieces tokenised apart gain spaces, and "Yes" after a
+prompt's last line would become the token of " Yes". Such a piece is tokenised behind an anchor,
+whose tokens are then taken off. Byte-level tokenizers put nothing before a text and need no anchor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fudlr.common.errors import DataError, ModelError
+from fudlr.data.text import listed
+
+Tokens = list[int]
+
+# Texts that seldom grow together with what follows; the first is a line's end, after which no
+# tokenizer expects a space.
+ANCHORS = ("\n", '"', ".", "1", "a", "。")
+
+
+class Words:
+    """The tokenizer of a model; see the module's docstring.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        plain = self.start("a") + self.start("b")
+        self._anchored = self.text(plain) != "ab"
+
+    def start(self, text: str) -> Tokens:
+        """Tokens of a text with which a prompt starts, without special ones."""
+        return self._each([text], False)[0] if text else []
+
+    def after(self, text: str) -> Tokens:
+        """Tokens of a piece of a template behind other text; names of special tokens are those."""
+        return self._behind([text], False)[0] if text else []
+
+    def titles(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of texts of the data behind other text: nothing in them is a special token.
+
+        Raises:
+            ModelError: A text has no token.
+            DataError: A text is a special token, and the tokenizer cannot write it otherwise.
+        """
+        found = self._behind(texts, True)
+        if empty := [text for text, tokens in zip(texts, found, strict=True) if not tokens]:
+            raise ModelError(
+                "titles were to be written as tokens",
+                f"{len(empty)} have no token of the tokenizer ({listed(empty, 3)})",
+                "Give every item a title that the model's tokenizer knows",
+            )
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        wrong = [t for t, tokens in zip(texts, found, strict=True) if special & set(tokens)]
+        if wrong:
+            raise DataError(
+                "titles were to be written as tokens",
+                f"{len(wrong)} hold a special token of the model ({listed(wrong, 3)}), which would "
+                "end or begin a prompt in the middle of it",
+                "Rename these items",
+            )
+        return found
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens say."""
+        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+    def _behind(self, texts: Sequence[str], split: bool) -> list[Tokens]:
+        found: list[Tokens | None] = [None] * len(texts)
+        for anchor in ANCHORS if self._anchored else ():
+            left = [i for i, tokens in enumerate(found) if tokens is None]
+            head = self.start(anchor)
+            for i, tokens in zip(
+                left, self._each([anchor + texts[i] for i in left], split), strict=True
+            ):
+                if tokens[: len(head)] == head:
+                    found[i] = tokens[len(head) :]
+        left = [i for i, tokens in enumerate(found) if tokens is None]
+        for i, tokens in zip(left, self._each([texts[i] for i in left], split), strict=True):
+            found[i] = tokens
+        return [tokens or [] for tokens in found]
+
+    def _each(self, texts: list[str], split: bool) -> list[Tokens]:
+        if not texts:
+            return []
+        given = {"split_special_tokens": True} if split else {}
+        found = self.tokenizer(texts, add_special_tokens=False, **given)["input_ids"]
+        return [list(tokens) for tokens in found]
