@@ -27,7 +27,7 @@ from pathlib import Path
 
 import smollm
 from fudlr import debias, load_run, lora, train_run, verify_result, write_result
-from fudlr.common.files import atomic_folder, write_json
+from fudlr.common.files import atomic_folder, read_json, write_json
 from fudlr.common.progress import duration, track
 from fudlr.config import RunConfig, dump_config, load_config, merge
 from fudlr.data import fetch_ml100k
@@ -36,6 +36,9 @@ from fudlr.metrics import bootstrap, evaluate
 from fudlr.metrics.pairwise import pairwise
 from fudlr.pipeline.replayed import replay_of, replayed
 from fudlr.record import record_run
+from fudlr.run import read_data
+from fudlr.run.binding import FILE as BINDING
+from fudlr.run.binding import Record, write_binding
 from fudlr.train.checkpoint import ENDING
 from fudlr.verify import Checks, default_processes, removal, retrain
 from kept import keep_evaluations
@@ -173,6 +176,8 @@ def as_titles(work: Work) -> Path:
             written = json.loads((work.run / "recommender.json").read_text(encoding="utf-8"))
             write_json(temporary / "recommender.json", {**written, "kind": "titles"})
             dump_config(temporary / "config.yaml", config)
+            model = read_json(work.run / BINDING, Record).model
+            write_binding(temporary, read_data(config.data), model)
     return folder
 
 

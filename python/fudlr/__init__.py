@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ class _Package(ModuleType):
     """
 
     def __getattr__(self, name: str) -> object:
+        if name == "__version__":
+            return version("fudlr-ext")
         if name not in _HOME:
             raise AttributeError(f"module 'fudlr' has no attribute {name!r}")
         value: object = getattr(import_module(_HOME[name]), name)

@@ -6,12 +6,14 @@ runs: torch, transformers and peft take seconds, and `--help` or a wrong option 
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fudlr.cli import data, store
+from fudlr.cli.boundary import DEBUG, Group, is_debug
 from fudlr.cli.compare import compare
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
@@ -19,13 +21,13 @@ from fudlr.cli.evaluate import evaluate
 from fudlr.cli.experiment import experiment
 from fudlr.cli.export import export
 from fudlr.cli.grouped import grouped
-from fudlr.cli.options import escape
 from fudlr.cli.push import push
 from fudlr.cli.record import record
 from fudlr.cli.sweep import sweep
 from fudlr.cli.train import train
 from fudlr.cli.verify import verify
 from fudlr.common.errors import FudlrError
+from fudlr.common.terminal import say
 
 COMMANDS = (
     demo,
@@ -45,15 +47,40 @@ COMMANDS = (
 GROUPS = {"data": data.app, "store": store.app}
 """Commands with commands of their own."""
 INTERRUPTED = 130
-_errors = Console(stderr=True, highlight=False)
 
 app = typer.Typer(
+    cls=Group,
     name="fudlr",
     help="Find the training samples that bias a LoRA-tuned recommender, and take them out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fudlr {version('fudlr-ext')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    *,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Tracebacks, and other libraries.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
 for _command in COMMANDS:
     app.command()(_command)
 for _name, _group in GROUPS.items():
@@ -68,14 +95,14 @@ def main() -> None:
     except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
         code = ended.code
     except Exception as error:
-        if not is_expected(error):
+        if is_debug() or not is_expected(error):
             raise
-        _errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        say(f"error: {error}", "red")
         code = exit_code(error)
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        _errors.print("interrupted; nothing is half-written, and finished results are kept")
+        say("interrupted; nothing is half-written, and finished results are kept")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,10 +13,11 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     debias_options,
-    say,
+    open_run,
     set_threads,
 )
 from fudlr.common.files import claim_folder
+from fudlr.common.terminal import say
 
 
 def compare(
@@ -37,12 +38,11 @@ def compare(
 ) -> None:
     """Compare removal with its rivals on one trained adapter: a table and a Pareto plot."""
     from fudlr.compare import compare_run, print_comparison, write_comparison
-    from fudlr.run import load_run
     from fudlr.verify import default_processes
 
     set_threads(threads)
     claim_folder(out, "comparison")
-    loaded = load_run(run)
+    loaded = open_run(run, None, settings)
     given = {"objective": objective, "budget": budget}
     options = debias_options(loaded.config, config, settings, given)
     record = compare_run(loaded, options, out, rival, processes or default_processes())

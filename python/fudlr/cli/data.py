@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import ConfigFile, Settings, configure, say
+from fudlr.cli.options import ConfigFile, Settings, configure
 from fudlr.common.errors import UsageError
+from fudlr.common.terminal import say
 
 app = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
 

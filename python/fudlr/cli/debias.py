@@ -16,9 +16,10 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     debias_options,
-    say,
+    open_run,
     set_threads,
 )
+from fudlr.common.terminal import say
 
 
 def debias(
@@ -54,11 +55,10 @@ def debias(
     from fudlr.debias import debias as debias_samples
     from fudlr.output.results import check_result_folder, write_result
     from fudlr.report import print_summary
-    from fudlr.run import load_run
 
     set_threads(threads)
     check_result_folder(out)
-    loaded = load_run(run, adapter)
+    loaded = open_run(run, adapter, settings)
     given = {
         "objective": objective,
         "budget": budget,

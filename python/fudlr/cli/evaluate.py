@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import AdapterFolder, RunFolder, Threads, set_threads
+from fudlr.cli.options import AdapterFolder, RunFolder, Settings, Threads, open_run, set_threads
 from fudlr.common.files import write_json
 
 
@@ -21,14 +21,14 @@ def evaluate(
         typer.Option(min=1, help="Titles: lists by beam search of this width; hard metrics alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    settings: Settings = None,
     threads: Threads = None,
 ) -> None:
     """Print all metrics of the run's adapter, or of another one, as JSON."""
     from fudlr.evaluation import make_prompts, measure, measure_lists
-    from fudlr.run import load_run
 
     set_threads(threads)
-    loaded = load_run(run, adapter)
+    loaded = open_run(run, adapter, settings, None)
     valid = make_prompts(loaded.split, loaded.split.valid, loaded.config.data)
     test = make_prompts(loaded.split, loaded.split.test, loaded.config.data)
     if beams is None:

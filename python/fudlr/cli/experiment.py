@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import ConfigFile, Out, Settings, Threads, parse, say, set_threads
+from fudlr.cli.options import ConfigFile, Out, Settings, Threads, parse, set_threads
 from fudlr.common.errors import UsageError
 from fudlr.common.files import check_writable
+from fudlr.common.terminal import say
 from fudlr.config import RunConfig, load_config, merge
 
 

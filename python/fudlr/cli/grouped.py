@@ -16,10 +16,11 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     debias_options,
-    say,
+    open_run,
     set_threads,
 )
 from fudlr.common.files import check_replaceable
+from fudlr.common.terminal import say
 
 
 def grouped(
@@ -50,11 +51,10 @@ def grouped(
         sets_of_files,
         write_grouped,
     )
-    from fudlr.run import load_run
 
     set_threads(threads)
     check_replaceable(out, "groups")
-    loaded = load_run(run, adapter)
+    loaded = open_run(run, adapter, settings)
     sets = sets_of_column(loaded.interactions, by) if by else []
     sets += sets_of_files(loaded.interactions, users or [])
     given = {"objective": objective, "budget": budget, "rows": rows}

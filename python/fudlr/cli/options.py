@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
 from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig, RunConfig, load_config, merge
+
+if TYPE_CHECKING:
+    from fudlr.run import Run
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with options; `--set` overrides it.")
@@ -65,17 +67,29 @@ def parse(settings: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def of_section(section: str, settings: list[str] | None) -> dict[str, Any]:
-    """`--set section.x=…` of a command that needs one section, by its name without the section."""
+def open_run(
+    run: Path, adapter: Path | None, settings: list[str] | None, section: str | None = "debias"
+) -> Run:
+    """The run with `--set` over its options.
+
+    What its training hangs on is refused, and what the command does not use: of `debias` and
+    `record` it follows `section` alone.
+    """
+    from fudlr.run import load_run
+
     parsed = parse(settings)
-    foreign = [name for name in parsed if not name.startswith(f"{section}.")]
-    if foreign:
-        raise UsageError(
-            f"--set {foreign[0]} was given to `fudlr {section}`",
-            f"the run is trained already, so that only {section}.* can be set",
-            "Train another run with it, or leave it out",
-        )
-    return {name.removeprefix(f"{section}."): value for name, value in parsed.items()}
+    for name in parsed:
+        if name.partition(".")[0] in {"debias", "record", "out"} - {section}:
+            raise UsageError(
+                f"--set {name} was given", "this command does not use it", "Leave it out"
+            )
+    return load_run(run, adapter, parsed)
+
+
+def of_section(section: str, settings: list[str] | None) -> dict[str, Any]:
+    """`--set section.x=…` by its name without the section; `open_run` judges the others."""
+    parsed, start = parse(settings), f"{section}."
+    return {name.removeprefix(start): v for name, v in parsed.items() if name.startswith(start)}
 
 
 def debias_options(
@@ -93,13 +107,3 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def say(text: str) -> None:
-    """A line for a person, on stderr: stdout is for what programs read."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(text))
-
-
-def escape(text: str) -> str:
-    """Text that rich prints as it is."""
-    return text.replace("[", "\\[")

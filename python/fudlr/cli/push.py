@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import say
+from fudlr.common.terminal import say
 
 
 def push(

@@ -14,10 +14,11 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     of_section,
-    say,
+    open_run,
     set_threads,
 )
 from fudlr.common.errors import UsageError
+from fudlr.common.terminal import say
 from fudlr.config import load_config, merge
 
 
@@ -43,11 +44,10 @@ def record(
     """Record training samples' sketched gradients in one pass; resumes a killed recording."""
     from fudlr.gradients.store.commands import store_info
     from fudlr.record import record_run, refresh_run
-    from fudlr.run import load_run
 
     _check(refresh, out, stale)
     set_threads(threads)
-    loaded = load_run(run, adapter)
+    loaded = open_run(run, adapter, settings, "record")
     base = load_config(config) if config else loaded.config
     given = {f"record.{name}": value for name, value in of_section("record", settings).items()}
     options = merge(base, given).record

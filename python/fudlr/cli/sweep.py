@@ -15,10 +15,11 @@ from fudlr.cli.options import (
     Settings,
     Threads,
     debias_options,
-    say,
+    open_run,
     set_threads,
 )
 from fudlr.common.files import claim_folder
+from fudlr.common.terminal import say
 
 
 def sweep(
@@ -44,7 +45,6 @@ def sweep(
     threads: Threads = None,
 ) -> None:
     """Sweep λ's and budgets over one solve: predicted, measured and retrained, with a plot."""
-    from fudlr.run import load_run
     from fudlr.sweep import Grid, print_sweep, sweep_run, write_sweep
     from fudlr.sweep.grid import parse_list
     from fudlr.verify import default_processes
@@ -58,7 +58,7 @@ def sweep(
     grid = Grid(**{name: parse_list(name, text) for name, text in lists.items()})
     set_threads(threads)
     claim_folder(out, "sweep")
-    loaded = load_run(run, adapter)
+    loaded = open_run(run, adapter, settings)
     given = {"objective": objective, "rows": rows}
     options = debias_options(loaded.config, config, settings, given)
     record = sweep_run(

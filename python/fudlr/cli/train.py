@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, say, set_threads
+from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, set_threads
+from fudlr.common.terminal import say
 
 
 def train(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import Threads, say, set_threads
+from fudlr.cli.options import Threads, set_threads
+from fudlr.common.terminal import say
 
 
 def verify(

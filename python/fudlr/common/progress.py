@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
-from rich.text import Text
 from tqdm import tqdm
+
+from fudlr.common.terminal import say, visible
 
 TERMINAL_INTERVAL = 0.1  # seconds between repaints: fast enough to look alive
 LOG_INTERVAL = 5.0  # seconds between updates in a log
@@ -40,11 +40,6 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _console() -> Console:
-    # Made anew for each use: stderr may have been replaced (by a test, a logger) since.
-    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def track(
@@ -73,7 +68,7 @@ def track(
         iterable,
         total=total,
         initial=initial,
-        desc=description or "working",
+        desc=visible(description) or "working",
         disable=is_quiet(),
         delay=delay,
         file=sys.stderr,
@@ -149,4 +144,4 @@ class StageClock:
 
 def _announce(text: str) -> None:
     if not is_quiet():
-        _console().print(Text(text, style="dim"))
+        say(text, "dim")

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fudlr.common import terminal
 from fudlr.common.files import atomic_file, write_json
 
 matplotlib.use("agg")
@@ -67,7 +68,7 @@ def print_comparison(record: Mapping[str, Any], console: Console | None = None) 
             f"{point['cpu_seconds']:.1f}",
             "–" if kl is None else f"{kl:.4f}",
         )
-    (console or Console()).print(table)
+    (console or terminal.console()).print(table)
 
 
 def ndcg_key(record: Mapping[str, Any]) -> str:

@@ -1,6 +1,16 @@
 """Options of a run as validated, frozen records, and their YAML form."""
 
-from fudlr.config.run import RunConfig, dump_config, field_names, load_config, merge, to_plain
+from fudlr.config.run import (
+    AFTER_TRAINING,
+    RunConfig,
+    dump_config,
+    field_names,
+    load_config,
+    merge,
+    merge_trained,
+    to_plain,
+    trained_options,
+)
 from fudlr.config.sections import (
     LLAMA_LINEARS,
     DataConfig,
@@ -13,6 +23,7 @@ from fudlr.config.sections import (
 )
 
 __all__ = [
+    "AFTER_TRAINING",
     "LLAMA_LINEARS",
     "DataConfig",
     "DebiasConfig",
@@ -26,5 +37,7 @@ __all__ = [
     "field_names",
     "load_config",
     "merge",
+    "merge_trained",
     "to_plain",
+    "trained_options",
 ]

@@ -25,6 +25,12 @@ from fudlr.config.sections import (
     TrainConfig,
 )
 
+AFTER_TRAINING = (
+    "data.source", "data.user_group", "data.item_group", "data.tail", "data.k",
+    "data.prompt_users", "data.candidates", "data.candidate_seed", "data.candidate_lists",
+    "recommender.nodes", "record", "debias",
+)  # fmt: skip
+"""Fields, and sections, that nothing in a run's training hangs on: they can be set later."""
 SEEDED = ("train", "record", "debias")
 """Sections with a seed of their own, which is the run's where they set none."""
 
@@ -113,6 +119,32 @@ def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
             section = child
         section[last] = str(value) if isinstance(value, Path) else value
     return _validated(asked, values)
+
+
+def merge_trained(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """`merge` for the options of a run that is trained already.
+
+    Raises:
+        UsageError: Also a name that the training hangs on.
+    """
+    for name in overrides:
+        late = name in field_names() and not {name, name.partition(".")[0]} & set(AFTER_TRAINING)
+        if late:
+            fields = [each for each in AFTER_TRAINING if "." in each]
+            raise UsageError(
+                f"{name} was to be set for a run that is trained already",
+                "its training hangs on that",
+                f"Train another run with it. Free to choose now: {', '.join(fields)}, and all of "
+                "debias.* and record.*",
+            )
+    return merge(config, overrides)
+
+
+def trained_options(config: RunConfig) -> dict[str, Any]:
+    """Those of a result's options that may differ from its run's, for `merge_trained`."""
+    plain = to_plain(config)
+    names = [name.split(".") for name in AFTER_TRAINING if "." in name]
+    return {f"{section}.{name}": plain[section][name] for section, name in names}
 
 
 def field_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common import terminal
 from fudlr.common.errors import DataError
 from fudlr.config import DataConfig
 from fudlr.data.groups import UNKNOWN, count_groups
@@ -166,7 +167,7 @@ def _date(time: int) -> str:
 
 def print_check(check: DataCheck, console: Console | None = None) -> None:
     """Show the record as tables; texts of the data are never read as markup."""
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     facts = Table(show_header=False, box=None)
     rows: list[tuple[str, object]] = [
         ("users", check.users),

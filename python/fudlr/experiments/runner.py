@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common import terminal
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import atomic_file, write_json
 from fudlr.common.progress import track
@@ -62,7 +63,7 @@ def run_experiment(experiment: Experiment, options: Options) -> dict[str, Any]:
 
 def print_experiment(record: dict[str, Any], console: Console | None = None) -> None:
     """Print the table, and each hypothesis with what became of it."""
-    console = console or Console()
+    console = console or terminal.console()
     head, *body = record["table"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(head):

@@ -52,10 +52,16 @@ def data_fingerprints(recommender: Recommender, samples: Samples, window: int) -
     return data, fingerprint(torch.from_numpy(samples.ids), prompts)
 
 
-def bind(recommender: Recommender, theta: Tensor, samples: Samples, window: int) -> Binding:
-    """The binding of rows of `samples` at the adapter `theta` [d]."""
+def bind(
+    recommender: Recommender, theta: Tensor, samples: Samples, window: int, model: str | None = None
+) -> Binding:
+    """The binding of rows of `samples` at the adapter `theta` [d].
+
+    `model` is the base model's digest where it is known: over all weights it takes a while.
+    """
     data, order = data_fingerprints(recommender, samples, window)
-    return Binding(model_fingerprint(recommender.model), fingerprint(theta), data, order)
+    model = model or model_fingerprint(recommender.model)
+    return Binding(model, fingerprint(theta), data, order)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fudlr import lora
+from fudlr.common import terminal
 from fudlr.common.files import atomic_folder, write_json
 from fudlr.config import to_plain
 from fudlr.groups.request import Grouped
@@ -73,7 +74,7 @@ def write_grouped(folder: Path, grouped: Grouped) -> dict[str, Any]:
 
 def print_grouped(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a row a set: change of the objective's metrics by its own mask and by everyone's."""
-    console = console or Console()
+    console = console or terminal.console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("set")
     for head in ("users", "removed", "overlap"):

@@ -25,6 +25,7 @@ from fudlr.debias.steering import OWN_MASKS
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.pipeline.request import Answer
 from fudlr.report import ReportData, model_card, save_report_data, write_report
+from fudlr.run.binding import result_parts
 
 SHOWN_HISTORY = 10
 
@@ -47,13 +48,15 @@ def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | Non
     summary = {**result.summary, **(extra or {})}
     if run.folder is not None:
         summary["run"] = str(run.folder.resolve())
-    data = ReportData(summary, mask_table(result), tuple(result.curve))
+    if run.adapter is not None:
+        summary["adapter"] = str(run.adapter.resolve())
+    config, mask = run.config.model_copy(update={"debias": result.config}), mask_table(result)
+    summary["binding"] = {**run.identity(), **result_parts(mask, result.theta, config)}
+    data = ReportData(summary, mask, tuple(result.curve))
     with atomic_folder(folder, "result") as temporary:
         lora.save(run.recommender.model, temporary / "adapter")
         save_report_data(temporary, data)
-        dump_config(
-            temporary / "config.yaml", run.config.model_copy(update={"debias": result.config})
-        )
+        dump_config(temporary / "config.yaml", config)
         write_report(temporary, data)
         card = model_card(data, run.config.model.base)
         (temporary / "adapter" / "README.md").write_text(card, encoding="utf-8")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common import terminal
 from fudlr.common.progress import duration
 from fudlr.report.cost import cost
 from fudlr.report.data import section
@@ -21,7 +22,7 @@ _COLOUR = {"better": "green", "worse": "red"}
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print metrics before, after and, where measured, retrained and held out; then warnings."""
-    console = console or Console()
+    console = console or terminal.console()
     rows = metric_rows(summary)
     retrained = any(row.retrained.value is not None for row in rows)
     heldout = any(row.heldout_after.value is not None for row in rows)

@@ -9,27 +9,30 @@ RUN/trajectory/        every batch's per-sample gradients, where they were kept
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
+RUN/binding.json       digests of all that, and of the data
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 
 from fudlr import lora
+from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
-from fudlr.common.files import atomic_folder, check_replaceable, write_json
+from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json
 from fudlr.common.progress import StageClock
-from fudlr.config import DataConfig, RunConfig, dump_config, load_config
+from fudlr.config import DataConfig, RunConfig, dump_config, load_config, merge_trained, to_plain
 from fudlr.data import (
     DataWarning,
     Interactions,
@@ -41,14 +44,16 @@ from fudlr.data import (
     split_as,
     synthetic,
 )
-from fudlr.gradients.recording import STORE, Observer, bind, ride_along
-from fudlr.gradients.store import Binding, Store
+from fudlr.gradients.recording import STORE, bind, ride_along
+from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.influence.unroll import FOLDER as TRAJECTORY
 from fudlr.influence.unroll import StepWriter
 from fudlr.recommenders import Recommender
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
+from fudlr.run.binding import FILE as BINDING
+from fudlr.run.binding import check_columns, check_files, write_binding
 from fudlr.train.adam import Adam
-from fudlr.train.adapter import Training, train_adapter
+from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
 
@@ -71,6 +76,10 @@ class Run:
     """Wall time of the training, for comparison; 0 where it is not known."""
     losses: list[float]
     folder: Path | None = None
+    adapter: Path | None = None
+    """Where θ* is from, if it is another one than the folder's own."""
+    model: str | None = None
+    """Digest of the base model's weights, where it is known already."""
     adam: Adam | None = None
     """The optimiser's state at the end of the training; None where that is not known."""
     bound: Binding | None = None
@@ -86,9 +95,22 @@ class Run:
     @property
     def binding(self) -> Binding:
         """What rows of the training samples' gradients at `theta` are bound to."""
-        return self.bound or bind(
-            self.recommender, self.theta, self.split.train, self.config.data.window
-        )
+        if self.bound is not None:
+            return self.bound
+        if self.model is None:
+            self.model = model_fingerprint(self.recommender.model)
+        samples, window = self.split.train, self.config.data.window
+        return bind(self.recommender, self.theta, samples, window, self.model)
+
+    def identity(self) -> dict[str, str]:
+        """What a result from here is bound to, by the names in `binding.WORDS`."""
+        plain = to_plain(self.config)
+        options = {name: plain[name] for name in ("model", "recommender", "lora", "train", "seed")}
+        return {
+            **asdict(self.binding),
+            "start": digest(self.start),
+            "training": digest(options),
+        }
 
     def store(self, folder: Path | None = None) -> Store | None:
         """The store of the training samples' gradients, row ids being `split.train.ids`.
@@ -168,79 +190,80 @@ def train_run(
         base.model.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(str(temporary / "base"))
-        foreign = config.lora.adapter
-        if foreign is not None:
-            model = lora.load(base.model, Path(foreign))
-            engine = Engine(model)
-            trained = engine.theta()
-            # Its start is not known; the base model's function is that of B = 0, whatever A was.
-            engine.load(lora.without_b(engine, trained))
-        else:
-            model = lora.attach(base.model, config.lora, config.seed)
-            engine = Engine(model)
+        adopted = config.lora.adapter is not None
+        model, engine, trained = _adapted(base.model, config)
         lora.save(model, temporary / "start")
         recommender = kind.create(model, base.tokenizer, split.interactions, config, base.record)
         notes = recommender.notes(split.train)
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
-        start = engine.theta()
-        riding: AbstractContextManager[Observer | None] = nullcontext()
-        if foreign is None:
-            riding = ride_along(
-                recommender, engine, split.train, config=config, run=temporary, clock=clock
-            )
-        with riding as observer, clock.stage("training"):
-            if foreign is not None:
-                engine.load(trained)
-                training = Training(trained, [])
-            else:
-                kept = _trajectory(out, temporary, config)
-                if kept is not None:
-                    kept.check_room(len(split.train) * config.train.epochs, engine.d)
-                training = train_adapter(
-                    recommender,
-                    engine,
-                    split.train,
-                    config.train,
-                    start,
-                    observer=observer,
-                    checkpoint=_checkpoint(out, config, recommender, start, split),
-                    trajectory=kept,
-                )
-                if kept is not None and kept.folder.parent != temporary:
-                    kept.folder.replace(temporary / TRAJECTORY)
+        run = Run(config, split, recommender, engine, engine.theta(), engine.theta(), 0.0, [], out)
+        if trained is None:
+            _train(run, temporary, clock)
+        else:
+            run.theta = trained
+            engine.load(trained)
         lora.save(model, temporary / "adapter")
-        if training.adam is not None:
-            training.adam.save(temporary)
+        run.train_seconds = 0.0 if adopted else clock.seconds["training"]
         _write_items(temporary, split.interactions, recommender)
-        seconds = 0.0 if foreign is not None else clock.seconds["training"]
         write_json(
             temporary / "train.json",
             {
-                "losses": training.losses,
+                "losses": run.losses,
                 "pretrain_losses": base.losses,
                 "notes": notes,
                 "samples": len(split.train),
                 "parameters": engine.d,
-                "seconds": {**clock.seconds, "training": seconds},
+                "seconds": {**clock.seconds, "training": run.train_seconds},
                 "versions": versions(),
                 "seed": config.seed,
             },
         )
         dump_config(temporary / "config.yaml", config)
+        write_binding(temporary, split.interactions, run.binding.model)
     model.eval()
-    return Run(
-        config=config,
-        split=split,
-        recommender=recommender,
-        engine=engine,
-        start=start,
-        theta=training.theta,
-        train_seconds=seconds,
-        losses=training.losses,
-        folder=out,
-        adam=training.adam,
+    return run
+
+
+def _adapted(base: nn.Module, config: RunConfig) -> tuple[PeftModel, Engine, Tensor | None]:
+    """The base with the adapter as training begins, and θ* of one that was trained elsewhere."""
+    if config.lora.adapter is None:
+        model = lora.attach(base, config.lora, config.seed)
+        return model, Engine(model), None
+    model = lora.load(base, Path(config.lora.adapter))
+    engine = Engine(model)
+    trained = engine.theta()
+    # Its start is not known; the base model's function is that of B = 0, whatever A was.
+    engine.load(lora.without_b(engine, trained))
+    return model, engine, trained
+
+
+def _train(run: Run, folder: Path, clock: StageClock) -> None:
+    """Train `run` from its start, with what is recorded meanwhile written into `folder`."""
+    config, samples = run.config, run.split.train
+    assert run.folder is not None
+    riding = ride_along(
+        run.recommender, run.engine, samples, config=config, run=folder, clock=clock
     )
+    with riding as observer, clock.stage("training"):
+        kept = _trajectory(run.folder, folder, config)
+        if kept is not None:
+            kept.check_room(len(samples) * config.train.epochs, run.engine.d)
+        training = train_adapter(
+            run.recommender,
+            run.engine,
+            samples,
+            config.train,
+            run.start,
+            observer=observer,
+            checkpoint=_checkpoint(run),
+            trajectory=kept,
+        )
+        if kept is not None and kept.folder.parent != folder:
+            kept.folder.replace(folder / TRAJECTORY)
+    run.theta, run.losses, run.adam = training.theta, training.losses, training.adam
+    if run.adam is not None:
+        run.adam.save(folder)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -262,36 +285,63 @@ def _trajectory(out: Path, temporary: Path, config: RunConfig) -> StepWriter | N
     return StepWriter(folder, config.record.trajectory)
 
 
-def _checkpoint(
-    out: Path, config: RunConfig, recommender: Recommender, start: Tensor, split: Split
-) -> Checkpoint | None:
-    """Where the training of the run in `out` keeps its state, beside that folder, if anywhere."""
-    if not config.train.checkpoint:
+def _checkpoint(run: Run) -> Checkpoint | None:
+    """Where the training of `run` keeps its state, beside its folder, if anywhere."""
+    if not run.config.train.checkpoint or run.folder is None:
         return None
-    course = bind(recommender, start, split.train, config.data.window)
-    return Checkpoint(out.parent, config.train.checkpoint, str(course))
+    return Checkpoint(run.folder.parent, run.config.train.checkpoint, str(run.binding))
 
 
-def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
+class _Record(BaseModel):
+    """RECORD, whatever its kind adds."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    item_ids: list[str]
+
+
+class _Trained(BaseModel):
+    """What of train.json is read again."""
+
+    seconds: dict[str, float]
+    losses: list[float]
+
+
+def load_run(
+    folder: str | Path,
+    adapter: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
     """The run in `folder`, with its own trained adapter or with the one in `adapter`.
 
+    Args:
+        folder: What `train_run` wrote.
+        adapter: Another adapter for the same base.
+        settings: Options by their dotted names, in place of the run's own; those that nothing in
+            its training hangs on, see `fudlr.config.AFTER_TRAINING`.
+
     Raises:
-        UsageError: The folder is not a run.
-        DataError: The data changed since the run was made.
+        UsageError: The folder is not a run, or a setting comes too late.
+        DataError: A part of the run, or its data, changed since it was made.
         ModelError: The base or the adapter cannot be loaded.
     """
     folder, adapter = Path(folder), Path(adapter) if adapter is not None else None
-    missing = [n for n in ("config.yaml", RECORD, "train.json") if not (folder / n).is_file()]
+    needed = ("config.yaml", RECORD, "train.json", BINDING)
+    missing = [n for n in needed if not (folder / n).is_file()]
     if missing:
         raise UsageError(
             f"the run in {folder} was to be loaded",
             f"{', '.join(missing)} is missing there",
             "Name a folder that `fudlr train --out` wrote",
         )
-    config = load_config(folder / "config.yaml")
-    split = make_split(read_data(config.data), config.data)
+    bound = check_files(folder)
+    config = merge_trained(load_config(folder / "config.yaml"), settings or {})
+    interactions = read_data(config.data)
+    check_columns(folder, bound.columns, interactions)
+    split = make_split(interactions, config.data)
     kind = recommender_kind(config)
-    record = _read_items(folder, split.interactions)
+    record = read_json(folder / RECORD, _Record).model_dump()
+    trained = read_json(folder / "train.json", _Trained)
     base = load_base(folder / "base", config.model.dtype)
     tokenizer = load_tokenizer(folder / "base") if kind.prompted else None
     start_model = lora.load(base, folder / "start")
@@ -306,7 +356,6 @@ def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
             f"it has {engine.d} parameters, the run's own has {len(start)}",
             "Use an adapter with the rank and targets of this run",
         )
-    trained = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     return Run(
         config=config,
         split=split,
@@ -314,9 +363,11 @@ def load_run(folder: str | Path, adapter: str | Path | None = None) -> Run:
         engine=engine,
         start=start,
         theta=engine.theta(),
-        train_seconds=float(trained["seconds"].get("training", 0.0)),
-        losses=trained["losses"],
+        train_seconds=trained.seconds.get("training", 0.0),
+        losses=trained.losses,
         folder=folder,
+        adapter=adapter,
+        model=bound.model,
         adam=Adam.load(folder),
     )
 
@@ -325,14 +376,3 @@ def _write_items(folder: Path, interactions: Interactions, recommender: Recommen
     item_ids = interactions.items["item_id"].to_list()
     record = {"kind": recommender.name, "item_ids": item_ids, **recommender.record()}
     write_json(folder / RECORD, record)
-
-
-def _read_items(folder: Path, interactions: Interactions) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record["item_ids"] != interactions.items["item_id"].to_list():
-        raise DataError(
-            f"the run in {folder} was to be continued",
-            "its items are not those of the data as it is now",
-            "Point data.source in its config.yaml at the data it was trained on, or train again",
-        )
-    return record

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fudlr.common import terminal
 from fudlr.common.files import atomic_file, write_json
 from fudlr.report.svg import INK, canvas, legend_above
 
@@ -46,7 +47,7 @@ def sweep_table(record: Mapping[str, Any]) -> pl.DataFrame:
 
 def print_sweep(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a row a point: relative changes of the objective and of the validation loss."""
-    console = console or Console()
+    console = console or terminal.console()
     shown = [kind for kind in KINDS if any(point[kind] for point in record["points"])]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns
     for head in ("", "λ fair", "λ acc", "λ spa", "budget", "removed"):

@@ -14,7 +14,7 @@ from fudlr import lora
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import atomic_file
 from fudlr.common.progress import StageClock
-from fudlr.config import load_config
+from fudlr.config import load_config, trained_options
 from fudlr.debias import cost, intervals
 from fudlr.metrics import bootstrap
 from fudlr.report import (
@@ -26,6 +26,7 @@ from fudlr.report import (
     write_report,
 )
 from fudlr.run import Run, load_run
+from fudlr.run.binding import check_result, result_parts
 from fudlr.verify.case import Case, Checks
 from fudlr.verify.checks import CHECKS
 from fudlr.verify.heldout import null
@@ -110,15 +111,20 @@ def verify_result(
 
     Raises:
         UsageError: The folder holds no result, or its run is not where it was.
-        DataError: The mask does not fit the run's training samples.
+        DataError: The run, the adapter, the mask or the options are not those of the summary, or
+            the mask does not fit the run's training samples.
     """
     folder = Path(folder)
-    data = load_report_data(folder)
+    data, options = load_report_data(folder), load_config(folder / "config.yaml")
     if not isinstance(run, Run):
-        run = load_run(_run_folder(folder, data.summary, None if run is None else Path(run)))
+        named = _run_folder(folder, data.summary, None if run is None else Path(run))
+        run = load_run(named, data.summary.get("adapter"), trained_options(options))
     mask = _mask(data.mask, run)
     theta = run.engine.flatten(_adapter_state(folder / "adapter"))
-    config = load_config(folder / "config.yaml").debias
+    own = result_parts(data.mask, theta, options)
+    asked = f"the result in {folder} was to be verified"
+    check_result(asked, data.summary.get("binding"), {**run.identity(), **own})
+    config = options.debias
     kept = folder / "retrainings"
     case = Case(run, config, data.mask, mask, theta, checks or Checks(), kept)
     found = verify_case(case)

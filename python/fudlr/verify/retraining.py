@@ -8,7 +8,6 @@ read, and what was interrupted is all that is lost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import atomic_file
 from fudlr.common.progress import track
@@ -140,15 +139,8 @@ def _checkpoint(run: Run, config: TrainConfig, path: Path | None) -> Checkpoint 
 
 def key(run: Run, job: Job) -> str:
     """A digest of everything that the job's result hangs on."""
-    digest = hashlib.sha256()
-    parts = (run.start, run.theta, job.weights, job.start, job.index)
-    for name, tensor in zip(("start", "theta", "w", "from", "index"), parts, strict=True):
-        digest.update(name.encode())
-        if tensor is not None:
-            digest.update(tensor.contiguous().numpy().tobytes())
-    digest.update(np.ascontiguousarray(run.split.train.ids).tobytes())
-    digest.update((job.config or run.config.train).model_dump_json().encode())
-    return digest.hexdigest()[:24]
+    config = (job.config or run.config.train).model_dump(mode="json")
+    return digest(run.identity(), job.weights, job.start, job.index, config)[:24]
 
 
 def write(path: Path, name: str, result: Retrained) -> None:
@@ -158,6 +150,7 @@ def write(path: Path, name: str, result: Retrained) -> None:
         "losses": result.losses,
         "seconds": result.seconds,
         "cpu_seconds": result.cpu_seconds,
+        "sha256": digest(result.theta),
     }
     with atomic_file(path) as temporary:
         save_file({"theta": result.theta}, temporary, {"facts": json.dumps(facts)})
@@ -171,10 +164,10 @@ def read(path: Path) -> Retrained:
     """
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            return Retrained(
-                file.get_tensor("theta"), facts["losses"], facts["seconds"], facts["cpu_seconds"]
-            )
+            facts, theta = json.loads(file.metadata()["facts"]), file.get_tensor("theta")
+        if digest(theta) != facts["sha256"]:
+            raise ValueError("its numbers are not those that were written")
+        return Retrained(theta, facts["losses"], facts["seconds"], facts["cpu_seconds"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"the retraining kept in {path} was to be read",

@@ -9,12 +9,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fudlr.common import terminal
 from fudlr.report import verification_tables
 
 
 def print_checks(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print every check that was done; the permutation null stands in the report alone."""
-    console = console or Console()
+    console = console or terminal.console()
     shown = {name: each for name, each in found.items() if name != "null"}
     for check in verification_tables({"verification": shown}):
         table = Table(title=check.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

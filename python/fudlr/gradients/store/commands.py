@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fudlr.common import terminal
 from fudlr.common.progress import StageClock, duration
 from fudlr.gradients.store.merging import merge
 from fudlr.gradients.store.reader import Store
@@ -36,7 +37,7 @@ def store_info(folder: Path, console: Console | None = None) -> None:
         table.add_row("stale rows", stale_text(store))
     for name, value in info["binding"].items():
         table.add_row(f"made from: {name}", _short(value))
-    (console or Console()).print(table)
+    (console or terminal.console()).print(table)
 
 
 def store_verify(folder: Path, console: Console | None = None) -> None:
@@ -49,7 +50,7 @@ def store_verify(folder: Path, console: Console | None = None) -> None:
     table.add_row("rows", f"{store.n:,}")
     table.add_row("checked", f"{_size(store.bytes)} in {len(store.shards)} shards")
     table.add_row("took", duration(clock.seconds["verify"]))
-    (console or Console()).print(table)
+    (console or terminal.console()).print(table)
 
 
 def store_merge(

@@ -1,0 +1,178 @@
+"""What binds a run's parts to each other, and a result to its run.
+
+RUN/binding.json holds a digest of every file that the run's figures hang on, of every column of its
+data, and of the base model's weights. A result's summary holds the digests of what it was made from
+and of its own mask, adapter and options, by the names in `WORDS`. They are compared wherever a run
+or a result is read: parts of two runs, or changed ones, are never taken together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import polars as pl
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from fudlr.common.digest import digest
+from fudlr.common.errors import DataError
+from fudlr.common.files import read_json, write_json
+from fudlr.config import RunConfig, to_plain
+from fudlr.data import Interactions
+
+FILE = "binding.json"
+FILES = ("config.yaml", "recommender.json", "train.json", "adam.safetensors",
+         "base/*", "start/*", "adapter/*")  # fmt: skip
+"""What is bound in a run's folder; stores and trajectories have checksums of their own."""
+NOT_READ = ("README.md", ".*")
+"""Names that nothing hangs on."""
+WORDS = {
+    "model": "base model",
+    "start": "start of the training",
+    "adapter": "trained adapter",
+    "data": "data",
+    "order": "choice or order of the training samples",
+    "training": "training options",
+    "updated": "updated adapter",
+    "mask": "mask",
+    "request": "options of the request",
+}
+"""What a result is bound to, and how an error calls it."""
+
+
+class Record(BaseModel):
+    """What RUN/binding.json holds."""
+
+    model: str
+    """Digest of the base model's weights, as `model_fingerprint` has it."""
+    files: dict[str, str]
+    columns: dict[str, str]
+
+
+def write_binding(folder: Path, interactions: Interactions, model: str) -> None:
+    """Bind a run's finished folder to its data and to itself.
+
+    Args:
+        folder: The run's.
+        interactions: Its data.
+        model: Digest of the base model's weights, as `model_fingerprint` has it.
+    """
+    record = Record(model=model, files=_files(folder), columns=columns(interactions))
+    write_json(folder / FILE, record.model_dump())
+
+
+def check_files(folder: Path) -> Record:
+    """Compare a run's files with its binding, and return that.
+
+    Raises:
+        DataError: A file changed, is missing, or came in.
+    """
+    record = read_json(folder / FILE, Record, "Restore it, or train again")
+    recorded, found = record.files, _files(folder)
+    changed = [
+        f"{name} {'changed' if name in found and name in recorded else _gone(name in found)}"
+        for name in sorted({*recorded, *found})
+        if recorded.get(name) != found.get(name)
+    ]
+    if changed:
+        raise DataError(
+            f"the run in {folder} was to be used",
+            f"it is not as it was written: {_few(changed)}",
+            "Restore it or train again; set options at each command with --set, name another "
+            "adapter with --adapter",
+        )
+    return record
+
+
+def check_columns(folder: Path, recorded: Mapping[str, str], interactions: Interactions) -> None:
+    """Compare a run's data with those it was trained on; columns that came in since do no harm.
+
+    Raises:
+        DataError: A column changed or is missing.
+    """
+    found = columns(interactions)
+    changed = [
+        f"{name} {'changed' if name in found else 'is missing'}"
+        for name, value in recorded.items()
+        if found.get(name) != value
+    ]
+    if changed:
+        raise DataError(
+            f"the run in {folder} was to be used",
+            f"its data are not those that it was trained on: {_few(changed)}",
+            "Name the place of those data with --set data.source=…, or train again",
+        )
+
+
+def result_parts(mask: pl.DataFrame, theta: Tensor, config: RunConfig) -> dict[str, str]:
+    """Digests of what a result's own folder holds, by the names in `WORDS`.
+
+    Args:
+        mask: The table of the training samples, whatever file it was in.
+        theta: The updated parameters [d].
+        config: The run's options with those of the request.
+    """
+    table = {name: _column(mask[name]) for name in mask.columns}
+    return {"updated": digest(theta), "mask": digest(table), "request": digest(to_plain(config))}
+
+
+def check_result(asked: str, recorded: object, found: Mapping[str, str]) -> None:
+    """Compare what a result was made from with what is taken for it.
+
+    Args:
+        asked: What was to be done, for the error.
+        recorded: `binding` of the result's summary.
+        found: Digests by the names in `WORDS`.
+
+    Raises:
+        DataError: Another part, or no record.
+    """
+    if not isinstance(recorded, Mapping):
+        raise DataError(asked, "its summary does not say what it was made from", "Debias again")
+    wrong = [WORDS[name] for name, value in found.items() if recorded.get(name) != value]
+    if wrong:
+        raise DataError(
+            asked,
+            f"the {_few(wrong)} {'is' if len(wrong) == 1 else 'are'} not what its summary was "
+            "made with",
+            "Name the run it was made from with --run, and restore its own files, or debias again",
+        )
+
+
+def columns(interactions: Interactions) -> dict[str, str]:
+    """Digest of the interactions, in their order, and of each column of users and items."""
+    events = {
+        name: torch.from_numpy(getattr(interactions, name)) for name in ("user", "item", "time")
+    }
+    tables = {"user": interactions.users, "item": interactions.items}
+    return {"interactions": digest(events)} | {
+        f"{kind} column {name}": _column(table[name])
+        for kind, table in tables.items()
+        for name in table.columns
+    }
+
+
+def _column(values: pl.Series) -> str:
+    # repr, since JSON has no NaN and no dates.
+    return digest(repr(values.to_list()))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    found = {}
+    for pattern in FILES:
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file() and not any(fnmatchcase(path.name, each) for each in NOT_READ):
+                found[path.relative_to(folder).as_posix()] = digest(path)
+    return found
+
+
+def _gone(is_there: bool) -> str:
+    return "came in" if is_there else "is missing"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
