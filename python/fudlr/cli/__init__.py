@@ -18,7 +18,6 @@ from fudlr.cli.compare import compare
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
 from fudlr.cli.evaluate import evaluate
-from fudlr.cli.experiment import experiment
 from fudlr.cli.export import export
 from fudlr.cli.grouped import grouped
 from fudlr.cli.push import push
@@ -41,7 +40,6 @@ COMMANDS = (
     export,
     push,
     compare,
-    experiment,
 )
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}

@@ -10,18 +10,13 @@ the objective between neighbouring values, and how many masks of the line differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
-from matplotlib.axes import Axes
-
-from fudlr.data import fetch_ml100k
-from fudlr.debias.summary import NEEDED
-from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
-from fudlr.experiments.runner import trained
 from fudlr.sweep import Grid, sweep_run
+
+from experiments.common import Experiment, Options, Outcome, trained
 
 GRIDS: dict[str, tuple[float, ...]] = {
     "lambda_fair": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
@@ -30,7 +25,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
 }
 
 
-def _cells(options: Options) -> Mapping[str, Callable[[], Record]]:
+def _cells(options):
     return {
         f"{name}, seed {seed}": partial(_line, options, seed, name)
         for seed in options.seeds
@@ -38,9 +33,7 @@ def _cells(options: Options) -> Mapping[str, Callable[[], Record]]:
     }
 
 
-def _line(options: Options, seed: int, swept: str) -> Record:
-    if options.config.data.source == "ml-100k":
-        fetch_ml100k()
+def _line(options: Options, seed: int, swept: str):
     run = trained(options, {"seed": seed}, f"seed-{seed}")
     config = run.config.debias
     values = GRIDS[swept][:: 2 if options.small else 1]
@@ -64,7 +57,7 @@ def _line(options: Options, seed: int, swept: str) -> Record:
     }
 
 
-def _point(point: Mapping[str, Any], swept: str) -> Record:
+def _point(point, swept: str):
     return {
         "value": point[swept],
         "removed": point["removed"],
@@ -76,7 +69,7 @@ def _point(point: Mapping[str, Any], swept: str) -> Record:
     }
 
 
-def _of(cells: Cells, swept: str) -> list[Record]:
+def _of(cells, swept: str):
     return [cell for cell in cells.values() if cell["swept"] == swept]
 
 
@@ -84,7 +77,7 @@ def _falls(values: Sequence[float]) -> bool:
     return all(later <= earlier for earlier, later in pairwise(values))
 
 
-def _outcomes(cells: Cells) -> list[Outcome]:
+def _outcomes(cells):
     acc = _of(cells, "lambda_acc")
     losses = [[point["loss_rise"] for point in line["points"]] for line in acc]
     spa = [[point["removed"] for point in line["points"]] for line in _of(cells, "lambda_spa")]
@@ -108,47 +101,23 @@ def _outcomes(cells: Cells) -> list[Outcome]:
     ]
 
 
-def _rows(cells: Cells) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [
-        ("line", "value", "removed", "objective", "loss", "masks", "largest step", "solve s")
+def _rows(cells):
+    return [
+        {
+            "line": name,
+            "value": f"{'* ' if place == line['sweet_spot'] else ''}{point['value']:g}",
+            "removed": str(point["removed"]),
+            "objective": f"{point['objective']:+.2%}",
+            "loss": f"{point['loss_rise']:+.2%}",
+        }
+        for name, line in cells.items()
+        for place, point in enumerate(line["points"])
     ]
-    for name, line in cells.items():
-        points = line["points"]
-        steps = [abs(b["objective"] - a["objective"]) for a, b in pairwise(points)]
-        solve = sum(line["cpu_seconds"].get(stage, 0.0) for stage in NEEDED)
-        for place, point in enumerate(points):
-            rows.append(
-                (
-                    name if not place else "",
-                    f"{'★ ' if place == line['sweet_spot'] else ''}{point['value']:g}",
-                    str(point["removed"]),
-                    f"{point['objective']:+.2%}",
-                    f"{point['loss_rise']:+.2%}",
-                    "" if place else str(len({each["mask"] for each in points})),
-                    "" if place else f"{max(steps, default=0):.2%}",
-                    "" if place else f"{solve:.1f}",
-                )
-            )
-    return rows
-
-
-def _plot(cells: Cells, axes: Axes) -> None:
-    for name, line in cells.items():
-        xs = [100 * point["loss_rise"] for point in line["points"]]
-        ys = [100 * point["objective"] for point in line["points"]]
-        (drawn,) = axes.plot(xs, ys, "o-", markersize=4, label=name)
-        spot = line["sweet_spot"]
-        axes.plot(xs[spot], ys[spot], "o", markersize=12, fillstyle="none", color=drawn.get_color())
-    axes.set_xlabel("validation loss, change in %")
-    axes.set_ylabel("objective, change in %")
-    axes.legend()
 
 
 EXPERIMENT = Experiment(
-    "lambdas",
     "What do λ_fair, λ_acc and λ_spa buy, at what cost, and where is the sweet spot?",
     _cells,
     _outcomes,
     _rows,
-    _plot,
 )

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from fudlr.data import Interactions
 from numpy.typing import NDArray
 
-from fudlr.common.files import atomic_file
-from fudlr.data import Interactions
-from fudlr.experiments.recbole_files import write_recbole
+from experiments.common import write_recbole
 
 Ints = NDArray[np.int64]
 EARLY, LATE = 16, 12
@@ -119,6 +118,5 @@ def write_planted(folder: Path, planted: Planted) -> Path:
     write_recbole(folder, "planted", planted.interactions)
     pairs = [(*pair, kind) for kind, found in planted.pairs.items() for pair in found]
     truth = pl.DataFrame(pairs, schema=["user_id", "target", "kind"], orient="row")
-    with atomic_file(folder / "planted.csv") as temporary:
-        truth.write_csv(temporary)
+    truth.write_csv(folder / "planted.csv")
     return folder / "planted.csv"

@@ -19,24 +19,19 @@ the other seeds are the test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import mean
 
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.axes import Axes
-from numpy.typing import NDArray
-
-from fudlr.debias import debias
-from fudlr.experiments.base import Cells, Experiment, Options, Outcome, Record
-from fudlr.experiments.planted_data import KINDS, planted_data, write_planted
-from fudlr.experiments.runner import trained
+from fudlr import debias
+from fudlr.evaluation import measure
 from fudlr.output.results import mask_table
 from fudlr.verify import removal, retrain
-from fudlr.verify.case import Case
 from fudlr.verify.planted import first_share, found, read_planted
+
+from experiments.common import Experiment, Options, Outcome, trained
+from experiments.planted_data import KINDS, planted_data, write_planted
 
 SHARE = 0.08
 FOUND, BASELINE = 0.9, 0.5
@@ -45,20 +40,19 @@ FIGURES = ("arp", "arp_soft", "hellinger", "hellinger@5", "ndcg@5", "val_loss", 
 USERS, SMALL_USERS = 600, 120
 
 
-def _cells(options: Options) -> Mapping[str, Callable[[], Record]]:
+def _cells(options):
     return {f"seed {seed}": partial(_of_seed, options, seed) for seed in options.seeds}
 
 
-def _of_seed(options: Options, seed: int) -> Record:
+def _of_seed(options: Options, seed: int):
     users = SMALL_USERS if options.small else USERS
     data = options.out / "data" / f"{users}-{seed}"
     truth_file = write_planted(data, planted_data(users, SHARE, seed=seed))
     settings = {"data.source": str(data), "data.name": "planted", "seed": seed}
     run = trained(options, settings, f"seed-{seed}")
-    result = debias(run, run.config.debias, budget=SHARE, curve=(), heldout=False)
+    result = debias(run, budget=SHARE, curve=(), heldout=False)
     table = mask_table(result)
     truth = read_planted(truth_file, table)
-    case = Case(run, result.config, table, result.mask, result.theta)
     without = torch.from_numpy(truth.astype("float32"))
     jobs = [removal("without our mask", result.mask), removal("without the planted", without)]
     ours, clean = retrain(run, jobs, options.out / "retrainings", options.processes)
@@ -68,18 +62,22 @@ def _of_seed(options: Options, seed: int) -> Record:
         "retrained without our mask": ours.theta,
         "retrained without the planted": clean.theta,
     }
-    figures = {name: case.measure(theta).metrics for name, theta in states.items()}
+    figures = {}
+    for name, theta in states.items():
+        run.engine.load(theta)
+        metrics = measure(run.recommender, result.valid, result.test).metrics
+        figures[name] = {key: metrics[key] for key in FIGURES}
     kinds = pl.read_csv(truth_file)
     return {
-        "objective": str(run.config.debias.objective),
+        "objective": run.config.debias.objective,
         **found(table, truth),
         "kinds": {kind: _kind(kinds, kind, table, truth) for kind in KINDS},
-        "figures": {name: {key: each[key] for key in FIGURES} for name, each in figures.items()},
+        "figures": figures,
         "null": result.summary["null"]["hellinger"],
     }
 
 
-def _kind(kinds: pl.DataFrame, kind: str, table: pl.DataFrame, truth: NDArray[np.bool_]) -> Record:
+def _kind(kinds: pl.DataFrame, kind: str, table: pl.DataFrame, truth):
     """How many of one kind are among the first P of all, and of its own metric's influence."""
     pairs = kinds.filter(pl.col("kind") == kind).select("user_id", "target")
     keyed = table.select("user_id", "target").with_row_index("row")
@@ -97,7 +95,7 @@ def _kind(kinds: pl.DataFrame, kind: str, table: pl.DataFrame, truth: NDArray[np
     }
 
 
-def _outcomes(cells: Cells) -> list[Outcome]:
+def _outcomes(cells):
     first = [cell["first"] for cell in cells.values()]
     popular = [cell["first_by_popularity"] for cell in cells.values()]
     gaps = [_removed_share(cell, "hellinger") for cell in cells.values()]
@@ -121,49 +119,33 @@ def _outcomes(cells: Cells) -> list[Outcome]:
     ]
 
 
-def _removed_share(cell: Record, name: str) -> float:
+def _removed_share(cell, name: str) -> float:
     """The closed form's change over that of retraining without the planted samples."""
     value = {state: each[name] for state, each in cell["figures"].items()}
     start = value["trained"]
-    return float((value["closed form"] - start) / (value["retrained without the planted"] - start))
+    return (value["closed form"] - start) / (value["retrained without the planted"] - start)
 
 
-def _rows(cells: Cells) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [
-        ("", "planted", "by score", "by popularity", "chance", *KINDS, "gap", "closed", "clean")
+def _rows(cells):
+    return [
+        {
+            "": name,
+            "planted": str(cell["planted"]),
+            "by score": f"{cell['first']:.1%}",
+            "by popularity": f"{cell['first_by_popularity']:.1%}",
+            "chance": f"{cell['chance']:.1%}",
+            **{kind: f"{cell['kinds'][kind]['among_first']:.1%}" for kind in KINDS},
+            **{state: f"{each['hellinger']:.4f}" for state, each in cell["figures"].items()},
+        }
+        for name, cell in cells.items()
     ]
-    for name, cell in cells.items():
-        gap = [
-            cell["figures"][state]["hellinger"]
-            for state in ("trained", "closed form", "retrained without the planted")
-        ]
-        rows.append(
-            (
-                name,
-                str(cell["planted"]),
-                *(f"{cell[key]:.1%}" for key in ("first", "first_by_popularity", "chance")),
-                *(f"{cell['kinds'][kind]['among_first']:.1%}" for kind in KINDS),
-                *(f"{value:.4f}" for value in gap),
-            )
-        )
-    return rows
-
-
-def _plot(cells: Cells, axes: Axes) -> None:
-    keys = {"first": "by score", "first_by_popularity": "by popularity", "chance": "chance"}
-    means = [100 * mean(cell[key] for cell in cells.values()) for key in keys]
-    axes.barh(list(keys.values()), means)
-    axes.axvline(100 * FOUND, linestyle="--", color="gray")
-    axes.set_xlabel("planted samples among the first as many, % (mean of seeds)")
 
 
 EXPERIMENT = Experiment(
-    "planted",
     "Are samples that are known to cause the bias found, where popularity alone finds few?",
     _cells,
     _outcomes,
     _rows,
-    _plot,
     defaults={
         "data.window": 8,
         "data.max_train_per_user": 10,

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-
 from fudlr.data import Interactions
 
 LENGTH = 50
