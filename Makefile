@@ -39,7 +39,7 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python benchmarks/scoring.py
 
 # Layers of Llama's sizes on a GPU, library included; without one it says so.
 bench-gpu:

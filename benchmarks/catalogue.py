@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import interleaved
-from machine import describe
+from common import describe, interleaved
 from torch import Tensor
 
 from fudlr_ext.ops import catalogue_mean, catalogue_top

@@ -9,12 +9,12 @@ retrainings in --out/seed-N/compare-OBJECTIVE, and writes benchmarks/results/com
 import argparse
 from pathlib import Path
 
+from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
 from fudlr.compare import compare_run, write_comparison
 from fudlr.config import merge
 from fudlr.run import load_run, train_run
-from machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 

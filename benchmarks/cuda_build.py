@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import describe
 from fudlr.common.files import write_json
-from machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cuda_build.json"

@@ -16,8 +16,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from common import describe
 from fudlr.common.files import write_json
-from machine import describe
 
 from fudlr_ext import _C
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import interleaved
-from machine import describe
+from common import describe, interleaved
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from workload import FACE, SIZES, Work, at_labels, losses, peft_step

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from machine import describe
+from common import describe
 
 LIMIT = 4 * 2**30
 PART = 10**6

@@ -19,6 +19,7 @@ from pathlib import Path
 import llm
 import smollm
 import torch
+from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
 from fudlr.common.progress import StageClock
@@ -31,7 +32,6 @@ from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
 from fudlr.verify.changes import surrogates
-from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "early_stop.json"
 SHARE, LAYERS, USERS = 0.1, 2, 48

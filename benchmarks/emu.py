@@ -16,8 +16,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from common import describe
 from fudlr.common.files import write_json
-from machine import describe
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

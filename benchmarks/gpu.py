@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import describe
 from fudlr.common.files import write_json
 from gpu_cases import FAMILIES, cases
 from gpu_cases.case import PLAIN, Case
 from gpu_cases.measure import WrongAnswer, limits, make_clock, measure
-from machine import describe
 
 from fudlr_ext import _C
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
+from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
 from fudlr.config import merge
@@ -26,7 +27,6 @@ from fudlr.verify import (
     targeted_removals,
 )
 from fudlr.verify.case import Case
-from machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 SHARE = 0.1

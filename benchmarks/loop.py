@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from statistics import mean
 
+from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
 from fudlr.config import merge
 from fudlr.demo import OBJECTIVES, run_demo
-from machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 STATES = ("before", "after", "retrained")

@@ -31,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import describe
 from fudlr import RunConfig, load_run, record, train_run
 from fudlr.cli import app
 from fudlr.common.files import write_json
@@ -40,7 +41,6 @@ from fudlr.gradients.recording import data_fingerprints
 from fudlr.gradients.store import Recorder, Store
 from fudlr.record import record_run, scoring
 from fudlr.train.adapter import train_adapter
-from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "record_kills.json"
 SLOW = 0.1  # seconds that a slow disk's fsync takes more

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
+from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
 from fudlr.common.progress import StageClock
@@ -28,7 +29,6 @@ from fudlr.pipeline.job import Job, prepare, with_options
 from fudlr.record import record_run
 from fudlr.run import Run, load_run, train_run
 from fudlr.train.adapter import train_adapter
-from machine import describe
 from recording import epoch
 
 RESULT = Path(__file__).parent / "results" / "record_once.json"

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from common import describe
 from fudlr import RunConfig, lora
 from fudlr.common.files import write_json
 from fudlr.common.progress import StageClock
@@ -23,7 +24,6 @@ from fudlr.gradients.recording import ride_along
 from fudlr.recommenders import ItemTokens
 from fudlr.run import make_base, make_split, read_data
 from fudlr.train.adapter import train_adapter
-from machine import describe
 
 from fudlr_ext import Engine
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import describe
 from early_stop import SHARE, compared, masks_of
 from fudlr import RunConfig
 from fudlr.common.files import write_json
@@ -29,7 +30,6 @@ from fudlr.pipeline.job import prepare, with_options
 from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import removal, retrain
-from machine import describe
 
 RESULT = Path(__file__).parent / "results" / "replay.json"
 KEPT = {"train.through": "engine", "record.trajectory": "float32"}

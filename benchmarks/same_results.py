@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 import polars as pl
+from common import describe
 from fudlr.common.files import write_json
-from machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-5

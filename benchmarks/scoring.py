@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import interleaved
-from machine import describe
+from common import describe, interleaved
 from rivals import RIVALS, load
 from title_work import BATCH, title_batches
 from workload import FACE, SIZES, VECTORS, Work, frozen_pass, peft_at_labels, peft_step

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import describe
+from common import describe
 from transformers import LlamaForCausalLM
 from workload import FACE, VECTORS, adapted, llama_config, prompts
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import describe
 from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, fingerprint
-from machine import describe
 
 BINDING = Binding(*(fingerprint(name) for name in ("model", "adapter", "data", "order")))
 BLOCK = 10_000

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from cross_entropy import on_all_logits, on_blocks, with_gradients
 from torch import Tensor
 
 from fudlr_ext.ops import linear_cross_entropy
@@ -30,6 +29,26 @@ SIZES = (
     Head("32,000 words × 2,048", 32_000, 2_048),
     Head("32,000 words × 4,096", 32_000, 4_096),
 )
+
+LOGITS = 2**24
+"""Of a block of rows."""
+
+
+def on_all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.to(hidden.dtype).t(), targets, reduction="none")
+
+
+def on_blocks(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    size = max(1, LOGITS // weight.shape[0])
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([on_all_logits(h, weight, t) for h, t in parts])
+
+
+def with_gradients(loss: Any, given: tuple[Tensor, ...], weights: bool) -> tuple[Tensor, ...]:
+    hidden, weight = (x.detach() for x in given[:2])
+    leaves = [hidden.requires_grad_()] + ([weight.requires_grad_()] if weights else [])
+    value = loss(hidden, weight, given[2])
+    return value.detach(), *torch.autograd.grad(value.sum(), leaves)
 
 
 def small(size: Head) -> Head:

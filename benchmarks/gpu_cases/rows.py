@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from fudlr.gradients.store.encoding import SCALE_BLOCK
-from row_products import torch_gram
 from torch import Tensor
 
 from fudlr_ext import ops
@@ -43,6 +42,18 @@ def decoded(codes: Tensor, scales: Tensor | None) -> Tensor:
         return codes.float()
     blocks = codes.view(len(codes), -1, SCALE_BLOCK)
     return (blocks * scales[..., None]).flatten(1)
+
+
+def torch_gram(codes: Tensor, scales: Tensor | None, v: Tensor, tile: int) -> Tensor:
+    """Gᵀ(G Vᵀ) in torch, as fast as it was found to go: tiles as float32, two GEMMs a tile."""
+    total = torch.zeros(v.shape, dtype=torch.float64, device=v.device)
+    for start in range(0, codes.shape[0], tile):
+        cut = slice(start, start + tile)
+        part = codes[cut]
+        if part.dtype != torch.float32:
+            part = decoded(part, None if scales is None else scales[cut])
+        total += (part @ v.T).T @ part
+    return total
 
 
 def work(op: str, size: Rows, dtype: torch.dtype) -> Work:
@@ -94,7 +105,7 @@ def build(op: str, size: Rows, dtype: torch.dtype, device: str) -> Ways:
     }[op]
     timed = {"ours": ours, "plain": lambda: used(decoded(codes, scales))}
     if op == "row_gram":
-        timed["tiles"] = lambda: (None, torch_gram(codes, scales, vectors, size.tile, decoded))
+        timed["tiles"] = lambda: (None, torch_gram(codes, scales, vectors, size.tile))
     if dtype != torch.float32:
         # As one does who has two or four times the memory: no time is spent on decoding.
         timed["rows kept as float32"] = partial(used, decoded(codes, scales))
