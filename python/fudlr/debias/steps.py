@@ -115,6 +115,7 @@ def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Resu
     ]
     summary["signatures"] = plain(signs)
     summary["seconds"] = clock.seconds
+    summary["cpu_seconds"] = clock.cpu_seconds
     summary["cost"] = cost(clock.seconds, run.train_seconds)
     return Result(run, config, found, before, after, job.valid, job.test, summary, curve)
 

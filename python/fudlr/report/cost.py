@@ -69,12 +69,23 @@ def stage_rows(summary: Mapping[str, Any]) -> Iterator[StageRow]:
         return StageRow(label(name), duration(value), part, total)
 
     yield from (row(name, seconds[name]) for name in own)
-    yield row("the update in all", known.update, total=True)
+    yield row("the request in all", known.update, total=True)
     if known.training:
         yield row(known.word, known.training, total=True)
     yield from (
         row(f"{name} (measuring)", value) for name, value in seconds.items() if name not in own
     )
+
+
+def time_line(summary: Mapping[str, Any]) -> str:
+    """What the request took, and the whole of what was waited for; empty where not known."""
+    spent = cost(summary)
+    if spent is None:
+        return ""
+    against = f", {spent.share} of {spent.word}" if spent.share else ""
+    whole = sum(value for name, value in _seconds(summary).items() if name != RETRAINING)
+    measuring = f"; {duration(whole)} with all measuring" if whole > spent.update else ""
+    return f"time: {duration(spent.update)} for the request{against}{measuring}"
 
 
 def _seconds(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -13,10 +13,11 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def label(metric: str) -> str:
     """Display name of a metric: `ndcg@10` is NDCG@10, `val_loss` Validation loss."""
     base, at, k = metric.partition("@")
-    if base in _ACRONYMS:
-        return base.upper() + at + k
-    words = base.replace("val_", "validation_").replace("_", " ")
-    return words[:1].upper() + words[1:] + at + k
+    if base.endswith("_soft"):
+        return label(base.removesuffix("_soft")) + " (catalogue)"
+    first, _, rest = base.replace("val_", "validation_").partition("_")
+    first = first.upper() if first in _ACRONYMS else first[:1].upper() + first[1:]
+    return " ".join([first, *rest.split("_")]).rstrip() + at + k
 
 
 def decimals(value: float, digits: int = 4) -> int:

@@ -9,24 +9,28 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fudlr.common.files import atomic_file
-from fudlr.common.progress import duration
 from fudlr.report import plots
-from fudlr.report.cost import cost, stage_rows
+from fudlr.report.cost import stage_rows, time_line
 from fudlr.report.data import ReportData, section
-from fudlr.report.metrics_table import (
-    MetricRow,
-    accuracy_metric,
-    headline,
-    metric_rows,
-    objective_metrics,
-)
-from fudlr.report.numbers import share
-from fudlr.report.samples_table import by_target, by_user, influence_columns, top_samples
-from fudlr.report.signatures import signature_rows
-from fudlr.report.tradeoff import tradeoffs
+from fudlr.report.glossary import glossary
+from fudlr.report.rows import MetricRow, key_rows, metric_rows
+from fudlr.report.samples import by_target, by_user, influence_columns, top_samples
 from fudlr.report.verification import verification_tables
+from fudlr.report.words import (
+    agreement_sentences,
+    diagnostic_line,
+    diagnostic_rows,
+    headline,
+    next_steps,
+    worse_sentence,
+)
 
 REPORT_FILE = "report.html"
+KINDS = {
+    "lists": "On the lists that users see",
+    "catalogue": "On the probabilities of the whole catalogue, which is what was steered by",
+    "other": "Ranking and losses",
+}
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -52,57 +56,46 @@ def render_report(data: ReportData) -> str:
 
 def _view(data: ReportData) -> dict[str, Any]:
     summary = data.summary
-    rows = metric_rows(summary)
-    columns = influence_columns(data)
-    drawings = [*tradeoffs(data), plots.scores(data), plots.changes(rows)]
+    rows, columns = metric_rows(summary), influence_columns(data)
+    drawings = [*plots.tradeoffs(data), plots.changes(rows), plots.scores(data)]
+    shown = [plot for plot in drawings if plot is not None]
+    made = {name: list(_flat(section(summary, name))) for name in ("solver", "config", "versions")}
     return {
         "headline": headline(data),
-        "tiles": list(_tiles(data, rows)),
+        "agreement": list(agreement_sentences(summary)),
+        "worse": worse_sentence(summary),
+        "next": list(next_steps(data)),
         "warnings": [str(warning) for warning in summary.get("warnings") or []],
-        "signatures": list(signature_rows(summary)),
-        "checks": list(verification_tables(summary)),
-        "rows": rows,
-        "has": {
-            "predicted": any(row.predicted.value is not None for row in rows),
-            "retrained": any(row.retrained.value is not None for row in rows),
-            "heldout": any(row.heldout_after.value is not None for row in rows),
-            "null": any(row.null.value is not None for row in rows),
-        },
-        "plots": [plot for plot in drawings if plot is not None],
+        "key": key_rows(summary),
+        "kinds": [(title, of) for kind, title in KINDS.items() if (of := _of(rows, kind))],
+        "has": _has(rows),
+        "first": shown[0] if shown else None,
+        "plots": shown[1:],
         "columns": columns,
         "samples": top_samples(data, columns),
-        "removed": data.removed.height,
         "groups": [table for table in (by_target(data), by_user(data)) if table],
+        "checks": list(verification_tables(summary)),
+        "diagnostics": diagnostic_rows(summary),
+        "diagnostic_line": diagnostic_line(summary),
         "stages": list(stage_rows(summary)),
-        "seconds": plots.seconds(cost(summary)),
-        "solver": list(_flat(section(summary, "solver"))),
-        "steering": list(_flat(section(summary, "steering"))),
-        "config": list(_flat(section(summary, "config"))),
-        "versions": list(_flat(section(summary, "versions"))),
+        "time": time_line(summary),
+        "made": made,
         "seed": summary.get("seed"),
+        "glossary": list(glossary(row.name for row in rows)),
     }
 
 
-def _tiles(data: ReportData, rows: list[MetricRow]) -> Iterator[tuple[str, str, str, str]]:
-    """Key figures: name, figure, line below, verdict."""
-    total = data.mask.height
-    removed = data.removed.height
-    yield ("Removed", share(removed / total if total else 0), f"{removed:,} of {total:,}", "")
-    named = objective_metrics(data.summary)
-    paid = accuracy_metric(section(data.summary, "before"))
-    if paid is not None and paid not in named:
-        named.append(paid)
-    known = {row.name: row for row in rows}
-    for name in named[:3]:
-        row = known[name]
-        values = f"{row.before.text} → {row.after.text}"
-        yield (row.label, row.change.text, values, row.change.verdict)
-    spent = cost(data.summary)
-    if spent is not None and spent.training:
-        against = f"{duration(spent.update)} against {duration(spent.training)}"
-        yield (f"Time against {spent.word}", spent.share or "", against, "")
-    elif spent is not None:
-        yield ("Time", duration(spent.update), "", "")
+def _of(rows: list[MetricRow], kind: str) -> list[MetricRow]:
+    return [row for row in rows if row.kind == kind]
+
+
+def _has(rows: list[MetricRow]) -> dict[str, bool]:
+    """Which columns there is anything for."""
+    return {
+        "retrained": any(row.retrained.value is not None for row in rows),
+        "heldout": any(row.heldout_after.value is not None for row in rows),
+        "null": any(row.null.value is not None for row in rows),
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

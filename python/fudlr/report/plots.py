@@ -1,26 +1,145 @@
-"""Plots of the report that need no curve: changes, time, and the distribution of the scores."""
+"""Plots of the report: the trade-off curve, changes, and the distribution of the scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from fudlr.common.progress import duration
-from fudlr.report.cost import Cost
-from fudlr.report.data import ReportData
-from fudlr.report.metrics_table import Change, MetricRow
-from fudlr.report.numbers import figure
+from fudlr.report.data import ReportData, number, section
+from fudlr.report.numbers import figure, label, share
+from fudlr.report.rows import ACCURACY_METRICS, Change, MetricRow, objective_metrics
 from fudlr.report.svg import BLUE, INK, ORANGE, PALE, Plot, canvas, legend_above, to_svg
+
+_KINDS = {"predicted": ("o--", BLUE), "measured": ("s-", ORANGE)}
+_WORDS = {"predicted": "predicted (update)", "measured": "measured (retrained)"}
+
+
+@dataclass(frozen=True)
+class _Point:
+    kind: str
+    budget: float
+    accuracy: float
+    metric: float
+
+
+def tradeoffs(data: ReportData) -> list[Plot]:
+    """One plot for each metric of the objective that the curve knows."""
+    plots = [_tradeoff(data, keys[0]) for keys in objective_metrics(data.summary)]
+    return [plot for plot in plots if plot is not None]
+
+
+def _tradeoff(data: ReportData, metric: str) -> Plot | None:
+    choice = _axis_and_points(data, metric)
+    if choice is None:
+        return None
+    accuracy, points = choice
+    with canvas(3.5) as (drawing, axes):
+        _draw_before(axes, section(data.summary, "before"), accuracy, metric)
+        for kind, (style, colour) in _KINDS.items():
+            line = [point for point in points if point.kind == kind]
+            if line:
+                xs, ys = [p.accuracy for p in line], [p.metric for p in line]
+                axes.plot(
+                    xs, ys, style, color=colour, markersize=5, linewidth=1.4, label=_WORDS[kind]
+                )
+        _draw_chosen(axes, data.summary, points)
+        _draw_budgets(axes, points)
+        axes.margins(0.14)
+        axes.set_xlabel(_axis_label(data, accuracy))
+        axes.set_ylabel(_axis_label(data, metric))
+        legend_above(axes, columns=2)
+        words = "; ".join(
+            f"budget {share(p.budget)} {p.kind}: {label(metric)} {figure(p.metric)}, "
+            f"{label(accuracy)} {figure(p.accuracy)}"
+            for p in points
+        )
+        name = "tradeoff-" + re.sub(r"[^a-z0-9]+", "-", metric.lower())
+        svg = to_svg(drawing, name, f"Trade-off over budgets: {words}")
+    caption = "Each point is a budget: the largest share of training samples that may go."
+    return Plot(f"{label(metric)} against {label(accuracy)}, by budget", svg, caption)
+
+
+def _axis_and_points(data: ReportData, metric: str) -> tuple[str, list[_Point]] | None:
+    """The preferred accuracy metric that the curve has values of, with its points by budget."""
+    names = sorted({name for point in data.curve for name in _values(point)} - {metric})
+    for wanted in ACCURACY_METRICS:
+        for accuracy in names:
+            if accuracy.partition("@")[0] == wanted:
+                points = _points(data, accuracy, metric)
+                if points:
+                    return accuracy, points
+    return None
+
+
+def _values(point: Mapping[str, Any]) -> set[str]:
+    return {name for kind in _KINDS for name in section(point, kind)}
+
+
+def _points(data: ReportData, accuracy: str, metric: str) -> list[_Point]:
+    points = []
+    for point in data.curve:
+        for kind in _KINDS:
+            x = number(section(point, kind).get(accuracy))
+            y = number(section(point, kind).get(metric))
+            if x is not None and y is not None:
+                points.append(_Point(kind, float(point["budget"]), x, y))
+    return sorted(points, key=lambda point: (point.kind, point.budget))
+
+
+def _draw_before(axes: Axes, before: Mapping[str, Any], accuracy: str, metric: str) -> None:
+    x, y = number(before.get(accuracy)), number(before.get(metric))
+    if x is not None and y is not None:
+        axes.plot(x, y, "D", color=INK, label="before", linestyle="none")
+
+
+def _draw_chosen(axes: Axes, summary: Mapping[str, Any], points: list[_Point]) -> None:
+    chosen = number(section(section(summary, "config"), "debias").get("budget"))
+    ring: str | None = "chosen budget"
+    for point in points:
+        if chosen is not None and abs(point.budget - chosen) < 1e-9:
+            axes.plot(
+                point.accuracy,
+                point.metric,
+                "o",
+                markersize=12,
+                fillstyle="none",
+                color=INK,
+                label=ring,
+            )
+            ring = None  # one legend entry for both rings
+
+
+def _draw_budgets(axes: Axes, points: list[_Point]) -> None:
+    for point in points:
+        side = 1 if point.kind == "measured" else -1  # the two lines often run close together
+        axes.annotate(
+            share(point.budget),
+            (point.accuracy, point.metric),
+            (8 * side, 3 * side),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=9,
+            color=_KINDS[point.kind][1],
+        )
+
+
+def _axis_label(data: ReportData, metric: str) -> str:
+    direction = section(data.summary, "directions").get(metric)
+    return f"{label(metric)} ({direction} is better)" if direction else label(metric)
 
 
 def changes(rows: Sequence[MetricRow]) -> Plot | None:
-    """Bars of relative change, closed form beside retrained, one pair a metric."""
-    shown = [row for row in rows if row.change.value is not None]
+    """Bars of relative change, the update beside retraining, of lists and losses."""
+    shown = [row for row in rows if row.change.value is not None and row.kind != "catalogue"]
     if not shown:
         return None
-    series = [("closed form", BLUE, [row.change for row in shown])]
+    series = [("update", BLUE, [row.change for row in shown])]
     if any(row.retrained_change.value is not None for row in shown):
         series.append(("retrained", ORANGE, [row.retrained_change for row in shown]))
     height = 0.76 / len(series)
@@ -58,32 +177,6 @@ def _bars(
         if cell.interval is not None:
             ends = [100 * end for end in cell.interval]
             axes.plot(ends, [index + offset] * 2, color=INK, linewidth=1.1)
-
-
-def seconds(spent: Cost | None) -> Plot | None:
-    """One bar for all stages of the update together, one for training."""
-    if spent is None or not spent.training:
-        return None
-    bars = {"update": spent.update, spent.word: spent.training}
-    with canvas(1.5) as (drawing, axes):
-        axes.barh([0, 1], list(bars.values()), 0.62, color=[BLUE, ORANGE])
-        axes.set_yticks([0, 1], list(bars))
-        axes.set_ylim(1.5, -0.5)
-        axes.set_xlim(0, 1.25 * max(bars.values()))
-        axes.grid(visible=False, axis="y")
-        for y, value in enumerate(bars.values()):
-            axes.annotate(
-                duration(value),
-                (value, y),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-            )
-        axes.set_xlabel("seconds")
-        words = ", ".join(f"{name} {duration(value)}" for name, value in bars.items())
-        svg = to_svg(drawing, "seconds", f"Time: {words}")
-    return Plot(f"Time against {spent.word}", svg, "All stages of the update together.")
 
 
 def scores(data: ReportData) -> Plot | None:

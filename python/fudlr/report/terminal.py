@@ -1,4 +1,4 @@
-"""The summary as a table on the terminal."""
+"""The summary on the terminal: sentences first, then the table."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ from rich.table import Table
 from rich.text import Text
 
 from fudlr.common import terminal
-from fudlr.common.progress import duration
-from fudlr.report.cost import cost
-from fudlr.report.data import section
-from fudlr.report.metrics_table import Change, MetricRow, metric_rows
-from fudlr.report.signatures import signature_line
+from fudlr.report.cost import time_line
+from fudlr.report.rows import Change, MetricRow, metric_rows
+from fudlr.report.words import agreement_sentences, diagnostic_line, worse_sentence
 
 _COLOUR = {"better": "green", "worse": "red"}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print metrics before, after and, where measured, retrained and held out; then warnings."""
+    """Print how the update stands to retraining, what got worse, every figure, and warnings."""
     console = console or terminal.console()
-    rows = metric_rows(summary)
+    for sentence in agreement_sentences(summary):
+        console.print(Text(sentence, style="bold"))
+    console.print(_table(metric_rows(summary)))
+    lines = [
+        (worse_sentence(summary), "red"),
+        (time_line(summary), ""),
+        (diagnostic_line(summary), ""),
+    ]
+    lines += [(f"warning: {text}", "yellow") for text in summary.get("warnings") or []]
+    for line, style in lines:
+        if line:
+            console.print(Text(line, style=style))
+
+
+def _table(rows: list[MetricRow]) -> Table:
     retrained = any(row.retrained.value is not None for row in rows)
     heldout = any(row.heldout_after.value is not None for row in rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -34,30 +46,11 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*_cells(row, retrained, heldout))
-    console.print(table)
-    spent = cost(summary)
-    if spent is not None:
-        against = f", {spent.share} of {spent.word}" if spent.share else ""
-        console.print(Text(f"time: {duration(spent.update)}{against}"))
-    mode = section(summary, "steering").get("mode")
-    if mode is not None:
-        console.print(Text(f"steering: {mode}, which is no removal of samples", style="yellow"))
-    looked = signature_line(summary)
-    if looked is not None:
-        console.print(Text(looked))
-    for warning in summary.get("warnings") or []:
-        console.print(Text(f"warning: {warning}", style="yellow"))
-
-
-def _cells(row: MetricRow, retrained: bool, heldout: bool) -> list[Text]:
-    cells = [Text(f"{row.name} {row.arrow}".rstrip()), Text(row.before.text), Text(row.after.text)]
-    cells.append(_change(row.change))
-    if retrained:
-        cells += [Text(row.retrained.text), _change(row.retrained_change)]
-    if heldout:
-        cells.append(_change(row.heldout_change))
-    return cells
+        cells = [Text(f"{row.name} {row.arrow}".rstrip()), Text(row.before.text)]
+        cells += [Text(row.after.text), _change(row.change)]
+        cells += [Text(row.retrained.text), _change(row.retrained_change)] if retrained else []
+        table.add_row(*cells, *([_change(row.heldout_change)] if heldout else []))
+    return table
 
 
 def _change(change: Change) -> Text:

@@ -21,8 +21,9 @@ from fudlr.report import (
     write_report,
 )
 from fudlr.report.cost import stage_rows
-from fudlr.report.metrics_table import headline, metric_rows, objective_metrics
 from fudlr.report.numbers import label
+from fudlr.report.rows import metric_rows, objective_metrics, worse
+from fudlr.report.words import agreement_sentences, headline, next_steps, worse_sentence
 from made_up_run import make_curve, make_mask
 from polars.testing import assert_frame_equal
 from rich.console import Console
@@ -112,7 +113,7 @@ def test_page_stands_alone_and_is_well_formed(data: ReportData) -> None:
 
 def test_plots_have_words_and_both_curves(data: ReportData) -> None:
     images = [str(words) for words in Page(render_report(data)).images]
-    assert len(images) == 4
+    assert len(images) == 3
     curve = next(words for words in images if words.startswith("Trade-off"))
     assert "budget 5% measured: ARP 215.8, Validation loss 6.040" in curve
     assert "budget 1% predicted: ARP 225.1" in curve
@@ -143,7 +144,7 @@ def test_only_what_is_required(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, least).read_text(encoding="utf-8"))
     assert "Not measured in this run: retraining" in page.text
     assert "held-out users" in page.text
-    assert "By chance" not in page.text
+    assert "by chance" not in page.text.partition("Glossary")[0].lower()
     assert "−50.0%" in page.text
 
 
@@ -191,15 +192,71 @@ def test_nothing_removed(data: ReportData) -> None:
 
 def test_headline_says_what_changed_and_at_what_cost(data: ReportData) -> None:
     assert headline(data) == (
-        "Taking out 200 of 2,000 training samples (10%) lowered ARP by 9.2% (better) and lowered "
-        "NDCG@10 by 3.2% (within noise), in 39% of the time of retraining."
+        "Taking out 200 of 2,000 training samples (10%) lowered ARP by 9.4% (better) and lowered "
+        "NDCG@10 by 3.4% (within noise) for users that it did not look at, in 39% of the time of "
+        "retraining."
     )
+    # Without held-out figures, those of everybody, and not a word of held-out users.
+    del data.summary["heldout"]
+    assert "lowered ARP by 9.2% (better)" in headline(data)
+    assert "look at" not in headline(data)
 
 
 def test_headline_names_every_metric_of_the_objective(data: ReportData) -> None:
     data.summary["config"]["debias"]["objective"] = "arp + 0.5*hellinger"
-    assert objective_metrics(data.summary) == ["arp", "hellinger"]
-    assert "lowered Hellinger by 4.3%" in headline(data)
+    assert objective_metrics(data.summary) == [("arp",), ("hellinger",)]
+    assert "lowered Hellinger (catalogue) by 4.5%" in headline(data)
+
+
+def test_lists_come_before_their_catalogue_twin(summary: dict[str, Any]) -> None:
+    summary["config"]["data"]["k"] = 5
+    summary["config"]["debias"]["objective"] = "hellinger"
+    summary["before"] |= {"hellinger@5": 0.2, "hellinger": 0.1}
+    summary["after"] |= {"hellinger@5": 0.1, "hellinger": 0.2}
+    assert objective_metrics(summary) == [("hellinger@5", "hellinger")]
+    kinds = {row.name: row.kind for row in metric_rows(summary)}
+    assert kinds["hellinger@5"] == "lists"
+    assert kinds["hellinger"] == "catalogue"
+    assert kinds["val_loss"] == "other"
+
+
+def test_what_got_worse_beyond_noise_is_said(data: ReportData) -> None:
+    summary = data.summary
+    assert worse(summary) == []
+    summary["after"]["gini"] = 0.9
+    summary["intervals"]["change"]["gini"] = [0.01, 0.03]
+    del summary["heldout"]
+    assert worse_sentence(summary) == "Got worse beyond its noise: Gini +2.1%."
+    assert "Got worse beyond its noise: Gini +2.1%." in Page(render_report(data)).text
+    # Within noise it is not said, nor without an interval.
+    summary["intervals"]["change"]["gini"] = [-0.01, 0.03]
+    assert worse_sentence(summary) == ""
+    summary["intervals"]["change"]["gini"] = None
+    assert worse_sentence(summary) == ""
+
+
+def test_a_sentence_says_how_much_of_retraining_the_update_is(summary: dict[str, Any]) -> None:
+    # (208.3 - 229.4) / (209.9 - 229.4) = 1.08
+    assert list(agreement_sentences(summary)) == [
+        "Retraining without the same samples changed ARP by −8.5%; the update by −9.2% "
+        "(1.08 of it)."
+    ]
+    summary["intervals"]["retrained_change"]["arp"] = [-30.0, 1.0]
+    assert "within noise" in next(agreement_sentences(summary))
+    del summary["retrained"]
+    assert list(agreement_sentences(summary)) == []
+
+
+def test_the_next_step_depends_on_what_is_missing(data: ReportData) -> None:
+    def commands() -> str:
+        return " ".join(f"{step} {command}" for step, command in next_steps(data))
+
+    assert "fudlr verify" not in commands()
+    assert "did not clearly improve" not in commands()
+    del data.summary["retrained"]
+    assert "fudlr verify" in commands()
+    data.summary["heldout"]["intervals"]["change"]["arp"] = [-40.0, 3.0]
+    assert "did not clearly improve" in commands()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +287,7 @@ def test_cost_leaves_measuring_out(summary: dict[str, Any]) -> None:
     summary["cost"] = {"seconds": 5.65, "training_seconds": 99.0, "stages": needed}
     rows = list(stage_rows(summary))
     names = [row.name for row in rows]
-    assert names[4:6] == ["The update in all", "Retraining"]
+    assert names[4:6] == ["The request in all", "Retraining"]
     assert "Held-out users (measuring)" in names[6:]
     assert rows[4].share == "39%"
 
@@ -294,5 +351,5 @@ def test_terminal_table(summary: dict[str, Any]) -> None:
     text = console.export_text()
     for name in summary["before"]:
         assert name in text
-    for piece in ("−9.2%", "209.9", "39% of retraining", *summary["warnings"]):
+    for piece in ("−9.2%", "209.9", "39% of retraining", "1.08 of it", *summary["warnings"]):
         assert piece in text

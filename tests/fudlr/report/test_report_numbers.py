@@ -81,6 +81,8 @@ def test_share(value: float, text: str) -> None:
         ("hellinger@10", "Hellinger@10"),
         ("val_loss", "Validation loss"),
         ("gini", "Gini"),
+        ("arp_soft", "ARP (catalogue)"),
+        ("auc_tail_gap", "AUC tail gap"),
     ],
 )
 def test_label(name: str, text: str) -> None:

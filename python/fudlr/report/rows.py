@@ -1,4 +1,4 @@
-"""Rows of the metric table: before, after and retrained, what they mean, and the headline."""
+"""Rows of the metric table: before, after, retrained and held out, and which of them matter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fudlr.common.progress import duration
-from fudlr.report.cost import cost
-from fudlr.report.data import ReportData, number, pair, section
-from fudlr.report.numbers import figure, label, relative, share, signed, span
+from fudlr.metrics import METRICS
+from fudlr.report.data import number, pair, section
+from fudlr.report.numbers import figure, label, relative, signed, span
 
 Verdict = Literal["better", "worse", "within noise", "unchanged", ""]
+Kind = Literal["lists", "catalogue", "other"]
 ACCURACY_METRICS = ("ndcg", "hr", "mrr", "auc", "val_loss", "test_loss")
 
 
@@ -59,7 +59,7 @@ class MetricRow:
 
     name: str
     label: str
-    description: str
+    kind: Kind
     direction: str
     before: Cell
     predicted: Cell
@@ -78,6 +78,11 @@ class MetricRow:
         """The direction that is better, as an arrow."""
         return {"lower": "↓", "higher": "↑"}.get(self.direction, "")
 
+    @property
+    def judged(self) -> Change:
+        """The change to go by: on held-out users where there are any."""
+        return self.change if self.heldout_change.value is None else self.heldout_change
+
 
 def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
     """A row for each metric named under `before`, `after` or `retrained`, in that order."""
@@ -92,10 +97,11 @@ def _row(summary: Mapping[str, Any], name: str) -> MetricRow:
     direction = str(section(summary, "directions").get(name, ""))
     null = section(summary, "null").get(name)
     spread = null if isinstance(null, Mapping) else {"mean": null}
+    shown, of = label(name), kind(summary, name)
     return MetricRow(
         name=name,
-        label=label(name),
-        description=str(section(summary, "descriptions").get(name, "")),
+        label=shown if of != "catalogue" or name.endswith("_soft") else f"{shown} (catalogue)",
+        kind=of,
         direction=direction,
         before=_cell(summary, "before", name),
         predicted=_cell(summary, "predicted", name),
@@ -142,16 +148,35 @@ def _verdict(value: float | None, interval: tuple[float, float] | None, directio
     return "better" if (value < 0) == (direction == "lower") else "worse"
 
 
-def objective_metrics(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics that the configured objective names, in its order, as far as they were measured.
+def kind(summary: Mapping[str, Any], name: str) -> Kind:
+    """Whether a figure is of the lists, of its metric's twin on the catalogue, or of neither."""
+    metric = METRICS.get(name.partition("@")[0].removesuffix("_soft"))
+    if metric is None:
+        return "other"
+    return "lists" if name == metric.hard_key(_k(summary)) else "catalogue"
 
-    `arp + 0.5*hellinger` names two. Without a configuration it is the first metric.
+
+def _k(summary: Mapping[str, Any]) -> int:
+    named = number(section(section(summary, "config"), "data").get("k"))
+    if named is not None:
+        return int(named)
+    ks = (name.partition("@")[2] for name in section(summary, "before"))
+    return next((int(k) for k in ks if k.isdecimal()), 10)
+
+
+def objective_metrics(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """For each metric of the objective its names in the files: of the lists, of the catalogue.
+
+    Without a configuration it is the first figure.
     """
-    known = list(section(summary, "before"))
+    known = section(summary, "before")
     debias = section(section(summary, "config"), "debias")
-    words = re.findall(r"[a-z_][a-z0-9_@]*", str(debias.get("objective", "")))
-    named = [word for word in dict.fromkeys(words) if word in known]
-    return named or known[:1]
+    found = []
+    for word in dict.fromkeys(re.findall(r"[a-z_]\w*", str(debias.get("objective", "")))):
+        metric = METRICS.get(word)
+        keys = (word,) if metric is None else (metric.hard_key(_k(summary)), metric.soft_key)
+        found.append(tuple(key for key in dict.fromkeys(keys) if key in known))
+    return [keys for keys in found if keys] or [(name,) for name in list(known)[:1]]
 
 
 def accuracy_metric(names: Mapping[str, Any]) -> str | None:
@@ -163,35 +188,19 @@ def accuracy_metric(names: Mapping[str, Any]) -> str | None:
     return None
 
 
-def headline(data: ReportData) -> str:
-    """One plain sentence: what changed, at what cost."""
-    summary = data.summary
+def key_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
+    """What the first screen shows: the steered metrics, lists and catalogue, then accuracy."""
     rows = {row.name: row for row in metric_rows(summary)}
-    removed, total = data.removed.height, data.mask.height
-    if removed == 0:
-        return f"Nothing was removed: all {total:,} training samples were kept."
-    told = objective_metrics(summary)
+    names = [name for keys in objective_metrics(summary) for name in keys]
     paid = accuracy_metric(section(summary, "before"))
-    if paid is not None and paid not in told:
-        told.append(paid)
-    mode = section(summary, "steering").get("mode")
-    sentence = f"Taking out {removed:,} of {total:,} training samples ({share(removed / total)}) "
-    if mode is not None:
-        sentence = f"Steering ({str(mode).replace('_', ' ')}), which is no removal of samples, "
-    sentence += " and ".join(_movement(rows[name]) for name in told)
-    spent = cost(summary)
-    if spent is not None:
-        share_of = f"{spent.share} of the time of {spent.word}" if spent.share else ""
-        sentence += f", in {share_of or duration(spent.update)}"
-    return sentence + "."
+    return [rows[name] for name in dict.fromkeys([*names, *([paid] if paid else [])])]
 
 
-def _movement(row: MetricRow) -> str:
-    change = row.change
-    if change.value is None:
-        return f"left {row.label} {change.text}"
-    if signed(change.value).startswith("±"):
-        return f"left {row.label} where it was"
-    verb = "lowered" if change.value < 0 else "raised"
-    verdict = f" ({change.verdict})" if change.verdict else ""
-    return f"{verb} {row.label} by {change.text[1:]}{verdict}"
+def worse(summary: Mapping[str, Any]) -> list[MetricRow]:
+    """What got worse beyond its noise, by the change to go by, of lists and of losses."""
+    rows = metric_rows(summary)
+    return [
+        row
+        for row in rows
+        if row.kind != "catalogue" and row.judged.verdict == "worse" and row.judged.interval
+    ]

@@ -1,0 +1,122 @@
+"""The sentences of a report: what changed, what got worse, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fudlr.common.progress import duration
+from fudlr.report.cost import cost
+from fudlr.report.data import ReportData, number, section
+from fudlr.report.numbers import figure, share, signed
+from fudlr.report.rows import (
+    Change,
+    MetricRow,
+    accuracy_metric,
+    metric_rows,
+    objective_metrics,
+    worse,
+)
+
+VERDICTS = {"keep": "nothing to remove", "refuse": "refused", "warn": "warning"}
+
+
+def headline(data: ReportData) -> str:
+    """What changed, on held-out users where there are any, and at what cost."""
+    summary = data.summary
+    removed, total = data.removed.height, data.mask.height
+    if removed == 0:
+        return f"Nothing was removed: all {total:,} training samples were kept."
+    told = told_rows(summary)
+    sentence = f"Taking out {removed:,} of {total:,} training samples ({share(removed / total)}) "
+    sentence += " and ".join(_movement(row, row.judged) for row in told)
+    if told and told[0].heldout_change.value is not None:
+        sentence += " for users that it did not look at"
+    spent = cost(summary)
+    if spent is not None:
+        of_training = f"{spent.share} of the time of {spent.word}" if spent.share else ""
+        sentence += f", in {of_training or duration(spent.update)}"
+    return sentence + "."
+
+
+def told_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
+    """Each steered metric as users see it, then accuracy."""
+    rows = {row.name: row for row in metric_rows(summary)}
+    names = [keys[0] for keys in objective_metrics(summary)]
+    paid = accuracy_metric(section(summary, "before"))
+    return [rows[name] for name in dict.fromkeys([*names, *([paid] if paid else [])])]
+
+
+def _movement(row: MetricRow, change: Change) -> str:
+    if change.value is None:
+        return f"left {row.label} {change.text}"
+    if signed(change.value).startswith("±"):
+        return f"left {row.label} where it was"
+    verb = "lowered" if change.value < 0 else "raised"
+    verdict = f" ({change.verdict})" if change.verdict else ""
+    return f"{verb} {row.label} by {change.text[1:]}{verdict}"
+
+
+def worse_sentence(summary: Mapping[str, Any]) -> str:
+    """What got worse beyond its noise; empty where nothing did."""
+    found = [f"{row.label} {row.judged.text}" for row in worse(summary)]
+    return f"Got worse beyond its noise: {', '.join(found)}." if found else ""
+
+
+def agreement_sentences(summary: Mapping[str, Any]) -> Iterator[str]:
+    """For each steered metric: what retraining changed, and how much of it the update did."""
+    for keys in objective_metrics(summary):
+        for row in (row for row in metric_rows(summary) if row.name in keys):
+            truth, ours = row.retrained_change, row.change
+            if truth.value is None or ours.value is None:
+                continue
+            told = f"Retraining without the same samples changed {row.label} by {truth.text}"
+            if truth.verdict == "within noise":
+                yield f"{told}, which is within noise; the update by {ours.text}."
+            elif truth.value:
+                of_it = f"{ours.value / truth.value:.2f}".replace("-", "\N{MINUS SIGN}")
+                yield f"{told}; the update by {ours.text} ({of_it} of it)."
+
+
+def next_steps(data: ReportData) -> Iterator[tuple[str, str]]:
+    """What to do with this result: a sentence, and a command where there is one."""
+    summary = data.summary
+    if data.removed.height == 0:
+        yield "Keep the trained adapter. The warnings say why nothing was removed.", ""
+        return
+    steered = [row for row in told_rows(summary) if row.name != accuracy_metric(summary["before"])]
+    if any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered):
+        yield "The steered metric did not clearly improve: do not use the adapter for it yet.", ""
+    if worse(summary):
+        yield "Decide whether what got worse is acceptable, or add it to the objective.", ""
+    if summary.get("warnings"):
+        yield "Read the warnings before the figures.", ""
+    if not section(summary, "heldout"):
+        yield "Measure on users that the correction did not look at: run without --quick.", ""
+    if not section(summary, "retrained"):
+        yield "Check it against real retraining:", "fudlr verify DIR"
+    yield (
+        "Load the adapter in place of the trained one:",
+        "PeftModel.from_pretrained(base, DIR/adapter)",
+    )
+
+
+def diagnostic_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was looked for that could be wrong: name, verdict, figure, threshold, reason."""
+    return [
+        {
+            "name": str(each["name"]).replace("_", " "),
+            "verdict": VERDICTS.get(str(each["severity"]), str(each["severity"])),
+            "measured": figure(number(each["measured"])),
+            "threshold": figure(number(each["threshold"])),
+            "found": f"{each['found']}. {each['reason']}",
+        }
+        for each in summary.get("diagnostics") or summary.get("signatures") or []
+    ]
+
+
+def diagnostic_line(summary: Mapping[str, Any]) -> str:
+    """How many were looked for, and which of them did not pass."""
+    rows = diagnostic_rows(summary)
+    met = [f"{row['name']} ({row['verdict']})" for row in rows if row["verdict"] != "passed"]
+    return f"diagnostics: {len(rows)} looked for, {', '.join(met) or 'none'} found" if rows else ""
