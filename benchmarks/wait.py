@@ -23,7 +23,7 @@ from fudlr.data.synthetic import synthetic
 from fudlr.debias import debias
 from fudlr.output.results import write_result
 from fudlr.run import train_run
-from machine import describe
+from common import describe
 
 RESULT = Path(__file__).parent / "results" / "wait.json"
 USERS, ITEMS, BAR = 6040, 3416, 2.0
