@@ -88,7 +88,16 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
         fitting = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         _refuse_part(given, fitting, asked)
         model.load_adapter(str(folder), "default", is_trainable=True)
-    except (SafetensorError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        json.JSONDecodeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        UnicodeError,
+    ) as error:
         raise ModelError(asked, f"a file of it is damaged ({error})", "Save it again") from error
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

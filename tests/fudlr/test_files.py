@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fudlr.common.errors import FudlrError, UsageError
+from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.common.files import (
     MARKER,
     atomic_file,
@@ -19,8 +21,10 @@ from fudlr.common.files import (
     check_replaceable,
     check_writable,
     claim_folder,
+    read_json,
     write_json,
 )
+from pydantic import BaseModel
 
 
 def _entries(folder: Path) -> list[str]:
@@ -241,7 +245,13 @@ def test_kill_in_the_middle_leaves_the_old(tmp_path: Path, kind: str) -> None:
     assert done.returncode == -signal.SIGKILL
     assert weights.read_text() == "old"
     if folder:
-        _written(path, "new")
+        assert len(_entries(tmp_path)) == 2
+        with atomic_folder(path, "result"):  # of this process, which lives
+            _written(path, "new")
+            assert len(_entries(tmp_path)) == 2
+            shutil.copytree(path, tmp_path / "copy")
+        assert _entries(tmp_path) == ["copy", "result"]
+        weights = tmp_path / "copy" / "inner" / "weights"
     else:
         with atomic_file(path) as temporary:
             temporary.write_text("new")
@@ -296,3 +306,39 @@ def test_folder_without_permission_is_told_early(tmp_path: Path) -> None:
 def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     assert _entries(tmp_path / "a" / "b") == []
+
+
+class Form(BaseModel):
+    losses: list[float]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "damaged"),
+        (b'{"losses": [1.0', "damaged"),
+        (b'{"losses": [1.0, NaN]}', "NaN is no number"),
+        (b'{"losses": [], "losses": [1]}', "twice: 'losses'"),
+        (b"\xff\xfe\x00", "damaged"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"[1, 2]", "form expected"),
+        (b'{"loss": [1]}', "losses: field required"),
+        (b'{"losses": [1, "2"]}', "losses.1: input should be a valid number"),
+        (b'{"losses": [true]}', "losses.0"),
+    ],
+)
+def test_json_of_another_form_is_refused_with_its_place(tmp_path: Path, content, words) -> None:
+    (tmp_path / "value.json").write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(words)) as found:
+        read_json(tmp_path / "value.json", Form)
+    assert "value.json" in str(found.value)
+
+
+def test_json_is_read_from_regular_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "missing"):
+        with pytest.raises(DataError, match=name):
+            read_json(tmp_path / name, Form)
+    write_json(tmp_path / "value.json", {"losses": [1, 2.5], "more": None})
+    assert read_json(tmp_path / "value.json", Form).losses == [1, 2.5]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import fnmatch
+import glob
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -27,6 +29,9 @@ from fudlr.common.errors import DataError, FudlrError, UsageError
 
 MARKER = ".fudlr.json"
 """The marker: {"kind": ..., "files": [names relative to the folder]}."""
+
+WRITING = ".fudlr.writing"
+"""Within a folder that is not whole yet: which process writes it."""
 
 STORE_FILES = ("rows-*.safetensors", "facts-*.safetensors", "step-*.safetensors", ".writer-*.lock",
                "manifest.json", "audit.json", "points.json", "projection.safetensors")  # fmt: skip
@@ -92,10 +97,13 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
     """
     check_replaceable(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_left(path)
     temporary = _beside(path)
     temporary.mkdir()
     try:
+        (temporary / WRITING).write_text(_writer(os.getpid()), encoding="utf-8")
         yield temporary
+        (temporary / WRITING).unlink()
         _mark(temporary, kind)
         for file in temporary.rglob("*"):
             _sync(file)
@@ -108,6 +116,27 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _writer(process: int) -> str:
+    """A process of this machine since it was started; another one of that number differs."""
+    try:
+        began = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return f"{platform.node()} {process} {began[19]}"
+    except OSError:
+        return f"{platform.node()} {process} gone"
+
+
+def _clear_left(path: Path) -> None:
+    """Remove what processes of this machine left beside `path` when they were killed at it."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found is None or left.is_symlink() or not (left / WRITING).is_file():
+            continue
+        said = (left / WRITING).read_text(encoding="utf-8", errors="replace").split()
+        ours = len(said) == 3 and said[0] == platform.node() and said[1].isdecimal()
+        if ours and Path("/proc/self").exists() and _writer(int(said[1])) != " ".join(said):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _mark(folder: Path, kind: str) -> None:

@@ -33,7 +33,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str, style: str = "") -> None:
     """One line for a person, on stderr: stdout is for what programs read."""
-    console(stderr=True).print(Text(text.replace("\n", "\\n"), style=style))
+    console(stderr=True).print(Text(visible(text).replace("\n", "\\n"), style=style))
 
 
 class _Visible(RenderHook):

@@ -88,7 +88,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
         DataError: it is not one, or it is damaged.
     """
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except Exception as error:
         raise _damaged_parquet(path, error) from error
     except BaseException as error:

@@ -70,7 +70,7 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
                 ],
                 dtype=pl.List(pl.String),
             ),
-            "weight": 1.0 - data.mask["mask"].cast(pl.Float64),
+            "weight": data.weights,
         }
     )
     recommender = run.recommender

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
+from fudlr.common.files import read_json
 from fudlr.lora import ADAPTER_FILES
 
 CARD = "README.md"
@@ -46,7 +47,7 @@ def push_adapter(
         raise DataError(
             asked, f"{folder / missing[0]} is missing", "Name a folder that `fudlr debias` wrote"
         )
-    config = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    config = read_json(folder / ADAPTER_FILES[0], dict[str, Any])
     known = base or str(config.get("base_model_name_or_path") or "")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", known) or (base is None and Path(known).exists()):
         raise UsageError(
@@ -62,6 +63,7 @@ def push_adapter(
         (staged / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
         card = (folder / CARD).read_text(encoding="utf-8")
         card = re.sub(r"(?m)^base_model: .*$", f"base_model: {known}", card, count=1)
+        card = _without_paths(card, result)
         (staged / CARD).write_text(card, encoding="utf-8")
         try:
             api = hub.HfApi()
@@ -71,10 +73,24 @@ def push_adapter(
                 folder_path=staged,
                 commit_message="Debiased adapter and its card",
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the client's own, of its transport, of what it checks
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FudlrError(
                 asked,
-                f"the hub did not take it ({str(error).strip().splitlines()[0]})",
+                f"the hub did not take it ({reason})",
                 "Log in (`hf auth login`, or HF_TOKEN), and check the name and the network",
             ) from error
     return str(made)
+
+
+def _without_paths(card: str, result: Path) -> str:
+    """The card without the places of this machine that the result's summary knows."""
+    summary = read_json(result / "summary.json", dict[str, Any])
+    config = summary.get("config", {})
+    known = [summary.get("run"), summary.get("adapter"), str(result.resolve())]
+    for section in ("data", "model", "lora", "recommender"):
+        known += config.get(section, {}).values() if isinstance(config.get(section), dict) else []
+    paths = {each for each in known if isinstance(each, str) and "/" in each}
+    for path in sorted(paths, key=len, reverse=True):
+        card = card.replace(path, "(not public)")
+    return card

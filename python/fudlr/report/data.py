@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from fudlr.common.errors import DataError
-from fudlr.common.files import atomic_file, write_json
+from fudlr.common.files import atomic_file, read_json, write_json
 
 SUMMARY_FILE = "summary.json"
 MASK_FILE = "mask.parquet"
@@ -79,6 +78,26 @@ class ReportData:
         return self.mask.filter(pl.col("mask") > 0)
 
     @property
+    def weights(self) -> pl.Series:
+        """1 − m of every sample, for a training.
+
+        Raises:
+            DataError: A value of the mask is missing, no number, or not between 0 and 1.
+        """
+        mask = self.mask["mask"]
+        wrong: Any = self.mask.height
+        if mask.dtype.is_numeric():
+            mask = mask.cast(pl.Float64)
+            wrong = self.mask.height - mask.is_between(0, 1).fill_null(value=False).sum()
+        if wrong:
+            raise DataError(
+                "the mask was to weight a training",
+                f"{wrong} of its {self.mask.height} values are not between 0 and 1",
+                "Debias again, without steering that signs its mask",
+            )
+        return 1.0 - mask
+
+    @property
     def influences(self) -> tuple[str, ...]:
         """Names of the metrics whose influences the mask table has; accuracy comes last."""
         names = [c.removeprefix(INFLUENCE) for c in self.mask.columns if c.startswith(INFLUENCE)]
@@ -91,16 +110,14 @@ def load_report_data(folder: Path) -> ReportData:
     Raises:
         DataError: A file is missing, damaged, or does not hold what a report needs.
     """
-    summary = _read_json(folder / SUMMARY_FILE)
-    if not isinstance(summary, dict):
-        raise _unusable(f"{folder / SUMMARY_FILE} holds no JSON object")
+    remedy = "Name the output folder of a finished run"
+    summary = read_json(folder / SUMMARY_FILE, dict[str, Any], remedy)
     try:
-        mask = pl.read_parquet(folder / MASK_FILE)
+        mask = pl.read_parquet(folder / MASK_FILE, glob=False)
     except (OSError, PolarsError) as error:
         raise _unusable(f"{folder / MASK_FILE} cannot be read ({_first_line(error)})") from error
-    curve = _read_json(folder / CURVE_FILE) if (folder / CURVE_FILE).exists() else []
-    if not isinstance(curve, list) or not all(isinstance(point, dict) for point in curve):
-        raise _unusable(f"{folder / CURVE_FILE} holds no list of points")
+    points = folder / CURVE_FILE
+    curve = read_json(points, list[dict[str, Any]], remedy) if points.exists() else []
     return ReportData(summary, mask, tuple(curve))
 
 
@@ -141,13 +158,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unusable(f"{path} cannot be read ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

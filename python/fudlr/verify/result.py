@@ -119,7 +119,7 @@ def verify_result(
     if not isinstance(run, Run):
         named = _run_folder(folder, data.summary, None if run is None else Path(run))
         run = load_run(named, data.summary.get("adapter"), trained_options(options))
-    mask = _mask(data.mask, run)
+    mask = _mask(data, run)
     theta = run.engine.flatten(_adapter_state(folder / "adapter"))
     own = result_parts(data.mask, theta, options)
     asked = f"the result in {folder} was to be verified"
@@ -183,13 +183,13 @@ def _run_folder(folder: Path, summary: Any, given: Path | None) -> Path:
     return named
 
 
-def _mask(table: pl.DataFrame, run: Run) -> Tensor:
+def _mask(data: ReportData, run: Run) -> Tensor:
     ids = torch.from_numpy(run.split.train.ids.copy())
-    found = torch.from_numpy(table["sample_id"].to_numpy().copy())
+    found = torch.from_numpy(data.mask["sample_id"].to_numpy().copy())
     if not torch.equal(ids, found):
         raise DataError(
             "a mask was to be verified by retraining",
             f"its {len(found)} samples are not the {len(ids)} that the run was trained on",
             "Name the run that the mask was made from with --run",
         )
-    return torch.from_numpy(table["mask"].to_numpy().copy()).float()
+    return torch.from_numpy(1 - data.weights.to_numpy()).float()

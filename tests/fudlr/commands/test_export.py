@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -95,6 +96,20 @@ def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(folders, tmp_path):
     assert not all(found[name].equal(theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("value", [-1.0, 2.0, None, float("nan"), "1"])
+def test_a_mask_that_is_no_share_is_not_exported(folders, tmp_path, value):
+    result = shutil.copytree(folders / "result", tmp_path / "result")
+    mask = pl.read_parquet(result / "mask.parquet")
+    values = mask["mask"].to_list()
+    values = [str(v) for v in values] if value == "1" else [value, *map(float, values[1:])]
+    mask.with_columns(mask=pl.Series(values)).write_parquet(result / "mask.parquet")
+    out = tmp_path / "s.jsonl"
+    found = CliRunner().invoke(app, ["export", str(result), "--out", str(out)]).exception
+    assert is_expected(found), found
+    assert "not between 0 and 1" in str(found)
+    assert not out.exists()
+
+
 def test_another_ending_is_refused(folders, tmp_path):
     out = str(tmp_path / "s.xlsx")
     result = CliRunner().invoke(app, ["export", str(folders / "result"), "--out", out])
@@ -118,7 +133,7 @@ def test_model_card_says_what_was_removed_and_what_changed(folders):
         assert f"| {metric} |" in card
 
 
-def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, monkeypatch):
+def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, tmp_path, monkeypatch):
     taken = {}
 
     class Made(str):
@@ -150,6 +165,16 @@ def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, monk
     assert not any(str(folders).encode() in content for content in files.values())
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
 
+    private = json.loads((folders / "result" / "summary.json").read_text())
+    private["config"]["recommender"]["template"] = "/home/me/secret/own.yaml"
+    moved = shutil.copytree(folders / "result", tmp_path / "result")
+    (moved / "summary.json").write_text(json.dumps(private))
+    card = moved / "adapter" / "README.md"
+    card.write_text(f"{card.read_text()} With /home/me/secret/own.yaml of {folders / 'run'}.")
+    fudlr("push", moved, "fair", "--base", "maker/model")
+    sent = taken["files"]["README.md"].decode()
+    assert "With (not public) of (not public)." in sent
+
     def refused(*arguments):
         result = CliRunner().invoke(app, ["push", str(folders / "result"), "fair", *arguments])
         assert is_expected(result.exception), result.exception
@@ -157,8 +182,11 @@ def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, monk
 
     assert "--base OWNER/NAME" in refused()
 
+    class ConnectError(Exception):
+        """The client's transport has errors of its own, which are no OSError."""
+
     def offline(self, *given, **options):
-        raise ConnectionError("no route")
+        raise ConnectError("no route")
 
     monkeypatch.setattr(Hub, "create_repo", offline)
     assert "did not take it (no route)" in refused("--base", "maker/model")
