@@ -30,6 +30,7 @@ __all__ = [
     "write_result",
 ]
 
+MISSING = "fudlr needs {}, which comes with its extra: pip install 'fudlr-ext[recommender]'"
 _MODULES = {
     "config": ("DebiasConfig", "RunConfig", "load_config"),
     "debias": ("Result", "debias"),
@@ -52,7 +53,12 @@ class _Package(ModuleType):
             return version("fudlr-ext")
         if name not in _HOME:
             raise AttributeError(f"module 'fudlr' has no attribute {name!r}")
-        value: object = getattr(import_module(_HOME[name]), name)
+        try:
+            value: object = getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] in ("fudlr", "fudlr_ext"):
+                raise
+            raise ImportError(MISSING.format(error.name), name=error.name) from error
         super().__setattr__(name, value)
         return value
 
