@@ -59,6 +59,12 @@ bool is_number(const at::Tensor& tensor) {
          (dtype == at::kHalf && on_gpu(tensor));
 }
 
+void refuse_workspace(int64_t bytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "fudlr_ext: ", bytes,
+                   " bytes of workspace were asked for: the system has no more memory. Give fewer "
+                   "samples at a time, or free memory");
+}
+
 at::ScalarType result_type(const at::Tensor& left) {
   return left.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -20,6 +20,9 @@ struct SampleShape {
   int64_t right;      // b
 };
 
+// Throws torch's error for memory that cannot be had.
+[[noreturn]] void refuse_workspace(int64_t bytes);
+
 // The dtype of every result, and of vectors and weights: float64 for float64, and float32 for all
 // others, in which their products are accumulated.
 at::ScalarType result_type(const at::Tensor& left);
@@ -51,22 +54,33 @@ void check_projection(const char* op, const char* side, int64_t width, const at:
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
 
-// The trunk's ops: rows [T, width] of float32 or float64, or on a GPU of 16 bits, in any stride
+// the decoder's ops: rows [T, width] of float32 or float64, or on a GPU of 16 bits, in any stride
 // between rows, and arrays of tangents with k rows a position.
 
 // k for an array of tangents of `primal`.
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);
 
-// Rows of `width` numbers to be written, and `room` more beside them that are left as they are;
+// Rows of `width` numbers to be written, and `spare` more beside them that are left as they are;
 // raises where those are fewer than none.
-at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
-                     const at::Tensor& like);
+at::Tensor with_spare(const char* op, int64_t rows, int64_t width, int64_t spare,
+                      const at::Tensor& like);
+
+// Checks rows [T, width] of at least one column, and a weight for each.
+void check_norm(const char* op, const at::Tensor& x, const at::Tensor& weight);
 
 // Checks that each that is given has this shape and the dtype and device of `like`, and that its
 // rows, and those of `like`, have no gaps within.
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
                 int64_t rows, int64_t width);
+
+// Checks rows [g | u] of an even number of columns; returns half of them.
+int64_t check_gated(const char* op, const at::Tensor& gu);
+
+// Checks that x has k rows a position and whole heads of an even width above 0, that of cos and
+// sin; returns k.
+int64_t check_rotation(const char* op, const at::Tensor& x, const at::Tensor& cos,
+                       const at::Tensor& sin);
 
 // Checks that `vector` has `size` numbers like those of `like`.
 void check_vector(const char* op, const char* name, const at::Tensor& like,
@@ -98,12 +112,12 @@ int64_t check_attention_backward(const char* op, const at::Tensor& q, const at::
                                  const std::optional<at::Tensor>& dv);
 
 // Rows for the cotangents of keys and values, and of the queries where they have as many: side by
-// side, as the products that follow want them, with the room beside them.
+// side, as the products that follow want them, with the spare columns beside them.
 struct AttentionCotangents {
   at::Tensor q, k, v;
 };
 AttentionCotangents attention_cotangents(const char* op, const at::Tensor& q, const at::Tensor& k,
-                                         int64_t count, int64_t room);
+                                         int64_t count, int64_t spare);
 
 // Checks stored rows [n, p] and their scales, which int8 rows have and no others.
 void check_stored_rows(const char* op, const at::Tensor& rows,

@@ -4,30 +4,33 @@
 // length: sample i's gradient is G_i = Σ_t left_t right_tᵀ over its positions t, offsets[i] to
 // offsets[i+1]. For LoRA's A, left is scaling·Bᵀδ and right is x; for B, left is δ and right is
 // scaling·A x.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 TORCH_LIBRARY(fudlr, m) {
   // G [n, a, b]
   m.def("sample_grads(Tensor left, Tensor right, Tensor offsets) -> Tensor");
   // <G_i, V_j> [n, k] for vectors [k, a, b], the gradients never stored
-  m.def("sample_dots(Tensor left, Tensor right, Tensor offsets, Tensor vectors) -> Tensor");
+  m.def("sample_dots(Tensor left, Tensor right, Tensor vectors, Tensor offsets) -> Tensor");
   // sum_i weights[w, i] G_i [w, a, b]
-  m.def("grad_sum(Tensor left, Tensor right, Tensor offsets, Tensor weights) -> Tensor");
+  m.def("grad_sum(Tensor left, Tensor right, Tensor weights, Tensor offsets) -> Tensor");
   // (P_l) G (P_r)ᵀ [n, q|a, r|b], the projections [q, a] and [r, b] applied to the factors
   m.def(
-      "sample_sketch(Tensor left, Tensor right, Tensor offsets, Tensor? project_left, "
-      "Tensor? project_right) -> Tensor");
+      "sample_sketch(Tensor left, Tensor right, Tensor? project_left, Tensor? project_right, "
+      "Tensor offsets) -> Tensor");
 
   // Products with stored rows G [n, p]: floating-point numbers, or int8 with scales
   // [n, ceil(p / 128)], one for each row and run of 128 columns.
   // G Vᵀ [n, k] for vectors [k, p]
-  m.def("row_dots(Tensor rows, Tensor? scales, Tensor vectors) -> Tensor");
+  m.def("row_dots(Tensor rows, Tensor vectors, Tensor? scales=None) -> Tensor");
   // W G [w, p] in float64 for weights [w, n]
-  m.def("row_sums(Tensor rows, Tensor? scales, Tensor weights) -> Tensor");
+  m.def("row_sums(Tensor rows, Tensor weights, Tensor? scales=None) -> Tensor");
   // G Vᵀ [n, k], and V Gᵀ diag(w) G [k, p] in float64 for weights [n] or ones; rows read once
   m.def(
-      "row_gram(Tensor rows, Tensor? scales, Tensor vectors, Tensor? weights) -> (Tensor dots, "
-      "Tensor sums)");
+      "row_gram(Tensor rows, Tensor vectors, Tensor? weights=None, Tensor? scales=None) -> (Tensor "
+      "dots, Tensor sums)");
 
   // A softmax over a catalogue: p_i = softmax(scale · h_i Eᵀ) of users h [n, w] over items E [M, w]
   // but those that user i has seen, seen_items[seen_offsets[i] : seen_offsets[i + 1]].
@@ -66,24 +69,24 @@ TORCH_LIBRARY(fudlr_grad, m) {
 }
 
 // Ops without an autograd rule, for the engine's own passes.
-TORCH_LIBRARY(fudlr_trunk, m) {
-  // A transformer's trunk, position by position; tangents and cotangents have k rows a position.
-  // Given a primal cotangent `delta` and tangents, a backward returns its derivative along them.
-  // `room`: columns left free to the right of every row of the result, for a product that follows.
-  // y, (mean (x + added)² + eps)^(-1/2), x + added
+TORCH_LIBRARY(fudlr_decoder, m) {
+  // A transformer's decoder layers, position by position; tangents and cotangents have k rows a
+  // position. Given a primal cotangent `delta` and tangents, a backward returns its derivative
+  // along them. `spare`: columns left free to the right of every row of the result, for a product
+  // that follows. y, (mean (x + added)² + eps)^(-1/2), x + added
   m.def("rms_norm(Tensor x, Tensor? added, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "rms_norm_tangent(Tensor x, Tensor weight, Tensor scale, Tensor dx, int room=0) -> "
+      "rms_norm_tangent(Tensor x, Tensor weight, Tensor scale, Tensor dx, int spare=0) -> "
       "Tensor");
   m.def(
       "rms_norm_backward(Tensor x, Tensor weight, Tensor scale, Tensor grads, Tensor? added=None, "
-      "Tensor? delta=None, Tensor? dx=None, int room=0) -> Tensor");
+      "Tensor? delta=None, Tensor? dx=None, int spare=0) -> Tensor");
   // silu(g) u of rows [g | u]
   m.def("swiglu(Tensor gu) -> Tensor");
-  m.def("swiglu_tangent(Tensor gu, Tensor dgu, int room=0) -> Tensor");
+  m.def("swiglu_tangent(Tensor gu, Tensor dgu, int spare=0) -> Tensor");
   m.def(
       "swiglu_backward(Tensor gu, Tensor grads, Tensor? delta=None, Tensor? dgu=None, "
-      "int room=0) -> Tensor");
+      "int spare=0) -> Tensor");
   // rotary embedding of every head in place, or its transpose
   m.def("rotate_heads(Tensor(a!) x, Tensor cos, Tensor sin, bool inverse) -> ()");
   // causal, grouped queries, samples of unequal length; limits: the keys that each query sees
@@ -93,10 +96,47 @@ TORCH_LIBRARY(fudlr_trunk, m) {
   m.def(
       "attention_tangent(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, "
       "Tensor limits, int heads, int key_heads, float scale, Tensor dq, Tensor dk, Tensor dv, "
-      "int room=0) -> Tensor");
+      "int spare=0) -> Tensor");
   m.def(
       "attention_backward(Tensor q, Tensor k, Tensor v, Tensor query_offsets, Tensor key_offsets, "
       "Tensor limits, int heads, int key_heads, float scale, Tensor grads, Tensor? delta=None, "
       "Tensor? dq=None, Tensor? dk=None, Tensor? dv=None, "
-      "int room=0) -> (Tensor, Tensor, Tensor)");
+      "int spare=0) -> (Tensor, Tensor, Tensor)");
 }
+
+// Where gradients or tangents of these are asked for, that is refused and not forgotten.
+TORCH_LIBRARY_IMPL(fudlr_decoder, Autograd, m) {
+  for (const char* op :
+       {"rms_norm", "rms_norm_tangent", "rms_norm_backward", "swiglu", "swiglu_tangent",
+        "swiglu_backward", "attention", "attention_tangent", "attention_backward"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
+TORCH_LIBRARY_IMPL(fudlr, Autograd, m) {
+  m.impl("catalogue_top", torch::autograd::autogradNotImplementedFallback());
+}
+
+namespace {
+
+// torch's fallbacks know of results alone, and this op has none.
+void rotate_heads(c10::DispatchKeySet keys, at::Tensor x, const at::Tensor& cos,
+                  const at::Tensor& sin, bool inverse) {
+  for (const at::Tensor& given : {x, cos, sin}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !(at::GradMode::is_enabled() && given.requires_grad()) && !given._fw_grad(0).defined(),
+        "the derivative for fudlr_decoder::rotate_heads is not implemented, nor is forward AD");
+  }
+  using Rotate = void(at::Tensor, const at::Tensor&, const at::Tensor&, bool);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fudlr_decoder::rotate_heads", "")
+                             .typed<Rotate>();
+  {
+    const at::AutoDispatchBelowAutograd guard;
+    op.redispatch(keys & c10::after_autograd_keyset, x, cos, sin, inverse);
+  }
+  torch::autograd::impl::bump_version(x);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fudlr_decoder, Autograd, m) { m.impl("rotate_heads", &rotate_heads); }

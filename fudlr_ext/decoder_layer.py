@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fudlr_ext.layers import LoraLayer
 from fudlr_ext.packed import Packed
 
-ops: Any = torch.ops.fudlr_trunk
+ops: Any = torch.ops.fudlr_decoder
 
 
 @dataclass(frozen=True)

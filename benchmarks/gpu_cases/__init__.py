@@ -10,7 +10,7 @@ A family is a module with
 from collections.abc import Iterator
 from types import ModuleType
 
-from gpu_cases import attention, catalogues, heads, rows, samples, trunk
+from gpu_cases import attention, catalogues, heads, rows, samples, decoder
 from gpu_cases.case import Case
 
 FAMILIES: dict[str, ModuleType] = {
@@ -18,7 +18,7 @@ FAMILIES: dict[str, ModuleType] = {
     "catalogues": catalogues,
     "heads": heads,
     "attention": attention,
-    "trunk": trunk,
+    "decoder": decoder,
     "samples": samples,
 }
 """In the order of the run."""

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fudlr_ext import ops  # noqa: F401  registers torch.ops.fudlr_trunk
+from fudlr_ext import ops  # noqa: F401  registers torch.ops.fudlr_decoder
 from gpu_cases.case import HALVES, Case, Way, Ways, Work, normal, ways
 from gpu_cases.derivatives import apart, cotangents, second, tangents
 
-OPS = torch.ops.fudlr_trunk
+OPS = torch.ops.fudlr_decoder
 
 
 class Attention(NamedTuple):

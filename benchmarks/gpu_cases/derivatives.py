@@ -1,6 +1,6 @@
-"""Derivatives of a function of [T, w] arrays along k tangents, by torch.func: the trunk's rivals.
+"""Derivatives of a function of [T, w] arrays along k tangents, by torch.func: the decoder's rivals.
 
-Tangents, cotangents and results have k rows a position, as the trunk's ops have them.
+Tangents, cotangents and results have k rows a position, as the decoder's ops have them.
 """
 
 from __future__ import annotations

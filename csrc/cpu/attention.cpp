@@ -62,12 +62,12 @@ at::Tensor attention_tangent(const at::Tensor& q, const at::Tensor& k, const at:
                              const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                              const at::Tensor& limits, int64_t heads, int64_t key_heads,
                              double scale, const at::Tensor& dq, const at::Tensor& dk,
-                             const at::Tensor& dv, int64_t room) {
+                             const at::Tensor& dv, int64_t spare) {
   const char* op = "attention_tangent";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
   const int64_t count = check_attention_tangents(op, q, k, dq, dk, dv);
-  at::Tensor out = with_room(op, dq.size(0), q.size(1), room, q);
+  at::Tensor out = with_spare(op, dq.size(0), q.size(1), spare, q);
   all.run(count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
     using Real = decltype(real);
     kernels.tangent(all.shape(), all.input<Real>(),
@@ -82,12 +82,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& key_offsets, const at::Tensor& limits, int64_t heads, int64_t key_heads,
     double scale, const at::Tensor& grads, const std::optional<at::Tensor>& delta,
     const std::optional<at::Tensor>& dq, const std::optional<at::Tensor>& dk,
-    const std::optional<at::Tensor>& dv, int64_t room) {
+    const std::optional<at::Tensor>& dv, int64_t spare) {
   const char* op = "attention_backward";
   const Attention all{q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale};
   all.check(op);
   const int64_t count = check_attention_backward(op, q, k, grads, delta, dq, dk, dv);
-  auto to = attention_cotangents(op, q, k, count, room);
+  auto to = attention_cotangents(op, q, k, count, spare);
   all.run(2 * count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
     using Real = decltype(real);
     kernels.backward(
@@ -100,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr_trunk, CPU, m) {
+TORCH_LIBRARY_IMPL(fudlr_decoder, CPU, m) {
   m.impl("attention", &attention);
   m.impl("attention_tangent", &attention_tangent);
   m.impl("attention_backward", &attention_backward);

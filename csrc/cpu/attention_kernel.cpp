@@ -1,4 +1,6 @@
-// P = softmax(scale Q Kᵀ), O = P V for one sample and head at a time, all of it in cache.
+// P = softmax(scale Q Kᵀ), O = P V for one sample and head and a block of queries at a time, so
+// that memory grows with the length of a sample and not with its square. Rows of P are whole: no
+// number depends on the blocks, for the sums over queries go on where the block before stopped.
 //
 // With S' = scale (Q' Kᵀ + Q K'ᵀ): P' = P (S' - Σ P S'), O' = P' V + P V'. Backward, with
 // D = δ Vᵀ and c = Σ D P over a row: C = scale P (D - c), and the cotangents are C K, Cᵀ Q, Pᵀ δ.
@@ -12,7 +14,8 @@
 namespace fudlr::FUDLR_ISA {
 namespace {
 
-constexpr int kTileRows = 6;  // 12 sums, 2 columns, 1 broadcast of 16 registers
+constexpr int kTileRows = 6;                     // 12 sums, 2 columns, 1 broadcast of 16 registers
+constexpr int64_t kQueryBlock = 16 * kTileRows;  // queries whose rows of P exist at one time
 
 // A matrix whose element (i, j) is data[i * row + j * column].
 template <typename Real>
@@ -83,7 +86,7 @@ void product(int64_t rows, Strided<Real> a, const Real* b, int64_t b_row, int64_
   if constexpr (R > 1) product<Real, R - 1>(rows, a, b, b_row, columns, inner, c, c_row, add);
 }
 
-// One sample and key head, and one query head at a time.
+// One sample and key head, one query head and a block of its queries at a time.
 template <typename Real>
 class Head {
  public:
@@ -100,6 +103,19 @@ class Head {
     padded = blocks(keys, kWidth<Real>) * kWidth<Real>;
     k = key_rows(in.k, 1, 0);
     v = key_rows(in.v, 1, 0);
+  }
+
+  // Calls use(head, i) for the blocks of this head's queries, the first of which is query i; once
+  // where there are none, so that what keys get is set.
+  template <typename Use>
+  void for_blocks(Use use) const {
+    for (int64_t i = 0; i == 0 || i < queries; i += kQueryBlock) {
+      Head block = *this;
+      block.first_query += i;
+      block.queries = min(kQueryBlock, queries - i);
+      block.limits += i;
+      use(block, i);
+    }
   }
 
   // Row 0 of this head's part of an array with `count` rows a position.
@@ -121,7 +137,7 @@ class Head {
   // c [queries, padded] (+)= a [queries, width] bᵀ, where queries see something.
   void scores(Lines<const Real> a, const Real* transposed, Real* c, bool add) const {
     for_queries([&](int64_t i, int64_t rows, int64_t seen) {
-      const int64_t columns = least(padded, blocks(seen, kWidth<Real>) * kWidth<Real>);
+      const int64_t columns = min(padded, blocks(seen, kWidth<Real>) * kWidth<Real>);
       product<Real>(rows, {a.data + i * a.stride, a.stride, 1}, transposed, padded, columns, width,
                     c + i * padded, padded, add);
     });
@@ -136,9 +152,10 @@ class Head {
   // c [keys, width] (+)= pᵀ b [queries, width]
   void spread(const Real* p, Lines<const Real> b, Lines<Real> c, bool add) const {
     int64_t start = 0;
-    for (int64_t t = 0; t < keys; t += kTileRows) {
+    const int64_t seen = queries > 0 ? limits[queries - 1] : 0;
+    for (int64_t t = 0; t < (add ? seen : keys); t += kTileRows) {
       while (start < queries && limits[start] <= t) ++start;
-      product<Real>(least(kTileRows, keys - t), {p + start * padded + t, 1, padded},
+      product<Real>(min(kTileRows, keys - t), {p + start * padded + t, 1, padded},
                     b.data + start * b.stride, b.stride, width, queries - start,
                     c.data + t * c.stride, c.stride, add);
     }
@@ -177,7 +194,7 @@ class Head {
   template <typename Use>
   void for_queries(Use use) const {
     for (int64_t i = 0; i < queries; i += kTileRows) {
-      const int64_t rows = least(kTileRows, queries - i);
+      const int64_t rows = min(kTileRows, queries - i);
       use(i, rows, limits[i + rows - 1]);
     }
   }
@@ -185,14 +202,15 @@ class Head {
 
 // Memory for one head's matrices, one after the other.
 template <typename Real>
-class Board {
+class Workspace {
  public:
   void start(const Head<Real>& head, int64_t transposed, int64_t square) {
-    next_ = scratch_.get((transposed * head.width + square * head.queries) * head.padded);
+    rows_ = min(kQueryBlock, head.queries);
+    next_ = scratch_.get((transposed * head.width + square * rows_) * head.padded);
     head_ = &head;
   }
   Real* transposed() { return take(head_->width); }
-  Real* square() { return take(head_->queries); }
+  Real* square() { return take(rows_); }
 
  private:
   Real* take(int64_t rows) {
@@ -202,29 +220,32 @@ class Board {
   }
   Scratch<Real> scratch_;
   Real* next_ = nullptr;
+  int64_t rows_ = 0;
   const Head<Real>* head_ = nullptr;
 };
 
 template <typename Real>
 void forward(const AttentionShape& shape, const AttentionInput<Real>& in, int64_t begin,
              int64_t end, Lines<Real> out) {
-  Board<Real> board;
+  Workspace<Real> workspace;
   for (int64_t task = begin; task < end; ++task) {
     const Head<Real> head(shape, in, task);
-    board.start(head, 1, 1);
-    Real *keys = board.transposed(), *p = board.square();
+    workspace.start(head, 1, 1);
+    Real *keys = workspace.transposed(), *p = workspace.square();
     head.transpose(head.k, keys);
     for (int64_t h = 0; h < head.group; ++h) {
-      head.scores(head.query_rows(in.q, h, 1, 0), keys, p, false);
-      head.softmax(p);
-      head.mix(p, head.v, head.query_rows(out, h, 1, 0), false);
+      head.for_blocks([&](const Head<Real>& block, int64_t) {
+        block.scores(block.query_rows(in.q, h, 1, 0), keys, p, false);
+        block.softmax(p);
+        block.mix(p, block.v, block.query_rows(out, h, 1, 0), false);
+      });
     }
   }
 }
 
 // S' in place becomes P' = P (scale S' - Σ P scale S').
 template <typename Real>
-void bend(const Head<Real>& head, const Real* p, Real* ds) {
+void softmax_tangent(const Head<Real>& head, const Real* p, Real* ds) {
   head.for_rows([&](int64_t i, int64_t seen) {
     const Real* from = p + i * head.padded;
     Real* to = ds + i * head.padded;
@@ -241,34 +262,36 @@ template <typename Real>
 void tangent(const AttentionShape& shape, const AttentionInput<Real>& in,
              const AttentionInput<Real>& tangents, int64_t k, int64_t begin, int64_t end,
              Lines<Real> out) {
-  Board<Real> board;
+  Workspace<Real> workspace;
   for (int64_t task = begin; task < end; ++task) {
     const Head<Real> head(shape, in, task);
-    board.start(head, 2, 2);
-    Real *keys = board.transposed(), *moved = board.transposed();
-    Real *p = board.square(), *dp = board.square();
+    workspace.start(head, 2, 2);
+    Real *keys = workspace.transposed(), *moved = workspace.transposed();
+    Real *p = workspace.square(), *dp = workspace.square();
     head.transpose(head.k, keys);
     for (int64_t h = 0; h < head.group; ++h) {
-      const auto q = head.query_rows(in.q, h, 1, 0);
-      head.scores(q, keys, p, false);
-      head.softmax(p);
-      for (int64_t j = 0; j < k; ++j) {
-        head.transpose(head.key_rows(tangents.k, k, j), moved);
-        head.scores(head.query_rows(tangents.q, h, k, j), keys, dp, false);
-        head.scores(q, moved, dp, true);
-        bend(head, p, dp);
-        const auto to = head.query_rows(out, h, k, j);
-        head.mix(dp, head.v, to, false);
-        head.mix(p, head.key_rows(tangents.v, k, j), to, true);
-      }
+      head.for_blocks([&](const Head<Real>& block, int64_t) {
+        const auto q = block.query_rows(in.q, h, 1, 0);
+        block.scores(q, keys, p, false);
+        block.softmax(p);
+        for (int64_t j = 0; j < k; ++j) {
+          block.transpose(block.key_rows(tangents.k, k, j), moved);
+          block.scores(block.query_rows(tangents.q, h, k, j), keys, dp, false);
+          block.scores(q, moved, dp, true);
+          softmax_tangent(block, p, dp);
+          const auto to = block.query_rows(out, h, k, j);
+          block.mix(dp, block.v, to, false);
+          block.mix(p, block.key_rows(tangents.v, k, j), to, true);
+        }
+      });
     }
   }
 }
 
 // D in place becomes C' = scale (P' (D₀ - c₀) + P (D - c')); without primal D₀ and P', C.
 template <typename Real>
-void pull(const Head<Real>& head, const Real* p, const Real* centred, const Real* primal,
-          const Real* dp, Real* d) {
+void softmax_backward(const Head<Real>& head, const Real* p, const Real* centred,
+                      const Real* primal, const Real* dp, Real* d) {
   head.for_rows([&](int64_t i, int64_t seen) {
     const int64_t at = i * head.padded;
     Real* to = d + at;
@@ -292,7 +315,8 @@ void pull(const Head<Real>& head, const Real* p, const Real* centred, const Real
 
 // The primal backward's matrices: D, D - c, and C.
 template <typename Real>
-void pull_primal(const Head<Real>& head, const Real* p, Real* d, Real* centred, Real* c) {
+void softmax_backward_primal(const Head<Real>& head, const Real* p, Real* d, Real* centred,
+                             Real* c) {
   head.for_rows([&](int64_t i, int64_t seen) {
     const int64_t at = i * head.padded;
     Real sum = 0;
@@ -312,55 +336,58 @@ void backward(const AttentionShape& shape, const AttentionInput<Real>& in, Lines
               Lines<const Real> delta, const AttentionInput<Real>& tangents, int64_t k,
               int64_t begin, int64_t end, const AttentionOutput<Real>& result) {
   const bool second = delta.data != nullptr;
-  Board<Real> board;
+  Workspace<Real> workspace;
   for (int64_t task = begin; task < end; ++task) {
     const Head<Real> head(shape, in, task);
-    board.start(head, second ? 4 : 2, second ? 6 : 2);
-    Real *keys = board.transposed(), *values = board.transposed();
-    Real *p = board.square(), *d = board.square();
+    workspace.start(head, second ? 4 : 2, second ? 6 : 2);
+    Real *keys = workspace.transposed(), *values = workspace.transposed();
+    Real *p = workspace.square(), *d = workspace.square();
     Real *moved_k = nullptr, *moved_v = nullptr;
     Real *dp = nullptr, *primal = nullptr, *centred = nullptr, *c = nullptr;
     if (second) {
-      moved_k = board.transposed(), moved_v = board.transposed();
-      dp = board.square(), primal = board.square(), centred = board.square(), c = board.square();
+      moved_k = workspace.transposed(), moved_v = workspace.transposed();
+      dp = workspace.square(), primal = workspace.square(), centred = workspace.square(),
+      c = workspace.square();
     }
     head.transpose(head.k, keys);
     head.transpose(head.v, values);
     for (int64_t h = 0; h < head.group; ++h) {
-      const auto q = head.query_rows(in.q, h, 1, 0);
-      const bool add = h > 0;
-      head.scores(q, keys, p, false);
-      head.softmax(p);
-      const auto at_output = second ? head.query_rows(delta, h, 1, 0) : Lines<const Real>{};
-      if (second) {
-        head.scores(at_output, values, primal, false);
-        pull_primal(head, p, primal, centred, c);
-      }
-      for (int64_t j = 0; j < k; ++j) {
-        const auto grad = head.query_rows(grads, h, k, j);
-        const auto to_q = head.query_rows(result.q, h, k, j);
-        const auto to_k = head.key_rows(result.k, k, j), to_v = head.key_rows(result.v, k, j);
-        head.scores(grad, values, d, false);
-        head.spread(p, grad, to_v, add);
+      head.for_blocks([&](const Head<Real>& block, int64_t first) {
+        const auto q = block.query_rows(in.q, h, 1, 0);
+        const bool add = h > 0 || first > 0;
+        block.scores(q, keys, p, false);
+        block.softmax(p);
+        const auto at_output = second ? block.query_rows(delta, h, 1, 0) : Lines<const Real>{};
         if (second) {
-          const auto dq = head.query_rows(tangents.q, h, k, j);
-          const auto dk = head.key_rows(tangents.k, k, j);
-          head.transpose(dk, moved_k);
-          head.transpose(head.key_rows(tangents.v, k, j), moved_v);
-          head.scores(dq, keys, dp, false);
-          head.scores(q, moved_k, dp, true);
-          bend(head, p, dp);
-          head.scores(at_output, moved_v, d, true);
-          head.spread(dp, at_output, to_v, true);
-          pull(head, p, centred, primal, dp, d);
-          head.mix(c, dk, to_q, false);
-          head.spread(c, dq, to_k, add);
-        } else {
-          pull<Real>(head, p, nullptr, nullptr, nullptr, d);
+          block.scores(at_output, values, primal, false);
+          softmax_backward_primal(block, p, primal, centred, c);
         }
-        head.mix(d, head.k, to_q, second);
-        head.spread(d, q, to_k, add || second);
-      }
+        for (int64_t j = 0; j < k; ++j) {
+          const auto grad = block.query_rows(grads, h, k, j);
+          const auto to_q = block.query_rows(result.q, h, k, j);
+          const auto to_k = block.key_rows(result.k, k, j), to_v = block.key_rows(result.v, k, j);
+          block.scores(grad, values, d, false);
+          block.spread(p, grad, to_v, add);
+          if (second) {
+            const auto dq = block.query_rows(tangents.q, h, k, j);
+            const auto dk = block.key_rows(tangents.k, k, j);
+            block.transpose(dk, moved_k);
+            block.transpose(block.key_rows(tangents.v, k, j), moved_v);
+            block.scores(dq, keys, dp, false);
+            block.scores(q, moved_k, dp, true);
+            softmax_tangent(block, p, dp);
+            block.scores(at_output, moved_v, d, true);
+            block.spread(dp, at_output, to_v, true);
+            softmax_backward(block, p, centred, primal, dp, d);
+            block.mix(c, dk, to_q, false);
+            block.spread(c, dq, to_k, add);
+          } else {
+            softmax_backward<Real>(block, p, nullptr, nullptr, nullptr, d);
+          }
+          block.mix(d, block.k, to_q, second);
+          block.spread(d, q, to_k, add || second);
+        }
+      });
     }
   }
 }

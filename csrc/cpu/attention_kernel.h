@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/trunk_kernel.h"
+#include "cpu/decoder_kernel.h"
 
 namespace fudlr {
 

@@ -64,16 +64,45 @@ at::Tensor catalogue_share(const at::Tensor& users, const at::Tensor& items,
 // first where scores are equal.
 template <typename Real>
 void merge(Real* scores, int64_t* items, const Real* more, const int64_t* more_items,
-           std::vector<Real>& room, std::vector<int64_t>& item_room) {
+           std::vector<Real>& merged, std::vector<int64_t>& merged_items) {
   size_t x = 0, y = 0;
-  for (size_t j = 0; j < room.size(); ++j) {
+  for (size_t j = 0; j < merged.size(); ++j) {
     const bool ours = scores[x] >= more[y];
-    room[j] = ours ? scores[x] : more[y];
-    item_room[j] = ours ? items[x] : more_items[y];
+    merged[j] = ours ? scores[x] : more[y];
+    merged_items[j] = ours ? items[x] : more_items[y];
     ours ? ++x : ++y;
   }
-  std::copy(room.begin(), room.end(), scores);
-  std::copy(item_room.begin(), item_room.end(), items);
+  std::copy(merged.begin(), merged.end(), scores);
+  std::copy(merged_items.begin(), merged_items.end(), items);
+}
+
+// Lists of some users into scores and found_items [n, k], which hold none yet.
+void top_of_some(const CatalogueArguments& given, int64_t k, at::Tensor scores,
+                 at::Tensor found_items) {
+  const int64_t n = given.users.size(0);
+  const auto run = [&](const auto& kernels, auto in, auto real) {
+    using Real = decltype(real);
+    const CatalogueView<decltype(in), Real> view(kernels, given, std::nullopt, 0);
+    const int64_t at_once = catalogue_slots();
+    std::vector<Real> partial(at_once * n * k), merged(k);
+    std::vector<int64_t> found(at_once * n * k), merged_items(k);
+    Real* best = scores.mutable_data_ptr<Real>();
+    int64_t* best_items = found_items.mutable_data_ptr<int64_t>();
+    for_chunks(
+        view, at_once,
+        [&](int64_t begin, int64_t end, int64_t slot) {
+          const int64_t at = slot * n * k;
+          kernels.top(*view, k, begin, end, partial.data() + at, found.data() + at);
+        },
+        [&](int64_t slot) {
+          for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = (slot * n + i) * k;
+            merge(best + i * k, best_items + i * k, partial.data() + at, found.data() + at, merged,
+                  merged_items);
+          }
+        });
+  };
+  dispatch(given.items.scalar_type(), FUDLR_TABLE(catalogue), run);
 }
 
 std::tuple<at::Tensor, at::Tensor> catalogue_top(const at::Tensor& users, const at::Tensor& items,
@@ -85,32 +114,12 @@ std::tuple<at::Tensor, at::Tensor> catalogue_top(const at::Tensor& users, const 
   check_top(op, k, items);
   const int64_t n = users.size(0);
   at::Tensor scores = at::full({n, k}, -kInfinity, users.options());
-  at::Tensor places = at::full({n, k}, -1, users.options().dtype(at::kLong));
-  if (k == 0) return {scores, places};
-  const auto run = [&](const auto& kernels, auto in, auto real) {
-    using Real = decltype(real);
-    const CatalogueView<decltype(in), Real> view(kernels, given, std::nullopt, 0);
-    const int64_t at_once = catalogue_slots();
-    std::vector<Real> partial(at_once * n * k), room(k);
-    std::vector<int64_t> found(at_once * n * k), item_room(k);
-    Real* best = scores.mutable_data_ptr<Real>();
-    int64_t* best_places = places.mutable_data_ptr<int64_t>();
-    for_chunks(
-        view, at_once,
-        [&](int64_t begin, int64_t end, int64_t slot) {
-          const int64_t at = slot * n * k;
-          kernels.top(*view, k, begin, end, partial.data() + at, found.data() + at);
-        },
-        [&](int64_t slot) {
-          for (int64_t i = 0; i < n; ++i) {
-            const int64_t at = (slot * n + i) * k;
-            merge(best + i * k, best_places + i * k, partial.data() + at, found.data() + at, room,
-                  item_room);
-          }
-        });
-  };
-  dispatch(items.scalar_type(), FUDLR_TABLE(catalogue), run);
-  return {scores, places};
+  at::Tensor found_items = at::full({n, k}, -1, users.options().dtype(at::kLong));
+  if (k == 0) return {scores, found_items};
+  for_users(given, 2 * k, [&](const CatalogueArguments& part, int64_t first, int64_t count) {
+    top_of_some(part, k, scores.narrow(0, first, count), found_items.narrow(0, first, count));
+  });
+  return {scores, found_items};
 }
 
 }  // namespace

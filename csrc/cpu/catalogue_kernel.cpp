@@ -43,13 +43,13 @@ inline void narrow(float from, Bfloat16& to) {
 
 template <typename Real>
 Real row_maximum(const Real* row) {
-  Vector<Real> most = load(row);
+  Vector<Real> highest = load(row);
   for (int64_t j = kWidth<Real>; j < kItemTile; j += kWidth<Real>) {
     const Vector<Real> next = load(row + j);
-    most = next > most ? next : most;
+    highest = next > highest ? next : highest;
   }
-  Real maximum = most[0];
-  for (int64_t i = 1; i < kWidth<Real>; ++i) maximum = most[i] > maximum ? most[i] : maximum;
+  Real maximum = highest[0];
+  for (int64_t i = 1; i < kWidth<Real>; ++i) maximum = highest[i] > maximum ? highest[i] : maximum;
   return maximum;
 }
 
@@ -92,7 +92,7 @@ void add_exponentials(Real* row, Real shift, const Real* values, double* state) 
 
 template <typename Real>
 void add_row(Real* row, Real shift, const Real* values, int64_t c, double* state) {
-  int64_t j = least(c, 4);
+  int64_t j = min(c, 4);
   (j == 0   ? add_exponentials<Real, 0>
    : j == 1 ? add_exponentials<Real, 1>
    : j == 2 ? add_exponentials<Real, 2>
@@ -107,12 +107,12 @@ template <typename In, typename Real>
 class Tile {
  public:
   Tile(const Catalogue<In, Real>& catalogue, int64_t begin) : all_(catalogue) {
-    across_ = across_room_.get(all_.width * kItemTile);
-    dense_ = dense_room_.get(kItemTile * all_.padded);
-    values_ = values_room_.get(all_.c * kItemTile);
-    scores_ = scores_room_.get(kUserBlock * kItemTile);
+    across_ = across_storage_.get(all_.width * kItemTile);
+    dense_ = dense_storage_.get(kItemTile * all_.padded);
+    values_ = values_storage_.get(all_.c * kItemTile);
+    scores_ = scores_storage_.get(kUserBlock * kItemTile);
     if (all_.seen_offsets == nullptr) return;
-    next_seen_ = seen_room_.get(all_.n);
+    next_seen_ = seen_storage_.get(all_.n);
     for (int64_t i = 0; i < all_.n; ++i) {
       int64_t low = all_.seen_offsets[i], high = all_.seen_offsets[i + 1];
       while (low < high) {
@@ -135,7 +135,7 @@ class Tile {
     const In* from = all_.items + first * all_.item_stride;
     for_panels<Real>(kItemTile, [&](int64_t start, int64_t items) {
       Real* to = across_ + start * all_.width;
-      const int64_t given = least(items, count > start ? count - start : 0);
+      const int64_t given = min(items, count > start ? count - start : 0);
       turn(from + start * all_.item_stride, all_.item_stride, given, all_.width, to, items);
       for (int64_t j = 0; given < items && j < all_.width; ++j) {
         for (int64_t t = given; t < items; ++t) to[j * items + t] = Real(0);
@@ -148,7 +148,7 @@ class Tile {
       }
     }
     for_panels<Real>(rows ? all_.padded : 0, [&](int64_t c, int64_t wide) {
-      const int64_t given = least(wide, all_.width - c);
+      const int64_t given = min(wide, all_.width - c);
       Real* to = dense_ + c * kItemTile;
       for (int64_t t = 0; t < kItemTile; ++t, to += wide) {
         const int64_t kept = t < count ? given : 0;
@@ -182,8 +182,8 @@ class Tile {
   const Catalogue<In, Real>& all_;
   int64_t first_ = 0;
   int64_t count_ = 0;
-  Scratch<Real> across_room_, dense_room_, values_room_, scores_room_;
-  Scratch<int64_t> seen_room_;
+  Scratch<Real> across_storage_, dense_storage_, values_storage_, scores_storage_;
+  Scratch<int64_t> seen_storage_;
   Real* across_;  // [width, tile] in panels
   Real* dense_;   // [tile, padded width] in panels
   Real* values_;  // [c, tile]
@@ -197,11 +197,11 @@ void for_tiles(const Catalogue<In, Real>& all, int64_t begin, int64_t end, bool 
                Visit visit, Close close) {
   Tile<In, Real> tile(all, begin);
   for (int64_t first = begin; first < end; first += kItemTile) {
-    const int64_t items = least(kItemTile, end - first);
+    const int64_t items = min(kItemTile, end - first);
     tile.set(first, items, rows);
     open();
     for (int64_t user = 0; user < all.n; user += kUserBlock) {
-      const int64_t users = least(kUserBlock, all.n - user);
+      const int64_t users = min(kUserBlock, all.n - user);
       visit(tile, first, user, users, tile.score(user, users));
     }
     close(first, items);
@@ -263,8 +263,8 @@ void add_item_panel(const Real* scores, int64_t users, const Real* panel, int64_
     for (int64_t r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int64_t x = 0; x < C * kWidth<Real>; x += kWidth<Real>) {
-        Real* place = to + (t + r) * width + x;
-        store(place, load(place) + load(sums + r * C * kWidth<Real> + x));
+        Real* target = to + (t + r) * width + x;
+        store(target, load(target) + load(sums + r * C * kWidth<Real> + x));
       }
     }
   }
@@ -286,7 +286,7 @@ void add_item_gradients(const Real* scores, int64_t users, const Real* panels, i
 template <typename In, typename Real>
 void pack_users(const Catalogue<In, Real>& all, Real* to) {
   for (int64_t first = 0; first < all.n; first += kUserBlock) {
-    const int64_t count = least(kUserBlock, all.n - first);
+    const int64_t count = min(kUserBlock, all.n - first);
     for_panels<Real>(all.padded, [&](int64_t c, int64_t wide) {
       for (int64_t i = 0; i < count; ++i) {
         const Real* from = all.users + (first + i) * all.padded + c;
@@ -300,11 +300,9 @@ void pack_users(const Catalogue<In, Real>& all, Real* to) {
 template <typename In, typename Real>
 void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>& to, int64_t begin,
               int64_t end) {
-  Scratch<Real> item_room, value_room, user_room;
-  Real* items = to.items == nullptr ? nullptr : item_room.get(kItemTile * all.padded);
-  Real* values = to.values == nullptr ? nullptr : value_room.get(kItemTile * all.c);
-  Real* packed = items == nullptr ? nullptr : user_room.get(all.n * all.padded);
-  if (packed != nullptr) pack_users(all, packed);
+  Scratch<Real> item_storage, value_storage;
+  Real* items = to.items == nullptr ? nullptr : item_storage.get(kItemTile * all.padded);
+  Real* values = to.values == nullptr ? nullptr : value_storage.get(kItemTile * all.c);
   if (to.users != nullptr) {
     for (int64_t i = 0; i < all.n * all.padded; ++i) to.users[i] = Real(0);
   }
@@ -325,7 +323,7 @@ void backward(const Catalogue<In, Real>& all, const CatalogueGradients<In, Real>
                           to.users + user * all.padded, all.padded);
         }
         if (items != nullptr) {
-          add_item_gradients(scores, users, packed + user * all.padded, all.padded, items);
+          add_item_gradients(scores, users, to.packed + user * all.padded, all.padded, items);
         }
       },
       [&](int64_t first, int64_t count) {
@@ -354,17 +352,17 @@ void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, 
         for (int64_t i = 0; i < users; ++i) {
           const Real* row = rows + i * kItemTile;
           Real* best = scores + (user + i) * k;
-          int64_t* places = items + (user + i) * k;
+          int64_t* best_items = items + (user + i) * k;
           if (!(row_maximum(row) > best[k - 1])) continue;
           for (int64_t t = 0; t < kItemTile; ++t) {
             if (!(row[t] > best[k - 1])) continue;
             int64_t at = k - 1;  // behind all that are as high: they came first
             for (; at > 0 && row[t] > best[at - 1]; --at) {
               best[at] = best[at - 1];
-              places[at] = places[at - 1];
+              best_items[at] = best_items[at - 1];
             }
             best[at] = row[t];
-            places[at] = first + t;
+            best_items[at] = first + t;
           }
         }
       },
@@ -373,7 +371,7 @@ void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, 
 
 template <typename In, typename Real>
 constexpr CatalogueKernels<In, Real> kernels() {
-  return {padded<Real>, forward<In, Real>, backward<In, Real>, top<In, Real>};
+  return {padded<Real>, forward<In, Real>, pack_users<In, Real>, backward<In, Real>, top<In, Real>};
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ struct CatalogueGradients {
   const Real* weights;  // g [n, c]
   const Real* shift;    // [n]
   const Real* lse;      // [n]
+  const Real* packed;   // the users as `pack_users` puts them; read for gradients in the items
   Real* users;          // Σ_m ∂s e_m over the chunk, [n, padded width], or null
   In* items;            // Σ_i ∂s h_i · scale, [M, width] dense, or null
   Real* values;         // Σ_i p_im g_i, [M, c] dense, or null
@@ -47,6 +48,8 @@ struct CatalogueKernels {
   // For the items begin .. end: each user's largest score, Σ exp(s − largest) and
   // Σ exp(s − largest) C_m, [n, 2 + c].
   void (*forward)(const Catalogue<In, Real>&, int64_t begin, int64_t end, double* partial);
+  // The users in the order that `backward` reads them in, [n, padded width].
+  void (*pack_users)(const Catalogue<In, Real>&, Real* to);
   void (*backward)(const Catalogue<In, Real>&, const CatalogueGradients<In, Real>&, int64_t begin,
                    int64_t end);
   // Each user's k highest scores and their items, [n, k], highest first, of equal ones the lower

@@ -73,10 +73,34 @@ class CatalogueView {
   Catalogue<In, Real> view_;
 };
 
+// Numbers that the results of chunks may take before they are joined: more users wait.
+constexpr int64_t kWaiting = 1 << 26;
+
 // How many chunks' results exist at one time.
 inline int64_t catalogue_slots() {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   return threads == 1 ? 1 : threads * kChunksPerThread;
+}
+
+// Calls run(arguments, first, count) for blocks of users, so that what waits to be joined, so many
+// numbers a user and chunk, is bounded whatever the threads. A user's numbers are that user's
+// alone.
+template <typename Run>
+void for_users(const CatalogueArguments& given, int64_t numbers, Run run) {
+  const int64_t n = given.users.size(0);
+  const int64_t most =
+      std::max<int64_t>(1, kWaiting / (catalogue_slots() * std::max<int64_t>(1, numbers)));
+  if (n <= most) return run(given, 0, n);
+  const at::Tensor items = with_dense_rows(given.items);  // once for all
+  for (int64_t first = 0; first < n; first += most) {
+    const int64_t count = std::min(most, n - first);
+    const OptionalTensor offsets =
+        given.seen_offsets ? OptionalTensor(given.seen_offsets->narrow(0, first, count + 1))
+                           : std::nullopt;
+    run(CatalogueArguments{given.users.narrow(0, first, count), items, offsets, given.seen_items,
+                           given.scale},
+        first, count);
+  }
 }
 
 // Calls work(begin, end, slot) for the chunks of the items, shared between threads, and join(slot)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include "cpu/isa.h"
 #include "cpu/sample_outer_kernel.h"
@@ -30,8 +31,10 @@ void dispatch(at::ScalarType dtype, const Table& table, Run run) {
       return run(table.f64, double{}, double{});
     case at::kBFloat16:
       return run(table.bf16, Bfloat16{}, float{});
-    default:
+    case at::kFloat:
       return run(table.f32, float{}, float{});
+    default:
+      TORCH_CHECK_VALUE(false, "fudlr_ext has no CPU kernel for ", dtype);
   }
 }
 

@@ -38,9 +38,9 @@ void take_off_targets(at::Tensor& gradient, const at::Tensor& rows, const at::Te
     gradient.index_add_(0, rows, changes, -1);
     return;
   }
-  const auto [words, place] = at::_unique(rows, /*sorted=*/true, /*return_inverse=*/true);
+  const auto [words, index] = at::_unique(rows, /*sorted=*/true, /*return_inverse=*/true);
   at::Tensor sums = gradient.index_select(0, words).to(changes.scalar_type());
-  sums.index_add_(0, place, changes, -1);
+  sums.index_add_(0, index, changes, -1);
   gradient.index_copy_(0, words, sums.to(gradient.scalar_type()));
 }
 
@@ -78,13 +78,13 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
   check_tensor(op, "lse", lse, {hidden.size(0)}, result_type(weight), "weight", weight);
   check_tensor(op, "grad", grad, {hidden.size(0)}, result_type(weight), "weight", weight);
   const Targets found = find(targets, lse);
-  const at::Tensor slope = grad.mul(found.given);
-  const CatalogueCotangents from{at::zeros({hidden.size(0), 0}, hidden.options()), slope.neg(),
+  const at::Tensor cotangent = grad.mul(found.given);
+  const CatalogueCotangents from{at::zeros({hidden.size(0), 0}, hidden.options()), cotangent.neg(),
                                  lse.contiguous()};
   auto [to_hidden, to_weight, none] = catalogue_gradients(
       {hidden, weight, kNothing, kNothing, 1.0}, kNothing, from, {need_hidden, need_weight, false});
-  const at::Tensor column = slope.unsqueeze(1);
-  if (need_hidden) to_hidden.addcmul_(weight.index_select(0, found.rows).to(slope), column, -1);
+  const at::Tensor column = cotangent.unsqueeze(1);
+  if (need_hidden) to_hidden.addcmul_(weight.index_select(0, found.rows).to(cotangent), column, -1);
   if (need_weight) take_off_targets(to_weight, found.rows, hidden.mul(column));
   return {to_hidden, to_weight};
 }

@@ -1,4 +1,4 @@
-// What the trunk's ops share on the host: rows with gaps between them, k of them a position in
+// What the decoder's ops share on the host: rows with gaps between them, k of them a position in
 // arrays of tangents, and the checks of both.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 #include "checks.h"
 #include "cpu/choose.h"
-#include "cpu/trunk_kernel.h"
+#include "cpu/decoder_kernel.h"
 
 namespace fudlr {
 
@@ -31,6 +31,8 @@ Lines<Real> mutable_lines(at::Tensor& rows) {
 template <typename Table, typename Run>
 void dispatch_real(const at::Tensor& like, const Table& table, Run run) {
   if (like.scalar_type() == at::kDouble) return run(table.f64, double{});
+  TORCH_CHECK_VALUE(like.scalar_type() == at::kFloat, "fudlr_ext has no CPU kernel for ",
+                    like.scalar_type());
   run(table.f32, float{});
 }
 

@@ -56,7 +56,7 @@ inline void turn(const float* __restrict from, int64_t stride, int64_t count, in
 template <typename Real, typename Visit>
 inline void for_panels(int64_t columns, Visit visit) {
   for (int64_t c = 0; c < columns; c += kColumns<Real>) {
-    visit(c, least(kColumns<Real>, columns - c));
+    visit(c, min(kColumns<Real>, columns - c));
   }
 }
 
@@ -66,7 +66,7 @@ void multiply_panels(const Real* rows, int64_t stride, int64_t count, int64_t de
                      const Real* factor, int64_t columns, bool more, Real* to, int64_t to_stride) {
   for_panels<Real>(columns, [&](int64_t c, int64_t wide) {
     for (int64_t j = 0; j == 0 || j < depth; j += kDepth) {
-      multiply<Real, Real>(rows + j, stride, count, least(kDepth, depth - j),
+      multiply<Real, Real>(rows + j, stride, count, min(kDepth, depth - j),
                            factor + depth * c + j * wide, wide, wide, more || j > 0, to + c,
                            to_stride);
     }

@@ -110,8 +110,8 @@ void check_vectors_of(const char* op, const at::Tensor& rows,
   check_tensor(op, "vectors", vectors, {-1, rows.size(1)}, result_type(rows), "rows", rows);
 }
 
-at::Tensor row_dots(const at::Tensor& rows, const std::optional<at::Tensor>& scales,
-                    const at::Tensor& vectors) {
+at::Tensor row_dots(const at::Tensor& rows, const at::Tensor& vectors,
+                    const std::optional<at::Tensor>& scales) {
   check_vectors_of("row_dots", rows, scales, vectors);
   at::Tensor dots = at::zeros({rows.size(0), vectors.size(0)}, vectors.options());
   if (dots.numel() == 0) return dots;
@@ -130,8 +130,8 @@ at::Tensor row_dots(const at::Tensor& rows, const std::optional<at::Tensor>& sca
   return dots;
 }
 
-at::Tensor row_sums(const at::Tensor& rows, const std::optional<at::Tensor>& scales,
-                    const at::Tensor& weights) {
+at::Tensor row_sums(const at::Tensor& rows, const at::Tensor& weights,
+                    const std::optional<at::Tensor>& scales) {
   constexpr const char* op = "row_sums";
   check_stored_rows(op, rows, scales);
   check_tensor(op, "weights", weights, {-1, rows.size(0)}, result_type(rows), "rows", rows);
@@ -150,10 +150,9 @@ at::Tensor row_sums(const at::Tensor& rows, const std::optional<at::Tensor>& sca
   return sums;
 }
 
-std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows,
-                                            const std::optional<at::Tensor>& scales,
-                                            const at::Tensor& vectors,
-                                            const std::optional<at::Tensor>& weights) {
+std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows, const at::Tensor& vectors,
+                                            const std::optional<at::Tensor>& weights,
+                                            const std::optional<at::Tensor>& scales) {
   constexpr const char* op = "row_gram";
   check_vectors_of(op, rows, scales, vectors);
   if (weights) {

@@ -95,7 +95,7 @@ FUDLR_APART void dot_step(const In* rows, int64_t stride, int64_t columns, const
   const int64_t line_step = line < ahead.end ? ahead.step : 0;
   const int64_t run = kScaled<In> ? kScaleBlock : columns;
   for (int64_t start = 0; start < columns; start += run) {
-    const int64_t stop = least(start + run, columns);
+    const int64_t stop = min(start + run, columns);
     Vector<Real> sum[R][K];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -168,7 +168,7 @@ FUDLR_APART void sum_step(const In* rows, int64_t stride, int64_t columns, const
   const int64_t line_step = line < ahead.end ? ahead.step : 0;
   const int64_t run = kScaled<In> ? kScaleBlock : columns;
   for (int64_t start = 0; start < columns; start += run) {
-    const int64_t stop = least(start + run, columns);
+    const int64_t stop = min(start + run, columns);
     Vector<Real> coef[R][K];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -279,13 +279,13 @@ class Tile {
     }
   }
 
-  // dots[t][k] with all vectors; `lanes` has room for a register for each.
+  // dots[t][k] with all vectors; `lanes` holds a register for each.
   void dots(const RowTask<Real>& task, Real* lanes, Real* dots) {
     const int64_t k = task.lines;
     const int64_t lane_stride = k * kWidth<Real>;
     for (int64_t i = 0; i < count_ * lane_stride; ++i) lanes[i] = 0;
     for (int64_t start = 0; start < whole_; start += kDepth) {
-      const int64_t columns = least(kDepth, whole_ - start);
+      const int64_t columns = min(kDepth, whole_ - start);
       for_lines(k, [&]<int K>(Lines<K>, int64_t first) {
         dot_rows<In, Real, K>(data_ + start, rows_.stride, count_, columns,
                               kScaled<In> ? scales_ + start / kScaleBlock : scales_,
@@ -303,11 +303,11 @@ class Tile {
     for (int64_t i = 0; i < count_ * k; ++i) dots[i] = lanes_sum(lanes + i * kWidth<Real>);
   }
 
-  // sums[k] += Σ_t coefs[t][k] rows_t; `scaled` has room for the coefficients of kDepth columns.
+  // sums[k] += Σ_t coefs[t][k] rows_t; `scaled` holds the coefficients of kDepth columns.
   void sums(int64_t k, const Real* coefs, Real* scaled, Real* sums) {
     const int64_t coef_block = kScaled<In> ? count_ * k : 0;
     for (int64_t start = 0; start < whole_; start += kDepth) {
-      const int64_t columns = least(kDepth, whole_ - start);
+      const int64_t columns = min(kDepth, whole_ - start);
       const Real* used = coefs;
       if constexpr (kScaled<In>) {
         Real* to = scaled;
@@ -366,7 +366,7 @@ void chunk(const StoredRows<In>& rows, const RowTask<Real>& task, int64_t begin,
     for (int64_t i = 0; i < k * line_size<Real>(rows.size); ++i) partial[i] = Real(0);
   }
   for (int64_t first = begin; first < end; first += tile_rows) {
-    const int64_t count = least(tile_rows, end - first);
+    const int64_t count = min(tile_rows, end - first);
     tile.set(first, count, first + count + tile_rows <= rows.count, task);
     if (task.vectors != nullptr) {
       tile.dots(task, lanes, task.dots + first * k);

@@ -78,8 +78,8 @@ at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
   return grads;
 }
 
-at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
-                       const at::Tensor& vectors) {
+at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& vectors,
+                       const at::Tensor& offsets) {
   const SampleShape shape = check("sample_dots", left, right, offsets);
   check_vectors("sample_dots", shape, left, vectors);
   const int64_t k = vectors.size(0);
@@ -103,8 +103,8 @@ at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at
   return dots;
 }
 
-at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
-                    const at::Tensor& weights) {
+at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& weights,
+                    const at::Tensor& offsets) {
   const SampleShape shape = check("grad_sum", left, right, offsets);
   check_weights("grad_sum", shape, left, weights);
   const int64_t count = weights.size(0);

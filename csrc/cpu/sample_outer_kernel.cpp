@@ -27,7 +27,7 @@ struct Place {
 template <typename Real>
 Place panel_at(int64_t panel, int64_t wide) {
   const int64_t column = panel * kColumns<Real>;
-  const int64_t columns = least(kColumns<Real>, wide - column);
+  const int64_t columns = min(kColumns<Real>, wide - column);
   return {0, 0, column, columns, blocks(columns, kWidth<Real>) * kWidth<Real>};
 }
 
@@ -35,7 +35,7 @@ Place panel_at(int64_t panel, int64_t wide) {
 template <typename Visit>
 void for_rows(Place place, int64_t narrow, Visit visit) {
   for (place.row = 0; place.row < narrow; place.row += kRows) {
-    place.rows = least(kRows, narrow - place.row);
+    place.rows = min(kRows, narrow - place.row);
     visit(place);
   }
 }
@@ -180,7 +180,7 @@ void dots(const Samples<In>& samples, int64_t begin, int64_t end, const Real* pa
   alignas(64) Real tiles[kGroup * kTile<Real>];
   Real* sums = lanes.get(kGroup * k * kWidth<Real>);
   for (int64_t first = begin; first < end; first += kGroup) {
-    const int64_t group = least(kGroup, end - first);
+    const int64_t group = min(kGroup, end - first);
     for (int64_t s = 0; s < group; ++s) views[s].set(samples, first + s);
     for (int64_t j = 0; j < kGroup * k * kWidth<Real>; ++j) sums[j] = Real(0);
     const Real* vectors = packed;
@@ -220,11 +220,11 @@ void sum(const Samples<In>& samples, int64_t n, const Real* weights, int64_t cou
   Panel<In, Real> wide;
   alignas(64) Real tile[kTile<Real>];
   for (int64_t block = 0; block < count; block += kWeightBlock) {
-    const int64_t used = least(kWeightBlock, count - block);
+    const int64_t used = min(kWeightBlock, count - block);
     Real* scaled = scratch.get(used * kChunk * narrow);
     int64_t sample = 0;
     for (int64_t start = samples.offsets[0]; start < last; start += kChunk) {
-      const int64_t rows = least(kChunk, last - start);
+      const int64_t rows = min(kChunk, last - start);
       for (int64_t t = 0; t < rows; ++t) {
         while (samples.offsets[sample + 1] <= start + t) ++sample;
         const In* from = samples.narrow.data + (start + t) * samples.narrow.stride;

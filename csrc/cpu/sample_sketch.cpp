@@ -102,9 +102,10 @@ void sketch(const Side<In, Real>& left, const Side<In, Real>& right,
   }
 }
 
-at::Tensor sample_sketch(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
+at::Tensor sample_sketch(const at::Tensor& left, const at::Tensor& right,
                          const std::optional<at::Tensor>& project_left,
-                         const std::optional<at::Tensor>& project_right) {
+                         const std::optional<at::Tensor>& project_right,
+                         const at::Tensor& offsets) {
   constexpr const char* op = "sample_sketch";
   const SampleShape shape = check_samples(op, left, right, offsets);
   const at::Tensor starts = offsets.contiguous();

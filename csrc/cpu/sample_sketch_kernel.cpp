@@ -27,9 +27,9 @@ int64_t packed_size(int64_t q, int64_t width) {
 template <typename Real, typename Visit>
 void for_panels(int64_t q, int64_t width, Visit visit) {
   for (int64_t start = 0; start < width; start += kDepth) {
-    const int64_t depth = least(kDepth, width - start);
+    const int64_t depth = min(kDepth, width - start);
     for (int64_t column = 0; column < q; column += kColumns<Real>) {
-      visit(start, depth, column, row_size<Real>(least(kColumns<Real>, q - column)));
+      visit(start, depth, column, row_size<Real>(min(kColumns<Real>, q - column)));
     }
   }
 }

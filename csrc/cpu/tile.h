@@ -13,6 +13,13 @@
 
 #include "cpu/sample_outer_kernel.h"
 
+namespace fudlr {
+
+// Throws torch's error for memory that cannot be had; defined once, in checks.cpp.
+[[noreturn]] void refuse_workspace(int64_t bytes);
+
+}  // namespace fudlr
+
 namespace fudlr::FUDLR_ISA {
 namespace {
 
@@ -61,7 +68,7 @@ inline void store(Real* to, Vector<Real> value) {
   *reinterpret_cast<typename Simd<Real>::Unaligned*>(to) = value;
 }
 
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 inline float widen(Bfloat16 value) {
@@ -121,9 +128,11 @@ class Scratch {
   Real* get(int64_t size) {
     if (size > size_) {
       std::free(data_);
+      data_ = nullptr;
+      size_ = 0;
       const int64_t bytes = blocks(size * static_cast<int64_t>(sizeof(Real)), 64) * 64;
       data_ = static_cast<Real*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-      if (data_ == nullptr) std::abort();
+      if (data_ == nullptr) refuse_workspace(bytes);
       size_ = size;
     }
     return data_;
@@ -243,7 +252,7 @@ void multiply_panel(const In* rows, int64_t stride, int64_t count, int64_t depth
                     int64_t wide_stride, bool more, Real* to, int64_t to_stride) {
   constexpr int R = multiply_rows(C);
   for (int64_t i = 0; i < count; i += R) {
-    choose_multiply<In, Real, C>(least(R, count - i))(
+    choose_multiply<In, Real, C>(min(R, count - i))(
         rows + i * stride, stride, depth, wide, wide_stride, more, to + i * to_stride, to_stride);
   }
 }

@@ -1,8 +1,8 @@
 // Rows of numbers turned into columns, for products that want a head's keys or values so.
 #pragma once
 
+#include "cpu/decoder_kernel.h"
 #include "cpu/tile.h"
-#include "cpu/trunk_kernel.h"
 
 namespace fudlr::FUDLR_ISA {
 namespace {

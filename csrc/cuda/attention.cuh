@@ -91,7 +91,7 @@ struct Running {
         share[i][j] = share_column() + j < seen ? scale * share[i][j] : nothing<Real>();
         now = share[i][j] > now ? share[i][j] : now;
       }
-      now = row_most(now);
+      now = row_max(now);
       keep[i] = most[i] == now ? Real(1) : exp(most[i] - now);
       most[i] = now;
       total[i] *= keep[i];
@@ -170,13 +170,9 @@ check_attention_kernel(gpu::Attention all, int* bad) {
     wrong |= queries[i] > queries[i + 1] || keys[i] > keys[i + 1];
   }
   for (int64_t t = start; t < all.queries && n > 0; t += step) {
-    int64_t low = 0, high = n;  // the sample: one of the n, whatever the offsets say
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (queries[middle] <= t ? low : high) = middle;
-    }
-    const int64_t floor = t == 0 || t == queries[low] ? 1 : limits[t - 1];
-    wrong |= limits[t] < floor || limits[t] > keys[low + 1] - keys[low];
+    const int64_t i = segment_of(queries, n, t);  // one of the n, whatever the offsets say
+    const int64_t floor = t == 0 || t == queries[i] ? 1 : limits[t - 1];
+    wrong |= limits[t] < floor || limits[t] > keys[i + 1] - keys[i];
   }
   if (wrong) atomicOr(bad, 1);
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/trunk.h"
+#include "cuda/decoder.h"
 
 namespace fudlr::gpu {
 

@@ -89,11 +89,11 @@ at::Tensor attention_tangent(const at::Tensor& q, const at::Tensor& k, const at:
                              const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                              const at::Tensor& limits, int64_t heads, int64_t key_heads,
                              double scale, const at::Tensor& dq, const at::Tensor& dk,
-                             const at::Tensor& dv, int64_t room) {
+                             const at::Tensor& dv, int64_t spare) {
   constexpr const char* op = "attention_tangent";
   const Attention all(op, q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale);
   const int64_t count = check_attention_tangents(op, q, k, dq, dk, dv);
-  at::Tensor out = with_room(op, dq.size(0), q.size(1), room, q);
+  at::Tensor out = with_spare(op, dq.size(0), q.size(1), spare, q);
   const at::Tensor sums = all.room_for_sums(q, count);
   const gpu::AttentionAlong along{
       count, {}, {}, {rows_for(dq), rows_for(dk), rows_for(dv)}, sums.mutable_data_ptr()};
@@ -106,11 +106,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& query_offsets,
     const at::Tensor& key_offsets, const at::Tensor& limits, int64_t heads, int64_t key_heads,
     double scale, const at::Tensor& grads, const OptionalTensor& delta, const OptionalTensor& dq,
-    const OptionalTensor& dk, const OptionalTensor& dv, int64_t room) {
+    const OptionalTensor& dk, const OptionalTensor& dv, int64_t spare) {
   constexpr const char* op = "attention_backward";
   const Attention all(op, q, k, v, query_offsets, key_offsets, limits, heads, key_heads, scale);
   const int64_t count = check_attention_backward(op, q, k, grads, delta, dq, dk, dv);
-  const auto to = attention_cotangents(op, q, k, count, room);
+  const auto to = attention_cotangents(op, q, k, count, spare);
   const at::Tensor sums = all.room_for_sums(q, count);
   const gpu::AttentionAlong along{count,
                                   rows_for(grads),
@@ -126,7 +126,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
 
 }  // namespace
 
-FUDLR_GPU_LIBRARY(fudlr_trunk, m) {
+FUDLR_GPU_LIBRARY(fudlr_decoder, m) {
   m.impl("attention", &attention);
   m.impl("attention_tangent", &attention_tangent);
   m.impl("attention_backward", &attention_backward);

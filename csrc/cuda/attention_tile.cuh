@@ -35,7 +35,7 @@ using Tile = Real[kSide][kSide + 4];
 template <typename Real>
 using Share = Real[kEach][kEach];
 
-FUDLR_DEVICE int up_to_side(int64_t rows) { return static_cast<int>(least(kSide, rows)); }
+FUDLR_DEVICE int up_to_side(int64_t rows) { return static_cast<int>(min_of(kSide, rows)); }
 FUDLR_DEVICE int share_row() { return static_cast<int>(threadIdx.x) / kAcross * kEach; }
 FUDLR_DEVICE int share_column() { return static_cast<int>(threadIdx.x) % kAcross * kEach; }
 
@@ -160,7 +160,7 @@ FUDLR_DEVICE void fill_with_nan(Number number, const gpu::OutLines& out, int64_t
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t column = i % across * kEach;
     deposit(number, out.data, i / across * out.stride + column,
-            static_cast<int>(least(kEach, columns - column)), nan);
+            static_cast<int>(min_of(kEach, columns - column)), nan);
   }
 }
 
@@ -308,7 +308,7 @@ FUDLR_DEVICE Real row_sum(Real value) {
   return value;
 }
 template <typename Real>
-FUDLR_DEVICE Real row_most(Real value) {
+FUDLR_DEVICE Real row_max(Real value) {
 #pragma unroll
   for (int other = kAcross / 2; other > 0; other /= 2) {
     const Real theirs = __shfl_xor_sync(kAllLanes, value, other);
@@ -324,14 +324,9 @@ struct Span {
   int64_t sample, begin, end;
 
   FUDLR_DEVICE Span(const int64_t* offsets, int64_t samples, int64_t slot) {
-    int64_t low = 0, high = samples;
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (offsets[middle] / kSide + middle <= slot ? low : high) = middle;
-    }
-    sample = low;
-    begin = offsets[low] + (slot - offsets[low] / kSide - low) * kSide;
-    end = least(offsets[low + 1], begin + kSide);
+    sample = bisect(1, samples, [&](int64_t i) { return offsets[i] / kSide + i > slot; }) - 1;
+    begin = offsets[sample] + (slot - offsets[sample] / kSide - sample) * kSide;
+    end = min_of(offsets[sample + 1], begin + kSide);
   }
   FUDLR_DEVICE int count() const { return static_cast<int>(end - begin); }
 };

@@ -24,8 +24,27 @@ using Sum = typename SumOf<In>::type;
 template <typename Number>
 constexpr int kVector = 16 / static_cast<int>(sizeof(Number));
 
-FUDLR_BOTH int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-FUDLR_BOTH int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+FUDLR_BOTH int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+FUDLR_BOTH int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The first of low .. high for which after(i) holds, or high; it is false before and true after.
+template <typename After>
+FUDLR_DEVICE int64_t bisect(int64_t low, int64_t high, After after) {
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (after(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+// The last i of 0 .. n - 1 with offsets[i] <= at; 0 where there is none.
+FUDLR_DEVICE int64_t segment_of(const int64_t* offsets, int64_t n, int64_t at) {
+  return bisect(1, n, [&](int64_t i) { return offsets[i] > at; }) - 1;
+}
 
 template <typename Number>
 FUDLR_DEVICE Number quiet_nan() {
@@ -115,7 +134,7 @@ FUDLR_DEVICE void block_sums(int64_t k, Number* to, Product product) {
   const int warp = threadIdx.x / 32;
   const int warps = blockDim.x / 32;
   for (int64_t first = 0; first < k; first += kAtOnce) {
-    const int count = static_cast<int>(least(kAtOnce, k - first));
+    const int count = static_cast<int>(min_of(kAtOnce, k - first));
     __syncthreads();  // the sums of the round before have been read
     for (int j = 0; j < count; ++j) {
       const Number sum = warp_sum(product(first + j));

@@ -1,34 +1,12 @@
 // Launches the catalogue kernels: picks parts and grids, by the sizes alone.
-#include <utility>
-
 #include "cuda/catalogue.cuh"
+#include "cuda/launch.cuh"
 
 namespace fudlr::gpu {
 namespace {
 
-constexpr int64_t kMostBlocks = 1 << 30;
 constexpr int64_t kBlocksWanted = 512;  // about four for each multiprocessor of an H100
-constexpr int64_t kMostTiles = 64;      // of a part, whose sums are kept in Real
-
-int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-unsigned grid(int64_t units) {
-  return static_cast<unsigned>(units < kMostBlocks ? units : kMostBlocks);
-}
-
-// Calls run(In{}) for the items' type.
-template <typename Run>
-auto dispatch(const Catalogue& c, Run run) {
-  switch (c.number) {
-    case Number::f64:
-      return run(double{});
-    case Number::bf16:
-      return run(Bf16{});
-    case Number::f16:
-      return run(Half{});
-    default:
-      return run(float{});
-  }
-}
+constexpr int64_t kMaxTiles = 64;       // of a part, whose sums are kept in Real
 
 // Equal parts of the other side's tiles: enough blocks for the device, none too long.
 struct Parts {
@@ -36,10 +14,11 @@ struct Parts {
 };
 Parts parts_of(int64_t rows, int64_t others) {
   const int64_t tiles = blocks(others, kSide);
-  const int64_t wanted = blocks(kBlocksWanted, most(blocks(rows, kSide), 1));
-  const int64_t count = most(1, most(least(wanted, blocks(tiles, 4)), blocks(tiles, kMostTiles)));
+  const int64_t wanted = blocks(kBlocksWanted, max_of(blocks(rows, kSide), 1));
+  const int64_t count =
+      max_of(1, max_of(min_of(wanted, blocks(tiles, 4)), blocks(tiles, kMaxTiles)));
   const int64_t length = blocks(tiles, count) * kSide;
-  return {most(1, blocks(others, length)), length};
+  return {max_of(1, blocks(others, length)), length};
 }
 
 struct Side {
@@ -76,15 +55,14 @@ const char* gradient(const Catalogue& c, const Cotangents& from, void* work, voi
   return launch_error();
 }
 
-int64_t chunk_items(int64_t k) { return most(kItemChunk, blocks(k, kSide) * kSide); }
+int64_t chunk_items(int64_t k) { return max_of(kItemChunk, blocks(k, kSide) * kSide); }
 
 }  // namespace
 
 const char* check_seen(const int64_t* offsets, int64_t n, const int64_t* items, int64_t listed,
                        int64_t m, int* bad, void* stream) {
-  const int64_t size = most(n + 1, listed);
-  FUDLR_LAUNCH((check_seen_kernel), 1, static_cast<unsigned>(least(1024, blocks(size, 32) * 32)), 0,
-               stream, offsets, n, items, listed, m, bad);
+  FUDLR_LAUNCH((check_seen_kernel), 1, whole_warps(max_of(n + 1, listed), 1024), 0, stream, offsets,
+               n, items, listed, m, bad);
   return launch_error();
 }
 
@@ -93,7 +71,7 @@ int64_t mean_states(const Catalogue& c) { return blocks(c.m, kItemChunk) * c.n; 
 const char* catalogue_mean(const Catalogue& c, const void* values, int64_t columns,
                            void* states_work, void* sums_work, void* mean, void* lse,
                            void* stream) {
-  return dispatch(c, [&](auto in) {
+  return dispatch(c.number, [&](auto in) {
     using In = decltype(in);
     using Real = Sum<In>;
     const int64_t chunks = blocks(c.m, kItemChunk);
@@ -116,7 +94,7 @@ int64_t gradient_work(const Catalogue& c, int64_t columns, Gradient of) {
 
 const char* catalogue_gradient(const Catalogue& c, const Cotangents& from, Gradient of, void* work,
                                void* to, void* stream) {
-  return dispatch(c, [&](auto in) {
+  return dispatch(c.number, [&](auto in) {
     using In = decltype(in);
     using Real = Sum<In>;
     switch (of) {
@@ -130,39 +108,16 @@ const char* catalogue_gradient(const Catalogue& c, const Cotangents& from, Gradi
   });
 }
 
-// Two halves: lists are merged from one to the other.
-int64_t top_work(const Catalogue& c, int64_t k) {
-  const int64_t chunks = blocks(c.m, chunk_items(k));
-  return chunks == 1 ? 0 : 2 * chunks * c.n * k;
-}
+int64_t top_lists(const Catalogue& c, int64_t k) { return blocks(c.m, chunk_items(k)); }
 
-const char* catalogue_top(const Catalogue& c, int64_t k, void* scores_work, int64_t* places_work,
-                          void* scores, int64_t* places, void* stream) {
-  return dispatch(c, [&](auto in) {
+const char* catalogue_top(const Catalogue& c, int64_t k, void* scores, int64_t* items,
+                          void* stream) {
+  return dispatch(c.number, [&](auto in) {
     using In = decltype(in);
-    using Real = Sum<In>;
-    int64_t lists = blocks(c.m, chunk_items(k));
-    const int64_t half = lists * c.n * k;
-    Real* from = static_cast<Real*>(lists == 1 ? scores : scores_work);
-    int64_t* from_places = lists == 1 ? places : places_work;
-    FUDLR_LAUNCH((catalogue_top_kernel<In>), grid(blocks(c.n, kSide) * lists), kTileThreads, 0,
-                 stream, c, k, chunk_items(k), from, from_places);
-    const char* error = launch_error();
-    Real* to = static_cast<Real*>(scores_work) + half;
-    int64_t* to_places = places_work + half;
-    for (; lists > 1 && error == nullptr; lists = blocks(lists, 2)) {
-      if (lists == 2) {
-        to = static_cast<Real*>(scores);
-        to_places = places;
-      }
-      FUDLR_LAUNCH((catalogue_merge_kernel<Real>), grid(blocks(lists * c.n * k, 256)), 256, 0,
-                   stream, c.bad, lists, c.n, k, static_cast<const Real*>(from),
-                   static_cast<const int64_t*>(from_places), to, to_places);
-      error = launch_error();
-      std::swap(from, to);
-      std::swap(from_places, to_places);
-    }
-    return error;
+    FUDLR_LAUNCH((catalogue_top_kernel<In>), grid(blocks(c.n, kSide) * top_lists(c, k)),
+                 kTileThreads, 0, stream, c, k, chunk_items(k), static_cast<Sum<In>*>(scores),
+                 items);
+    return launch_error();
   });
 }
 

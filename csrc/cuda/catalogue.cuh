@@ -90,7 +90,7 @@ catalogue_mean_kernel(gpu::Catalogue c, Matrix<Sum<In>> values, Sum<In>* states,
   for (int64_t unit = blockIdx.x; unit < users * chunks; unit += gridDim.x) {
     const int64_t user = unit / chunks * kSide;
     const int64_t begin = unit % chunks * kItemChunk;
-    const int64_t end = least(c.m, begin + kItemChunk);
+    const int64_t end = min_of(c.m, begin + kItemChunk);
     const int64_t place = unit % chunks * c.n + user;
     if (threadIdx.x < kSide) {
       most[threadIdx.x] = no_score<Real>();
@@ -196,7 +196,7 @@ catalogue_gradient_kernel(gpu::Catalogue c, Pulled<Sum<In>> from, int64_t parts,
   for (int64_t unit = blockIdx.x; unit < tiles * parts; unit += gridDim.x) {
     const int64_t row = unit / parts * kSide;
     const int64_t begin = unit % parts * length;
-    const int64_t end = least(others, begin + length);
+    const int64_t end = min_of(others, begin + length);
     Sum<In>* to = work + (unit % parts * rows + row) * columns;
     for (int64_t other = begin; other < end; other += kSide) {
       gradient_tile<In>(c, scorer, from, kOf != gpu::Gradient::values, kOfUsers ? row : other,
@@ -230,12 +230,12 @@ catalogue_gradient_finish_kernel(const int* bad, const Real* work, int64_t parts
   }
 }
 
-// scores and places [chunk, user, k]: a chunk's highest, kept in order by a thread a user. NaN is
+// scores and items [chunk, user, k]: a chunk's highest, kept in order by a thread a user. NaN is
 // never among them.
 template <typename In>
 FUDLR_KERNEL(kTileThreads, 2)
 catalogue_top_kernel(gpu::Catalogue c, int64_t k, int64_t chunk_items, Sum<In>* scores,
-                     int64_t* places) {
+                     int64_t* items) {
   using Real = Sum<In>;
   FUDLR_CATALOGUE_BOARD(In);
   const bool bad = is_bad(c);
@@ -244,11 +244,11 @@ catalogue_top_kernel(gpu::Catalogue c, int64_t k, int64_t chunk_items, Sum<In>* 
   for (int64_t unit = blockIdx.x; unit < users * chunks; unit += gridDim.x) {
     const int64_t user = unit / chunks * kSide;
     const int64_t begin = unit % chunks * chunk_items;
-    const int64_t end = least(c.m, begin + chunk_items);
+    const int64_t end = min_of(c.m, begin + chunk_items);
     const bool mine = threadIdx.x < kSide && user + threadIdx.x < c.n;
     const int64_t list = (unit % chunks * c.n + user + threadIdx.x) * k;
     Real* best = scores + list;
-    int64_t* found = places + list;
+    int64_t* found = items + list;
     for (int64_t at = 0; mine && at < k; ++at) {
       best[at] = bad ? quiet_nan<Real>() : no_score<Real>();
       found[at] = -1;
@@ -270,45 +270,6 @@ catalogue_top_kernel(gpu::Catalogue c, int64_t k, int64_t chunk_items, Sum<In>* 
         last = best[k - 1];
       }
     }
-  }
-}
-
-// Merges lists 2l and 2l + 1 to list l: a thread for each of their numbers, which finds its rank.
-template <typename Real>
-FUDLR_KERNEL(256, 2)
-catalogue_merge_kernel(const int* bad, int64_t lists, int64_t n, int64_t k, const Real* scores,
-                       const int64_t* places, Real* to_scores, int64_t* to_places) {
-  const int64_t size = lists * n * k;
-  for (int64_t e = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; e < size;
-       e += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t list = e / k / n;
-    const int64_t user = e / k % n;
-    const int64_t other = list ^ 1;
-    int64_t rank = e % k;
-    if (other < lists) {
-      if (bad != nullptr && *bad != 0) {
-        if (list % 2 == 1) continue;
-      } else {
-        // How many of the other list go before: they fall, so that those are its first ones.
-        const Real* theirs = scores + (other * n + user) * k;
-        int64_t low = 0, high = k;
-        while (low < high) {
-          const int64_t middle = low + (high - low) / 2;
-          const bool before =
-              list % 2 == 0 ? theirs[middle] > scores[e] : theirs[middle] >= scores[e];
-          if (before) {
-            low = middle + 1;
-          } else {
-            high = middle;
-          }
-        }
-        rank += low;
-      }
-    }
-    if (rank >= k) continue;
-    const int64_t to = (list / 2 * n + user) * k + rank;
-    to_scores[to] = scores[e];
-    to_places[to] = places[e];
   }
 }
 

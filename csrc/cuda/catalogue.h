@@ -63,10 +63,11 @@ int64_t gradient_work(const Catalogue& catalogue, int64_t c, Gradient of);
 const char* catalogue_gradient(const Catalogue& catalogue, const Cotangents& from, Gradient of,
                                void* work, void* to, void* stream);
 
-// The k highest scores (scale 1) of each user and their items, highest first, of equal ones the
-// lower item first; −∞ and −1 where there are fewer. Each work holds top_work() numbers.
-int64_t top_work(const Catalogue& catalogue, int64_t k);
-const char* catalogue_top(const Catalogue& catalogue, int64_t k, void* scores_work,
-                          int64_t* places_work, void* scores, int64_t* places, void* stream);
+// Of each chunk of the items the k highest scores (scale 1) of each user and their items, [lists,
+// n, k], highest first, of equal ones the lower item first; −∞ and −1 where there are fewer. Chunks
+// are in the items' order.
+int64_t top_lists(const Catalogue& catalogue, int64_t k);
+const char* catalogue_top(const Catalogue& catalogue, int64_t k, void* scores, int64_t* items,
+                          void* stream);
 
 }  // namespace fudlr::gpu

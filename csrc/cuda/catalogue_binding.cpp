@@ -1,6 +1,8 @@
 // catalogue_mean, its backward, catalogue_share and catalogue_top on a GPU: tensors, scratch memory
 // and registration.
 #include <ATen/ops/empty.h>
+#include <ATen/ops/gather.h>
+#include <ATen/ops/sort.h>
 
 #include <tuple>
 
@@ -80,16 +82,19 @@ std::tuple<at::Tensor, at::Tensor> catalogue_top(const at::Tensor& users, const 
   check_catalogue(op, users, items, seen_offsets, seen_items);
   const CatalogueOnDevice view(op, users, items, 1.0, seen_offsets, seen_items, device);
   check_top(op, k, items);
-  at::Tensor scores = at::empty({users.size(0), k}, users.options());
-  at::Tensor places = at::empty({users.size(0), k}, users.options().dtype(at::kLong));
-  if (scores.numel() == 0) return {scores, places};
-  const int64_t size = gpu::top_work(*view, k);
-  const at::Tensor work = scratch(size, scores), places_work = scratch(size, places);
-  check_launch(
-      op, gpu::catalogue_top(*view, k, work.mutable_data_ptr(),
-                             places_work.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr(),
-                             places.mutable_data_ptr<int64_t>(), device.stream()));
-  return {scores, places};
+  const int64_t n = users.size(0), lists = gpu::top_lists(*view, k);
+  at::Tensor scores = at::empty({lists, n, k}, users.options());
+  at::Tensor top = at::empty({lists, n, k}, users.options().dtype(at::kLong));
+  if (scores.numel() > 0) {
+    check_launch(op, gpu::catalogue_top(*view, k, scores.mutable_data_ptr(),
+                                        top.mutable_data_ptr<int64_t>(), device.stream()));
+  }
+  if (lists == 1 || scores.numel() == 0) return {scores[0], top[0]};
+  // Chunks lie in the items' order and the sort is stable: of equal scores the lower item is first.
+  const auto [sorted, order] = at::sort(scores.transpose(0, 1).reshape({n, lists * k}),
+                                        /*stable=*/true, /*dim=*/1, /*descending=*/true);
+  return {sorted.narrow(1, 0, k).contiguous(),
+          top.transpose(0, 1).reshape({n, lists * k}).gather(1, order.narrow(1, 0, k))};
 }
 
 }  // namespace

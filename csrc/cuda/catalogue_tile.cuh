@@ -143,17 +143,9 @@ FUDLR_DEVICE void hide_seen(const gpu::Catalogue& c, int64_t user, int64_t item,
   const int64_t i = user + threadIdx.x;
   if (threadIdx.x >= kSide || i >= c.n) return;
   const int64_t begin = i * c.m + item;
-  const int64_t end = i * c.m + least(c.m, item + kSide);
-  int64_t at = c.seen_offsets[i], high = c.seen_offsets[i + 1];
-  const int64_t stop = high;
-  while (at < high) {
-    const int64_t middle = at + (high - at) / 2;
-    if (c.seen[middle] < begin) {
-      at = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
+  const int64_t end = i * c.m + min_of(c.m, item + kSide);
+  const int64_t stop = c.seen_offsets[i + 1];
+  int64_t at = bisect(c.seen_offsets[i], stop, [&](int64_t j) { return c.seen[j] >= begin; });
   for (; at < stop && c.seen[at] < end; ++at)
     tile[threadIdx.x][c.seen[at] - begin] = no_score<Real>();
 }

@@ -12,7 +12,7 @@
 
 #include "cuda/number.h"
 
-// Registers the kernels of ops of `library`: fudlr, fudlr_grad or fudlr_trunk.
+// Registers the kernels of ops of `library`: fudlr, fudlr_grad or fudlr_decoder.
 #if defined(FUDLR_EMULATED)
 #define FUDLR_GPU_LIBRARY(library, m) TORCH_LIBRARY_IMPL(library##_emulated, CPU, m)
 #else
@@ -65,8 +65,10 @@ inline gpu::Number number_of(const at::Tensor& tensor) {
       return gpu::Number::f16;
     case at::kChar:
       return gpu::Number::int8;
-    default:
+    case at::kFloat:
       return gpu::Number::f32;
+    default:
+      TORCH_CHECK_VALUE(false, "fudlr_ext has no GPU kernel for ", tensor.scalar_type());
   }
 }
 

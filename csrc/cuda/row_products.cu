@@ -1,39 +1,23 @@
 // Launches the row_products kernels: picks parts, waves and grids, by the sizes alone.
+#include "cuda/launch.cuh"
 #include "cuda/row_products.cuh"
 
 namespace fudlr::gpu {
 namespace {
 
-constexpr int64_t kMostBlocks = 1 << 30;
 constexpr int64_t kBlocksWanted = 512;    // about four for each multiprocessor of an H100
-constexpr int64_t kLeastColumns = 4096;   // of a part that is worth a block
+constexpr int64_t kMinColumns = 4096;     // of a part that is worth a block
 constexpr int64_t kWaveBytes = 16 << 20;  // of rows that stay in the L2 of an A100 or H100
-
-int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-unsigned grid(int64_t units) {
-  return static_cast<unsigned>(units < kMostBlocks ? units : kMostBlocks);
-}
 
 template <typename In>
 unsigned threads(const StoredRows& g) {
-  return static_cast<unsigned>(least(kRowThreads, blocks(blocks(g.p, kVector<In>), 32) * 32));
+  return whole_warps(blocks(g.p, kVector<In>), kRowThreads);
 }
 
 // Calls run(In{}) for the rows' type.
 template <typename Run>
 auto dispatch(const StoredRows& g, Run run) {
-  switch (g.number) {
-    case Number::f64:
-      return run(double{});
-    case Number::bf16:
-      return run(Bf16{});
-    case Number::f16:
-      return run(Half{});
-    case Number::int8:
-      return run(int8_t{});
-    default:
-      return run(float{});
-  }
+  return g.number == Number::int8 ? run(int8_t{}) : fudlr::dispatch(g.number, run);
 }
 
 int64_t number_bytes(const StoredRows& g) {
@@ -43,13 +27,13 @@ int64_t number_bytes(const StoredRows& g) {
 // Parts of the columns where there are too few rows for the device.
 int64_t dots_parts(const StoredRows& g) {
   const int64_t groups = blocks(g.n, g.number == Number::int8 ? 2 : 4);
-  return most(1, least(blocks(kBlocksWanted, most(groups, 1)), g.p / kLeastColumns));
+  return max_of(1, min_of(blocks(kBlocksWanted, max_of(groups, 1)), g.p / kMinColumns));
 }
 
 // Rows of row_gram that go through both products one after the other: whole chunks.
 int64_t wave_rows(const StoredRows& g) {
-  const int64_t row = most(g.p * number_bytes(g), 1);
-  return most(1, kWaveBytes / row / kRowChunk) * kRowChunk;
+  const int64_t row = max_of(g.p * number_bytes(g), 1);
+  return max_of(1, kWaveBytes / row / kRowChunk) * kRowChunk;
 }
 
 // Rows first .. first + count.
@@ -64,7 +48,7 @@ StoredRows slice(const StoredRows& g, int64_t first, int64_t count) {
 template <typename In>
 const char* dots(const StoredRows& g, const void* vectors, int64_t k, int64_t parts, void* work,
                  void* to, void* stream) {
-  const int64_t length = blocks(blocks(g.p, parts), kLeastColumns) * kLeastColumns;
+  const int64_t length = blocks(blocks(g.p, parts), kMinColumns) * kMinColumns;
   const int64_t units = blocks(g.n, kRowsAtOnce<In>) * parts;
   FUDLR_LAUNCH((row_dots_kernel<In>), grid(units), threads<In>(g), 0, stream, g,
                static_cast<const Sum<In>*>(vectors), k, parts, length,
@@ -123,7 +107,7 @@ const char* row_sums(const StoredRows& g, const Coefficients& c, int64_t count, 
 }
 
 int64_t row_gram_dots_work(const StoredRows& g, int64_t k) {
-  return row_dots_work(slice(g, 0, least(g.n, wave_rows(g))), k);
+  return row_dots_work(slice(g, 0, min_of(g.n, wave_rows(g))), k);
 }
 
 const char* row_gram(const StoredRows& g, const void* vectors, const void* weights, int64_t k,
@@ -131,11 +115,11 @@ const char* row_gram(const StoredRows& g, const void* vectors, const void* weigh
                      void* stream) {
   return dispatch(g, [&](auto in) {
     using In = decltype(in);
-    const int64_t wave = least(g.n, wave_rows(g));
+    const int64_t wave = min_of(g.n, wave_rows(g));
     const int64_t parts = dots_parts(slice(g, 0, wave));
     const Sum<In>* given = static_cast<const Sum<In>*>(weights);
     for (int64_t first = 0; first < g.n; first += wave) {
-      const StoredRows rows = slice(g, first, least(wave, g.n - first));
+      const StoredRows rows = slice(g, first, min_of(wave, g.n - first));
       Sum<In>* products = static_cast<Sum<In>*>(to_dots) + first * k;
       const char* error = dots<In>(rows, vectors, k, parts, dots_work, products, stream);
       if (error != nullptr) return error;

@@ -81,16 +81,16 @@ row_dots_kernel(gpu::StoredRows g, const Sum<In>* vectors, int64_t k, int64_t pa
   for (int64_t unit = blockIdx.x; unit < groups * parts; unit += gridDim.x) {
     const int64_t first = unit / parts * kRows;
     const int64_t begin = unit % parts * length;
-    const int64_t end = least(g.p, begin + length);
+    const int64_t end = min_of(g.p, begin + length);
     for (int64_t j = 0; j < k; j += kVectorsAtOnce) {
-      const int count = static_cast<int>(least(kVectorsAtOnce, k - j));
+      const int count = static_cast<int>(min_of(kVectorsAtOnce, k - j));
       Sum<In> sums[kVectorsAtOnce][kRows] = {};
       for (int64_t column = begin + threadIdx.x * V; column < end; column += blockDim.x * V) {
         Sum<In> row[kRows][V];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           // Rows past the end repeat the last one; nobody keeps their sums.
-          load_row<In>(g, least(first + r, g.n - 1), column, aligned, row[r]);
+          load_row<In>(g, min_of(first + r, g.n - 1), column, aligned, row[r]);
         }
 #pragma unroll
         for (int m = 0; m < kVectorsAtOnce; ++m) {
@@ -160,10 +160,10 @@ row_sums_kernel(gpu::StoredRows g, gpu::Coefficients c, int64_t count, int64_t a
     const int64_t column = (unit % across * blockDim.x + threadIdx.x) * V;
     const int64_t j = unit / across % groups * kAtOnce;
     const int64_t chunk = unit / across / groups;
-    const int64_t end = least(g.n, (chunk + 1) * kRowChunk);
+    const int64_t end = min_of(g.n, (chunk + 1) * kRowChunk);
     alignas(16) Sum<In> sums[kAtOnce][V] = {};
     for (int64_t first = chunk * kRowChunk; first < end; first += kStaged) {
-      const int rows = static_cast<int>(least(kStaged, end - first));
+      const int rows = static_cast<int>(min_of(kStaged, end - first));
       __syncthreads();  // everybody is done with the coefficients staged before
       for (int e = threadIdx.x; e < rows * kAtOnce; e += blockDim.x) {
         const int64_t row = first + e / kAtOnce;

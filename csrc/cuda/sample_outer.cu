@@ -1,19 +1,13 @@
 // Launches the sample_outer kernels: picks tiles and grids, by the sizes alone.
+#include "cuda/launch.cuh"
 #include "cuda/sample_outer.cuh"
 #include "cuda/sample_outer_mma.cuh"
 
 namespace fudlr::gpu {
 namespace {
 
-constexpr int64_t kMostBlocks = 1 << 30;
 constexpr int64_t kBlocksWanted = 1024;  // about eight for each multiprocessor of an H100
-constexpr int64_t kLeastPart = 256;      // positions of grad_sum that are worth a block
-
-int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
-unsigned grid(int64_t units) {
-  return static_cast<unsigned>(units < kMostBlocks ? units : kMostBlocks);
-}
+constexpr int64_t kMinPart = 256;        // positions of grad_sum that are worth a block
 
 // Rows of a tile that the fused multiply-add kernels hold, by number and list of narrow rows.
 int64_t tile_rows(Number number, int64_t rows) {
@@ -29,9 +23,8 @@ int64_t number_bytes(Number number) {
 }
 
 // As many threads as there are vectors of columns, in whole warps, at most kThreads.
-int64_t threads(const Samples& s) {
-  const int64_t vectors = blocks(s.wide.size, 16 / number_bytes(s.number));
-  return least(kThreads, blocks(vectors, 32) * 32);
+unsigned threads(const Samples& s) {
+  return whole_warps(blocks(s.wide.size, 16 / number_bytes(s.number)), kThreads);
 }
 
 int64_t tiles(const Samples& s, int64_t rows) {
@@ -52,59 +45,25 @@ int64_t sum_tiles(const Samples& s, int64_t count) {
 // Equal parts of all positions: enough blocks for the device, none too short.
 int64_t sum_parts(const Samples& s, int64_t count) {
   const int64_t units = sum_tiles(s, count) * (on_tensor_cores(s) ? count : 1);
-  const int64_t wanted = blocks(kBlocksWanted, most(units, 1));
-  return most(1, least(wanted, blocks(s.positions, kLeastPart)));
+  const int64_t wanted = blocks(kBlocksWanted, max_of(units, 1));
+  return max_of(1, min_of(wanted, blocks(s.positions, kMinPart)));
 }
 
-template <typename In, int N>
-const char* grads(const Samples& s, const Stack& to, void* stream) {
-  const int64_t count = tiles(s, s.narrow.size);
-  FUDLR_LAUNCH((sample_grads_kernel<In, N>), grid(s.n * count), threads(s), 0, stream, s, count,
-               to);
-  return launch_error();
-}
-
-template <typename In, int N>
-const char* dots(const Samples& s, const void* vectors, int64_t k, void* work, void* stream) {
-  const int64_t count = tiles(s, s.narrow.size);
-  FUDLR_LAUNCH((sample_dots_kernel<In, N>), grid(slots(s) * count), threads(s), 0, stream, s, count,
-               slots(s), static_cast<const Sum<In>*>(vectors), k, static_cast<Sum<In>*>(work));
-  return launch_error();
-}
-
-template <typename In, int N>
-const char* sum(const Samples& s, const void* weights, int64_t count, const Stack& to,
-                int64_t part_stride, void* stream) {
-  const int64_t all = sum_tiles(s, count);
-  const int64_t parts = sum_parts(s, count);
-  FUDLR_LAUNCH((grad_sum_kernel<In, N>), grid(parts * all), threads(s), 0, stream, s, all, parts,
-               static_cast<const Sum<In>*>(weights), count, to, part_stride);
-  return launch_error();
-}
-
-template <typename In>
-const char* grads_mma(const Samples& s, const Stack& to, void* stream) {
-  const int64_t count = tiles(s, s.narrow.size);
-  FUDLR_LAUNCH((sample_grads_mma_kernel<In, 4>), grid(s.n * count), kThreads, 0, stream, s, count,
-               to);
-  return launch_error();
-}
-
-template <typename In>
-const char* dots_mma(const Samples& s, const void* vectors, int64_t k, void* work, void* stream) {
-  const int64_t count = tiles(s, s.narrow.size);
-  FUDLR_LAUNCH((sample_dots_mma_kernel<In, 4>), grid(slots(s) * count), kThreads, 0, stream, s,
-               count, slots(s), static_cast<const float*>(vectors), k, static_cast<float*>(work));
-  return launch_error();
-}
-
-template <typename In>
-const char* sum_mma(const Samples& s, const void* weights, int64_t count, const Stack& to,
-                    int64_t part_stride, void* stream) {
-  const int64_t all = sum_tiles(s, count);
-  const int64_t parts = sum_parts(s, count);
-  FUDLR_LAUNCH((grad_sum_mma_kernel<In, 2>), grid(parts * count * all), kThreads, 0, stream, s, all,
-               parts, static_cast<const float*>(weights), count, to, part_stride);
+// Calls run(In{}, Rows) with the narrow rows of a tile, or 0 for tensor cores, of a list of `rows`.
+template <int N>
+struct TileRows {
+  static constexpr int value = N;
+};
+template <typename Run>
+const char* launch(const Samples& s, int64_t rows, Run run) {
+  dispatch(s.number, [&](auto in) {
+    if constexpr (sizeof(in) == 2) {
+      if (on_tensor_cores(s)) return run(in, TileRows<0>{});
+    } else if constexpr (sizeof(in) == 4) {
+      if (rows > 8) return run(in, TileRows<16>{});
+    }
+    run(in, TileRows<8>{});
+  });
   return launch_error();
 }
 
@@ -112,54 +71,50 @@ const char* sum_mma(const Samples& s, const void* weights, int64_t count, const 
 
 const char* check_offsets(const int64_t* offsets, int64_t n, int64_t positions, int* bad,
                           void* stream) {
-  FUDLR_LAUNCH((check_offsets_kernel), 1,
-               static_cast<unsigned>(least(1024, blocks(n + 1, 32) * 32)), 0, stream, offsets, n,
+  FUDLR_LAUNCH((check_offsets_kernel), 1, whole_warps(n + 1, 1024), 0, stream, offsets, n,
                positions, bad);
   return launch_error();
 }
 
 const char* sample_grads(const Samples& s, const Stack& to, void* stream) {
-  switch (s.number) {
-    case Number::f64:
-      return grads<double, 8>(s, to, stream);
-    case Number::bf16:
-      return on_tensor_cores(s) ? grads_mma<Bf16>(s, to, stream) : grads<Bf16, 8>(s, to, stream);
-    case Number::f16:
-      return on_tensor_cores(s) ? grads_mma<Half>(s, to, stream) : grads<Half, 8>(s, to, stream);
-    default:
-      return s.narrow.size > 8 ? grads<float, 16>(s, to, stream) : grads<float, 8>(s, to, stream);
-  }
+  const int64_t count = tiles(s, s.narrow.size);
+  return launch(s, s.narrow.size, [&](auto in, auto rows) {
+    using In = decltype(in);
+    constexpr int N = decltype(rows)::value;
+    if constexpr (N == 0) {
+      FUDLR_LAUNCH((sample_grads_mma_kernel<In, 4>), grid(s.n * count), kThreads, 0, stream, s,
+                   count, to);
+    } else {
+      FUDLR_LAUNCH((sample_grads_kernel<In, N>), grid(s.n * count), threads(s), 0, stream, s, count,
+                   to);
+    }
+  });
 }
 
 int64_t dots_work(const Samples& s, int64_t k) { return slots(s) * tiles(s, s.narrow.size) * k; }
 
 const char* sample_dots(const Samples& s, const void* vectors, int64_t k, void* work, void* to,
                         void* stream) {
-  const auto run = [&] {
-    switch (s.number) {
-      case Number::f64:
-        return dots<double, 8>(s, vectors, k, work, stream);
-      case Number::bf16:
-        return on_tensor_cores(s) ? dots_mma<Bf16>(s, vectors, k, work, stream)
-                                  : dots<Bf16, 8>(s, vectors, k, work, stream);
-      case Number::f16:
-        return on_tensor_cores(s) ? dots_mma<Half>(s, vectors, k, work, stream)
-                                  : dots<Half, 8>(s, vectors, k, work, stream);
-      default:
-        return s.narrow.size > 8 ? dots<float, 16>(s, vectors, k, work, stream)
-                                 : dots<float, 8>(s, vectors, k, work, stream);
-    }
-  };
-  if (const char* error = run()) return error;
   const int64_t count = tiles(s, s.narrow.size);
-  const unsigned blocks_needed = grid(blocks(s.n * k, 256));
-  if (s.number == Number::f64) {
-    FUDLR_LAUNCH((sample_dots_finish_kernel<double>), blocks_needed, 256, 0, stream, s, count,
-                 static_cast<const double*>(work), k, static_cast<double*>(to));
-  } else {
-    FUDLR_LAUNCH((sample_dots_finish_kernel<float>), blocks_needed, 256, 0, stream, s, count,
-                 static_cast<const float*>(work), k, static_cast<float*>(to));
-  }
+  const char* error = launch(s, s.narrow.size, [&](auto in, auto rows) {
+    using In = decltype(in);
+    constexpr int N = decltype(rows)::value;
+    const auto* given = static_cast<const Sum<In>*>(vectors);
+    auto* parts = static_cast<Sum<In>*>(work);
+    if constexpr (N == 0) {
+      FUDLR_LAUNCH((sample_dots_mma_kernel<In, 4>), grid(slots(s) * count), kThreads, 0, stream, s,
+                   count, slots(s), given, k, parts);
+    } else {
+      FUDLR_LAUNCH((sample_dots_kernel<In, N>), grid(slots(s) * count), threads(s), 0, stream, s,
+                   count, slots(s), given, k, parts);
+    }
+  });
+  if (error != nullptr) return error;
+  dispatch_sum(s.number, [&](auto real) {
+    using Real = decltype(real);
+    FUDLR_LAUNCH((sample_dots_finish_kernel<Real>), grid(blocks(s.n * k, 256)), 256, 0, stream, s,
+                 count, static_cast<const Real*>(work), k, static_cast<Real*>(to));
+  });
   return launch_error();
 }
 
@@ -170,36 +125,28 @@ int64_t sum_work(const Samples& s, int64_t count) {
 
 const char* grad_sum(const Samples& s, const void* weights, int64_t count, void* work,
                      const Stack& sums, void* stream) {
-  const int64_t parts = sum_parts(s, count);
+  const int64_t parts = sum_parts(s, count), all = sum_tiles(s, count);
   const int64_t matrix = s.narrow.size * s.wide.size;
   const Stack to = parts == 1 ? sums : Stack{work, matrix, s.wide.size, 1};
   const int64_t part_stride = count * matrix;
-  const auto run = [&] {
-    switch (s.number) {
-      case Number::f64:
-        return sum<double, 8>(s, weights, count, to, part_stride, stream);
-      case Number::bf16:
-        return on_tensor_cores(s) ? sum_mma<Bf16>(s, weights, count, to, part_stride, stream)
-                                  : sum<Bf16, 8>(s, weights, count, to, part_stride, stream);
-      case Number::f16:
-        return on_tensor_cores(s) ? sum_mma<Half>(s, weights, count, to, part_stride, stream)
-                                  : sum<Half, 8>(s, weights, count, to, part_stride, stream);
-      default:
-        return count * s.narrow.size > 8
-                   ? sum<float, 16>(s, weights, count, to, part_stride, stream)
-                   : sum<float, 8>(s, weights, count, to, part_stride, stream);
+  const char* error = launch(s, count * s.narrow.size, [&](auto in, auto rows) {
+    using In = decltype(in);
+    constexpr int N = decltype(rows)::value;
+    const auto* given = static_cast<const Sum<In>*>(weights);
+    if constexpr (N == 0) {
+      FUDLR_LAUNCH((grad_sum_mma_kernel<In, 2>), grid(parts * count * all), kThreads, 0, stream, s,
+                   all, parts, given, count, to, part_stride);
+    } else {
+      FUDLR_LAUNCH((grad_sum_kernel<In, N>), grid(parts * all), threads(s), 0, stream, s, all,
+                   parts, given, count, to, part_stride);
     }
-  };
-  const char* error = run();
+  });
   if (error != nullptr || parts == 1) return error;
-  const unsigned blocks_needed = grid(blocks(count * matrix, 256));
-  if (s.number == Number::f64) {
-    FUDLR_LAUNCH((grad_sum_finish_kernel<double>), blocks_needed, 256, 0, stream,
-                 static_cast<const double*>(work), parts, count, s.narrow.size, s.wide.size, sums);
-  } else {
-    FUDLR_LAUNCH((grad_sum_finish_kernel<float>), blocks_needed, 256, 0, stream,
-                 static_cast<const float*>(work), parts, count, s.narrow.size, s.wide.size, sums);
-  }
+  dispatch_sum(s.number, [&](auto real) {
+    using Real = decltype(real);
+    FUDLR_LAUNCH((grad_sum_finish_kernel<Real>), grid(blocks(count * matrix, 256)), 256, 0, stream,
+                 static_cast<const Real*>(work), parts, count, s.narrow.size, s.wide.size, sums);
+  });
   return launch_error();
 }
 

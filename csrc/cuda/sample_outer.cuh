@@ -46,23 +46,14 @@ FUDLR_DEVICE int64_t first_slot(const int64_t* offsets, int64_t i) {
   return (offsets[i] - offsets[0]) / kChunk + i;
 }
 FUDLR_DEVICE Chunk chunk_at(const gpu::Samples& s, int64_t slot) {
-  int64_t low = 0, high = s.n;  // first_slot(low) <= slot < first_slot(high)
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (first_slot(s.offsets, middle) <= slot ? low : high) = middle;
-  }
-  const int64_t begin = s.offsets[low] + (slot - first_slot(s.offsets, low)) * kChunk;
-  return {low, begin, least(s.offsets[low + 1], begin + kChunk)};
+  const int64_t i = bisect(1, s.n, [&](int64_t j) { return first_slot(s.offsets, j) > slot; }) - 1;
+  const int64_t begin = s.offsets[i] + (slot - first_slot(s.offsets, i)) * kChunk;
+  return {i, begin, min_of(s.offsets[i + 1], begin + kChunk)};
 }
 
 // The sample that a position lies in.
 FUDLR_DEVICE int64_t sample_at(const gpu::Samples& s, int64_t position) {
-  int64_t low = 0, high = s.n;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (s.offsets[middle] <= position ? low : high) = middle;
-  }
-  return low;
+  return segment_of(s.offsets, s.n, position);
 }
 
 // Where a thread's part of a tile lies.
@@ -77,7 +68,7 @@ FUDLR_DEVICE Spot spot_at(int64_t tile, int64_t narrow, int64_t wide) {
   const int64_t across = (wide + blockDim.x * kVector<In> - 1) / (blockDim.x * kVector<In>);
   const int64_t row = tile / across * N;
   const int64_t column = (tile % across * blockDim.x + threadIdx.x) * kVector<In>;
-  return {row, least(N, narrow - row), column, most(0, least(kVector<In>, wide - column))};
+  return {row, min_of(N, narrow - row), column, max_of(0, min_of(kVector<In>, wide - column))};
 }
 
 // Narrow rows as they are.
@@ -141,7 +132,7 @@ FUDLR_DEVICE void accumulate(const gpu::Samples& s, const Spot& spot, int64_t be
   const In* wide = static_cast<const In*>(s.wide.data) + spot.column;
   const bool aligned = is_aligned(s.wide.data) && s.wide.stride % V == 0;
   for (int64_t first = begin; first < end; first += kStage) {
-    const int count = static_cast<int>(least(kStage, end - first));
+    const int count = static_cast<int>(min_of(kStage, end - first));
     __syncthreads();  // everybody is done with the rows staged before
     narrow.prepare(first, count);
     for (int e = threadIdx.x; e < count * N; e += blockDim.x) {
@@ -344,7 +335,7 @@ grad_sum_kernel(gpu::Samples s, int64_t tiles, int64_t parts, const Sum<In>* wei
       const int64_t length = (s.positions + parts - 1) / parts;
       const int64_t begin = s.offsets[0] + unit / tiles * length;
       WeightedRows<In> rows{s, weights, sample_of};
-      accumulate<In, N>(s, spot, begin, least(s.offsets[s.n], begin + length), rows, sums);
+      accumulate<In, N>(s, spot, begin, min_of(s.offsets[s.n], begin + length), rows, sums);
     }
     gpu::Stack part = to;
     part.data = static_cast<Sum<In>*>(to.data) + unit / tiles * part_stride;

@@ -23,8 +23,8 @@ at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
   return grads;
 }
 
-at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
-                       const at::Tensor& vectors) {
+at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& vectors,
+                       const at::Tensor& offsets) {
   const SampleShape shape = check_samples("sample_dots", left, right, offsets);
   check_vectors("sample_dots", shape, left, vectors);
   const OnDevice device(left);
@@ -42,8 +42,8 @@ at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at
   return dots;
 }
 
-at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
-                    const at::Tensor& weights) {
+at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& weights,
+                    const at::Tensor& offsets) {
   const SampleShape shape = check_samples("grad_sum", left, right, offsets);
   check_weights("grad_sum", shape, left, weights);
   const OnDevice device(left);

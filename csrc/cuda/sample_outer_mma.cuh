@@ -127,7 +127,7 @@ struct Buffers {
 template <typename In, int M>
 FUDLR_DEVICE void accumulate_mma(const gpu::Samples& s, int64_t row, int64_t column, int64_t begin,
                                  int64_t end, Buffers<In, M> buffers, Fragments<M>& d) {
-  const int tiles = static_cast<int>(least(M, (s.narrow.size - row + 15) / 16));
+  const int tiles = static_cast<int>(min_of(M, (s.narrow.size - row + 15) / 16));
   Share<In, 16 * M> narrow;
   Share<In, kMmaWide> wide;
   narrow.load(s.narrow, row, begin, end);
@@ -266,11 +266,11 @@ grad_sum_mma_kernel(gpu::Samples s, int64_t tiles, int64_t parts, const float* w
     fill_fragments<M>(total, *s.bad ? quiet_nan<float>() : 0.f);
     if (!*s.bad) {
       const int64_t length = (s.positions + parts - 1) / parts;
-      const int64_t end = least(s.offsets[s.n], s.offsets[0] + (part + 1) * length);
+      const int64_t end = min_of(s.offsets[s.n], s.offsets[0] + (part + 1) * length);
       int64_t begin = s.offsets[0] + part * length;
       int64_t i = begin < end ? sample_at(s, begin) : 0;
       for (; begin < end; begin = s.offsets[++i]) {
-        const int64_t stop = least(end, s.offsets[i + 1]);
+        const int64_t stop = min_of(end, s.offsets[i + 1]);
         if (stop <= begin) continue;
         Fragments<M> d;
         fill_fragments<M>(d, 0.f);

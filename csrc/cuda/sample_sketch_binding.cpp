@@ -20,9 +20,10 @@ at::Tensor projected(const at::Tensor& rows, const std::optional<at::Tensor>& pr
   return projection ? at::mm(wide, projection->t()) : wide;
 }
 
-at::Tensor sample_sketch(const at::Tensor& left, const at::Tensor& right, const at::Tensor& offsets,
+at::Tensor sample_sketch(const at::Tensor& left, const at::Tensor& right,
                          const std::optional<at::Tensor>& project_left,
-                         const std::optional<at::Tensor>& project_right) {
+                         const std::optional<at::Tensor>& project_right,
+                         const at::Tensor& offsets) {
   constexpr const char* op = "sample_sketch";
   const SampleShape given = check_samples(op, left, right, offsets);
   if (project_left) check_projection(op, "left", given.left, left, *project_left);

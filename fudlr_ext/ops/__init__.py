@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fudlr_ext.ops import _trunk  # noqa: F401  registers its rules
+from fudlr_ext.ops import _decoder  # noqa: F401  registers its rules
 from fudlr_ext.ops.catalogue_mean import catalogue_mean
 from fudlr_ext.ops.catalogue_share import catalogue_share
 from fudlr_ext.ops.catalogue_top import catalogue_top

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fudlr_ext.errors import EngineError
+from fudlr_ext.ops._autograd import register_last
 
 Seen = tuple[Tensor, Tensor] | None
 """Offsets int64 [n + 1] and items int64 [S]: user i has seen items[offsets[i] : offsets[i + 1]]."""
@@ -21,27 +20,16 @@ def split_seen(seen: Seen) -> tuple[Tensor | None, Tensor | None]:
 def _fake_backward(
     users: Tensor, items: Tensor, values: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_users, need_items, need_values = rest[-3:]
-
-    def room(needed: bool, like: Tensor) -> Tensor:
-        return like.new_empty(like.shape if needed else (0, 0))
-
-    return room(need_users, users), room(need_items, items), room(need_values, values)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pass
+    shapes = [
+        x.shape if needed else (0, 0)
+        for x, needed in zip((users, items, values), rest[-3:], strict=True)
+    ]
+    return users.new_empty(shapes[0]), items.new_empty(shapes[1]), values.new_empty(shapes[2])
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise EngineError(
-        "a gradient through the gradient of a softmax over a catalogue was asked for",
-        "it has first derivatives only",
-        "Take it from fudlr_ext.reference on few items",
-    )
-
-
-torch.library.register_fake("fudlr_grad::catalogue_mean_backward", _fake_backward)
-torch.library.register_autograd(
-    "fudlr_grad::catalogue_mean_backward", _refuse, setup_context=_setup
+register_last(
+    "fudlr_grad::catalogue_mean_backward",
+    _fake_backward,
+    "a softmax over a catalogue",
+    "Take it from fudlr_ext.reference on few items",
 )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._catalogue import Seen, split_seen
 from fudlr_ext.ops._devices import same_device
 
@@ -72,5 +73,4 @@ def _backward(ctx: Any, to_mean: Tensor, to_lse: Tensor) -> tuple[Tensor | None,
     return *given, None, None, None
 
 
-torch.library.register_fake("fudlr::catalogue_mean", _fake)
-torch.library.register_autograd("fudlr::catalogue_mean", _backward, setup_context=_setup)
+register("fudlr::catalogue_mean", _fake, _backward, _setup)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._catalogue import Seen, split_seen
 from fudlr_ext.ops._devices import same_device
 
@@ -77,5 +78,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-torch.library.register_fake("fudlr::catalogue_share", _fake)
-torch.library.register_autograd("fudlr::catalogue_share", _backward, setup_context=_setup)
+register("fudlr::catalogue_share", _fake, _backward, _setup)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 from fudlr_ext.ops._samples import pack, spread
 
@@ -33,10 +34,10 @@ def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor | Non
     """
     same_device("grad_sum", left=left, weights=weights)
     left, right, offsets = pack("grad_sum", left, right, offsets)
-    return torch.ops.fudlr.grad_sum(left, right, offsets, weights)
+    return torch.ops.fudlr.grad_sum(left, right, weights, offsets)
 
 
-def _fake(left: Tensor, right: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def _fake(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     return weights.new_empty(weights.shape[0], left.shape[1], right.shape[1])
 
 
@@ -45,13 +46,12 @@ def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    left, right, offsets, weights = ctx.saved_tensors
+    left, right, weights, offsets = ctx.saved_tensors
     at = spread(weights.t(), offsets, left.shape[0])
     to_left = torch.einsum("tw,wab,tb->ta", at, grad, right.to(grad.dtype)).to(left.dtype)
     to_right = torch.einsum("tw,wab,ta->tb", at, grad, left.to(grad.dtype)).to(right.dtype)
-    to_weights = torch.ops.fudlr.sample_dots(left, right, offsets, grad).t()
-    return to_left, to_right, None, to_weights
+    to_weights = torch.ops.fudlr.sample_dots(left, right, grad, offsets).t()
+    return to_left, to_right, to_weights, None
 
 
-torch.library.register_fake("fudlr::grad_sum", _fake)
-torch.library.register_autograd("fudlr::grad_sum", _backward, setup_context=_setup)
+register("fudlr::grad_sum", _fake, _backward, _setup)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr_ext.errors import EngineError
+from fudlr_ext.ops._autograd import register, register_last
 from fudlr_ext.ops._devices import same_device
 
 
@@ -61,21 +61,10 @@ def _fake_backward(
     return to_hidden, to_weight
 
 
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pass
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise EngineError(
-        "a gradient through the gradient of a head's cross-entropy was asked for",
-        "it has first derivatives only",
-        "Take it from logits: torch.nn.functional.cross_entropy(hidden @ weight.t(), targets)",
-    )
-
-
-torch.library.register_fake("fudlr::linear_cross_entropy", _fake)
-torch.library.register_autograd("fudlr::linear_cross_entropy", _backward, setup_context=_setup)
-torch.library.register_fake("fudlr_grad::linear_cross_entropy_backward", _fake_backward)
-torch.library.register_autograd(
-    "fudlr_grad::linear_cross_entropy_backward", _refuse, setup_context=_setup_backward
+register("fudlr::linear_cross_entropy", _fake, _backward, _setup)
+register_last(
+    "fudlr_grad::linear_cross_entropy_backward",
+    _fake_backward,
+    "a head's cross-entropy",
+    "Take it from logits: torch.nn.functional.cross_entropy(hidden @ weight.t(), targets)",
 )

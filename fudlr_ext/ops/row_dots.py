@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 
 
@@ -29,15 +30,15 @@ def row_dots(rows: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Ten
         ValueError: Shapes, dtypes or devices that do not fit.
     """
     same_device("row_dots", rows=rows, vectors=vectors, scales=scales)
-    return torch.ops.fudlr.row_dots(rows, scales, vectors)
+    return torch.ops.fudlr.row_dots(rows, vectors, scales)
 
 
-def _fake(rows: Tensor, scales: Tensor | None, vectors: Tensor) -> Tensor:
+def _fake(rows: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
     return vectors.new_empty(rows.shape[0], vectors.shape[0])
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-    rows, scales, vectors = inputs
+    rows, vectors, scales = inputs
     ctx.save_for_backward(rows, scales)
     assert vectors is not None
     ctx.dtype = vectors.dtype
@@ -45,8 +46,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, scales = ctx.saved_tensors
-    return None, None, torch.ops.fudlr.row_sums(rows, scales, grad.t()).to(ctx.dtype)
+    return None, torch.ops.fudlr.row_sums(rows, grad.t(), scales).to(ctx.dtype), None
 
 
-torch.library.register_fake("fudlr::row_dots", _fake)
-torch.library.register_autograd("fudlr::row_dots", _backward, setup_context=_setup)
+register("fudlr::row_dots", _fake, _backward, _setup)

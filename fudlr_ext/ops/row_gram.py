@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 
 
@@ -35,30 +36,32 @@ def row_gram(
         ValueError: Shapes, dtypes or devices that do not fit.
     """
     same_device("row_gram", rows=rows, vectors=vectors, weights=weights, scales=scales)
-    return torch.ops.fudlr.row_gram(rows, scales, vectors, weights)
+    return torch.ops.fudlr.row_gram(rows, vectors, weights, scales)
 
 
 def _fake(
-    rows: Tensor, scales: Tensor | None, vectors: Tensor, weights: Tensor | None
+    rows: Tensor,
+    vectors: Tensor,
+    weights: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dots = vectors.new_empty(rows.shape[0], vectors.shape[0])
     return dots, torch.empty_like(vectors, dtype=torch.float64)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
-    rows, scales, _, weights = inputs
+    rows, _, weights, scales = inputs
     ctx.save_for_backward(rows, scales, weights, output[0])
 
 
 def _backward(ctx: Any, to_dots: Tensor, to_sums: Tensor) -> tuple[Tensor | None, ...]:
     rows, scales, weights, dots = ctx.saved_tensors
-    across = torch.ops.fudlr.row_dots(rows, scales, to_sums.to(dots.dtype))
+    across = torch.ops.fudlr.row_dots(rows, to_sums.to(dots.dtype), scales)
     weighted = across if weights is None else across * weights[:, None]
     both = (to_dots + weighted).t()
-    to_vectors = torch.ops.fudlr.row_sums(rows, scales, both).to(dots.dtype)
+    to_vectors = torch.ops.fudlr.row_sums(rows, both, scales).to(dots.dtype)
     to_weights = None if weights is None else (dots * across).sum(1)
-    return None, None, to_vectors, to_weights
+    return None, to_vectors, to_weights, None
 
 
-torch.library.register_fake("fudlr::row_gram", _fake)
-torch.library.register_autograd("fudlr::row_gram", _backward, setup_context=_setup)
+register("fudlr::row_gram", _fake, _backward, _setup)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 
 
@@ -29,15 +30,15 @@ def row_sums(rows: Tensor, weights: Tensor, scales: Tensor | None = None) -> Ten
         ValueError: Shapes, dtypes or devices that do not fit.
     """
     same_device("row_sums", rows=rows, weights=weights, scales=scales)
-    return torch.ops.fudlr.row_sums(rows, scales, weights)
+    return torch.ops.fudlr.row_sums(rows, weights, scales)
 
 
-def _fake(rows: Tensor, scales: Tensor | None, weights: Tensor) -> Tensor:
+def _fake(rows: Tensor, weights: Tensor, scales: Tensor | None = None) -> Tensor:
     return weights.new_empty(weights.shape[0], rows.shape[1], dtype=torch.float64)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-    rows, scales, weights = inputs
+    rows, weights, scales = inputs
     ctx.save_for_backward(rows, scales)
     assert weights is not None
     ctx.dtype = weights.dtype
@@ -45,8 +46,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, scales = ctx.saved_tensors
-    return None, None, torch.ops.fudlr.row_dots(rows, scales, grad.to(ctx.dtype)).t()
+    return None, torch.ops.fudlr.row_dots(rows, grad.to(ctx.dtype), scales).t(), None
 
 
-torch.library.register_fake("fudlr::row_sums", _fake)
-torch.library.register_autograd("fudlr::row_sums", _backward, setup_context=_setup)
+register("fudlr::row_sums", _fake, _backward, _setup)

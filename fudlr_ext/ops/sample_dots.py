@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 from fudlr_ext.ops._samples import pack, spread
 
@@ -36,10 +37,10 @@ def sample_dots(
     """
     same_device("sample_dots", left=left, vectors=vectors)
     left, right, offsets = pack("sample_dots", left, right, offsets)
-    return torch.ops.fudlr.sample_dots(left, right, offsets, vectors)
+    return torch.ops.fudlr.sample_dots(left, right, vectors, offsets)
 
 
-def _fake(left: Tensor, right: Tensor, offsets: Tensor, vectors: Tensor) -> Tensor:
+def _fake(left: Tensor, right: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     return vectors.new_empty(offsets.shape[0] - 1, vectors.shape[0])
 
 
@@ -48,13 +49,12 @@ def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    left, right, offsets, vectors = ctx.saved_tensors
+    left, right, vectors, offsets = ctx.saved_tensors
     at = spread(grad, offsets, left.shape[0])
     to_left = torch.einsum("tk,kab,tb->ta", at, vectors, right.to(grad.dtype)).to(left.dtype)
     to_right = torch.einsum("tk,kab,ta->tb", at, vectors, left.to(grad.dtype)).to(right.dtype)
-    to_vectors = torch.ops.fudlr.grad_sum(left, right, offsets, grad.t())
-    return to_left, to_right, None, to_vectors
+    to_vectors = torch.ops.fudlr.grad_sum(left, right, grad.t(), offsets)
+    return to_left, to_right, to_vectors, None
 
 
-torch.library.register_fake("fudlr::sample_dots", _fake)
-torch.library.register_autograd("fudlr::sample_dots", _backward, setup_context=_setup)
+register("fudlr::sample_dots", _fake, _backward, _setup)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._samples import pack, result_dtype, spread
 
 
@@ -50,5 +51,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return to_left, to_right, None
 
 
-torch.library.register_fake("fudlr::sample_grads", _fake)
-torch.library.register_autograd("fudlr::sample_grads", _backward, setup_context=_setup)
+register("fudlr::sample_grads", _fake, _backward, _setup)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import register
 from fudlr_ext.ops._devices import same_device
 from fudlr_ext.ops._samples import pack, result_dtype, spread
 
@@ -41,15 +42,15 @@ def sample_sketch(
     """
     same_device("sample_sketch", left=left, project_left=project_left, project_right=project_right)
     left, right, offsets = pack("sample_sketch", left, right, offsets)
-    return torch.ops.fudlr.sample_sketch(left, right, offsets, project_left, project_right)
+    return torch.ops.fudlr.sample_sketch(left, right, project_left, project_right, offsets)
 
 
 def _fake(
     left: Tensor,
     right: Tensor,
-    offsets: Tensor,
     project_left: Tensor | None,
     project_right: Tensor | None,
+    offsets: Tensor,
 ) -> Tensor:
     rows = left.shape[1] if project_left is None else project_left.shape[0]
     columns = right.shape[1] if project_right is None else project_right.shape[0]
@@ -76,14 +77,13 @@ def _long(
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    left, right, offsets, project_left, project_right = ctx.saved_tensors
+    left, right, project_left, project_right, offsets = ctx.saved_tensors
     at = spread(grad, offsets, left.shape[0])
     to_left = torch.einsum("tqr,tr->tq", at, _short(right, project_right, grad.dtype))
     to_right = torch.einsum("tqr,tq->tr", at, _short(left, project_left, grad.dtype))
     to_left, to_project_left = _long(left, project_left, to_left)
     to_right, to_project_right = _long(right, project_right, to_right)
-    return to_left, to_right, None, to_project_left, to_project_right
+    return to_left, to_right, to_project_left, to_project_right, None
 
 
-torch.library.register_fake("fudlr::sample_sketch", _fake)
-torch.library.register_autograd("fudlr::sample_sketch", _backward, setup_context=_setup)
+register("fudlr::sample_sketch", _fake, _backward, _setup)

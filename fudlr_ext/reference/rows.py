@@ -16,20 +16,23 @@ def decode(rows: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
     return rows.to(dtype) * spread
 
 
-def row_dots(rows: Tensor, scales: Tensor | None, vectors: Tensor) -> Tensor:
+def row_dots(rows: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
     """Return G Vᵀ for vectors [k, p], [n, k]."""
     return decode(rows, scales, vectors.dtype) @ vectors.t()
 
 
-def row_sums(rows: Tensor, scales: Tensor | None, weights: Tensor) -> Tensor:
+def row_sums(rows: Tensor, weights: Tensor, scales: Tensor | None = None) -> Tensor:
     """Return W G for weights [w, n], [w, p] in float64."""
     return (weights @ decode(rows, scales, weights.dtype)).double()
 
 
 def row_gram(
-    rows: Tensor, scales: Tensor | None, vectors: Tensor, weights: Tensor | None
+    rows: Tensor,
+    vectors: Tensor,
+    weights: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return G Vᵀ [n, k], and V Gᵀ diag(w) G [k, p] in float64."""
-    dots = row_dots(rows, scales, vectors)
+    dots = row_dots(rows, vectors, scales)
     weighted = dots if weights is None else dots * weights[:, None]
-    return dots, row_sums(rows, scales, weighted.t())
+    return dots, row_sums(rows, weighted.t(), scales)

@@ -1,7 +1,7 @@
 """Per-sample gradients of a matrix, and what they are reduced to.
 
-All take left [T, a], right [T, b] and offsets [n + 1]; sample i has rows offsets[i] to
-offsets[i + 1] of both.
+All take left [T, a] and right [T, b] first, and offsets [n + 1] last; sample i has rows
+offsets[i] to offsets[i + 1] of both.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def sample_grads(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     return torch.stack(grads) if grads else left.new_zeros(0, left.shape[1], right.shape[1])
 
 
-def sample_dots(left: Tensor, right: Tensor, offsets: Tensor, vectors: Tensor) -> Tensor:
+def sample_dots(left: Tensor, right: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     """Return ⟨G_i, V_j⟩ for vectors [k, a, b], [n, k]."""
     return torch.einsum("nab,kab->nk", sample_grads(left, right, offsets), vectors)
 
 
-def grad_sum(left: Tensor, right: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     """Return Σ_i weights[w, i] G_i for weights [w, n], [w, a, b]."""
     return torch.einsum("wn,nab->wab", weights, sample_grads(left, right, offsets))
 
@@ -31,9 +31,9 @@ def grad_sum(left: Tensor, right: Tensor, offsets: Tensor, weights: Tensor) -> T
 def sample_sketch(
     left: Tensor,
     right: Tensor,
-    offsets: Tensor,
     project_left: Tensor | None,
     project_right: Tensor | None,
+    offsets: Tensor,
 ) -> Tensor:
     """Return P_l G_i P_rᵀ for projections [q, a] and [r, b], [n, q|a, r|b]."""
     grads = sample_grads(left, right, offsets)

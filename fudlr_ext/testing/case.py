@@ -52,7 +52,7 @@ class OpCase:
         dtypes: What it takes.
         twice: Whether its gradients have gradients.
         variant: Tells ways of calling one op apart.
-        packed: Whether its first arguments are left, right and offsets of samples.
+        packed: Whether its arguments begin with left and right, and end with offsets.
         results: The dtypes of its results for inputs of a dtype; by default one, `result_dtype`.
         magnitude: The sums of the terms' sizes, shaped as the results, of which eps is a rounding;
             by default `reference` of the arguments' absolute values.

@@ -45,10 +45,10 @@ WAYS = {
 def make(op: str, random: Callable[..., Tensor], size: AttentionSize, way: str) -> tuple:
     """Arguments of an op; all positions query, or every third, which leaves keys that none sees."""
     keys = torch.tensor([0, *size.lengths]).cumsum(0)
-    seen = [torch.arange(1, length + 1) for length in size.lengths]
+    seen = [torch.arange(1, length + 1) for length in (*size.lengths, 0)]
     if way.startswith("some"):
         seen = [limits[limits % 3 == 1] for limits in seen]
-    queries = torch.tensor([0, *map(len, seen)]).cumsum(0)
+    queries = torch.tensor([0, *map(len, seen[:-1])]).cumsum(0)
     rows = [int(queries[-1]), int(keys[-1]), int(keys[-1])]
     columns = [heads * size.width for heads in (size.heads, size.key_heads, size.key_heads)]
 

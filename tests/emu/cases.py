@@ -12,7 +12,7 @@ from attention_cases import AttentionSize
 from backward_cases import BACKWARDS
 from emulation import LIBRARIES
 from torch import Tensor
-from trunk_cases import TRUNK_SIZES, TRUNK_WAYS
+from decoder_cases import DECODER_SIZES, DECODER_WAYS
 
 from fudlr_ext.testing import (
     OP_CASES,
@@ -59,7 +59,7 @@ ROUNDINGS = OP_CASES[0].rounding  # in float32 and in float64
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 
-# Where not all cases are run: of samples, rows, catalogues, heads, attention and the trunk
+# Where not all cases are run: of samples, rows, catalogues, heads, attention and the decoder
 # every so many, prime to the number of dtypes.
 STEPS = {
     Shape: 3, RowShape: 19, CatalogueShape: 17, HeadShape: 7, AttentionSize: 11,
@@ -164,13 +164,13 @@ def kin_job(
     What the CPU does not take is float32 there, and its error the one in that.
     """
     given = make()
-    refused = (torch.float16, torch.bfloat16) if library == "fudlr_trunk" else (torch.float16,)
+    refused = (torch.float16, torch.bfloat16) if library == "fudlr_decoder" else (torch.float16,)
 
     def call(where: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        if name not in WITH_ROOM:
+        if name not in WITH_SPARE:
             return _call(where, library, name, on_floats(given, change))
-        result = _call(where, library, name, (*on_floats(given, change), ROOM))
-        return tuple(x[:, :-ROOM] for x in result)
+        result = _call(where, library, name, (*on_floats(given, change), SPARE))
+        return tuple(x[:, :-SPARE] for x in result)
 
     def check(got: tuple[Tensor, ...]) -> None:
         exact = call("native", lambda x: x.to(torch.float64, copy=True))
@@ -205,7 +205,7 @@ def kin_job(
 
 
 def _result_dtypes(library: str, name: str, given: tuple) -> list[torch.dtype]:
-    """Gradients are like what they are of, the trunk's rows like its first ones; sums are wide."""
+    """Gradients are like what they are of, the decoder's rows like its first ones; sums are wide."""
     if library == "fudlr_grad":
         return [x.dtype for x in given if isinstance(x, Tensor)]
     own = given[0].dtype
@@ -222,8 +222,8 @@ def _spaced(rows: Tensor) -> Tensor:
 
 
 # Columns left free beside the results of these.
-ROOM = 3
-WITH_ROOM = (
+SPARE = 3
+WITH_SPARE = (
     "rms_norm_tangent",
     "rms_norm_backward",
     "swiglu_tangent",
@@ -234,8 +234,8 @@ WITH_ROOM = (
 
 def attention_job(op: str, size: AttentionSize, way: str, dtype: torch.dtype, where: str) -> Job:
     """One call of an attention op."""
-    make = partial(trunk_arguments, attention_cases.make, dtype, op, size, way)
-    return kin_job("fudlr_trunk", op, f"{way} {size} {dtype}", make, where=where)
+    make = partial(decoder_arguments, attention_cases.make, dtype, op, size, way)
+    return kin_job("fudlr_decoder", op, f"{way} {size} {dtype}", make, where=where)
 
 
 def _senseless(op: str, place: int, change: int, where: str) -> Job:
@@ -244,12 +244,12 @@ def _senseless(op: str, place: int, change: int, where: str) -> Job:
     It gives where that is so, which can be compared.
     """
     size = attention_cases.SIZES[0]
-    given = list(trunk_arguments(attention_cases.make, torch.float32, op, size, "all"))
+    given = list(decoder_arguments(attention_cases.make, torch.float32, op, size, "all"))
     given[place] = given[place].clone()
     given[place][-1] += change
 
     def run() -> tuple[Tensor, ...]:
-        return tuple(x.isnan() for x in _call(where, "fudlr_trunk", op, tuple(given)))
+        return tuple(x.isnan() for x in _call(where, "fudlr_decoder", op, tuple(given)))
 
     def check(got: tuple[Tensor, ...]) -> None:
         assert all(x.all() for x in got)
@@ -257,7 +257,7 @@ def _senseless(op: str, place: int, change: int, where: str) -> Job:
     return Job(op, f"{op} argument {place} off by {change}", run, check)
 
 
-def trunk_arguments(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
+def decoder_arguments(make: Callable[..., tuple], dtype: torch.dtype, *rest: object) -> tuple:
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -301,15 +301,15 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
                 for make in [partial(make_from, case, shape, dtype, **how)]
             ]
             yield "fudlr_grad", name, jobs, STEPS[type(case.shapes[0])]
-    for op, (maker, *ways) in TRUNK_WAYS.items():
+    for op, (maker, *ways) in DECODER_WAYS.items():
         jobs = [
-            partial(kin_job, "fudlr_trunk", op, f"{way} {size} {dtype}", make)
-            for size in TRUNK_SIZES
+            partial(kin_job, "fudlr_decoder", op, f"{way} {size} {dtype}", make)
+            for size in DECODER_SIZES
             for way in ways
             for dtype in FLOATS
-            for make in [partial(trunk_arguments, maker, dtype, op, size, way)]
+            for make in [partial(decoder_arguments, maker, dtype, op, size, way)]
         ]
-        yield "fudlr_trunk", op, jobs, STEPS[None]
+        yield "fudlr_decoder", op, jobs, STEPS[None]
     for op, ways in attention_cases.WAYS.items():
         jobs = [
             partial(attention_job, op, size, way, dtype)
@@ -322,7 +322,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             for place in attention_cases.OFFSETS
             for change in (1, 1 << 40, -(1 << 40))
         ]
-        yield "fudlr_trunk", op, jobs, STEPS[AttentionSize]
+        yield "fudlr_decoder", op, jobs, STEPS[AttentionSize]
 
 
 def every_job(where: str, *, some: bool = False, only: tuple[str, ...] = ()) -> Iterator[Job]:

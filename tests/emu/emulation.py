@@ -18,7 +18,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "emulated"
-LIBRARIES = ("fudlr", "fudlr_grad", "fudlr_trunk")
+LIBRARIES = ("fudlr", "fudlr_grad", "fudlr_decoder")
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 

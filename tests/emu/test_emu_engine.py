@@ -18,10 +18,10 @@ from engine_models import adapted, batch_of, clean, llama, qwen2, relative
 from fudlr_ext import Engine, decoder, decoder_jvp, decoder_layer, label_logits, label_loss, probe
 
 FACE = (label_logits, label_loss)
-TRUNK = {
-    schema.name.removeprefix("fudlr_trunk::")
+DECODER = {
+    schema.name.removeprefix("fudlr_decoder::")
     for schema in torch._C._jit_get_all_schemas()
-    if schema.name.startswith("fudlr_trunk::")
+    if schema.name.startswith("fudlr_decoder::")
 }
 # What waits beside the layers: the caller's forward and loss, their check, vectors from the host.
 OUTSIDE = ("labels.py:", "collect.py:check_losses", "engine.py:_vectors")
@@ -106,7 +106,7 @@ def test_equals_the_cpu_and_waits_once(few, passed, dtype):
         engine = Engine(model.to(pretended.GPU))
         batch = there(batch)
         assert len(decoder.usable(model, engine._layout)) == 2
-        assert device.ran == TRUNK
+        assert device.ran == DECODER
         for call, expected in zip(calls(engine, batch), wanted, strict=True):
             passed.clear()
             device.waits.clear()
@@ -189,7 +189,7 @@ def broken(kernel, op, change):
             return result
 
         run._schema = func._schema
-        return run if func._schema.name == f"fudlr_trunk::{op}" else good
+        return run if func._schema.name == f"fudlr_decoder::{op}" else good
 
     return found
 
@@ -208,11 +208,11 @@ def refused(result):
 def test_the_probe_finds_the_kernels_right(one_layer):
     with pretended.device() as device, emulation.poisoned():
         assert len(decoder.find(one_layer.model, one_layer._layout)) == 1
-    assert device.ran == TRUNK
+    assert device.ran == DECODER
 
 
 @pytest.mark.parametrize(
-    ("op", "change"), [*((op, slightly_wrong) for op in sorted(TRUNK)), ("swiglu", refused)]
+    ("op", "change"), [*((op, slightly_wrong) for op in sorted(DECODER)), ("swiglu", refused)]
 )
 def test_the_probe_finds_a_kernel_wrong(few, monkeypatch, one_layer, op, change):
     kernels = broken(pretended.Device._kernel, op, change)

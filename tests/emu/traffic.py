@@ -33,7 +33,7 @@ def counted(library, shape: Shape, dtype: torch.dtype) -> dict:
     torch.ops.fudlr_emulated.sample_dots(*arguments)
     sites = [site for site in report(library)["sites"] if site["space"] == "global"]
     moved = SECTOR * sum(site["sectors"] for site in sites)
-    left, right, _, vectors = arguments
+    left, right, vectors, _ = arguments
     products = 4 * len(shape.lengths) * shape.extra
     must = sum(x.numel() * x.element_size() for x in (left, right, vectors)) + products
     largest = sorted(sites, key=lambda site: -site["sectors"])[:4]

@@ -1,4 +1,4 @@
-"""Calls of the ops without a row in OP_CASES: the trunk's, attention's, and two backwards."""
+"""Calls of the ops without a row in OP_CASES: the decoder's, attention's, and two backwards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fudlr_ext.testing.cross_entropy import HeadShape
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 import attention_cases
 from backward_cases import BACKWARDS
-from cases import FLOATS, Job, dtypes_of, kin_job, trunk_arguments
-from trunk_cases import TRUNK_SIZES, TRUNK_WAYS
+from cases import FLOATS, Job, dtypes_of, kin_job, decoder_arguments
+from decoder_cases import DECODER_SIZES, DECODER_WAYS
 
 # Layers of Llama's 1B and 7B models, and what catalogues and vocabularies are like.
 LARGE = {
@@ -69,11 +69,11 @@ class Kin:
         return f"{self.op}-{self.way}" if self.way else self.op
 
 
-def _trunk(make: Callable[..., tuple], op: str, way: str, small: Any, large: Any) -> Kin:
+def _decoder(make: Callable[..., tuple], op: str, way: str, small: Any, large: Any) -> Kin:
     def arguments(size: Any, dtype: torch.dtype) -> tuple:
-        return trunk_arguments(make, dtype, op, size, way)
+        return decoder_arguments(make, dtype, op, size, way)
 
-    return Kin("fudlr_trunk", op, way, arguments, small, large, FLOATS)
+    return Kin("fudlr_decoder", op, way, arguments, small, large, FLOATS)
 
 
 def _backward(case: OpCase) -> Kin:
@@ -85,13 +85,15 @@ def _backward(case: OpCase) -> Kin:
 
 KIN = (
     *(
-        _trunk(attention_cases.make, op, way, attention_cases.SIZES[-1], attention_cases.LARGE)
+        _decoder(attention_cases.make, op, way, attention_cases.SIZES[-1], attention_cases.LARGE)
         for op, ways in attention_cases.WAYS.items()
         for way in ways
     ),
     *(
-        _trunk(make, op, way, TRUNK_SIZES[-1], next(LARGE[x] for x in LARGE if op.startswith(x)))
-        for op, (make, *ways) in TRUNK_WAYS.items()
+        _decoder(
+            make, op, way, DECODER_SIZES[-1], next(LARGE[x] for x in LARGE if op.startswith(x))
+        )
+        for op, (make, *ways) in DECODER_WAYS.items()
         for way in ways
     ),
     *(_backward(case) for case in OP_CASES if case.name in BACKWARDS),

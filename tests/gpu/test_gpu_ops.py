@@ -187,20 +187,20 @@ def run_of(case):
 
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_bad_offsets_give_nan_and_touch_nothing(case):
-    left, right, _, *rest = moved(case.make(Shape((2, 1, 3), 4, 5, 2), torch.float32))
+    left, right, *rest, _ = moved(case.make(Shape((2, 1, 3), 4, 5, 2), torch.float32))
     for wrong in ([0, 2, 3, 7], [-1, 2, 3, 6], [0, 5, 3, 6], [0, 2, 3, 1 << 40]):
         offsets = torch.tensor(wrong, device="cuda")
-        assert case.op(left, right, offsets, *rest).isnan().all()
+        assert case.op(left, right, *rest, offsets).isnan().all()
     torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_the_same_words_as_on_the_cpu(case):
-    left, right, offsets, *rest = case.make(Shape((2, 1, 3), 4, 5, 2), torch.float32)
+    left, right, *rest, offsets = case.make(Shape((2, 1, 3), 4, 5, 2), torch.float32)
     said = []
     for device in ("cpu", "cuda"):
         with pytest.raises(ValueError, match="same positions") as caught:
-            case.op(*moved((left[:-1], right, offsets, *rest), device))
+            case.op(*moved((left[:-1], right, *rest, offsets), device))
         said.append(str(caught.value).splitlines()[0])
     assert said[0] == said[1]
 

@@ -17,7 +17,7 @@ PACKED = [case for case in OP_CASES if case.packed]
 
 
 def change(case, **changes):
-    left, right, offsets, *rest = case.make(SHAPE, torch.float32)
+    left, right, *rest, offsets = case.make(SHAPE, torch.float32)
     given = {"left": left, "right": right, "offsets": offsets}
     given.update({name: alter(given[name]) for name, alter in changes.items() if name != "last"})
     if "last" in changes:
@@ -67,7 +67,7 @@ def test_vectors_and_weights(case, message):
 
 def test_bfloat16_wants_float32_vectors():
     case = OP_CASES[1]
-    left, right, offsets, vectors = case.make(SHAPE, torch.bfloat16)
+    left, right, vectors, offsets = case.make(SHAPE, torch.bfloat16)
     with pytest.raises(ValueError, match="must be Float where left is BFloat16"):
         ops.sample_dots(left, right, vectors.bfloat16(), offsets)
 

@@ -1,4 +1,4 @@
-"""float16 is for GPUs: the CPU says so, and where else to go. bfloat16 in the trunk likewise."""
+"""float16 is for GPUs: the CPU says so, and where else to go. bfloat16 in the decoder likewise."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 import attention_cases
-import trunk_cases
+import decoder_cases
 from backward_cases import BACKWARDS
 
 from fudlr_ext.testing import OP_CASES
@@ -19,7 +19,7 @@ HALF = r"or float16 on a GPU: (it is|they are) Half on cpu\. Convert (it|them) w
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_refused_by_an_op(case):
     with pytest.raises(ValueError, match=f"^{case.name}: .*{HALF}"):
-        case.native(*case.make(case.small[0], torch.float16))
+        case.op(*case.make(case.small[0], torch.float16))
 
 
 @pytest.mark.parametrize(
@@ -33,25 +33,25 @@ def test_refused_by_a_backward(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", [*trunk_cases.TRUNK_WAYS, *attention_cases.WAYS])
-def test_refused_in_the_trunk(op, dtype):
+@pytest.mark.parametrize("op", [*decoder_cases.DECODER_WAYS, *attention_cases.WAYS])
+def test_refused_in_the_decoder(op, dtype):
     def random(*size):
         return torch.randn(*size).to(dtype)
 
     if op in attention_cases.WAYS:
         given = attention_cases.make(op, random, attention_cases.SIZES[0], "all")
     else:
-        make, way, *_ = trunk_cases.TRUNK_WAYS[op]
-        given = make(op, random, trunk_cases.TRUNK_SIZES[1], way)
+        make, way, *_ = decoder_cases.DECODER_WAYS[op]
+        given = make(op, random, decoder_cases.DECODER_SIZES[1], way)
     with pytest.raises(
         ValueError, match=f"^{op}: .* on a GPU bfloat16 or float16: it is .* on cpu"
     ):
-        getattr(torch.ops.fudlr_trunk, op)(*given)
+        getattr(torch.ops.fudlr_decoder, op)(*given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_norms_scales_are_sums(dtype):
     """As its kernels for GPUs return them: float32, which the derivatives then take."""
     x, weight = torch.empty(3, 4, dtype=dtype, device="meta"), torch.empty(4, dtype=dtype)
-    y, scale, total = torch.ops.fudlr_trunk.rms_norm(x, x, weight.to("meta"), 1e-5)
+    y, scale, total = torch.ops.fudlr_decoder.rms_norm(x, x, weight.to("meta"), 1e-5)
     assert [each.dtype for each in (y, scale, total)] == [dtype, torch.float32, dtype]

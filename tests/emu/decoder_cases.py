@@ -38,13 +38,14 @@ def _swiglu(op: str, random: Random, size: tuple[int, int, int], way: str) -> tu
 
 def _rotate(op: str, random: Random, size: tuple[int, int, int], way: str) -> tuple:
     rows, width, k = size
+    width += width % 2
     angles = random(rows, width)
     return random(rows * k, 3 * width), angles.cos(), angles.sin(), way == "inverse"
 
 
 # Rows have blocks of 32 to 256 threads, a thread vectors of 2, 4 or 8 numbers.
-TRUNK_SIZES = ((11, 1, 3), (3, 7, 2), (5, 64, 1), (2, 1101, 3))
-TRUNK_WAYS = {
+DECODER_SIZES = ((11, 1, 3), (3, 7, 2), (5, 64, 1), (2, 1101, 3))
+DECODER_WAYS = {
     "rms_norm": (_norm, "plain", "added"),
     "rms_norm_tangent": (_norm, "plain"),
     "rms_norm_backward": (_norm, "plain", "added", "second"),

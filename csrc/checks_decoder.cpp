@@ -1,4 +1,4 @@
-// Argument checks of the trunk's ops.
+// Argument checks of the decoder's ops.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -54,11 +54,11 @@ int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Ten
   return k;
 }
 
-at::Tensor with_room(const char* op, int64_t rows, int64_t width, int64_t room,
-                     const at::Tensor& like) {
-  FUDLR_CHECK(room >= 0, op, "room must not be negative", c10::str("it is ", room),
+at::Tensor with_spare(const char* op, int64_t rows, int64_t width, int64_t spare,
+                      const at::Tensor& like) {
+  FUDLR_CHECK(spare >= 0, op, "spare must not be negative", c10::str("it is ", spare),
               "Give the number of columns to leave free");
-  return at::empty({rows, width + room}, like.options());
+  return at::empty({rows, width + spare}, like.options());
 }
 
 void check_rows(const char* op, const at::Tensor& like,
@@ -86,6 +86,30 @@ void check_rows(const char* op, const at::Tensor& like,
                  tensor->device()),
         "Convert it, or use .contiguous()");
   }
+}
+
+void check_norm(const char* op, const at::Tensor& x, const at::Tensor& weight) {
+  check_rows(op, x, {}, 0, 0);
+  FUDLR_CHECK(x.size(1) > 0, op, "rows of at least one number were expected",
+              c10::str("the shape is ", x.sizes()), "Leave the norm out");
+  check_vector(op, "weight", x, weight, x.size(1));
+}
+
+int64_t check_gated(const char* op, const at::Tensor& gu) {
+  check_rows(op, gu, {}, 0, 0);
+  FUDLR_CHECK(gu.size(1) % 2 == 0, op, "rows [g | u] of two equal halves were expected",
+              c10::str("the shape is ", gu.sizes()), "Put gate and up side by side");
+  return gu.size(1) / 2;
+}
+
+int64_t check_rotation(const char* op, const at::Tensor& x, const at::Tensor& cos,
+                       const at::Tensor& sin) {
+  const int64_t k = tangents_per_row(op, cos, x), width = cos.size(1);
+  check_rows(op, cos, {{"sin", sin}}, cos.size(0), width);
+  FUDLR_CHECK(width > 0 && width % 2 == 0, op, "heads of an even width above 0 were expected",
+              c10::str("cos and sin have ", width, " columns"), "Give both halves' angles");
+  check_rows(op, cos, {{"x", x}}, cos.size(0) * k, x.size(1) / width * width);
+  return k;
 }
 
 void check_vector(const char* op, const char* name, const at::Tensor& like,
@@ -131,14 +155,14 @@ void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, c
   const int64_t* from = query_offsets.const_data_ptr<int64_t>();
   const int64_t* keys = key_offsets.const_data_ptr<int64_t>();
   for (int64_t i = 0; i + 1 < query_offsets.size(0); ++i) {
-    const int64_t most = keys[i + 1] - keys[i];
-    int64_t least = 1;
+    const int64_t max_keys = keys[i + 1] - keys[i];
+    int64_t min_keys = 1;
     for (int64_t t = from[i]; t < from[i + 1]; ++t) {
-      FUDLR_CHECK(seen[t] >= least && seen[t] <= most, op,
+      FUDLR_CHECK(seen[t] >= min_keys && seen[t] <= max_keys, op,
                   "limits must lie in 1 to the sample's number of keys and never fall within it",
-                  c10::str("limits[", t, "] is ", seen[t], " after ", least, ", of ", most),
+                  c10::str("limits[", t, "] is ", seen[t], " after ", min_keys, ", of ", max_keys),
                   "Sort each sample's queries by their position");
-      least = seen[t];
+      min_keys = seen[t];
     }
   }
 }
@@ -167,12 +191,12 @@ int64_t check_attention_backward(const char* op, const at::Tensor& q, const at::
 }
 
 AttentionCotangents attention_cotangents(const char* op, const at::Tensor& q, const at::Tensor& k,
-                                         int64_t count, int64_t room) {
+                                         int64_t count, int64_t spare) {
   const int64_t columns = q.size(1), narrow = k.size(1);
   const bool together = q.size(0) == k.size(0);
   const int64_t start = together ? columns : 0;
-  const at::Tensor side = with_room(op, k.size(0) * count, start + 2 * narrow, room, q);
-  return {together ? side.narrow(1, 0, columns) : with_room(op, q.size(0) * count, columns, 0, q),
+  const at::Tensor side = with_spare(op, k.size(0) * count, start + 2 * narrow, spare, q);
+  return {together ? side.narrow(1, 0, columns) : with_spare(op, q.size(0) * count, columns, 0, q),
           side.narrow(1, start, narrow), side.narrow(1, start + narrow, narrow)};
 }
 

@@ -1,4 +1,4 @@
-"""The trunk's ops against autograd in float64: values, tangents, backward, and its derivative."""
+"""The decoder's ops against autograd in float64: values, tangents, backward, and its derivative."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.func import jvp, vjp, vmap
 
 from fudlr_ext import _C
 
-OPS = torch.ops.fudlr_trunk
+OPS = torch.ops.fudlr_decoder
 K = 3
 LENGTHS = (5, 0, 1, 13, 9)
 
@@ -199,24 +199,24 @@ def test_room_is_left_beside_the_results():
     scale, offsets = x[:, 0].contiguous(), torch.tensor([0, 4])
     heads = (x, x, x, offsets, offsets, torch.arange(1, 5), 2, 2, 0.7)
     calls = (
-        lambda **room: OPS.rms_norm_tangent(x, x[0], scale, grads, **room),
-        lambda **room: OPS.rms_norm_backward(x, x[0], scale, grads, **room),
-        lambda **room: OPS.swiglu_tangent(x, grads, **room),
-        lambda **room: OPS.swiglu_backward(x, grads[:, :4], **room),
-        lambda **room: OPS.attention_tangent(*heads, grads, grads, grads, **room),
+        lambda **spare: OPS.rms_norm_tangent(x, x[0], scale, grads, **spare),
+        lambda **spare: OPS.rms_norm_backward(x, x[0], scale, grads, **spare),
+        lambda **spare: OPS.swiglu_tangent(x, grads, **spare),
+        lambda **spare: OPS.swiglu_backward(x, grads[:, :4], **spare),
+        lambda **spare: OPS.attention_tangent(*heads, grads, grads, grads, **spare),
     )
     for call in calls:
-        plain, wide = call(), call(room=3)
+        plain, wide = call(), call(spare=3)
         assert wide.shape == (plain.shape[0], plain.shape[1] + 3)
         assert torch.equal(wide[:, : plain.shape[1]], plain)
     plain, wide = (
         OPS.attention_backward(*heads, grads),
-        OPS.attention_backward(*heads, grads, room=3),
+        OPS.attention_backward(*heads, grads, spare=3),
     )
     assert wide[2].stride(0) == plain[2].stride(0) + 3
     assert all(torch.equal(a, b) for a, b in zip(wide, plain, strict=True))
-    with pytest.raises(ValueError, match="room must not be negative"):
-        OPS.swiglu_tangent(x, grads, room=-1)
+    with pytest.raises(ValueError, match="spare must not be negative"):
+        OPS.swiglu_tangent(x, grads, spare=-1)
 
 
 def test_wrong_arguments_are_refused():

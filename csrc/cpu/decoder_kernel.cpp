@@ -5,7 +5,7 @@
 // silu'' = s (1 - s) (2 + g (1 - 2 s)).
 //
 // A row's sums are taken in the order of its lanes, whatever the batch and the threads.
-#include "cpu/trunk_kernel.h"
+#include "cpu/decoder_kernel.h"
 
 #include "cpu/vexp.h"
 
@@ -91,10 +91,11 @@ void norm_backward(const NormInput<Real>& in, Lines<const Real> grads, Lines<con
         const Real* tangent = dx.at(row);
         const Real dr = -r3 * dot(x, tangent, width) * share;
         along += r3 * dot(w, primal, tangent, width) * share + Real(3) * r * r * dr * m;
-        const Real turned = r3 * m;
+        const Real along_tangent = r3 * m;
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) {
-          out[i] = w[i] * (r * grad[i] + dr * primal[i]) - turned * tangent[i] - along * x[i];
+          out[i] =
+              w[i] * (r * grad[i] + dr * primal[i]) - along_tangent * tangent[i] - along * x[i];
         }
       }
       if (other != nullptr) {
@@ -119,7 +120,7 @@ void sigmoids(const Real* g, int64_t count, Real* s) {
 // Calls use(first column, how many) for blocks of a row.
 template <typename Use>
 inline void for_blocks(int64_t width, Use use) {
-  for (int64_t i = 0; i < width; i += kBlock) use(i, least(kBlock, width - i));
+  for (int64_t i = 0; i < width; i += kBlock) use(i, min(kBlock, width - i));
 }
 
 template <typename Real>
@@ -140,15 +141,15 @@ void swiglu(Lines<const Real> gu, int64_t width, int64_t begin, int64_t end, Lin
 // What is the same for all tangents at one position: silu, silu' and silu' u of a block.
 template <typename Real>
 struct Coefficients {
-  Real s[kBlock], value[kBlock], slope[kBlock], slope_u[kBlock];
+  Real s[kBlock], value[kBlock], derivative[kBlock], derivative_u[kBlock];
 
   void set(const Real* g, const Real* u, int64_t count) {
     sigmoids(g, count, s);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       value[i] = g[i] * s[i];
-      slope[i] = s[i] * (Real(1) + g[i] * (Real(1) - s[i]));
-      slope_u[i] = slope[i] * u[i];
+      derivative[i] = s[i] * (Real(1) + g[i] * (Real(1) - s[i]));
+      derivative_u[i] = derivative[i] * u[i];
     }
   }
 };
@@ -166,7 +167,7 @@ void swiglu_tangent(Lines<const Real> gu, Lines<const Real> dgu, int64_t width, 
         const Real* du = dg + width;
         Real* out = da.at(row) + first;
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) out[i] = c.slope_u[i] * dg[i] + c.value[i] * du[i];
+        for (int64_t i = 0; i < count; ++i) out[i] = c.derivative_u[i] * dg[i] + c.value[i] * du[i];
       }
     });
   }
@@ -177,7 +178,7 @@ void swiglu_backward(Lines<const Real> gu, Lines<const Real> grads, Lines<const 
                      Lines<const Real> dgu, int64_t width, int64_t k, int64_t begin, int64_t end,
                      Lines<Real> result) {
   Coefficients<Real> c;
-  Real bent[kBlock];
+  Real second[kBlock];
   for (int64_t t = begin; t < end; ++t) {
     for_blocks(width, [&](int64_t first, int64_t count) {
       const Real* g = gu.at(t) + first;
@@ -188,9 +189,9 @@ void swiglu_backward(Lines<const Real> gu, Lines<const Real> grads, Lines<const 
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) {
           const Real s = c.s[i];
-          bent[i] =
+          second[i] =
               primal[i] * s * (Real(1) - s) * (Real(2) + g[i] * (Real(1) - Real(2) * s)) * u[i];
-          c.slope[i] *= primal[i];
+          c.derivative[i] *= primal[i];
         }
       }
       for (int64_t row = t * k; row < (t + 1) * k; ++row) {
@@ -200,7 +201,7 @@ void swiglu_backward(Lines<const Real> gu, Lines<const Real> grads, Lines<const 
         if (primal == nullptr) {
 #pragma omp simd
           for (int64_t i = 0; i < count; ++i) {
-            to_g[i] = c.slope_u[i] * grad[i];
+            to_g[i] = c.derivative_u[i] * grad[i];
             to_u[i] = c.value[i] * grad[i];
           }
           continue;
@@ -209,8 +210,8 @@ void swiglu_backward(Lines<const Real> gu, Lines<const Real> grads, Lines<const 
         const Real* du = dg + width;
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) {
-          to_g[i] = c.slope_u[i] * grad[i] + c.slope[i] * du[i] + bent[i] * dg[i];
-          to_u[i] = c.value[i] * grad[i] + c.slope[i] * dg[i];
+          to_g[i] = c.derivative_u[i] * grad[i] + c.derivative[i] * du[i] + second[i] * dg[i];
+          to_u[i] = c.value[i] * grad[i] + c.derivative[i] * dg[i];
         }
       }
     });
@@ -239,13 +240,13 @@ void rotate(Lines<Real> x, Lines<const Real> cos, Lines<const Real> sin, int64_t
 }
 
 template <typename Real>
-constexpr TrunkKernels<Real> kernels() {
+constexpr DecoderKernels<Real> kernels() {
   return {norm<Real>,           norm_tangent<Real>,    norm_backward<Real>, swiglu<Real>,
           swiglu_tangent<Real>, swiglu_backward<Real>, rotate<Real>};
 }
 
 }  // namespace
 
-const TrunkTable trunk = {kernels<float>(), kernels<double>()};
+const DecoderTable decoder = {kernels<float>(), kernels<double>()};
 
 }  // namespace fudlr::FUDLR_ISA

@@ -1,4 +1,4 @@
-// Launchers of the trunk kernels: pointers, sizes and a stream, no tensors. Numbers are float,
+// Launchers of the decoder kernels: pointers, sizes and a stream, no tensors. Numbers are float,
 // double, or of 16 bits.
 //
 // Position t has one row of a primal array, and k rows, t * k + j, of an array of tangents or

@@ -28,7 +28,7 @@ struct NormInput {
 };
 
 template <typename Real>
-struct TrunkKernels {
+struct DecoderKernels {
   // sum = x + added (where given); scale = (mean sum² + eps)^(-1/2); y = weight · sum · scale.
   void (*norm)(Lines<const Real> x, Lines<const Real> added, const Real* weight, double eps,
                int64_t width, int64_t begin, int64_t end, Lines<Real> sum, Lines<Real> y,
@@ -56,19 +56,19 @@ struct TrunkKernels {
                  int64_t width, bool inverse, int64_t k, int64_t begin, int64_t end);
 };
 
-struct TrunkTable {
-  TrunkKernels<float> f32;
-  TrunkKernels<double> f64;
+struct DecoderTable {
+  DecoderKernels<float> f32;
+  DecoderKernels<double> f64;
 };
 
 namespace portable {
-extern const TrunkTable trunk;
+extern const DecoderTable decoder;
 }
 namespace avx2 {
-extern const TrunkTable trunk;
+extern const DecoderTable decoder;
 }
 namespace avx512 {
-extern const TrunkTable trunk;
+extern const DecoderTable decoder;
 }
 
 }  // namespace fudlr

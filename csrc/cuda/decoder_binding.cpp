@@ -7,8 +7,8 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cuda/decoder.h"
 #include "cuda/device.h"
-#include "cuda/trunk.h"
 
 namespace fudlr {
 namespace {
@@ -30,8 +30,8 @@ gpu::Norm norm_of(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 Result rms_norm(const at::Tensor& x, const OptionalTensor& added, const at::Tensor& weight,
                 double eps) {
   constexpr const char* op = "rms_norm";
+  check_norm(op, x, weight);
   check_rows(op, x, {{"added", added}}, x.size(0), x.size(1));
-  check_vector(op, "weight", x, weight, x.size(1));
   const OnDevice device(x);
   const at::Tensor w = weight.contiguous();
   at::Tensor y = at::empty({x.size(0), x.size(1)}, x.options());
@@ -45,15 +45,15 @@ Result rms_norm(const at::Tensor& x, const OptionalTensor& added, const at::Tens
 }
 
 at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& dx, int64_t room) {
+                            const at::Tensor& dx, int64_t spare) {
   constexpr const char* op = "rms_norm_tangent";
   const int64_t k = tangents_per_row(op, x, dx);
+  check_norm(op, x, weight);
   check_rows(op, x, {{"dx", dx}}, x.size(0) * k, x.size(1));
-  check_vector(op, "weight", x, weight, x.size(1));
   check_scale(op, x, scale, x.size(0));
   const OnDevice device(x);
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor dy = with_room(op, dx.size(0), x.size(1), room, x);
+  at::Tensor dy = with_spare(op, dx.size(0), x.size(1), spare, x);
   if (dx.numel() == 0) return dy;
   check_launch(
       op, gpu::rms_norm_tangent(norm_of(x, w, r), lines(dx), k, out_lines(dy), device.stream()));
@@ -62,17 +62,17 @@ at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const
 
 at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
                              const at::Tensor& grads, const OptionalTensor& added,
-                             const OptionalTensor& delta, const OptionalTensor& dx, int64_t room) {
+                             const OptionalTensor& delta, const OptionalTensor& dx, int64_t spare) {
   constexpr const char* op = "rms_norm_backward";
   const int64_t k = tangents_per_row(op, x, grads);
   check_rows(op, x, {{"grads", grads}, {"added", added}, {"dx", dx}}, x.size(0) * k, x.size(1));
   check_rows(op, x, {{"delta", delta}}, x.size(0), x.size(1));
-  check_vector(op, "weight", x, weight, x.size(1));
+  check_norm(op, x, weight);
   check_scale(op, x, scale, x.size(0));
   check_together(op, "delta", delta.has_value(), "dx", dx.has_value());
   const OnDevice device(x);
   const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor result = with_room(op, grads.size(0), x.size(1), room, x);
+  at::Tensor result = with_spare(op, grads.size(0), x.size(1), spare, x);
   if (grads.numel() == 0) return result;
   check_launch(op,
                gpu::rms_norm_backward(norm_of(x, w, r), lines(grads), lines(added), lines(delta),
@@ -86,35 +86,35 @@ gpu::Gated gated(const at::Tensor& gu) {
 
 at::Tensor swiglu(const at::Tensor& gu) {
   constexpr const char* op = "swiglu";
-  check_rows(op, gu, {}, gu.size(0), gu.size(1));
+  const int64_t width = check_gated(op, gu);
   const OnDevice device(gu);
-  at::Tensor a = at::empty({gu.size(0), gu.size(1) / 2}, gu.options());
+  at::Tensor a = at::empty({gu.size(0), width}, gu.options());
   if (a.numel() == 0) return a;
   check_launch(op, gpu::swiglu(gated(gu), out_lines(a), device.stream()));
   return a;
 }
 
-at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t room) {
+at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t spare) {
   constexpr const char* op = "swiglu_tangent";
-  const int64_t k = tangents_per_row(op, gu, dgu), width = gu.size(1) / 2;
+  const int64_t k = tangents_per_row(op, gu, dgu), width = check_gated(op, gu);
   check_rows(op, gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
   const OnDevice device(gu);
-  at::Tensor da = with_room(op, dgu.size(0), width, room, gu);
+  at::Tensor da = with_spare(op, dgu.size(0), width, spare, gu);
   if (dgu.numel() == 0) return da;
   check_launch(op, gpu::swiglu_tangent(gated(gu), lines(dgu), k, out_lines(da), device.stream()));
   return da;
 }
 
 at::Tensor swiglu_backward(const at::Tensor& gu, const at::Tensor& grads,
-                           const OptionalTensor& delta, const OptionalTensor& dgu, int64_t room) {
+                           const OptionalTensor& delta, const OptionalTensor& dgu, int64_t spare) {
   constexpr const char* op = "swiglu_backward";
-  const int64_t k = tangents_per_row(op, gu, grads), width = gu.size(1) / 2;
+  const int64_t k = tangents_per_row(op, gu, grads), width = check_gated(op, gu);
   check_rows(op, gu, {{"grads", grads}}, gu.size(0) * k, width);
   check_rows(op, gu, {{"delta", delta}}, gu.size(0), width);
   check_rows(op, gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
   check_together(op, "delta", delta.has_value(), "dgu", dgu.has_value());
   const OnDevice device(gu);
-  at::Tensor result = with_room(op, grads.size(0), gu.size(1), room, gu);
+  at::Tensor result = with_spare(op, grads.size(0), gu.size(1), spare, gu);
   if (grads.numel() == 0) return result;
   check_launch(op, gpu::swiglu_backward(gated(gu), lines(grads), lines(delta), lines(dgu), k,
                                         out_lines(result), device.stream()));
@@ -123,11 +123,9 @@ at::Tensor swiglu_backward(const at::Tensor& gu, const at::Tensor& grads,
 
 void rotate_heads(at::Tensor x, const at::Tensor& cos, const at::Tensor& sin, bool inverse) {
   constexpr const char* op = "rotate_heads";
-  const int64_t k = tangents_per_row(op, cos, x), width = cos.size(1);
-  check_rows(op, cos, {{"sin", sin}}, cos.size(0), width);
-  check_rows(op, cos, {{"x", x}}, cos.size(0) * k, x.size(1) / width * width);
+  const int64_t k = check_rotation(op, x, cos, sin), width = cos.size(1);
   const OnDevice device(x);
-  if (x.numel() == 0 || width < 2) return;
+  if (x.numel() == 0) return;
   check_launch(op,
                gpu::rotate_heads(number_of(x), out_lines(x), lines(cos), lines(sin), cos.size(0),
                                  x.size(1) / width, width, inverse, k, device.stream()));
@@ -135,7 +133,7 @@ void rotate_heads(at::Tensor x, const at::Tensor& cos, const at::Tensor& sin, bo
 
 }  // namespace
 
-FUDLR_GPU_LIBRARY(fudlr_trunk, m) {
+FUDLR_GPU_LIBRARY(fudlr_decoder, m) {
   m.impl("rms_norm", &rms_norm);
   m.impl("rms_norm_tangent", &rms_norm_tangent);
   m.impl("rms_norm_backward", &rms_norm_backward);

@@ -1,4 +1,4 @@
-"""Norms, gates and rotations of a transformer's trunk, and their derivatives, in float32."""
+"""Norms, gates and rotations of a transformer's decoder layers, and their derivatives, in float32."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fudlr_ext import ops  # noqa: F401  registers torch.ops.fudlr_trunk
+from fudlr_ext import ops  # noqa: F401  registers torch.ops.fudlr_decoder
 from gpu_cases.case import Case, Way, Ways, Work, normal, ways
 from gpu_cases.derivatives import cotangents, second, tangents
 
-OPS = torch.ops.fudlr_trunk
+OPS = torch.ops.fudlr_decoder
 EPS = 1e-5
 
 

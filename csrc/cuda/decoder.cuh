@@ -20,12 +20,12 @@
 #pragma once
 
 #include "cuda/block.cuh"
-#include "cuda/trunk.h"
+#include "cuda/decoder.h"
 
 namespace fudlr {
 inline namespace FUDLR_BACKEND {
 
-constexpr int kTrunkThreads = 256;
+constexpr int kDecoderThreads = 256;
 
 // A vector of numbers of one row, as they are computed with.
 template <typename In>
@@ -101,7 +101,7 @@ FUDLR_DEVICE Sum<In> dot(const Piece<In>& a, const Piece<In>& b, const Piece<In>
 }
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 4)
+FUDLR_KERNEL(kDecoderThreads, 4)
 rms_norm_kernel(gpu::Norm norm, gpu::Lines added, double eps, gpu::OutLines sum, gpu::OutLines y,
                 Sum<In>* scale) {
   using Real = Sum<In>;
@@ -138,7 +138,7 @@ rms_norm_kernel(gpu::Norm norm, gpu::Lines added, double eps, gpu::OutLines sum,
 }
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 4)
+FUDLR_KERNEL(kDecoderThreads, 4)
 rms_norm_tangent_kernel(gpu::Norm norm, gpu::Lines tangents, int64_t k, gpu::OutLines result) {
   using Real = Sum<In>;
   constexpr int V = kVector<In>;
@@ -161,7 +161,7 @@ rms_norm_tangent_kernel(gpu::Norm norm, gpu::Lines tangents, int64_t k, gpu::Out
 }
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 3)
+FUDLR_KERNEL(kDecoderThreads, 3)
 rms_norm_backward_kernel(gpu::Norm norm, gpu::Lines grads, gpu::Lines added, gpu::Lines delta,
                          gpu::Lines tangents, int64_t k, gpu::OutLines result) {
   using Real = Sum<In>;
@@ -237,7 +237,7 @@ struct Silu {
 };
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 4)
+FUDLR_KERNEL(kDecoderThreads, 4)
 swiglu_kernel(gpu::Gated in, gpu::OutLines a) {
   for_vectors<In>(in.rows, in.width, [&](int64_t t, int64_t column) {
     const Piece<In> g = Row<In>(in.gu, t).at(column, in.width);
@@ -249,7 +249,7 @@ swiglu_kernel(gpu::Gated in, gpu::OutLines a) {
 }
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 4)
+FUDLR_KERNEL(kDecoderThreads, 4)
 swiglu_tangent_kernel(gpu::Gated in, gpu::Lines dgu, int64_t k, gpu::OutLines da) {
   for_vectors<In>(in.rows * k, in.width, [&](int64_t row, int64_t column) {
     const Piece<In> g = Row<In>(in.gu, row / k).at(column, in.width);
@@ -267,7 +267,7 @@ swiglu_tangent_kernel(gpu::Gated in, gpu::Lines dgu, int64_t k, gpu::OutLines da
 
 // Of 16 bits a thread holds eight numbers of each array.
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, sizeof(In) == 2 ? 2 : 3)
+FUDLR_KERNEL(kDecoderThreads, sizeof(In) == 2 ? 2 : 3)
 swiglu_backward_kernel(gpu::Gated in, gpu::Lines grads, gpu::Lines delta, gpu::Lines dgu, int64_t k,
                        gpu::OutLines result) {
   for_vectors<In>(in.rows * k, in.width, [&](int64_t row, int64_t column) {
@@ -299,7 +299,7 @@ swiglu_backward_kernel(gpu::Gated in, gpu::Lines grads, gpu::Lines delta, gpu::L
 }
 
 template <typename In>
-FUDLR_KERNEL(kTrunkThreads, 4)
+FUDLR_KERNEL(kDecoderThreads, 4)
 rotate_heads_kernel(gpu::OutLines x, gpu::Lines cos, gpu::Lines sin, int64_t rows, int64_t heads,
                     int64_t width, bool inverse, int64_t k) {
   using Real = Sum<In>;

@@ -1,4 +1,4 @@
-"""What the trunk's ops return, but for the numbers: for fake tensors, torch.compile and export.
+"""What the decoder's ops return, but for the numbers: for fake tensors, torch.compile and export.
 
 The ops themselves are the engine's own, and have no public functions: `fudlr_ext.decoder`.
 """
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def _rows(like: Tensor, rows: int, width: int, room: int = 0) -> Tensor:
-    return like.new_empty(rows, width + room)
+def _rows(like: Tensor, rows: int, width: int, spare: int = 0) -> Tensor:
+    return like.new_empty(rows, width + spare)
 
 
 def _rms_norm(
@@ -23,9 +23,9 @@ def _rms_norm(
 
 
 def _rms_norm_tangent(
-    x: Tensor, weight: Tensor, scale: Tensor, dx: Tensor, room: int = 0
+    x: Tensor, weight: Tensor, scale: Tensor, dx: Tensor, spare: int = 0
 ) -> Tensor:
-    return _rows(x, dx.shape[0], x.shape[1], room)
+    return _rows(x, dx.shape[0], x.shape[1], spare)
 
 
 def _rms_norm_backward(  # noqa: PLR0917  the op has them
@@ -36,17 +36,17 @@ def _rms_norm_backward(  # noqa: PLR0917  the op has them
     added: Tensor | None = None,
     delta: Tensor | None = None,
     dx: Tensor | None = None,
-    room: int = 0,
+    spare: int = 0,
 ) -> Tensor:
-    return _rows(x, grads.shape[0], x.shape[1], room)
+    return _rows(x, grads.shape[0], x.shape[1], spare)
 
 
 def _swiglu(gu: Tensor) -> Tensor:
     return _rows(gu, gu.shape[0], gu.shape[1] // 2)
 
 
-def _swiglu_tangent(gu: Tensor, dgu: Tensor, room: int = 0) -> Tensor:
-    return _rows(gu, dgu.shape[0], gu.shape[1] // 2, room)
+def _swiglu_tangent(gu: Tensor, dgu: Tensor, spare: int = 0) -> Tensor:
+    return _rows(gu, dgu.shape[0], gu.shape[1] // 2, spare)
 
 
 def _swiglu_backward(
@@ -54,9 +54,9 @@ def _swiglu_backward(
     grads: Tensor,
     delta: Tensor | None = None,
     dgu: Tensor | None = None,
-    room: int = 0,
+    spare: int = 0,
 ) -> Tensor:
-    return _rows(gu, grads.shape[0], gu.shape[1], room)
+    return _rows(gu, grads.shape[0], gu.shape[1], spare)
 
 
 def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> None:
@@ -90,9 +90,9 @@ def _attention_tangent(  # noqa: PLR0917  the op has them
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    room: int = 0,
+    spare: int = 0,
 ) -> Tensor:
-    return _rows(q, dq.shape[0], q.shape[1], room)
+    return _rows(q, dq.shape[0], q.shape[1], spare)
 
 
 def _attention_backward(  # noqa: PLR0917  the op has them
@@ -110,14 +110,14 @@ def _attention_backward(  # noqa: PLR0917  the op has them
     dq: Tensor | None = None,
     dk: Tensor | None = None,
     dv: Tensor | None = None,
-    room: int = 0,
+    spare: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Columns of one array, those of the queries among them where every position has one."""
     each = 1 if q.shape[0] == 0 else grads.shape[0] // q.shape[0]
     wide, narrow = q.shape[1], k.shape[1]
     together = q.shape[0] == k.shape[0]
     start = wide if together else 0
-    side = _rows(q, k.shape[0] * each, start + 2 * narrow, room)
+    side = _rows(q, k.shape[0] * each, start + 2 * narrow, spare)
     to_q = side[:, :wide] if together else _rows(q, grads.shape[0], wide)
     return to_q, side[:, start : start + narrow], side[:, start + narrow : start + 2 * narrow]
 
@@ -134,4 +134,4 @@ for _fake in (
     _attention_tangent,
     _attention_backward,
 ):
-    torch.library.register_fake(f"fudlr_trunk::{_fake.__name__.removeprefix('_')}", _fake)
+    torch.library.register_fake(f"fudlr_decoder::{_fake.__name__.removeprefix('_')}", _fake)
