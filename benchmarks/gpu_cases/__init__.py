@@ -10,7 +10,7 @@ A family is a module with
 from collections.abc import Iterator
 from types import ModuleType
 
-from gpu_cases import attention, catalogues, heads, rows, samples, decoder
+from gpu_cases import attention, catalogues, decoder, heads, rows, samples
 from gpu_cases.case import Case
 
 FAMILIES: dict[str, ModuleType] = {

@@ -1,4 +1,4 @@
-"""Norms, gates and rotations of a transformer's decoder layers, and their derivatives, in float32."""
+"""Norms, gates and rotations of decoder layers, and their derivatives, in float32."""
 
 from __future__ import annotations
 

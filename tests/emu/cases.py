@@ -10,9 +10,9 @@ import attention_cases
 import torch
 from attention_cases import AttentionSize
 from backward_cases import BACKWARDS
+from decoder_cases import DECODER_SIZES, DECODER_WAYS
 from emulation import LIBRARIES
 from torch import Tensor
-from decoder_cases import DECODER_SIZES, DECODER_WAYS
 
 from fudlr_ext.testing import (
     OP_CASES,
@@ -205,7 +205,7 @@ def kin_job(
 
 
 def _result_dtypes(library: str, name: str, given: tuple) -> list[torch.dtype]:
-    """Gradients are like what they are of, the decoder's rows like its first ones; sums are wide."""
+    """Gradients are like what they are of, the decoder's like its first rows; sums are wide."""
     if library == "fudlr_grad":
         return [x.dtype for x in given if isinstance(x, Tensor)]
     own = given[0].dtype

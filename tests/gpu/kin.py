@@ -19,7 +19,7 @@ from fudlr_ext.testing.cross_entropy import HeadShape
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 import attention_cases
 from backward_cases import BACKWARDS
-from cases import FLOATS, Job, dtypes_of, kin_job, decoder_arguments
+from cases import FLOATS, Job, decoder_arguments, dtypes_of, kin_job
 from decoder_cases import DECODER_SIZES, DECODER_WAYS
 
 # Layers of Llama's 1B and 7B models, and what catalogues and vocabularies are like.
