@@ -2,18 +2,18 @@
 
 A rival that uses gradients of validation users is run twice, steered by either half of them, and
 judged on the other half; the halves are joined before anything is measured. The others have nothing
-to hold out. Of a rival's points one stands in the table: the one that is best on the steered metric
-*on the validation prompts that steered it*, among those that keep `KEPT` of the trained adapter's
-NDCG there. The plot has all points.
+to hold out. Of a rival's points one stands in the table: of those as accurate as our own on the
+validation prompts *that steered it*, within `NEAR`, the one that is best on the steered metric
+there; where there is none, the nearest in accuracy, marked. The plot has all points.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,42 +21,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
 from fudlr.common.files import write_json
 from fudlr.compare.base import Point, Rival, Setting
-from fudlr.compare.ours import RETRAINED
+from fudlr.compare.most_popular import RIVAL as MOST_POPULAR
+from fudlr.compare.ours import CLOSED_FORM, CONFIGURED, RETRAINED
 from fudlr.compare.table import RIVALS
 from fudlr.config import DebiasConfig
 from fudlr.data import holdout_users
-from fudlr.debias import intervals
 from fudlr.evaluation import Prompts, make_prompts
-from fudlr.metrics import METRICS, Objective, bootstrap, evaluate, permutation_null
+from fudlr.metrics import (
+    METRICS,
+    Objective,
+    Statistics,
+    bootstrap,
+    evaluate,
+    permutation_null,
+    statistics,
+)
 from fudlr.run import Run
 
+NEAR = 0.02
+"""Relative difference in NDCG within which two points are equally accurate: well below what an
+interval over a thousand users can tell apart."""
 KEPT = 0.95
-"""Share of the trained adapter's NDCG that a table's point must keep on the steering prompts."""
-BOOTSTRAPPED = ("arp", "aplt", "hellinger", "dp", "hit_gap", "ndcg", "hr")
-"""Metrics with intervals; those of exposure would need the catalogue for each resample."""
+"""Share of the trained adapter's NDCG that is comparable where our own is not in the table."""
 
 
 @dataclass
-class _Judged:
-    """A point's scores and figures."""
+class Judged:
+    """A point with its figures.
+
+    Attributes:
+        point: What was judged.
+        test: Statistics of its scores on test prompts.
+        steering: Figures on the prompts that steered it.
+        kl: Mean divergence from retraining, in nats; None for lists, or without a retraining.
+    """
 
     point: Point
-    test: Tensor
+    test: Statistics
     steering: dict[str, float]
-    figures: dict[str, float]
+    kl: float | None
 
 
 @dataclass
 class Comparison:
-    """One comparison; `record` is what the files hold."""
+    """One comparison.
+
+    Attributes:
+        run: Trained.
+        config: Objective, budget and λ's.
+        out: Where finished rivals and retrainings are kept.
+        processes: Workers for retraining.
+        retrained: Whether divergences from retraining without our masks are wanted.
+    """
 
     run: Run
     config: DebiasConfig
     out: Path | None = None
     processes: int = 1
+    retrained: bool = True
+    _points: dict[str, list[list[Point]]] = field(default_factory=dict)
 
     @cached_property
     def valid(self) -> Prompts:
@@ -89,14 +116,18 @@ class Comparison:
         return found
 
     @cached_property
-    def trained(self) -> _Judged:
+    def trained(self) -> Judged:
         """The trained adapter as it is."""
-        return self._judge([Point("")], None)[0]
+        test, valid = self._of(Point(""))
+        return self._judge(Point(""), test, valid)
 
     @cached_property
-    def truth(self) -> Tensor:
+    def truth(self) -> Tensor | None:
         """Log-probabilities [n, M] of the adapters retrained without our masks, joined."""
-        return self._log(self.judged(RETRAINED)[0].test)
+        if not self.retrained:
+            return None
+        _, test, _ = next(self.scores(RETRAINED))
+        return self._log(test)
 
     @property
     def steered(self) -> str:
@@ -113,33 +144,37 @@ class Comparison:
         """NDCG's name in the figures."""
         return METRICS["ndcg"].hard_key(self.test.side.k)
 
-    def judged(self, rival: Rival) -> list[_Judged]:
-        """The rival's points with their figures."""
-        if not rival.uses_users:
-            return self._judge(rival.points(self.whole), None)
-        halves = [rival.points(setting) for setting, _, _ in self.parts]
-        return self._judge(halves[0], halves[1])
+    def points(self, rival: Rival) -> list[list[Point]]:
+        """The rival's points; one list for each half where users steer it."""
+        if rival.name not in self._points:
+            settings = [each for each, _, _ in self.parts] if rival.uses_users else [self.whole]
+            self._points[rival.name] = [rival.points(setting) for setting in settings]
+        return self._points[rival.name]
+
+    def scores(self, rival: Rival) -> Iterator[tuple[Point, Tensor, Tensor]]:
+        """Each point with scores [n, M] on test and on steering prompts, halves joined."""
+        for point, *other in zip(*self.points(rival), strict=True):
+            test, valid = self._of(point)
+            if not other:
+                yield point, test, valid
+                continue
+            (_, first, second), _ = self.parts
+            test_other, valid_other = self._of(other[0])
+            test[first], valid[second] = test_other[first], valid_other[second]
+            cost = {n: (v + other[0].spent(n)) / 2 for n, v in point.cost.items()}
+            yield replace(point, cost=cost), test, valid
 
     def record_of(self, rival: Rival) -> dict[str, Any]:
-        """The rival's points, which of them stands in the table, and that one's intervals."""
+        """The rival's points as plain data; read where they are kept."""
         kept = self._rival_file(rival)
         if kept is not None and kept.is_file():
             found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
             return found
-        judged = self.judged(rival)
-        chosen = self._choose(judged)
-        drawn = bootstrap(
-            {"before": self.trained.test, "after": judged[chosen].test},
-            self.test.side,
-            seed=self.config.seed,
-            metrics=[METRICS[name] for name in BOOTSTRAPPED],
-        )
+        judged = [self._judge(*each) for each in self.scores(rival)]
         record = {
             "about": rival.about,
             "uses_users": rival.uses_users,
             "names_samples": rival.names_samples,
-            "chosen": chosen,
-            "intervals": intervals(drawn, {"after": "change"}),
             "points": [self._plain(each) for each in judged],
         }
         if kept is not None:
@@ -156,32 +191,21 @@ class Comparison:
             "budget": self.config.budget,
             "samples": len(self.run.split.train),
             "training_seconds": self.run.train_seconds,
-            "trained": self.trained.figures,
-            "trained_kl_to_retrained": self._distance(self.trained.test),
+            "trained": self.trained.test.values,
+            "trained_steering": self.trained.steering,
+            "trained_kl_to_retrained": self.trained.kl,
             "null": {
                 name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
                 for name, n in null.items()
             },
         }
 
-    def _judge(self, points: Sequence[Point], other: Sequence[Point] | None) -> list[_Judged]:
-        """Figures of points; where `other` has the second half's, each user's are joined."""
-        found = []
-        for i, point in enumerate(points):
-            test, valid = self._scores(point)
-            if other is not None:
-                (_, first, second), _ = self.parts
-                test_other, valid_other = self._scores(other[i])
-                test[first], valid[second] = test_other[first], valid_other[second]
-                point = replace(  # noqa: PLW2901
-                    point,
-                    cost={n: (v + other[i].spent(n)) / 2 for n, v in point.cost.items()},
-                )
-            steering = evaluate(valid, self.valid.side)
-            found.append(_Judged(point, test, steering, evaluate(test, self.test.side)))
-        return found
+    def _judge(self, point: Point, test: Tensor, valid: Tensor) -> Judged:
+        kl = self._distance(test) if point.soft and self.truth is not None else None
+        steering = evaluate(valid, self.valid.side)
+        return Judged(point, statistics(test, self.test.side), steering, kl)
 
-    def _scores(self, point: Point) -> tuple[Tensor, Tensor]:
+    def _of(self, point: Point) -> tuple[Tensor, Tensor]:
         """Scores [n, M] of the point on test and on validation prompts."""
         self.run.engine.load(self.run.theta if point.theta is None else point.theta)
         both = []
@@ -191,31 +215,25 @@ class Comparison:
         self.run.engine.load(self.run.theta)
         return both[0], both[1]
 
-    def _choose(self, judged: Sequence[_Judged]) -> int:
-        floor = KEPT * self.trained.steering[self.ndcg]
-        sign = 1 if self.lower_is_better else -1
-        fit = [i for i, each in enumerate(judged) if each.steering[self.ndcg] >= floor]
-        if not fit:
-            return max(range(len(judged)), key=lambda i: judged[i].steering[self.ndcg])
-        return min(fit, key=lambda i: sign * judged[i].steering[self.steered])
-
-    def _plain(self, each: _Judged) -> dict[str, Any]:
+    def _plain(self, each: Judged) -> dict[str, Any]:
+        pair = {"before": self.trained.test, "after": each.test}
+        drawn = bootstrap(pair, self.test.side, seed=self.config.seed)["after - before"]
         hard = {metric.hard_key(self.test.side.k) for metric in METRICS.values()}
-        figures = each.figures
-        if not each.point.soft:
-            figures = {name: value for name, value in figures.items() if name in hard}
+        names = [name for name in each.test.values if each.point.soft or name in hard]
         return {
             "strength": each.point.strength,
             "seconds": each.point.spent("seconds"),
             "cpu_seconds": each.point.spent("cpu_seconds"),
             "steering": {name: each.steering[name] for name in (self.steered, self.ndcg)},
-            "figures": figures,
-            "kl_to_retrained": self._distance(each.test) if each.point.soft else None,
+            "figures": {name: each.test.values[name] for name in names},
+            "change": {name: list(drawn[name][1:]) for name in names if name in drawn},
+            "kl_to_retrained": each.kl,
         }
 
     def _distance(self, scores: Tensor) -> float:
         """Mean over test prompts of KL(retrained without our mask ‖ these scores), in nats."""
         truth, other = self.truth, self._log(scores)
+        assert truth is not None
         kl = torch.where(truth.isfinite(), truth.exp() * (truth - other), 0.0).sum(1)
         return float(kl.mean())
 
@@ -229,10 +247,52 @@ class Comparison:
     def _rival_file(self, rival: Rival) -> Path | None:
         if self.out is None:
             return None
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
-        digest.update(self.run.theta.numpy().tobytes())
+        parts = self.config.model_dump(mode="json"), self.run.theta, self.retrained
         slug = re.sub(r"\W+", "-", rival.name).strip("-")
-        return self.out / "rivals" / f"{slug}-{digest.hexdigest()[:12]}.json"
+        return self.out / "rivals" / f"{slug}-{digest(*parts)[:12]}.json"
+
+
+def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: str) -> None:
+    """Say in each rival's record which of its points stands in the table, and how it compares.
+
+    Args:
+        head: From `Comparison.head`.
+        rivals: Records by name; `chosen`, `comparable` and `intervals` are added.
+        ndcg: NDCG's name in the figures.
+    """
+    reference = KEPT * head["trained_steering"][ndcg]
+    if CLOSED_FORM.name in rivals:
+        reference = rivals[CLOSED_FORM.name]["points"][CONFIGURED]["steering"][ndcg]
+    sign = 1 if head["lower_is_better"] else -1
+    for record in rivals.values():
+        points = [point["steering"] for point in record["points"]]
+        off = [abs(point[ndcg] - reference) for point in points]
+        fit = [i for i, each in enumerate(off) if each <= NEAR * abs(reference)]
+        record["comparable"] = bool(fit)
+        nearest = off.index(min(off))
+        best = min(fit, key=lambda i: sign * points[i][head["steered"]], default=nearest)
+        record["chosen"] = best
+        record["intervals"] = {"change": record["points"][best]["change"]}
+
+
+def find_rivals(names: Sequence[str]) -> list[str]:
+    """The rivals meant, whatever their case; most-popular is always among them.
+
+    Raises:
+        UsageError: A rival that is not in the table; the message offers those that are close.
+    """
+    known = {name.casefold(): name for name in RIVALS}
+    for name in names:
+        if name.casefold() not in known:
+            near = get_close_matches(name.casefold(), known, n=3, cutoff=0.4)
+            words = ", ".join(known[each] for each in near) or ", ".join(RIVALS)
+            raise UsageError(
+                f"a comparison with {name!r} was asked for",
+                "there is no rival of that name",
+                f"{'Did you mean' if near else 'Choose from'}: {words}",
+            )
+    wanted = {known[name.casefold()] for name in names} | {MOST_POPULAR.name}
+    return [name for name in RIVALS if name in wanted]
 
 
 def compare_run(
@@ -248,21 +308,18 @@ def compare_run(
         run: From `load_run`; its model holds the trained adapter afterwards.
         config: Objective, budget and λ's; the run's own where None.
         out: Where finished rivals and retrainings are kept, so that a second call goes on.
-        rivals: Names in `RIVALS`; all of them by default.
+        rivals: Names in `RIVALS`, in any case; all of them by default.
         processes: Workers for retraining.
 
     Raises:
         UsageError: A rival that is not in the table.
     """
-    unknown = [name for name in rivals or () if name not in RIVALS]
-    if unknown:
-        raise UsageError(
-            f"a comparison with {unknown[0]!r} was asked for",
-            "there is no rival of that name",
-            f"Choose from {', '.join(RIVALS)}",
-        )
+    names = find_rivals(rivals or list(RIVALS))
     run.engine.load(run.theta)
-    whole = Comparison(run, config or run.config.debias, out, processes)
+    truth = RETRAINED.name in names
+    whole = Comparison(run, config or run.config.debias, out, processes, truth)
     Objective.parse(whole.config.objective).check(whole.valid.side)
-    records = {name: whole.record_of(RIVALS[name]) for name in rivals or RIVALS}
-    return {**whole.head(), "rivals": records}
+    records = {name: whole.record_of(RIVALS[name]) for name in names}
+    head = whole.head()
+    choose(head, records, whole.ndcg)
+    return {**head, "rivals": records}

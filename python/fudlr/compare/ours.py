@@ -4,6 +4,8 @@ from fudlr.compare.base import Point, Rival, Setting, together
 
 SHARES = (0.5, 1.0, 2.0)
 """Budgets, as multiples of the configured one."""
+CONFIGURED = SHARES.index(1.0)
+"""Which of its points is that of the configured budget."""
 
 
 def _closed_form(setting: Setting) -> list[Point]:

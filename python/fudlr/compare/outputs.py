@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,9 @@ from fudlr.common import terminal
 from fudlr.common.files import atomic_file, write_json
 
 matplotlib.use("agg")
+
+RUINED = 0.5
+"""Share of the trained NDCG below which a point is not drawn."""
 
 
 def write_comparison(folder: Path, record: Mapping[str, Any]) -> None:
@@ -53,22 +57,29 @@ def print_comparison(record: Mapping[str, Any], console: Console | None = None) 
     for head in ("rival", "strength", steered, "change 95%", ndcg, "change 95%", "CPU s", "KL"):
         table.add_column(head)
     before = record["trained"]
-    start = f"{record['trained_kl_to_retrained']:.4f}"
+    start = _kl(record["trained_kl_to_retrained"])
     table.add_row("trained", "", f"{before[steered]:.4g}", "", f"{before[ndcg]:.4g}", "", "", start)
     for name, rival in record["rivals"].items():
         point = rival["points"][rival["chosen"]]
-        change, kl = rival["intervals"]["change"], point["kl_to_retrained"]
+        change = rival["intervals"]["change"]
         table.add_row(
-            name,
+            name if rival["comparable"] else f"{name} *",
             point["strength"],
             f"{point['figures'][steered]:.4g}",
             _span(change[steered]),
             f"{point['figures'][ndcg]:.4g}",
             _span(change[ndcg]),
             f"{point['cpu_seconds']:.1f}",
-            "–" if kl is None else f"{kl:.4f}",
+            _kl(point["kl_to_retrained"]),
         )
-    (console or terminal.console()).print(table)
+    console = console or terminal.console()
+    console.print(table)
+    if not all(rival["comparable"] for rival in record["rivals"].values()):
+        console.print("* no point within 2% of the accuracy compared at; the nearest is shown")
+
+
+def _kl(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def ndcg_key(record: Mapping[str, Any]) -> str:
@@ -77,20 +88,33 @@ def ndcg_key(record: Mapping[str, Any]) -> str:
 
 
 def pareto(record: Mapping[str, Any]) -> Any:
-    """NDCG against the steered metric: a line a rival, intervals at the table's points."""
+    """NDCG against the steered metric: a line a rival, intervals at the table's points.
+
+    Points that keep less than `RUINED` of the trained NDCG would squeeze all others: they are
+    named beside the plot.
+    """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     steered, ndcg = record["steered"], ndcg_key(record)
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    before = record["trained"]
+    before, beyond = record["trained"], []
     axes.plot(before[steered], before[ndcg], "k*", markersize=12, label="trained")
-    markers = "oosDv^<>PXdp"
+    markers = "oosDv^<>PXdph"
     for i, (name, rival) in enumerate(record["rivals"].items()):
-        points = [point["figures"] for point in rival["points"]]
         style: dict[str, Any] = {"color": f"C{i % 10}", "marker": markers[i % len(markers)]}
-        axes.plot([p[steered] for p in points], [p[ndcg] for p in points], ":", ms=4, **style)
-        chosen, change = points[rival["chosen"]], rival["intervals"]["change"]
+        shown = []
+        for point in rival["points"]:
+            figures = point["figures"]
+            if figures[ndcg] >= RUINED * before[ndcg]:
+                shown.append(figures)
+            else:
+                at = f"{figures[steered]:.3g}, {figures[ndcg]:.2g}"
+                beyond.append(f"{name} {point['strength']} ({at})".replace("  ", " "))
+        axes.plot([p[steered] for p in shown], [p[ndcg] for p in shown], ":", ms=4, **style)
+        chosen, change = rival["points"][rival["chosen"]]["figures"], rival["intervals"]["change"]
+        if chosen not in shown:
+            continue
         axes.errorbar(
             chosen[steered],
             chosen[ndcg],
@@ -104,6 +128,9 @@ def pareto(record: Mapping[str, Any]) -> Any:
     axes.set_xlabel(f"{steered} ({'lower' if record['lower_is_better'] else 'higher'} is fairer)")
     axes.set_ylabel(f"{ndcg}, users that did not steer")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if beyond:
+        text = f"Not drawn, with less than half of the trained {ndcg}: " + "; ".join(beyond)
+        figure.text(0.02, -0.02, fill(text, 110), fontsize=7, va="top")
     return figure
 
 

@@ -7,6 +7,7 @@ from fudlr.compare import (
     inverse_popularity,
     item_side,
     llmeraser,
+    most_popular,
     ours,
     popular_removal,
     random_removal,
@@ -30,6 +31,7 @@ RIVALS: dict[str, Rival] = {
         rerank_penalty.RIVAL,
         xquad.RIVAL,
         calibration.RIVAL,
+        most_popular.RIVAL,
     )
 }
 """In the order of tables; our own first."""
