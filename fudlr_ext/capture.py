@@ -1,15 +1,16 @@
-"""Runs a model with its LoRA layers replaced for a while, and leaves it as it was found.
+"""Runs a model so that its LoRA gradients can be taken sample by sample, and leaves it as it was.
 
-`capturing` is for products of per-sample gradients: one backward pass hands every layer's factors
-over and makes no weight gradient. `differentiable` is for curvature: the same forward pass as an
-ordinary, twice differentiable function of the flat parameter vector.
+`capturing` is for products of per-sample gradients: one backward pass hands over the two factors of
+every LoRA matrix's gradients, and makes no weight gradient. A layer that is base plus adapter and
+nothing else is one node of the graph; any other (hooks, autocast, a base of another kind) runs its
+own code, and its factors are taken at its `lora_A` and `lora_B`. `differentiable` is for curvature:
+the model's own code as a twice differentiable function of the flat parameter vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,103 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fudlr_ext import decoder
 from fudlr_ext.collect import Collector
+from fudlr_ext.decoder_layer import DecoderLayer, Pass
 from fudlr_ext.errors import EngineError
-from fudlr_ext.layers import Layout, LoraLayer
+from fudlr_ext.layers import Block, Layout, LoraLayer
+from fudlr_ext.packed import Packed
+from fudlr_ext.unchanged import Patch
+
+
+class Tape:
+    """A forward pass whose LoRA layers can be asked for their factors, as often as is needed.
+
+    Attributes:
+        anchor: A scalar that requires a gradient and gets none: through it every layer lies on the
+            way to what the backward pass asks for, even where no input of it requires a gradient.
+        held: Bytes that fused layers keep, which autograd knows nothing of.
+        single: Names of the layers that ran by themselves, as one node each.
+        own: Names of those that ran their own code, with the reason.
+        unproven: Whether some input's rows have yet to be shown to be the samples.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.held = 0
+        self.single: set[str] = set()
+        self.own: dict[str, str] = {}
+        self.unproven = False
+        self._collector: Collector | None = None
+
+    def backward(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        cotangents: Sequence[Tensor] | None,
+        collector: Collector,
+        keep: bool = False,
+        check: bool = True,
+    ) -> None:
+        """Go back from the outputs' sum, or their product with cotangents, into the collector.
+
+        `keep` the graph for another time. Raises where an adapted layer is not reached, unless
+        `check` is off, and where the outputs hang on a LoRA matrix otherwise than by its layer.
+        """
+        outputs = [outputs.sum()] if isinstance(outputs, Tensor) else list(outputs)
+        matrices = [p for p in self.layout.parameters() if p.requires_grad]
+        self._collector = collector
+        try:
+            found = torch.autograd.grad(
+                outputs, [self.anchor, *matrices], cotangents, retain_graph=keep, allow_unused=True
+            )
+        finally:
+            self._collector = None
+        if any(gradient is not None for gradient in found[1:]):
+            raise EngineError(
+                "the gradients of LoRA layers were asked for",
+                "the loss also uses a LoRA matrix by itself, such as a penalty on its weights",
+                "Leave that term out of the loss, and add its gradient by hand",
+            )
+        if check:
+            collector.finish()
+
+    @property
+    def collector(self) -> Collector:
+        """What takes the factors now."""
+        if self._collector is None:
+            raise EngineError(
+                "a graph that the engine made was differentiated from outside",
+                "a LoRA layer was reached with nothing to collect its gradients",
+                "Do not call backward() in forward() or loss(): the engine does",
+            )
+        return self._collector
+
+    def fused(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> Tensor:
+        """Compute a fused decoder layer as a node of the graph."""
+        if layer.adapted or x.requires_grad:
+            out: Tensor = _FusedLayer.apply(x, self.anchor, (layer, packed), self)  # type: ignore[no-untyped-call]
+            return out
+        return Pass(layer, packed, x).out
+
+    def lora(self, layer: LoraLayer, own: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute a LoRA layer from x, on the tape."""
+        reason = layer.why_own_code(x, args, kwargs)
+        self.unproven = self.unproven or not layer.rows_proven or x.dim() < 3
+        if not reason:
+            self.single.add(layer.name)
+            found = _LoraLinear.apply(x, self.anchor, layer, self)  # type: ignore[no-untyped-call]
+            problem = layer.prove(own, x, found)
+            if not problem:
+                return found
+            reason = problem
+        self.own[layer.name] = reason
+        self.single.discard(layer.name)
+        with _watched(layer, self):
+            return own(x, *args, **kwargs)
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Base and adapter in one node of the graph, whose backward makes no weight gradient.
-
-    `anchor` is a scalar that requires a gradient and gets none: through it every layer lies on the
-    way to what the backward pass asks for, even where no input of the layer requires a gradient.
-    """
+    """Base and adapter in one node of the graph, whose backward makes no weight gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LoraLayer, tape: Tape) -> Tensor:
@@ -49,117 +135,147 @@ class _LoraLinear(torch.autograd.Function):
         x, u = ctx.saved_tensors
         layer: LoraLayer = ctx.layer
         v = (delta.to(layer.b.dtype) @ layer.b).mul_(layer.scaling)
-        ctx.tape.receive(layer, x, u, delta, v)
+        ctx.tape.collector.receive(layer, x, u, delta, v)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         weight = layer.base.weight.detach()
         to_x = (delta.to(weight.dtype) @ weight).to(x.dtype)
-        to_x += v.to(layer.a.dtype) @ layer.a
+        to_x += (v.to(layer.a.dtype) @ layer.a).to(x.dtype)
         return to_x, None, None, None
 
 
+class _Watched(torch.autograd.Function):
+    """The output of a `lora_A` or `lora_B`, whose gradient and input are the matrix's factors."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd's way
+        ctx: Any,
+        out: Tensor,
+        anchor: Tensor,
+        x: Tensor,
+        whose: tuple[LoraLayer, Block],
+        tape: Tape,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.whose, ctx.tape = whose, tape
+        return out.view_as(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        ctx.tape.collector.receive_block(*ctx.whose, grad, x)
+        return grad, None, None, None, None
+
+
 @contextmanager
-def _replaced(model: nn.Module, layout: Layout, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Let every LoRA layer compute `forward(layer, x)`, the whole model in evaluation mode."""
-    for layer in layout.layers:
-        layer.check_state()
+def _watched(layer: LoraLayer, tape: Tape) -> Iterator[None]:
+    """Take a layer's factors while its own code runs."""
+    patches, before = [], []
+    try:
+        for module, block in zip(layer.matrices(), (layer.block_a, layer.block_b), strict=True):
+
+            def watched(patch: Patch, x: Tensor, block: Block = block) -> Any:
+                # Within the module's call: next to the product itself, whatever hooks there are.
+                return _Watched.apply(patch.own(x), tape.anchor, x.detach(), (layer, block), tape)  # type: ignore[no-untyped-call]
+
+            patches.append(Patch(watched, module))
+            patches[-1].set()
+            before.append((module, module._parameters["weight"]))
+            # Out of the graph, so that a use of the matrix by itself can be told from this one.
+            module._parameters["weight"] = module.weight.detach()  # type: ignore[assignment, operator]
+        yield
+    finally:
+        for patch in patches:
+            patch.remove()
+        for module, weight in before:
+            module._parameters["weight"] = weight
+
+
+class _FusedLayer(torch.autograd.Function):
+    """A decoder layer as one node of the graph, whose backward makes no weight gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, run: tuple[DecoderLayer, Packed], tape: Tape
+    ) -> Tensor:
+        ctx.run, ctx.tape = Pass(*run, x), tape
+        tape.held += ctx.run.nbytes
+        out = ctx.run.out
+        # The output's graph holds this node. Were the output held by the node too, nothing of the
+        # pass would go before Python looks for cycles, which few large tensors give it no cause to.
+        del ctx.run.out
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        collector = ctx.tape.collector
+        grad = ctx.run.backward(
+            lambda use: use.emit(collector), delta.contiguous(), ctx.needs_input_grad[0]
+        )
+        return grad, None, None, None
+
+
+@contextmanager
+def evaluating(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """Put the model in evaluation mode and its LoRA matrices where autograd sees them, for a while.
+
+    Raises:
+        UnsupportedLayerError: A layer is not in the state that it needs.
+    """
+    layout.check_state(model)
     training = [module for module in model.modules() if module.training]
-    own = {layer.name: layer.module.__dict__.get("forward") for layer in layout.layers}
+    frozen = [p for p in layout.parameters() if not p.requires_grad and not p.is_inference()]
     try:
         for module in training:
             module.training = False
-        for layer in layout.layers:
-            layer.module.__dict__["forward"] = partial(forward, layer)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         # Gradients are the point: a caller's no_grad or inference_mode must not switch them off.
         with torch.inference_mode(False):  # which ends no_grad as well
             yield
     finally:
-        for layer in layout.layers:
-            before = own[layer.name]
-            if before is None:
-                layer.module.__dict__.pop("forward", None)
-            else:
-                layer.module.__dict__["forward"] = before
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for module in training:
             module.training = True
 
 
-class Tape:
-    """A forward pass whose LoRA layers can be asked for their factors, as often as is needed."""
-
-    def __init__(self) -> None:
-        self.anchor = torch.zeros((), requires_grad=True)
-        self.held = 0  # bytes that fused layers keep, which autograd knows nothing of
-        self._collector: Collector | None = None
-
-    def backward(
-        self,
-        outputs: Tensor | Sequence[Tensor],
-        cotangents: Sequence[Tensor] | None,
-        collector: Collector,
-        keep: bool = False,
-        check: bool = True,
-    ) -> None:
-        """Go back from the outputs' sum, or their product with cotangents, into the collector.
-
-        `keep` the graph for another time. Raises where an adapted layer is not reached, unless
-        `check` is off.
-        """
-        outputs = [outputs.sum()] if isinstance(outputs, Tensor) else list(outputs)
-        self._collector = collector
-        try:
-            torch.autograd.grad(
-                outputs, self.anchor, cotangents, retain_graph=keep, allow_unused=True
-            )
-        finally:
-            self._collector = None
-        if check:
-            collector.finish()
-
-    def receive(
-        self,
-        layer: LoraLayer,
-        x: Tensor,
-        u: Tensor,
-        delta: Tensor,
-        v: Tensor,
-        *,
-        offsets: Tensor | None = None,
-    ) -> None:
-        """Take one use of a layer, from its node of the graph."""
-        if self._collector is None:
-            raise EngineError(
-                "a graph that the engine made was differentiated from outside",
-                f"{layer.name} was reached with nothing to collect its gradients",
-                "Do not call backward() in forward() or loss(): the engine does",
-            )
-        self._collector.receive(layer, x, u, delta, v, offsets=offsets)
-
-
 @contextmanager
-def capturing(model: nn.Module, layout: Layout) -> Iterator[Tape]:
-    """Yield a tape; what the model computes within can be differentiated through it."""
-    tape = Tape()
+def replaced(layout: Layout, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let every LoRA layer compute `forward(layer, own forward, x, …)`."""
+    patches = []
+    for layer in layout.layers:
 
-    def forward(layer: LoraLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _LoraLinear.apply(  # type: ignore[no-untyped-call]
-            x, tape.anchor, layer, tape
-        )
+        def call(patch: Patch, *args: Any, layer: LoraLayer = layer, **kwargs: Any) -> Any:
+            return forward(layer, patch.own, *args, **kwargs)
 
-    with decoder.replaced(model, layout, decoder.taped(tape)), _replaced(model, layout, forward):
-        yield tape
-
-
-@contextmanager
-def differentiable(model: nn.Module, layout: Layout, theta: Tensor) -> Iterator[None]:
-    """Let the model compute with the LoRA parameters `theta` [d], differentiably in it."""
-
-    def forward(layer: LoraLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        a = layer.block_a.of(theta).to(layer.a.dtype)
-        b = layer.block_b.of(theta).to(layer.b.dtype)
-        y = F.linear(x, layer.base.weight.detach(), layer.base.bias)
-        return (y + layer.scaling * F.linear(F.linear(x.to(a.dtype), a), b)).to(y.dtype)
-
-    # The fused attention kernels have no second derivative.
-    with _replaced(model, layout, forward), sdpa_kernel(SDPBackend.MATH):
+        patches.append(Patch(call, layer.module))
+    try:
+        for patch in patches:
+            patch.set()
         yield
+    finally:
+        for patch in patches:
+            patch.remove()
+
+
+@contextmanager
+def differentiable(layout: Layout, theta: Tensor) -> Iterator[None]:
+    """Let the model's own code compute with the LoRA parameters `theta` [d], differentiably."""
+    before = []
+    try:
+        for layer in layout.layers:
+            layer.check_matrices()
+            for module, block in zip(layer.matrices(), (layer.block_a, layer.block_b), strict=True):
+                weight = module._parameters["weight"]
+                before.append((module, weight))
+                found = block.of(theta).to(weight.dtype)  # type: ignore[union-attr]
+                module._parameters["weight"] = found  # type: ignore[assignment]
+        # The fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module, weight in before:
+            module._parameters["weight"] = weight

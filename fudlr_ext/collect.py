@@ -51,6 +51,11 @@ class Collector:
         reducers: What to reduce to.
         n: The number of samples; None: the whole batch counts as one.
         seen: Names of layers that were reached before, to which those reached now are added.
+
+    Attributes:
+        marks: A layer's name, whether its input has more than two dimensions, and a number for each
+            sample that is linear in the gradients there: of every use whose rows have yet to be
+            shown to be the samples. See `prove_rows`.
     """
 
     def __init__(
@@ -61,10 +66,11 @@ class Collector:
         seen: set[str] | None = None,
     ) -> None:
         self._layout = layout
-        self._sinks = reducers
+        self._reducers = reducers
         self._n = n
         self._seen: set[str] = set() if seen is None else seen
         self._offsets: Tensor | None = None
+        self.marks: list[tuple[LoraLayer, bool, Tensor]] = []
         for reducer in reducers:
             reducer.start(layout, n or 1)
 
@@ -89,31 +95,49 @@ class Collector:
             offsets: [n + 1], where each sample's positions begin; None: the first dimension counts
                 the samples.
         """
-        if offsets is None:
-            if self._n is not None and x.shape[0] != self._n:
-                raise EngineError(
-                    f"the gradients of {self._n} samples were asked for",
-                    f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
-                    "Keep the samples in the first dimension of every adapted layer's input",
-                )
-            offsets = self._even(x)
-        elif self._n is None:  # the whole batch counts as one
-            offsets = torch.cat([offsets[:1], offsets[-1:]])  # no list of indices to send to a GPU
-        elif len(offsets) != self._n + 1:
-            raise EngineError(
-                f"the gradients of {self._n} samples were asked for",
-                f"the input of {layer.name} has {len(offsets) - 1}, whose rows are not the samples",
-                "Return one loss for each row of the batch",
-            )
+        offsets = self._checked(layer, x, delta, offsets)
         self._seen.add(layer.name)
         self._add(layer.block_a, v, x, offsets)
         self._add(layer.block_b, delta, u, offsets)
+
+    def receive_block(self, layer: LoraLayer, block: Block, left: Tensor, right: Tensor) -> None:
+        """Take one use of one matrix: its output's gradient [n, ..., a] and input [n, ..., b]."""
+        offsets = self._checked(layer, right, left, None)
+        self._seen.add(layer.name)
+        self._add(block, left, right, offsets)
 
     def finish(self) -> None:
         """Raise where a layer was never reached."""
         missing = [layer.name for layer in self._layout.layers if layer.name not in self._seen]
         if missing:
             raise no_gradient(missing, self._layout)
+
+    def _checked(
+        self, layer: LoraLayer, x: Tensor, delta: Tensor, offsets: Tensor | None
+    ) -> Tensor:
+        """Return where each sample's positions begin; raise where rows are not samples."""
+        if offsets is not None:
+            if self._n is None:  # the whole batch counts as one
+                return torch.cat([offsets[:1], offsets[-1:]])  # no list of indices to send to a GPU
+            if len(offsets) == self._n + 1:
+                return offsets
+            raise EngineError(
+                f"the gradients of {self._n} samples were asked for",
+                f"the input of {layer.name} has {len(offsets) - 1}, whose rows are not the samples",
+                "Return one loss for each row of the batch",
+            )
+        if self._n not in {None, 1}:
+            if x.shape[0] != self._n:
+                raise EngineError(
+                    f"the gradients of {self._n} samples were asked for",
+                    f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
+                    "Keep the samples in the first dimension of every adapted layer's input",
+                )
+            if not layer.rows_proven or x.dim() < 3:
+                flat = delta.detach().reshape(len(delta), -1).double()
+                weights = torch.arange(1, flat.shape[1] + 1, device=flat.device).double().sin()
+                self.marks.append((layer, x.dim() > 2, flat @ weights))
+        return self._even(x)
 
     def _even(self, x: Tensor) -> Tensor:
         """Return the offsets of samples that all have the same number of positions."""
@@ -126,8 +150,43 @@ class Collector:
 
     def _add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         dtype = torch.promote_types(left.dtype, right.dtype)
-        if self._layout.dtype == torch.float64:
-            dtype = torch.float64
+        if torch.float64 in {dtype, self._layout.dtype}:
+            dtype = self._layout.dtype
         left, right = (factor.to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, right))
-        for reducer in self._sinks:
+        for reducer in self._reducers:
             reducer.add(block, left, right, offsets)
+
+
+def row_weights(losses: Tensor) -> Tensor:
+    """Return a weight for each sample: powers of two of either sign, different from its neighbours.
+
+    A backward pass is linear, and products with powers of two round nowhere.
+    """
+    i = torch.arange(len(losses), device=losses.device)
+    return torch.exp2(i // 2 % 16 - 8.0).to(losses) * (1 - 2 * (i % 2)).to(losses)
+
+
+def prove_rows(before: Collector, after: Collector, weights: Tensor) -> None:
+    """Raise where the rows of an adapted layer's input are not the samples.
+
+    That the first dimension has n entries does not say it: n tokens may have gone to an expert, or
+    positions may come first. The losses are differentiated a second time, each with its own weight;
+    then each row's gradient must be the first one times its sample's weight.
+
+    Args:
+        before: What took the gradients of the losses.
+        after: What took those of the weighted losses, from the same graph.
+        weights: [n].
+    """
+    weights = weights.double()
+    for (layer, fixed, one), (_, _, other) in zip(before.marks, after.marks, strict=True):
+        expected = one * weights
+        wrong = (other - expected).abs() > 0.25 * expected.abs() + 1e-9 * one.abs().max()
+        if bool(wrong.any()):
+            raise EngineError(
+                f"the gradients of {len(weights)} samples were asked for",
+                f"row {int(wrong.nonzero()[0])} of the input of {layer.name} does not belong to "
+                "that sample alone (experts, positions in front, or samples that see each other)",
+                "Take gradients of batches of one sample, or adapt other layers",
+            )
+        layer.rows_proven = layer.rows_proven or fixed

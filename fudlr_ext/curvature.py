@@ -7,19 +7,21 @@ vector costs a pass over a graph that is built once a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fudlr_ext import decoder
-from fudlr_ext.capture import differentiable
+from fudlr_ext.capture import differentiable, replaced
 from fudlr_ext.collect import check_losses, no_gradient
-from fudlr_ext.decoder_jvp import Recorder
+from fudlr_ext.decoder_jvp import Along
+from fudlr_ext.decoder_layer import DecoderLayer, Pass
 from fudlr_ext.errors import EngineError
-from fudlr_ext.layers import Layout
+from fudlr_ext.fused_call import FusedCall
+from fudlr_ext.layers import Layout, LoraLayer
+from fudlr_ext.packed import Packed
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -60,6 +62,56 @@ def _gradients(
 
 DIRECTION_BYTES = 2 * 2**30
 """Memory that the tangents of one group of vectors may take; more vectors go in groups."""
+
+
+class Recorder:
+    """The decoder layers of one forward pass, each from a leaf of its own, to go along and back.
+
+    Args:
+        call: What lets them have the decoder's calls.
+
+    Attributes:
+        layers: How many there are.
+        runs: What each of them computed that ran.
+        leaves: Each layer's output, cut off from the graph below; the last one is what the rest of
+            the model hangs on.
+    """
+
+    def __init__(self, call: FusedCall) -> None:
+        self.call, self.layers = call, len(call.stack.layers)
+        self.runs: list[Pass] = []
+        self.leaves: list[Tensor] = []
+
+    def run(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> Tensor:
+        """Compute one layer."""
+        self.runs.append(Pass(layer, packed, x.detach()))
+        self.leaves.append(self.runs[-1].out.detach().requires_grad_())
+        return self.leaves[-1]
+
+    def adapted(self) -> list[Pass]:
+        """Return what hangs on the adapter: the lowest layer that it has a part in, and above."""
+        first = next(i for i, run in enumerate(self.runs) if run.layer.adapted)
+        return self.runs[first:]
+
+    def descend(self, delta: Tensor) -> None:
+        """Go back with the last output's cotangent [T, d], which second derivatives want."""
+        runs = self.adapted()
+        grad: Tensor | None = delta.contiguous()
+        for run in reversed(runs):
+            assert grad is not None
+            grad = run.keep(grad, run is not runs[0])
+
+    def bytes_each(self) -> int:
+        """Memory that one direction takes, about."""
+        kept = 0
+        for run in self.runs:
+            tensors = (run.x, run.q, run.k, run.v, run.x2, run.gu, run.out)
+            kept += sum(tensor.numel() for tensor in tensors) * run.x.element_size()
+        return kept
+
+    def along(self, vectors: Tensor) -> Along:
+        """Take the tangents for vectors [k, d]; after `descend`, for second derivatives."""
+        return Along(self.adapted(), vectors)
 
 
 class _Spine:
@@ -104,125 +156,109 @@ class _Spine:
             return along.back(changes.detach().flatten(0, 1))
 
 
-@contextmanager
-def _spine(model: nn.Module, layout: Layout, theta: Tensor, fused: bool) -> Iterator[Recorder]:
-    """Yield a recorder of the fused layers; where it stays empty, all is differentiable in θ."""
-    layers = decoder.usable(model, layout) if fused else []
-    recorder = Recorder(len(layers))
-    inside = {id(part.lora) for layer in layers for part in layer.parts.values()}
-    if layers and all(id(lora) in inside for lora in layout.layers):
-        with decoder.replaced(model, layout, recorder.run), differentiable(model, layout, theta):
-            yield recorder
-    else:
-        with differentiable(model, layout, theta):
-            yield recorder
+def attempt(
+    layout: Layout,
+    theta: Tensor,
+    call: FusedCall | None,
+    product: Callable[[Tensor, Recorder | None], Tensor],
+) -> Tensor:
+    """Return `product` of θ and a recorder of the fused layers, or of None with all of it in θ.
 
+    Fused layers serve where every adapted layer lies within them, and nothing of it is used in
+    another way.
 
-def _found(theta: Tensor, recorder: Recorder, outputs: tuple[Tensor, ...]) -> _Spine | None:
-    """Return what the outputs hang on.
-
-    None where a layer within is used by itself as well, or where some ran on their own code.
+    Raises:
+        UnservedError: The fused layers were asked for something else.
     """
-    if not recorder.runs:
+    if call is None:
+        with differentiable(layout, theta):
+            return product(theta, None)
+    recorder = Recorder(call)
+
+    def elsewhere(layer: LoraLayer, own: Any, *args: Any, **kwargs: Any) -> Any:
+        reason = call.reasons[0] if call.reasons else f"{layer.name} runs outside of fused layers"
+        raise call.unserved(reason)
+
+    with call.installed(recorder.run), replaced(layout, elsewhere), sdpa_kernel(SDPBackend.MATH):
+        return product(theta, recorder)
+
+
+def _spine(
+    layout: Layout, theta: Tensor, recorder: Recorder | None, outputs: tuple[Tensor, ...]
+) -> _Spine:
+    """Return what the outputs hang on."""
+    if recorder is None:
         return _Spine(theta, None)
-    layers = {id(run.layer) for run in recorder.runs}
-    live = [output.sum() for output in outputs if output.requires_grad]
-    once = len(layers) == len(recorder.runs) == recorder.layers
-    if once and live:
-        others = recorder.leaves[:-1]
-        found = (
-            torch.autograd.grad(live, others, retain_graph=True, allow_unused=True)
-            if others
-            else ()
-        )
-        once = all(gradient is None for gradient in found)
-    return _Spine(recorder.leaves[-1], recorder) if once else None
+    matrices = [p for p in layout.parameters() if p.requires_grad]
+    call, live = recorder.call, [each.sum() for each in outputs if each.requires_grad]
+    if call.broken or len(recorder.runs) != recorder.layers:
+        raise call.unserved(call.broken or "the decoder does not run exactly once")
+    by_itself = torch.autograd.grad(live, matrices, retain_graph=True, allow_unused=True)
+    if any(gradient is not None for gradient in by_itself):
+        raise call.unserved("a LoRA matrix is used by itself")
+    return _Spine(recorder.leaves[-1], recorder)
 
 
 def hvp(
-    model: nn.Module,
     layout: Layout,
     theta: Tensor,
-    *,
-    forward: Forward,
-    loss: Loss,
-    batch: Any,
+    recorder: Recorder | None,
+    losses_of: Callable[[], Tensor],
     vectors: Tensor,
-    fused: bool = True,
 ) -> Tensor:
     """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994)."""
-    theta = theta.requires_grad_()
-    with _spine(model, layout, theta, fused) as recorder:
-        losses = loss(forward(model, batch), batch)
-        check_losses(losses, layout)
-        spine = _found(theta, recorder, (losses,))
-        if spine is not None:
-            leaf = spine.leaf
-            (gradient,) = torch.autograd.grad(losses.mean(), leaf, create_graph=True)
-            return spine.products(
-                vectors, gradient.detach(), lambda v: _gradients((gradient,), (leaf,), (v,))[0]
-            )
-    return hvp(
-        model, layout, theta.detach(),
-        forward=forward, loss=loss, batch=batch, vectors=vectors, fused=False,
-    )  # fmt: skip
+    losses = losses_of()
+    check_losses(losses, layout)
+    spine = _spine(layout, theta, recorder, (losses,))
+    (gradient,) = torch.autograd.grad(losses.mean(), spine.leaf, create_graph=True)
+    return spine.products(
+        vectors, gradient.detach(), lambda v: _gradients((gradient,), (spine.leaf,), (v,))[0]
+    )
 
 
 def ggn_vp(
-    model: nn.Module,
     layout: Layout,
     theta: Tensor,
-    *,
-    forward: Forward,
-    loss: Loss,
-    batch: Any,
+    recorder: Recorder | None,
+    model_and_loss: tuple[Callable[[], Any], Callable[[Any], Tensor]],
     vectors: Tensor,
-    fused: bool = True,
 ) -> Tensor:
     """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs.
 
     From the leaf on, J v comes from differentiating Jᵀ c, which is linear in c, once more.
     """
-    theta = theta.requires_grad_()
-    with _spine(model, layout, theta, fused) as recorder:
-        everything = as_tuple(forward(model, batch))
-        varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
-        outputs = tuple(everything[i] for i in varying)
-        if not outputs:
-            raise no_gradient([layer.name for layer in layout.layers], layout)
-        at = tuple(tensor.detach().requires_grad_() for tensor in outputs)
-        given = list(everything)
-        for i, tensor in zip(varying, at, strict=True):
-            given[i] = tensor
-        spine = _found(theta, recorder, outputs)
-        if spine is not None:
-            leaf = spine.leaf
-            losses = loss(tuple(given) if len(given) > 1 else given[0], batch)
-            check_losses(losses, layout)
-            slopes = torch.autograd.grad(losses.mean(), at, create_graph=True)
-            cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
-            (pulled,) = _gradients(outputs, (leaf,), cotangents, create_graph=True)
+    outputs_of, loss_of = model_and_loss
+    everything = as_tuple(outputs_of())
+    varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
+    outputs = tuple(everything[i] for i in varying)
+    if not outputs:
+        raise no_gradient([layer.name for layer in layout.layers], layout)
+    at = tuple(tensor.detach().requires_grad_() for tensor in outputs)
+    given = list(everything)
+    for i, tensor in zip(varying, at, strict=True):
+        given[i] = tensor
+    leaf = (spine := _spine(layout, theta, recorder, outputs)).leaf
+    losses = loss_of(tuple(given) if len(given) > 1 else given[0])
+    check_losses(losses, layout)
+    gradients = torch.autograd.grad(losses.mean(), at, create_graph=True)
+    if recorder is not None:  # goes back once, so that a use of padding is noticed
+        _gradients(outputs, (leaf,), tuple(each.detach() for each in gradients))
+    cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
+    (pulled,) = _gradients(outputs, (leaf,), cotangents, create_graph=True)
 
-            def product(v: Tensor) -> Tensor:
-                forward_v = _gradients((pulled,), cotangents, (v,))
-                curved = _gradients(slopes, at, forward_v)
-                return _gradients(outputs, (leaf,), curved)[0]
+    def product(v: Tensor) -> Tensor:
+        forward_v = _gradients((pulled,), cotangents, (v,))
+        curved = _gradients(gradients, at, forward_v)
+        return _gradients(outputs, (leaf,), curved)[0]
 
-            return spine.products(vectors, None, product)
-    return ggn_vp(
-        model, layout, theta.detach(),
-        forward=forward, loss=loss, batch=batch, vectors=vectors, fused=False,
-    )  # fmt: skip
+    return spine.products(vectors, None, product)
 
 
 def taylor_gradient(
-    model: nn.Module,
     layout: Layout,
     theta: Tensor,
+    losses_of: Callable[[], Tensor],
     *,
-    forward: Forward,
-    loss: Loss,
-    batch: Any,
     path: Tensor,
     removed: Tensor,
     order: int,
@@ -241,8 +277,8 @@ def taylor_gradient(
     shift: Tensor = torch.zeros_like(path[0]) if len(path) else torch.zeros_like(theta)
     for coefficient in reversed(path.unbind()):
         shift = t * (coefficient + shift)
-    with differentiable(model, layout, theta + shift):
-        losses = loss(forward(model, batch), batch)
+    with differentiable(layout, theta + shift):
+        losses = losses_of()
         check_losses(losses, layout)
         value = ((1 - t * removed.to(losses)) * losses).mean()
         total, factorial = torch.zeros_like(value), 1

@@ -26,8 +26,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fudlr_ext.decoder_layer import Decoder, Joint, Pass, Use, ops
-from fudlr_ext.packed import Packed
+from fudlr_ext.decoder_layer import Joint, Pass, Use, ops
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -142,17 +141,17 @@ class LayerTangents:
     def __init__(self, run: Pass, turns: Turns, dx: Tensor | None) -> None:
         self.run, self.turns = run, turns
         self.k = turns[run.down].k
-        d, (first, second) = run.x.shape[1], run.layer.norms
+        d, (first, second) = run.x.shape[1], run.norms
         dn = None
         if dx is not None:
-            dn = ops.rms_norm_tangent(run.x, first.weight, run.scale, dx, run.qkv.ranks[-1])
+            dn = ops.rms_norm_tangent(run.x, first, run.scale, dx, run.qkv.ranks[-1])
         along = self._project(dn)
         attended = ops.attention_tangent(*run._attention(), *along, run.o.ranks[-1])
         dx2 = self._along(run.o, run.attended, run.uo[:, d:], attended)[:, :d]
         if dx is not None:
             dx2 = dx2 + (dx if run.packed.wanted is None else self._some(dx, 0).flatten(0, 1))
         rank = run.gate_up.ranks[-1]
-        dn = ops.rms_norm_tangent(run.x2, second.weight, run.scale2, dx2, rank)
+        dn = ops.rms_norm_tangent(run.x2, second, run.scale2, dx2, rank)
         inner = run.gate_up.d_out
         dgu = self._along(run.gate_up, run.normed2, run.gu[:, inner:], dn)[:, :inner]
         hidden = ops.swiglu_tangent(run.gu[:, :inner], dgu, run.down.ranks[-1])
@@ -205,7 +204,7 @@ class LayerTangents:
         Returns:
             Those of x [T k, d] with `below` free columns; None where these are not wanted.
         """
-        run, uses, (first, second) = self.run, self.run.uses, self.run.layer.norms
+        run, uses, (first, second) = self.run, self.run.uses, self.run.norms
         d, inner = run.x.shape[1], run.gate_up.d_out
         again: tuple[Tensor | None, Tensor | None] = (None, None)
         if uses is not None:
@@ -215,7 +214,7 @@ class LayerTangents:
         if uses is not None:
             again = (uses[run.gate_up].e, self.dx2)
         de = self._back(run.gate_up, run.normed2, run.gu[:, inner:], changed)
-        norm = (run.x2, second.weight, run.scale2)
+        norm = (run.x2, second, run.scale2)
         change = ops.rms_norm_backward(*norm, de, change[:, :d], *again, self.free(run.o))
         de = self._back(run.o, run.attended, run.uo[:, d:], change)
         at_normed = self._inputs_back(self._attention_back(de), below is not None)
@@ -223,7 +222,7 @@ class LayerTangents:
             return None
         if uses is not None:
             again = (self._at_normed(uses), self.dx)
-        given = (run.x, first.weight, run.scale, at_normed)
+        given = (run.x, first, run.scale, at_normed)
         found: Tensor = ops.rms_norm_backward(
             *given, self._everywhere(change[:, :d]), *again, below
         )
@@ -269,53 +268,6 @@ class LayerTangents:
             return rows
         full = rows.new_zeros(self.run.x.shape[0], self.k, rows.shape[1])
         return full.index_copy_(0, wanted, rows.reshape(-1, self.k, rows.shape[1])).flatten(0, 1)
-
-
-class Recorder:
-    """The decoder layers of one forward pass, each from a leaf of its own, to go along and back.
-
-    Attributes:
-        layers: How many there are.
-        runs: What each of them computed that ran.
-        leaves: Each layer's output, cut off from the graph below; the last one is what the rest of
-            the model hangs on.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
-        self.runs: list[Pass] = []
-        self.leaves: list[Tensor] = []
-
-    def run(self, layer: Decoder, packed: Packed, x: Tensor) -> Tensor:
-        """Compute one layer."""
-        self.runs.append(Pass(layer, packed, x.detach()))
-        self.leaves.append(self.runs[-1].out.detach().requires_grad_())
-        return self.leaves[-1]
-
-    def adapted(self) -> list[Pass]:
-        """Return what hangs on the adapter: the lowest layer that it has a part in, and above."""
-        first = next(i for i, run in enumerate(self.runs) if run.layer.adapted)
-        return self.runs[first:]
-
-    def descend(self, delta: Tensor) -> None:
-        """Go back with the last output's cotangent [T, d], which second derivatives want."""
-        runs = self.adapted()
-        grad: Tensor | None = delta.contiguous()
-        for run in reversed(runs):
-            assert grad is not None
-            grad = run.keep(grad, run is not runs[0])
-
-    def bytes_each(self) -> int:
-        """Memory that one direction takes, about."""
-        kept = 0
-        for run in self.runs:
-            tensors = (run.x, run.q, run.k, run.v, run.x2, run.gu, run.out)
-            kept += sum(tensor.numel() for tensor in tensors) * run.x.element_size()
-        return kept
-
-    def along(self, vectors: Tensor) -> Along:
-        """Take the tangents for vectors [k, d]; after `descend`, for second derivatives."""
-        return Along(self.adapted(), vectors)
 
 
 class Along:

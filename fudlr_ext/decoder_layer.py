@@ -54,16 +54,16 @@ class Joint:
         ranks: Where each adapter's columns begin, and their end.
     """
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[Part], dtype: torch.dtype) -> None:
         self.parts = parts
-        first = parts[0].base.weight
+        first = parts[0].base.weight.detach()
         self.d_in = first.shape[1]
         self.outs, self.ranks = [0], [0]
         for part in parts:
             self.outs.append(self.outs[-1] + part.base.weight.shape[0])
             self.ranks.append(self.ranks[-1] + part.rank)
         self.d_out, rank = self.outs[-1], self.ranks[-1]
-        whole = first.new_empty(self.d_out + rank, self.d_in + rank)
+        whole = first.new_empty(self.d_out + rank, self.d_in + rank, dtype=dtype)
         whole[:, self.d_in :].zero_()
         for part, ends in zip(parts, pairwise(self.outs), strict=True):
             if part.lora is None:
@@ -71,10 +71,11 @@ class Joint:
         for lora, rows, ranks in self.adapted():
             own = slice(self.d_out + ranks.start, self.d_out + ranks.stop)
             columns = slice(self.d_in + ranks.start, self.d_in + ranks.stop)
-            b = lora.b * lora.scaling
-            torch.addmm(lora.base.weight.detach(), b, lora.a, out=whole[rows, : self.d_in])
+            a, b = lora.a.to(dtype), lora.b.to(dtype) * lora.scaling
+            weight = lora.base.weight.detach().to(dtype)
+            torch.addmm(weight, b, a, out=whole[rows, : self.d_in])
             whole[rows, columns] = b
-            torch.mul(lora.a, lora.scaling, out=whole[own, : self.d_in])
+            torch.mul(a, lora.scaling, out=whole[own, : self.d_in])
             whole[own, columns].fill_diagonal_(lora.scaling)
         self.whole = whole
         self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
@@ -87,7 +88,7 @@ class Joint:
                     else first.new_zeros(part.base.weight.shape[0])
                     for part in parts
                 ]
-            )
+            ).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [y | u] for x [T, d_in]."""
@@ -162,7 +163,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderLayer:
     """What a decoder layer is made of."""
 
     module: nn.Module
@@ -171,15 +172,16 @@ class Decoder:
     heads: int
     key_heads: int
     scale: float
+    width: int  # of a head
 
     @property
     def adapted(self) -> bool:
         """Whether an adapter has a part in it."""
         return any(part.lora is not None for part in self.parts.values())
 
-    def joint(self, *names: str) -> Joint:
+    def joint(self, dtype: torch.dtype, *names: str) -> Joint:
         """Merge these linears for one pass."""
-        return Joint([self.parts[name] for name in names])
+        return Joint([self.parts[name] for name in names], dtype)
 
 
 class Pass:
@@ -189,23 +191,24 @@ class Pass:
         uses: What a backward pass found at every product, where it was kept.
     """
 
-    def __init__(self, layer: Decoder, packed: Packed, x: Tensor) -> None:
+    def __init__(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> None:
         self.layer, self.packed, self.x = layer, packed, x
         self.uses: dict[Joint, Use] | None = None
         first, second = layer.norms
-        self.normed, self.scale, _ = ops.rms_norm(x, None, first.weight, first.eps)
+        self.norms = tuple(norm.weight.to(x.dtype) for norm in layer.norms)
+        self.normed, self.scale, _ = ops.rms_norm(x, None, self.norms[0], first.eps)
         self._project()
         self.attended = ops.attention(*self._attention())
-        self.o = layer.joint("o")
+        self.o = layer.joint(x.dtype, "o")
         self.uo = self.o.forward(self.attended)
         residual = x if packed.wanted is None else x[packed.wanted]
         self.normed2, self.scale2, self.x2 = ops.rms_norm(
-            self.uo[:, : x.shape[1]], residual, second.weight, second.eps
+            self.uo[:, : x.shape[1]], residual, self.norms[1], second.eps
         )
-        self.gate_up = layer.joint("gate", "up")
+        self.gate_up = layer.joint(x.dtype, "gate", "up")
         self.gu = self.gate_up.forward(self.normed2)
         self.hidden = ops.swiglu(self.gu[:, : self.gate_up.d_out])
-        self.down = layer.joint("down")
+        self.down = layer.joint(x.dtype, "down")
         self.ud = self.down.forward(self.hidden)
         self.out = self.x2 + self.ud[:, : x.shape[1]]
 
@@ -218,14 +221,15 @@ class Pass:
     def _project(self) -> None:
         packed, layer = self.packed, self.layer
         if packed.wanted is None:
-            self.qkv = layer.joint("q", "k", "v")
+            self.qkv = layer.joint(self.x.dtype, "q", "k", "v")
             z = self.qkv.forward(self.normed)
             ends = self.qkv.outs
             ops.rotate_heads(z[:, : ends[2]], packed.cos, packed.sin, False)
             self.q, self.k, self.v = (z[:, i:j] for i, j in pairwise(ends))
             self.u = z[:, ends[-1] :]
             return
-        self.qkv, self.only_q = layer.joint("k", "v"), layer.joint("q")
+        dtype = self.x.dtype
+        self.qkv, self.only_q = layer.joint(dtype, "k", "v"), layer.joint(dtype, "q")
         z = self.qkv.forward(self.normed)
         middle, end = self.qkv.outs[1:]
         self.k, self.v, self.u = z[:, :middle], z[:, middle:end], z[:, end:]
@@ -282,13 +286,13 @@ class Pass:
 
     def backward(self, take: Take, delta: Tensor, below: bool) -> Tensor | None:
         """Hand all uses to `take`; return the gradient of x [T, d] where it is wanted."""
-        d, packed, (first, second) = self.x.shape[1], self.packed, self.layer.norms
+        d, packed, (first, second) = self.x.shape[1], self.packed, self.norms
         e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
         inner = self.gate_up.d_out
         to_gu = ops.swiglu_backward(self.gu[:, :inner], e)
         uses = (self.normed2, self.gu[:, inner:], to_gu)
         e = self._back(take, self.gate_up, uses, self.offsets)
-        at_x2 = ops.rms_norm_backward(self.x2, second.weight, self.scale2, e, delta)
+        at_x2 = ops.rms_norm_backward(self.x2, second, self.scale2, e, delta)
         e = self._back(take, self.o, (self.attended, self.uo[:, d:], at_x2), self.offsets)
         to_q, to_k, to_v = ops.attention_backward(*self._attention(), e)
         if packed.wanted is None:
@@ -308,7 +312,7 @@ class Pass:
         if packed.wanted is not None and eq is not None:
             e = e.index_add(0, packed.wanted, eq)
             at_x2 = torch.zeros_like(self.x).index_add_(0, packed.wanted, at_x2)
-        grad: Tensor = ops.rms_norm_backward(self.x, first.weight, self.scale, e, at_x2)
+        grad: Tensor = ops.rms_norm_backward(self.x, first, self.scale, e, at_x2)
         return grad
 
     def _back(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fudlr_ext import curvature
 from fudlr_ext.backward_hook import BackwardHook
-from fudlr_ext.capture import capturing
-from fudlr_ext.collect import Collector, check_losses
+from fudlr_ext.capture import evaluating
 from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
+from fudlr_ext.passes import Passes
 from fudlr_ext.reducers import Dots, FisherProduct, Reducer, Rows, Sides, Sketch, Sums
+from fudlr_ext.report import Report
 from fudlr_ext.vjp import DeferredVjp
 
 
@@ -35,22 +36,27 @@ class Engine:
     is one number a sample, not divided by the batch, and sample i must lie in row i of every
     adapted layer's input, which is [n, ...].
 
+    Decoder layers of the Llama family are fused where that gives the same; every other layer runs
+    by itself, by the model's own code where something is hooked, patched or otherwise unusual.
+    `report()` says which, and why.
+
     Args:
         model: A peft model, or any module whose LoRA layers have peft's shape.
         adapter: Which of its adapters.
+        check: Whether one sample's gradient of the first batch is compared with plain autograd's,
+            by the model's own code. It costs about one training step on that batch, once.
 
     Raises:
-        UnsupportedLayerError: DoRA and other variants, quantised or embedding or convolution
-            layers, fully trained copies (modules_to_save), tied adapters.
+        UnsupportedLayerError: Other adapters than LoRA on linear layers, quantised or compiled
+            models, trained biases or copies of layers, tied adapters.
         EngineError: No LoRA layer of that adapter.
     """
 
-    def __init__(self, model: nn.Module, adapter: str = "default") -> None:
+    def __init__(self, model: nn.Module, adapter: str = "default", *, check: bool = False) -> None:
         self.model = model
         self.adapter = adapter
         self._layout = Layout(model, adapter)
-        for layer in self._layout.layers:
-            layer.check_state()
+        self._passes = Passes(model, self._layout, check)
 
     @property
     def names(self) -> list[str]:
@@ -152,11 +158,11 @@ class Engine:
             NonFiniteLossError: A loss is NaN or infinite.
             NoGradientError: An adapted layer took no part in the loss.
         """
-        with capturing(self.model, self._layout) as tape:
-            losses = loss(forward(self.model, batch), batch)
-            check_losses(losses, self._layout)
-            tape.backward(losses, None, Collector(self._layout, list(reducers), len(losses)))
-        return losses.detach()
+        return self._passes.first_order(forward, loss, batch, reducers)
+
+    def report(self) -> Report:
+        """Return which way the last call's pass went, and why; `str()` of it is a sentence."""
+        return self._passes.report
 
     def backward_hook(self, names: Collection[str] | None = None) -> BackwardHook:
         """Hook onto the model's own training, and take per-sample gradients from its backward pass.
@@ -218,7 +224,7 @@ class Engine:
 
         For what hangs on several batches' outputs together, such as a metric over many users.
         """
-        return DeferredVjp(self.model, self._layout, forward, batch)
+        return self._passes.deferred(forward, batch)
 
     def fisher_vp(
         self,
@@ -246,26 +252,34 @@ class Engine:
         The matrix is Jᵀ H J (Schraudolph 2002), with J the Jacobian of the outputs in θ and H the
         Hessian of the mean loss in the outputs, both exact; no damping.
         """
-        return curvature.ggn_vp(
-            self.model,
-            self._layout,
+        vectors = self._vectors("ggn_vp", "vectors", vectors, (None, self.d))
+        self._passes.check(forward, loss, batch)
+        return self._passes.product(
+            "ggn_vp",
             self.theta(),
-            forward=forward,
-            loss=loss,
-            batch=batch,
-            vectors=self._vectors("ggn_vp", "vectors", vectors, (None, self.d)),
+            lambda theta, recorder: curvature.ggn_vp(
+                self._layout,
+                theta,
+                recorder,
+                (lambda: forward(self.model, batch), lambda outputs: loss(outputs, batch)),
+                vectors,
+            ),
         )
 
     def hvp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
         """Return the exact Hessian's products of the mean loss for vectors [k, d], as [k, d]."""
-        return curvature.hvp(
-            self.model,
-            self._layout,
+        vectors = self._vectors("hvp", "vectors", vectors, (None, self.d))
+        self._passes.check(forward, loss, batch)
+        return self._passes.product(
+            "hvp",
             self.theta(),
-            forward=forward,
-            loss=loss,
-            batch=batch,
-            vectors=self._vectors("hvp", "vectors", vectors, (None, self.d)),
+            lambda theta, recorder: curvature.hvp(
+                self._layout,
+                theta,
+                recorder,
+                lambda: loss(forward(self.model, batch), batch),
+                vectors,
+            ),
         )
 
     def taylor_gradient(
@@ -298,17 +312,17 @@ class Engine:
                 f"it is {order}",
                 "1 needs Hessian products, 2 third derivatives, 3 fourth ones",
             )
-        return curvature.taylor_gradient(
-            self.model,
-            self._layout,
-            self.theta(),
-            forward=forward,
-            loss=loss,
-            batch=batch,
-            path=self._vectors("taylor_gradient", "path", path, (None, self.d)),
-            removed=self._vectors("taylor_gradient", "removed", removed, (None,)),
-            order=order,
-        )
+        path = self._vectors("taylor_gradient", "path", path, (None, self.d))
+        removed = self._vectors("taylor_gradient", "removed", removed, (None,))
+        with evaluating(self.model, self._layout):
+            return curvature.taylor_gradient(
+                self._layout,
+                self.theta(),
+                lambda: loss(forward(self.model, batch), batch),
+                path=path,
+                removed=removed,
+                order=order,
+            )
 
     def _vectors(self, op: str, name: str, given: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         fits = given.dim() == len(shape) and all(

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fudlr_ext.decoder import only
 from fudlr_ext.errors import EngineError
+from fudlr_ext.fused_call import running
 
 IGNORED = -100  # the label that transformers and torch.nn.functional.cross_entropy leave out
+
+
+@dataclass
+class Wanted:
+    """Whether the model's last layer gave the positions asked for alone, as [n, L, hidden]."""
+
+    served: bool = False
+
+
+@contextmanager
+def only(model: nn.Module, positions: Tensor) -> Iterator[Wanted]:
+    """Say that of what `model` computes within, only these positions' outputs will be used.
+
+    Within an engine's pass over fused layers the last one then computes these alone.
+
+    Args:
+        model: The model, or any module of it that has the decoder within.
+        positions: [n, L], of tokens that are no padding; they may repeat.
+    """
+    wanted, call = Wanted(), running(model)
+    if call is None:
+        yield wanted
+        return
+    call.positions, call.wanted = positions, wanted
+    try:
+        yield wanted
+    finally:
+        call.positions = call.wanted = None
 
 
 def _slots(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,14 +105,20 @@ def label_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
     def at_labels(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (hidden,) = inputs
-        if request.served:  # the trunk computed these positions alone
+        if wanted.served:  # the fused layers computed these positions alone
             return (hidden,)
         return (hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])),)
 
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise EngineError(
+            "label_logits: a causal language model was expected",
+            f"{type(model).__name__} is an encoder with a decoder, which shifts labels by itself",
+            "Write your own forward(model, batch) and loss(outputs, batch)",
+        )
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     handle = head.register_forward_pre_hook(at_labels)
     try:
-        with only(positions, batch.get("attention_mask")) as request:
+        with only(model, positions) as wanted:
             return model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
@@ -103,9 +139,9 @@ def states_at(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) 
         States [n, L, hidden], as the output matrix gets them.
     """
     decoder: Any = model.get_decoder()  # type: ignore[operator]
-    with only(positions, batch.get("attention_mask")) as request:
+    with only(decoder, positions) as wanted:
         states: Tensor = decoder(**batch, use_cache=False).last_hidden_state
-    if request.served:
+    if wanted.served:
         return states
     return states.gather(1, positions[:, :, None].expand(-1, -1, states.shape[2]))
 

@@ -76,7 +76,7 @@ def _moved(starts: tuple[int, ...], by: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackedBatch:
     """A batch's positions, one after the other without padding.
 
     Attributes:
@@ -92,7 +92,7 @@ class Packing:
 
 def pack(
     real: Tensor, positions: Tensor | None, holds: Tensor, angles: tuple[Tensor, Tensor]
-) -> Packing | None:
+) -> PackedBatch | None:
     """Pack the real positions of a batch; None where that cannot be, or `holds` is false.
 
     Args:
@@ -118,7 +118,7 @@ def pack(
             wanted_offsets=given["counts"],
             wanted_starts=tuple(here["counts"].tolist()),
         )
-    return Packing(rows, given.get("slots"), packed)
+    return PackedBatch(rows, given.get("slots"), packed)
 
 
 def _read(holds: Tensor, real: Tensor, positions: Tensor | None) -> dict[str, Tensor] | None:

@@ -8,10 +8,10 @@ with some wanted, over more positions than one tile of the attention's kernels h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fudlr_ext.decoder_jvp import LayerTangents, Turn
-from fudlr_ext.decoder_layer import Decoder, Pass
+from fudlr_ext.decoder_layer import DecoderLayer, Pass
+from fudlr_ext.layers import Layout
 from fudlr_ext.packed import Packed
 
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}  # relative error that rounding explains
@@ -27,27 +28,74 @@ POSITIONS = {"cpu": 5, "cuda": 70}
 DIRECTIONS = 2
 
 
-def same(layer: Decoder, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether both give the same numbers, to rounding."""
-    tensors = [part.base.weight for part in layer.parts.values()]
-    tensors += [part.lora.a for part in layer.parts.values() if part.lora is not None]
-    tensors += [norm.weight for norm in layer.norms]
-    if any(tensor.dtype != dtype or tensor.device != device for tensor in tensors):
-        return False
+@dataclass(frozen=True)
+class Probed:
+    """What the probe found of a layer's own code, beside the same numbers.
+
+    Attributes:
+        causal_without_mask: Whether its attention is causal where it is given no mask.
+        in_tuple: Whether it returns a tuple of its output.
+    """
+
+    causal_without_mask: bool
+    in_tuple: bool
+
+
+def compute_dtype(layers: list[DecoderLayer], layout: Layout) -> torch.dtype | str:
+    """Return what fused layers compute in, or why they cannot.
+
+    On the CPU half precision is computed in float32: the merged weights are made anew in each pass,
+    in whatever dtype, and its float32 products are the faster ones.
+    """
+    found = {part.base.weight.dtype for layer in layers for part in layer.parts.values()}
+    found |= {norm.module.weight.dtype for layer in layers for norm in layer.norms}  # type: ignore[misc]
+    found |= {
+        part.lora.a.dtype
+        for layer in layers
+        for part in layer.parts.values()
+        if part.lora is not None
+    }
+    dtype = found.copy().pop() if len(found) == 1 else torch.float32
+    half = found - {torch.float32, torch.float64}
+    if (torch.float64 in found and len(found) > 1) or dtype == torch.float64 != layout.dtype:
+        return "float64 is mixed with other dtypes"
+    if half and layout.device.type != "cpu":
+        return f"its weights are {', '.join(sorted(map(str, found)))}"
+    return torch.float32 if half else dtype
+
+
+def probe(layer: DecoderLayer, dtype: torch.dtype, device: torch.device) -> Probed | None:
+    """Return what a layer's own code does, or None where its numbers are not ours, to rounding."""
     trial = _Trial.draw(layer, dtype, device)
+    own = layer.module
+    if any(p.dtype != dtype for p in own.parameters()):
+        own = copy.deepcopy(own).to(dtype)
     try:
-        with _evaluated(layer.module):
-            if device.type == "cpu":
-                with torch.no_grad():
-                    x, theirs = trial.x, trial.own(layer, trial.x)
-                    ours = Pass(layer, trial.packed, x).out
-                return _close(ours, theirs, theirs - x, ROUNDING[dtype])
+        if device.type == "cpu":
+            with torch.no_grad():
+                x, theirs = trial.x, trial.own(own, trial.x)
+                if not _close(Pass(layer, trial.packed, x).out, theirs, theirs - x, dtype):
+                    return None
+        else:
             with torch.inference_mode(False), _whole_products():
-                return all(
-                    _same_derivatives(layer, each) for each in (trial, trial.of_some_positions())
-                )
+                trials = (trial, trial.of_some_positions())
+                if not all(_same_derivatives(layer, own, each) for each in trials):
+                    return None
     except Exception:  # whatever other code wants from its caller, it is not the family's
-        return False
+        return None
+    return _own_habits(own, trial, dtype)
+
+
+@torch.no_grad()
+def _own_habits(own: nn.Module, trial: _Trial, dtype: torch.dtype) -> Probed:
+    x = trial.x
+    theirs = trial.own(own, x)
+    try:
+        without = replace(trial, mask=None).own(own, x)
+        causal = _close(without, theirs, theirs - x, dtype)
+    except Exception:
+        causal = False
+    return Probed(causal, isinstance(trial.call(own, x), tuple))
 
 
 @dataclass(frozen=True)
@@ -56,10 +104,10 @@ class _Trial:
 
     x: Tensor
     packed: Packed
-    mask: Tensor
+    mask: Tensor | None
 
     @staticmethod
-    def draw(layer: Decoder, dtype: torch.dtype, device: torch.device) -> _Trial:
+    def draw(layer: DecoderLayer, dtype: torch.dtype, device: torch.device) -> _Trial:
         """Draw on the CPU, so that all devices are given the same numbers."""
         host: Any = {"device": "cpu"}  # whatever torch.set_default_device says
         numbers: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": dtype, **host}
@@ -89,22 +137,27 @@ class _Trial:
         )
         return replace(self, packed=some)
 
-    def own(self, layer: Decoder, x: Tensor) -> Tensor:
-        """Return what the layer's own code makes of x, at the positions wanted."""
-        packed = self.packed
-        angles = (packed.cos[None], packed.sin[None])
-        out = layer.module(x[None], attention_mask=self.mask, position_embeddings=angles)
-        out = (out[0] if isinstance(out, tuple) else out)[0]
-        return out if packed.wanted is None else out[packed.wanted]
+    def call(self, own: nn.Module, x: Tensor) -> Any:
+        """Return what the layer's own code returns for x [t, d]."""
+        angles = (self.packed.cos[None], self.packed.sin[None])
+        return own(x[None], attention_mask=self.mask, position_embeddings=angles)
+
+    def own(self, own: nn.Module, x: Tensor) -> Tensor:
+        """Return what the layer's own code makes of x [t, d], at the positions wanted."""
+        out = self.call(own, x)
+        if isinstance(out, tuple):
+            (out,) = out
+        wanted = self.packed.wanted
+        return out[0] if wanted is None else out[0][wanted]
 
 
-def _close(ours: Tensor, theirs: Tensor, scale: Tensor, rounding: float) -> bool:
-    return ours.shape == theirs.shape and float((theirs - ours).abs().max()) <= rounding * float(
-        scale.abs().max()
-    )
+def _close(ours: Tensor, theirs: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    return float((theirs - ours).abs().max()) <= ROUNDING[dtype] * float(scale.abs().max())
 
 
-def _same_derivatives(layer: Decoder, trial: _Trial) -> bool:
+def _same_derivatives(layer: DecoderLayer, own: nn.Module, trial: _Trial) -> bool:
     """Whether values and derivatives are the same, with δ, x' and δ' random."""
     x, packed = trial.x, trial.packed
     count = x.shape[0] if packed.wanted is None else len(packed.wanted)
@@ -114,23 +167,23 @@ def _same_derivatives(layer: Decoder, trial: _Trial) -> bool:
         torch.randn(size, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
         for size in sizes
     )
-    theirs = _own_derivatives(layer, trial, delta, along, changes)
+    theirs = _own_derivatives(own, trial, delta, along, changes)
     ours = _our_derivatives(layer, trial, delta, along, changes)
     residual = x if packed.wanted is None else x[packed.wanted]
     scales = (theirs[0] - residual, *theirs[1:])
-    close = partial(_close, rounding=ROUNDING[x.dtype])
-    return all(map(close, ours, theirs, scales))
+    dtypes = [x.dtype] * len(ours)
+    return all(map(_close, ours, theirs, scales, dtypes))
 
 
 def _own_derivatives(
-    layer: Decoder, trial: _Trial, delta: Tensor, along: Tensor, changes: Tensor
+    own: nn.Module, trial: _Trial, delta: Tensor, along: Tensor, changes: Tensor
 ) -> tuple[Tensor, ...]:
     """Return f(x), Jᵀδ, and for each direction J x' and (Jᵀδ)' + Jᵀδ', by double backward."""
     x, delta = trial.x.clone().requires_grad_(), delta.clone().requires_grad_()
     bent, moved = [], []
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        out = trial.own(layer, x)
+        out = trial.own(own, x)
         (grad,) = torch.autograd.grad(out, x, delta, create_graph=True)
         for direction, change in zip(along, changes, strict=True):
             back, forth = torch.autograd.grad(
@@ -143,7 +196,7 @@ def _own_derivatives(
 
 @torch.no_grad()
 def _our_derivatives(
-    layer: Decoder, trial: _Trial, delta: Tensor, along: Tensor, changes: Tensor
+    layer: DecoderLayer, trial: _Trial, delta: Tensor, along: Tensor, changes: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the same by the fused pass; the adapters themselves stay as they are."""
     run = Pass(layer, trial.packed, trial.x)
@@ -160,19 +213,6 @@ def _our_derivatives(
     assert bent is not None
     shape = (-1, DIRECTIONS, trial.x.shape[1])
     return run.out, grad, moved.view(shape), bent.view(shape)
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Put all that is within in evaluation mode for a while."""
-    training = [each for each in module.modules() if each.training]
-    try:
-        for each in training:
-            each.training = False
-        yield
-    finally:
-        for each in training:
-            each.training = True
 
 
 @contextmanager

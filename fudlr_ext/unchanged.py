@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 INERT = "transformers.utils.output_capturing"
 """Hooks of this module record nothing unless a call asks for it, which `Decoder` looks at."""
+PLAIN = {nn.Parameter, Tensor}
+"""Classes of tensors that are nothing but their numbers."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -33,6 +35,7 @@ class Patch:
         return self.before or self.module.__class__.forward.__get__(self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run in the module's place."""
         return self.call(self, *args, **kwargs)
 
     def set(self) -> None:
@@ -72,7 +75,7 @@ def altered(module: nn.Module) -> str:
 def plain_weight(weight: Tensor | None) -> bool:
     """Whether a weight is an ordinary tensor of floating point numbers that are there."""
     return (
-        type(weight) in {nn.Parameter, Tensor}
+        type(weight) in PLAIN
         and not weight.is_meta  # type: ignore[union-attr]
         and weight.is_floating_point()  # type: ignore[union-attr]
         and weight.layout is torch.strided  # type: ignore[union-attr]
@@ -91,7 +94,7 @@ class Unchanged:
 
     def __init__(self, named: Iterable[tuple[str, nn.Module]]) -> None:
         self._states = [
-            (name, module, _code(module), list(module.__dict__.values()), _children(module))
+            (name, module, _code(module), _attributes(module), _children(module))
             for name, module in named
         ]
         configs = {id(c): c for _, m, *_ in self._states if (c := _config(m)) is not None}
@@ -106,9 +109,8 @@ class Unchanged:
         for name, module, code, values, children in self._states:
             if problem := altered(module):
                 return f"{name} {problem}"
-            now = list(module.__dict__.values())
-            # The engine's own patch is the last attribute, where there is one.
-            same = len(now) == len(values) + (type(now[-1]) is Patch) and all(map(is_, values, now))
+            now = _attributes(module)
+            same = len(now) == len(values) and all(map(is_, values, now))
             if not same or _code(module) != code or _children(module) != children:
                 return f"{name} was changed"
         for config, before in self._configs:
@@ -123,6 +125,14 @@ class Unchanged:
 def _code(module: nn.Module) -> tuple[Any, ...]:
     kind = module.__class__
     return kind, kind.forward, kind.__call__
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """Return a module's attributes but for the engine's patch, which is the last where it is."""
+    found = list(module.__dict__.values())
+    if type(found[-1]) is Patch:
+        found.pop()
+    return found
 
 
 def _children(module: nn.Module) -> list[int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fudlr_ext.capture import capturing
+from fudlr_ext.capture import Tape
 from fudlr_ext.collect import Collector, no_gradient
-from fudlr_ext.curvature import Forward, as_tuple
+from fudlr_ext.curvature import as_tuple
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.reducers import Sums
@@ -27,12 +27,11 @@ class DeferredVjp:
         held: Bytes that the graph's fused layers keep, which hooks on saved tensors do not see.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, forward: Forward, batch: Any) -> None:
-        self._layout = layout
-        with capturing(model, layout) as self._tape:
-            self._graph: tuple[Tensor, ...] | None = as_tuple(forward(model, batch))
+    def __init__(self, layout: Layout, tape: Tape, outputs: Any) -> None:
+        self._layout, self._tape = layout, tape
+        self._graph: tuple[Tensor, ...] | None = as_tuple(outputs)
         self.outputs = tuple(tensor.detach() for tensor in self._graph)
-        self.held: int = self._tape.held
+        self.held: int = tape.held
         self._versions = self._weight_versions()
 
     def vjp(self, cotangents: Tensor | tuple[Tensor, ...], *, keep: bool = False) -> Tensor:

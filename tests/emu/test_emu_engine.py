@@ -13,11 +13,21 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from engine_models import adapted, batch_of, clean, llama, qwen2, relative
+from engine_models import adapted, batch_of, clean, llama, relative
 
-from fudlr_ext import Engine, decoder, decoder_jvp, decoder_layer, label_logits, label_loss, probe
+from fudlr_ext import (
+    Engine,
+    decoder,
+    decoder_jvp,
+    decoder_layer,
+    label_logits,
+    label_loss,
+    probe,
+    unchanged,
+)
 
 FACE = (label_logits, label_loss)
+unchanged.PLAIN.add(pretended.Pretended)
 DECODER = {
     schema.name.removeprefix("fudlr_decoder::")
     for schema in torch._C._jit_get_all_schemas()
@@ -59,7 +69,7 @@ def passed(monkeypatch):
 def model_of(base=llama, dtype=torch.float32, **changes):
     torch.manual_seed(0)
     model = base(attn_implementation="sdpa", **changes)
-    return adapted(clean(model) if dtype == torch.float64 else model, dtype)
+    return adapted(clean(model) if dtype == torch.float64 else model, dtype).eval()
 
 
 def there(batch):
@@ -105,8 +115,9 @@ def test_equals_the_cpu_and_waits_once(few, passed, dtype):
     with pretended.device() as device, emulation.poisoned():
         engine = Engine(model.to(pretended.GPU))
         batch = there(batch)
-        assert len(decoder.usable(model, engine._layout)) == 2
-        assert device.ran == DECODER
+        engine.sample_grads(*FACE, batch)
+        assert engine.report().fused_layers == 2
+        assert device.ran == {*DECODER, "sample_grads"}
         for call, expected in zip(calls(engine, batch), wanted, strict=True):
             passed.clear()
             device.waits.clear()
@@ -139,24 +150,9 @@ def test_every_position_and_no_padding(few, passed):
     expected = Engine(model).vjp(logits, batch, cotangents)
     with pretended.device(), torch.device(pretended.GPU):  # as torch.set_default_device does
         engine = Engine(model.to(pretended.GPU))
-        assert len(decoder.usable(engine.model, engine._layout)) == 2
-        passed.clear()
         got = here(engine.vjp(logits, there(batch), cotangents.to(pretended.GPU)))
     assert relative(got, expected) <= 1e-5
     assert ("cuda", False) in passed
-
-
-def test_layers_with_a_window_of_their_own_run_on_their_own_code(few, passed):
-    """And the model's own backward, with what came before them packed."""
-    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
-    model, batch = model_of(qwen2, **windows), batch_of(3)
-    expected = Engine(model).sample_grads(*FACE, batch)
-    with pretended.device():
-        engine = Engine(model.to(pretended.GPU))
-        assert len(decoder.usable(model, engine._layout)) == 2
-        passed.clear()
-        assert relative(here(engine.sample_grads(*FACE, there(batch))), expected) <= 1e-5
-    assert passed == [("cuda", False)]
 
 
 def test_without_kernels_the_model_runs_its_own_code(passed, monkeypatch):
@@ -207,7 +203,7 @@ def refused(result):
 
 def test_the_probe_finds_the_kernels_right(one_layer):
     with pretended.device() as device, emulation.poisoned():
-        assert len(decoder.find(one_layer.model, one_layer._layout)) == 1
+        assert len(decoder.find(one_layer.model, one_layer._layout).layers) == 1
     assert device.ran == DECODER
 
 
@@ -218,7 +214,7 @@ def test_the_probe_finds_a_kernel_wrong(few, monkeypatch, one_layer, op, change)
     kernels = broken(pretended.Device._kernel, op, change)
     monkeypatch.setattr(pretended.Device, "_kernel", kernels)
     with pretended.device():
-        assert decoder.find(one_layer.model, one_layer._layout) == []
+        assert decoder.find(one_layer.model, one_layer._layout).layers == []
 
 
 @pytest.mark.parametrize("name", ["older", "newer"])
@@ -239,7 +235,7 @@ def test_the_probe_computes_whole_products(few, monkeypatch, one_layer, name):
         else:
             matmul.fp32_precision = "tf32"
         with pretended.device():
-            assert decoder.find(one_layer.model, one_layer._layout)
+            assert decoder.find(one_layer.model, one_layer._layout).layers
         assert said == [("ieee", False)] * 2
         assert matmul.fp32_precision == "tf32"
         assert name == "newer" or torch.get_float32_matmul_precision() == "high"

@@ -21,7 +21,7 @@ def engine_of(device, dtype=torch.float32):
     torch.manual_seed(0)
     model = llama(attn_implementation="sdpa", num_hidden_layers=3)
     model = adapted(clean(model) if dtype == torch.float64 else model, dtype)
-    return Engine(model.to(device))
+    return Engine(model.to(device).eval())
 
 
 def there(batch):
@@ -52,7 +52,7 @@ def test_padded_batches_at_their_labels_equal_the_cpu(passed, dtype):
     seen, along = passed
     here, on_gpu, batch = engine_of("cpu", dtype), engine_of("cuda", dtype), batch_of()
     vectors = torch.randn(3, here.d, dtype=dtype)
-    assert len(decoder.usable(on_gpu.model, on_gpu._layout)) == 3
+    assert len(decoder.find(on_gpu.model, on_gpu._layout).layers) == 3
     real, wanted = (int(x.sum()) for x in (batch["attention_mask"], batch["labels"] != -100))
     for name in ("sample_grads", "hvp", "ggn_vp"):
         given = () if name == "sample_grads" else (vectors,)
@@ -70,7 +70,7 @@ def test_padded_batches_at_their_labels_equal_the_cpu(passed, dtype):
 def test_layers_never_wait(wanted):
     """Forward, backward, tangents and their way back; what waits for the mask comes before."""
     engine = engine_of("cuda")
-    layer = decoder.usable(engine.model, engine._layout)[-1]
+    layer = decoder.find(engine.model, engine._layout).layers[-1]
     trial = probe._Trial.draw(layer, torch.float32, engine._layout.device)
     trial = trial if wanted == "all" else trial.of_some_positions()
     x, k = trial.x, probe.DIRECTIONS
@@ -95,7 +95,7 @@ def test_tf32_is_the_callers_to_allow():
     torch.set_float32_matmul_precision("high")
     try:
         engine = engine_of("cuda")
-        assert len(decoder.usable(engine.model, engine._layout)) == 3
+        assert len(decoder.find(engine.model, engine._layout).layers) == 3
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -104,6 +104,6 @@ def test_tf32_is_the_callers_to_allow():
 def test_under_autocast_the_model_runs_its_own_code():
     engine, batch = engine_of("cuda"), there(batch_of())
     with torch.autocast("cuda", torch.bfloat16):
-        assert decoder.usable(engine.model, engine._layout) == []
         assert engine.sample_grads(*FACE, batch).isfinite().all()
-    assert len(decoder.usable(engine.model, engine._layout)) == 3
+        assert not engine.report().fused_layers
+    assert len(decoder.find(engine.model, engine._layout).layers) == 3

@@ -18,7 +18,7 @@ from fudlr.data.interactions import DataWarning, Interactions, Samples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr.recommenders.cached import float32_head
 from fudlr.recommenders.words import Words
-from fudlr_ext.decoder import only
+from fudlr_ext.labels import only
 
 
 class ItemTokens(Recommender):
@@ -123,7 +123,7 @@ class ItemTokens(Recommender):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         last_position = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
         # Within an engine's pass the padding is left out, and the last layer's other positions.
-        with only(last_position, mask), float32_head(model):
+        with only(model, last_position), float32_head(model):
             logits: Tensor = model(
                 input_ids=ids,
                 attention_mask=mask,

@@ -1,0 +1,178 @@
+"""One pass over a model: over fused decoder layers where these serve, else layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fudlr_ext import curvature
+from fudlr_ext.capture import Tape, evaluating, replaced
+from fudlr_ext.collect import Collector, check_losses, prove_rows, row_weights
+from fudlr_ext.curvature import Forward, Loss, Recorder
+from fudlr_ext.decoder import Stack, find
+from fudlr_ext.errors import EngineError
+from fudlr_ext.fused_call import FusedCall
+from fudlr_ext.layers import Layout
+from fudlr_ext.reducers import Reducer, Sums
+from fudlr_ext.report import Report
+from fudlr_ext.stages import UnservedError
+from fudlr_ext.vjp import DeferredVjp
+
+T = TypeVar("T")
+CHECK = {torch.float64: 1e-6, torch.float32: 1e-3}
+CHECK_HALF = 0.2
+"""Relative differences of one sample's gradient that rounding explains, by the model's dtype."""
+
+
+class Passes:
+    """Runs passes, and remembers the decoder layers that it found and which way the last pass went.
+
+    Args:
+        model: The model.
+        layout: Its adapter.
+        check: Whether one sample of the first batch is compared with plain autograd.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, check: bool) -> None:
+        self.model, self.layout = model, layout
+        self.report = Report()
+        self._unchecked = check
+        self._stack: Stack | None = None
+
+    def first_order(
+        self, forward: Forward, loss: Loss, batch: Any, reducers: Iterable[Reducer]
+    ) -> Tensor:
+        """Give a batch's per-sample gradients to the reducers; return its losses [n], detached."""
+        taking, row = list(reducers), _OneRow()
+        if self._unchecked:
+            taking.append(row)
+
+        def once(call: FusedCall | None) -> tuple[Tensor, Report]:
+            tape = Tape(self.layout)
+            with ExitStack() as running:
+                self._start(running, tape, call)
+                losses = loss(forward(self.model, batch), batch)
+                check_losses(losses, self.layout)
+                found = Collector(self.layout, taking, len(losses))
+                prove = tape.unproven and len(losses) > 1
+                tape.backward(losses, None, found, keep=prove)
+                if prove:
+                    weights = row_weights(losses)
+                    again = Collector(self.layout, [], len(losses))
+                    tape.backward(losses * weights, None, again)
+                    prove_rows(found, again, weights)
+            return losses.detach(), self._report("first order", tape, call)
+
+        losses = self._either_way(once)
+        if self._unchecked:
+            self._compare(lambda: loss(forward(self.model, batch), batch), row)
+            self._unchecked = False
+        return losses
+
+    def deferred(self, forward: Forward, batch: Any) -> DeferredVjp:
+        """Run `forward` and keep its graph."""
+
+        def once(call: FusedCall | None) -> tuple[DeferredVjp, Report]:
+            tape = Tape(self.layout)
+            with ExitStack() as running:
+                self._start(running, tape, call)
+                found = DeferredVjp(self.layout, tape, forward(self.model, batch))
+            return found, self._report("vjp", tape, call)
+
+        # Whether outputs at padding are used is seen in a backward pass, which comes too late here.
+        return self._either_way(once, padded=False)
+
+    def product(
+        self, kind: str, theta: Tensor, product: Callable[[Tensor, Recorder | None], Tensor]
+    ) -> Tensor:
+        """Return a curvature `product` of θ and a recorder of the fused layers, or None."""
+
+        def once(call: FusedCall | None) -> tuple[Tensor, Report]:
+            point = theta.detach().requires_grad_()
+            result = curvature.attempt(self.layout, point, call, product)
+            return result, self._report(kind, None, call)
+
+        return self._either_way(once)
+
+    def check(self, forward: Forward, loss: Loss, batch: Any) -> None:
+        """Compare one sample of this batch with plain autograd, where that has yet to be done."""
+        if self._unchecked:
+            self.first_order(forward, loss, batch, [])
+
+    def _either_way(
+        self, once: Callable[[FusedCall | None], tuple[T, Report]], padded: bool = True
+    ) -> T:
+        """Return what `once` gives with fused layers, or without where these cannot serve."""
+        with evaluating(self.model, self.layout):
+            self._stack = find(self.model, self.layout, self._stack)
+            self._why = self._stack.why_not
+            if self._stack.layers:
+                call = FusedCall(self._stack, padded)
+                try:
+                    result, self.report = once(call)
+                    if not call.broken:
+                        return result
+                except UnservedError:
+                    if not call.broken:
+                        raise
+                self._why = call.broken
+            result, self.report = once(None)
+            return result
+
+    def _start(self, running: ExitStack, tape: Tape, call: FusedCall | None) -> None:
+        """Let the model compute on the tape."""
+        if call is not None:
+            running.enter_context(call.installed(tape.fused))
+        running.enter_context(replaced(self.layout, tape.lora))
+
+    def _report(self, kind: str, tape: Tape | None, call: FusedCall | None) -> Report:
+        assert self._stack is not None
+        layers = 0
+        if self._stack.parent is not None:
+            layers = len(self._stack.parent.get_submodule(self._stack.name))  # type: ignore[arg-type]
+        fused = layers if call is not None and call.fused else 0
+        why = [self._why] if call is None else list(dict.fromkeys(call.reasons))
+        single = () if tape is None else tuple(tape.single)
+        own = {} if tape is None else dict(tape.own)
+        if tape is None and not fused:
+            own = dict.fromkeys(self.layout.names_of_layers(), "double backward needs all of it")
+        return Report(kind, layers, fused, single, own, tuple(why))
+
+    def _compare(self, losses_of: Callable[[], Tensor], row: _OneRow) -> None:
+        """Raise where a sample's gradient is not plain autograd's, by the model's own code."""
+        found = row.result()[0]
+        with evaluating(self.model, self.layout):
+            loss = losses_of()[row.index]
+            plain = torch.autograd.grad(
+                loss, self.layout.parameters(), allow_unused=True, materialize_grads=True
+            )
+        expected = torch.cat([gradient.flatten().to(found) for gradient in plain])
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        limit = max(CHECK.get(dtype, CHECK_HALF) for dtype in dtypes)
+        error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+        if not error <= limit and bool(expected.any() | found.any()):
+            raise EngineError(
+                f"the gradient of sample {row.index} of the first batch was compared with plain "
+                "autograd's",
+                f"they differ by {error:.2g} of its length, where {limit:.2g} is rounding "
+                f"({self.report})",
+                "Do not use the engine with this model, forward() and loss(): look whether "
+                "samples depend on each other, or whether the loss is random",
+            )
+
+
+class _OneRow(Sums):
+    """The gradient of one sample, the last."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(1, 0))
+
+    def start(self, layout: Layout, n: int) -> None:
+        self.index = n - 1
+        self._weights = torch.zeros(1, n, dtype=layout.dtype, device=layout.device)
+        self._weights[0, -1] = 1
+        super().start(layout, n)

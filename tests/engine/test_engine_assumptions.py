@@ -1,0 +1,778 @@
+"""What the fast paths take for granted is proven in every pass, or the model's own code runs.
+
+The right value is always autograd's, one sample a batch, in float64, by the model's own code.
+"""
+
+import types
+from contextlib import contextmanager
+
+import pytest
+import torch
+from engine_models import (
+    adapted,
+    batch_of,
+    clean,
+    llama,
+    lora_parameters,
+    plain_grads,
+    qwen2,
+    relative,
+)
+from peft import (
+    AdaLoraConfig,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from fudlr_ext import Engine, EngineError, UnsupportedLayerError, label_logits, label_loss
+
+FACE = (label_logits, label_loss)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def tiny(base=llama, dtype=torch.float64, **changes):
+    options = {"attn_implementation": "sdpa", "attention_dropout": 0.0, **changes}
+    return adapted(clean(base(**options)), dtype, lora_dropout=0.0).eval()
+
+
+def unpadded(n=3, t=7):
+    batch = batch_of(n, t)
+    ids = batch["input_ids"]
+    labels = torch.where(torch.arange(t) >= t - 3, ids, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+def part(model, name):
+    return next(module for path, module in model.named_modules() if path.endswith(name))
+
+
+def fused(engine):
+    return engine.report().fused_layers > 0
+
+
+def check(model, batch, *, engine=None, forward=label_logits, loss=label_loss, curved=True):
+    """First and second order against autograd of single samples; return the engine."""
+    engine = engine or Engine(model)
+    expected = plain_grads(model, batch, forward=forward, loss=loss)
+    got = engine.sample_grads(forward, loss, batch)
+    assert relative(got, expected) <= 1e-9, str(engine.report())
+    if curved:
+        vector = torch.randn(1, engine.d, dtype=torch.float64)
+        product = engine.hvp(forward, loss, batch, vector)
+        assert relative(product, plain_hvp(model, batch, vector[0], forward, loss)) <= 1e-8
+        engine.sample_dots(forward, loss, batch, vector)
+    return engine
+
+
+def plain_hvp(model, batch, vector, forward, loss):
+    """The mean loss's Hessian product by double backward through peft's own forward."""
+    parameters = lora_parameters(model)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        value = loss(forward(model, batch), batch).mean()
+    gradient = torch.autograd.grad(value, parameters, create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradient])
+    product = torch.autograd.grad(flat @ vector, parameters)
+    return torch.cat([g.flatten() for g in product])[None]
+
+
+def test_the_plain_case_is_fused():
+    engine = check(tiny(), batch_of())
+    assert fused(engine)
+    assert str(engine.report()) == "first order: 2 of 2 decoder layers fused."
+
+
+# Attention that is not causal.
+
+
+def not_causal(model, where):
+    if where == "config":
+        model.config.is_causal = False
+    else:
+        for module in model.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
+
+
+@pytest.mark.parametrize("where", ["config", "modules"])
+@pytest.mark.parametrize("when", ["before", "after the first pass"])
+def test_attention_that_is_not_causal(where, when):
+    model, batch = tiny(), unpadded()
+    engine = Engine(model)
+    if when != "before":
+        assert fused(check(model, batch, engine=engine))
+    not_causal(model, where)
+    assert not fused(check(model, batch, engine=engine))
+
+
+def test_attention_that_a_call_makes_not_causal():
+    def forward(model, batch):
+        return model(input_ids=batch["input_ids"], is_causal=False, use_cache=False).logits
+
+    def loss(logits, batch):
+        return logits.logsumexp(-1).square().mean(1)
+
+    engine = check(tiny(), unpadded(), forward=forward, loss=loss)
+    assert not fused(engine)
+    assert "is_causal" in str(engine.report())
+
+
+def test_a_model_whose_attention_is_never_causal():
+    config = AutoConfig.for_model(
+        "eurobert", vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa", pad_token_id=0,
+    )  # fmt: skip
+    from transformers import AutoModelForMaskedLM
+
+    model = adapted(clean(AutoModelForMaskedLM.from_config(config)), torch.float64).eval()
+
+    def forward(model, batch):
+        return model(input_ids=batch["input_ids"]).logits
+
+    def loss(logits, batch):
+        return logits.logsumexp(-1).square().mean(1)
+
+    assert not fused(check(model, unpadded(), forward=forward, loss=loss))
+
+
+# Layers hooked, patched or changed: before the first pass, after it, or within forward() alone.
+
+
+def hook_on(name, kind="forward"):
+    def change(model):
+        module = part(model, name)
+        if kind == "forward":
+            return module.register_forward_hook(lambda m, a, out: out * 1.1).remove
+        if kind == "pre":
+            return module.register_forward_pre_hook(lambda m, a: (a[0] * 0.9,)).remove
+        return module.register_full_backward_hook(lambda m, gi, go: (gi[0] * 0.5,)).remove
+
+    return change
+
+
+def patch_on(name):
+    def change(model):
+        module = part(model, name)
+        own = module.forward
+        module.forward = lambda *a, **k: own(*a, **k) * 1.1
+        return lambda: module.__dict__.pop("forward")
+
+    return change
+
+
+def class_patch(name):
+    def change(model):
+        kind = type(part(model, name))
+        own = kind.forward
+        kind.forward = lambda self, *a, **k: own(self, *a, **k) * 1.1
+        return lambda: setattr(kind, "forward", own)
+
+    return change
+
+
+def activation(model):
+    mlps = [m for m in model.modules() if hasattr(m, "act_fn")]
+    before = [m.act_fn for m in mlps]
+    for mlp in mlps:
+        mlp.act_fn = nn.GELU()
+    return lambda: [setattr(m, "act_fn", b) for m, b in zip(mlps, before, strict=True)]
+
+
+def scaling(model):
+    attention = part(model, "layers.0.self_attn")
+    before, attention.scaling = attention.scaling, attention.scaling * 2
+    return lambda: setattr(attention, "scaling", before)
+
+
+def lora_scaling(model):
+    layer = part(model, "layers.1.mlp.up_proj")
+    before = layer.scaling["default"]
+    layer.scaling["default"] = 3 * before
+    return lambda: layer.scaling.update(default=before)
+
+
+def replaced_mlp(model):
+    layer = part(model, "layers.1")
+    before = layer.mlp
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = before
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    layer.mlp = Twice()
+    return lambda: setattr(layer, "mlp", before)
+
+
+def rotation(model):
+    import transformers.models.llama.modeling_llama as modeling
+
+    own = modeling.apply_rotary_pos_emb
+    modeling.apply_rotary_pos_emb = lambda q, k, cos, sin, **kw: (q * 0.5, k)
+    return lambda: setattr(modeling, "apply_rotary_pos_emb", own)
+
+
+def global_hook(model):
+    def hook(module, args, out):
+        return out * 1.1 if isinstance(module, nn.Linear) else None
+
+    return nn.modules.module.register_module_forward_hook(hook).remove
+
+
+CHANGES = {
+    "steering hook on a layer": hook_on("layers.0"),
+    "hook on attention": hook_on("layers.1.post_attention_layernorm"),
+    "hook on base_layer": hook_on("layers.0.self_attn.q_proj.base_layer"),
+    "hook on lora_A": hook_on("layers.0.mlp.up_proj.lora_A.default"),
+    "hook on lora_B": hook_on("layers.1.mlp.down_proj.lora_B.default"),
+    "pre-hook on lora_A": hook_on("layers.0.mlp.up_proj.lora_A.default", "pre"),
+    "pre-hook on lora_B": hook_on("layers.1.mlp.down_proj.lora_B.default", "pre"),
+    "pre-hook on the LoRA layer": hook_on("layers.1.mlp.down_proj", "pre"),
+    "backward hook on an mlp": hook_on("layers.1.mlp", "backward"),
+    "patched mlp": patch_on("layers.0.mlp"),
+    "patched LoRA layer": patch_on("layers.0.self_attn.v_proj"),
+    "patched base_layer": patch_on("layers.0.self_attn.v_proj.base_layer"),
+    "patched class of mlps": class_patch("layers.0.mlp"),
+    "patched class of LoRA layers": class_patch("layers.0.self_attn.v_proj"),
+    "activation": activation,
+    "attention scaling": scaling,
+    "LoRA scaling": lora_scaling,
+    "replaced mlp": replaced_mlp,
+    "rotation": rotation,
+    "hook on all modules": global_hook,
+}
+ONE_BACKWARD = {"backward hook on an mlp"}  # such hooks have no second derivative of their own
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes(name):
+    """Made after the first pass, undone, made again before an engine, and within forward()."""
+    model, batch, change = tiny(), batch_of(), CHANGES[name]
+    curved = name not in ONE_BACKWARD
+    engine = check(model, batch)
+    assert fused(engine)
+    undo = change(model)
+    try:
+        changed = plain_grads(model, batch)
+        check(model, batch, engine=engine, curved=curved)  # several passes: probed anew, or not
+        check(model, batch, curved=False)
+    finally:
+        undo()
+    assert relative(plain_grads(model, batch), changed) > 1e-3
+    check(model, batch, engine=engine)  # from one pass to the next
+    engine.sample_grads(*FACE, batch)
+    assert fused(engine)
+
+    def within(model, batch):
+        undo = change(model)
+        try:
+            return label_logits(model, batch)
+        finally:
+            undo()
+
+    if curved:  # a backward hook would be gone by the backward pass
+        check(model, batch, engine=engine, forward=within)
+
+
+# Hidden states between the layers.
+
+
+def test_hidden_states_of_all_layers():
+    model, batch = tiny(num_hidden_layers=3), unpadded()
+
+    def forward(model, batch):
+        out = model(input_ids=batch["input_ids"], output_hidden_states=True, use_cache=False)
+        return torch.stack(out.hidden_states, 1)
+
+    def loss(states, batch):
+        assert states.shape[1:] == (4, 7, 32)
+        return states.square().mean((1, 2, 3))
+
+    engine = check(model, batch, forward=forward, loss=loss, curved=False)
+    assert not fused(engine)
+    assert fused(check(model, batch, engine=engine))  # and afterwards as ever
+
+
+def test_hidden_states_asked_for_by_the_config():
+    model, batch = tiny(), unpadded()
+    model.config.output_hidden_states = True
+    assert not fused(check(model, batch))
+
+
+def test_a_recording_hook_sees_what_the_model_makes():
+    model, batch = tiny(), batch_of()
+    seen = []
+    part(model, "layers.0").register_forward_hook(lambda m, a, out: seen.append(out.shape))
+    check(model, batch, curved=False)
+    assert set(seen) == {(5, 9, 32), (1, 9, 32)}
+
+
+@pytest.mark.parametrize("kind", ["between", "kept", "stopped", "tuples"])
+def test_loops_of_their_own(kind):
+    """Remote code: positions mixed between layers, states kept, layers left out, tuples."""
+    model, batch = tiny(num_hidden_layers=3), unpadded()
+    inner = model.base_model.model.model
+    if kind == "tuples":
+        kind_of_layer = type(inner.layers[0])
+
+        class Old(kind_of_layer):
+            def forward(self, *args, **kwargs):
+                return (kind_of_layer.forward(self, *args, **kwargs),)
+
+        for layer in inner.layers:
+            layer.__class__ = Old
+
+    def loop(
+        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kw
+    ):
+        x = self.embed_tokens(input_ids)
+        angles = self.rotary_emb(x, torch.arange(x.shape[1])[None])
+        kept = x
+        for i, layer in enumerate(self.layers):
+            if kind == "stopped" and i == 1:
+                continue
+            out = layer(x, attention_mask=None, position_embeddings=angles)
+            x = out[0] if kind == "tuples" else out
+            if kind == "between":
+                x = x + x.mean(1, keepdim=True)
+            if i == 0:
+                kept = x
+        x = x + kept if kind == "kept" else x
+        return types.SimpleNamespace(last_hidden_state=self.norm(x), past_key_values=None)
+
+    inner.__class__ = type("Remote", (type(inner),), {"forward": loop})
+
+    def forward(model, batch):
+        return inner(batch["input_ids"]).last_hidden_state
+
+    def loss(states, batch):
+        return states.square().mean((1, 2)) + states[:, -1, 0]
+
+    if kind == "stopped":  # its adapter takes no part
+        with pytest.raises(EngineError, match=r"layers\.1\.self_attn\.q_proj"):
+            Engine(model).sample_grads(forward, loss, batch)
+        return
+    engine = check(model, batch, forward=forward, loss=loss, curved=False)
+    assert fused(engine) == (kind == "tuples")
+
+
+def test_partial_rotation():
+    model, batch = tiny(), unpadded()
+    import transformers.models.llama.modeling_llama as modeling
+
+    inner = model.base_model.model.model
+    half = type(inner.rotary_emb)
+
+    class Partial(half):
+        def forward(self, x, position_ids):
+            cos, sin = half.forward(self, x, position_ids)
+            return cos[..., :4], sin[..., :4]
+
+    inner.rotary_emb.__class__ = Partial
+    own = modeling.apply_rotary_pos_emb
+
+    def partly(q, k, cos, sin, **kw):
+        width = cos.shape[-1]
+        turned = own(q[..., :width], k[..., :width], cos, sin)
+        return [torch.cat([a, b[..., width:]], -1) for a, b in zip(turned, (q, k), strict=True)]
+
+    modeling.apply_rotary_pos_emb = partly
+    try:
+        assert not fused(check(model, batch))
+    finally:
+        modeling.apply_rotary_pos_emb = own
+
+
+def test_padding_that_the_loss_looks_at():
+    model, batch = tiny(), batch_of()
+
+    def forward(model, batch):
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    def everywhere(logits, batch):
+        return logits.logsumexp(-1).square().mean(1)
+
+    def at_tokens(logits, batch):
+        return (logits.logsumexp(-1).square() * batch["attention_mask"]).mean(1)
+
+    assert fused(check(model, batch, forward=forward, loss=at_tokens))
+    engine = check(model, batch, forward=forward, loss=everywhere)
+    assert "padding" in str(engine.report())
+    cotangents = torch.randn(1, *forward(model, batch).shape, dtype=torch.float64)
+    got = engine.vjp(forward, batch, cotangents)
+
+    def product(logits, one):
+        i = next(i for i in range(5) if torch.equal(batch["input_ids"][i], one["input_ids"][0]))
+        return (logits * cotangents[0, i]).sum((1, 2))
+
+    assert relative(got[0], plain_grads(model, batch, forward=forward, loss=product).sum(0)) < 1e-9
+
+
+def test_a_cache_that_is_asked_for_is_made():
+    model, batch = tiny(), unpadded()
+
+    def forward(model, batch):
+        prompt = model(input_ids=batch["input_ids"][:, :4], use_cache=True)
+        return model(
+            input_ids=batch["input_ids"][:, 4:], past_key_values=prompt.past_key_values,
+            use_cache=True,
+        ).logits  # fmt: skip
+
+    def loss(logits, batch):
+        return logits.logsumexp(-1).square().mean(1)
+
+    check(model, batch, forward=forward, loss=loss)
+
+
+def test_inner_modules_called_by_the_user():
+    model, batch = tiny(), unpadded()
+
+    def forward(model, batch):
+        logits = label_logits(model, batch)
+        layer = part(model, "layers.0.self_attn.q_proj")
+        return logits, layer(model.get_input_embeddings()(batch["input_ids"]))
+
+    def loss(outputs, batch):
+        return label_loss(outputs[0], batch) + outputs[1].square().mean((1, 2))
+
+    check(model, batch, forward=forward, loss=loss)
+
+
+def test_a_matrix_in_the_loss_by_itself():
+    model, batch = tiny(), unpadded()
+    matrix = part(model, "layers.0.self_attn.q_proj.lora_A.default")
+
+    def penalised(outputs, batch):
+        return label_loss(outputs, batch) + matrix.weight.square().sum()
+
+    for flag in (True, False):
+        matrix.weight.requires_grad_(flag)
+        with pytest.raises(EngineError, match="uses a LoRA matrix by itself"):
+            Engine(model).sample_grads(label_logits, penalised, batch)
+    matrix.weight.requires_grad_(True)
+    vector = torch.randn(1, Engine(model).d, dtype=torch.float64)
+    got = Engine(model).hvp(label_logits, penalised, batch, vector)
+    assert relative(got, plain_hvp(model, batch, vector[0], label_logits, penalised)) <= 1e-8
+
+
+# Adapters and weights of other kinds.
+
+
+def test_adapter_names_in_the_call():
+    model = tiny()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    batch = unpadded()
+    engine = Engine(model)
+
+    def named(names):
+        return lambda model, batch: label_logits(model, {**batch, "adapter_names": names})
+
+    expected = plain_grads(model, batch)
+    with pytest.raises(UnsupportedLayerError, match="sample by sample"):
+        engine.sample_grads(named(["default", "other", "default"]), label_loss, batch)
+    got = engine.sample_grads(named(["default"] * 3), label_loss, batch)
+    assert relative(got, expected) <= 1e-9
+    assert "adapter_names" in str(engine.report())
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases(bias):
+    with pytest.raises(UnsupportedLayerError, match="biases of the base"):
+        Engine(adapted(qwen2(), bias=bias))
+    check(adapted(clean(llama()), torch.float64, bias=bias).eval(), unpadded())  # which has none
+
+
+KINDS = {
+    "LOHA": LoHaConfig(r=2, target_modules=["q_proj"]),
+    "VERA": VeraConfig(r=2, target_modules=["q_proj"]),
+    "ADALORA": AdaLoraConfig(init_r=2, target_r=2, total_step=10, target_modules=["q_proj"]),
+    "OFT": OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_types_are_refused_by_name(kind):
+    with pytest.raises(UnsupportedLayerError, match=f"peft's type {kind}"):
+        Engine(get_peft_model(llama(), KINDS[kind]))
+
+
+def test_convolution_base():
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=2))
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+    )
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.2)
+    engine = check(model.double().eval(), batch_of())
+    assert "its base is Conv1D" in str(engine.report())
+
+
+class Subclass(torch.Tensor):
+    """A weight of a class of its own, as quantisation libraries have them."""
+
+
+def test_weights_of_other_classes():
+    model = adapted(llama())
+    layer = part(model, "layers.0.self_attn.q_proj").base_layer
+    weight = layer.weight.data.as_subclass(Subclass)
+    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(UnsupportedLayerError, match="quantised or sharded"):
+        Engine(model)
+
+
+@pytest.mark.parametrize("where", ["base", "everything"])
+def test_weights_that_are_elsewhere(where):
+    from accelerate import cpu_offload
+
+    if where == "base":
+        base = clean(llama(attention_dropout=0.0)).double()
+        cpu_offload(base)
+        try:
+            model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+        except Exception:
+            pytest.skip("this peft puts no adapter on it")
+    else:
+        model = tiny()
+        cpu_offload(model)
+    batch = batch_of()
+    if where == "everything":
+        with pytest.raises(EngineError, match="is not there"):
+            Engine(model)
+        return
+    got = Engine(model).sample_grads(*FACE, batch)
+    assert relative(got, plain_grads(model, batch)) <= 1e-9
+
+
+def test_a_base_wider_than_its_adapter():
+    model = adapted(clean(llama()), torch.float64).eval()
+    for p in lora_parameters(model):
+        p.data = p.data.float()
+    assert Engine(model).dtype == torch.float32
+    engine, batch = Engine(model), batch_of()
+    expected = plain_grads(model, batch)
+    assert relative(engine.sample_grads(*FACE, batch), expected) <= 1e-5
+    vectors = torch.randn(2, engine.d)
+    assert relative(engine.sample_dots(*FACE, batch, vectors), expected @ vectors.T) <= 1e-5
+    double = adapted(clean(llama()), torch.float64).eval()
+    double.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    exact = Engine(double).hvp(*FACE, batch, vectors.double())
+    assert relative(engine.hvp(*FACE, batch, vectors), exact) <= 1e-5
+
+
+class Routed(nn.Module):
+    """Tokens go to one of two experts, each a Linear; always n of them to each."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        half = len(x)
+        parts = [flat[half * i : half * (i + 1)] for i in range(2)]
+        out = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
+        return torch.cat([*out, flat[2 * half :]]).view_as(x)
+
+
+def routed_model(seed=0):
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 6), Routed(6), nn.Linear(6, 6)),
+        LoraConfig(r=2, target_modules=["experts.0", "experts.1"]),
+    )
+    for p in lora_parameters(model):
+        nn.init.normal_(p)
+    return model.double()
+
+
+def loss_of(outputs, batch):
+    return outputs.square().mean((1, 2))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_experts_with_as_many_tokens_as_samples(n):
+    model = routed_model()
+    with pytest.raises(EngineError, match="does not belong to that sample alone"):
+        Engine(model).sample_grads(lambda m, b: m(b), loss_of, torch.randn(n, 4, 6).double())
+    one = torch.randn(1, 4, 6).double()
+    got = Engine(model).sample_grads(lambda m, b: m(b), loss_of, one)
+    expected = torch.autograd.grad(loss_of(model(one), one).sum(), lora_parameters(model))
+    assert relative(got[0], torch.cat([g.flatten() for g in expected])) <= 1e-12
+
+
+def test_positions_in_front():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+    model = get_peft_model(Turned(), LoraConfig(r=2, target_modules=["inner"]))
+    for p in lora_parameters(model):
+        nn.init.normal_(p)
+    with pytest.raises(EngineError, match="does not belong to that sample alone"):
+        Engine(model).sample_grads(lambda m, b: m(b), loss_of, torch.randn(4, 4, 6))
+
+
+def test_samples_of_one_row_each():
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)),
+        LoraConfig(r=2, target_modules=["0", "2"]),
+    )
+    for p in lora_parameters(model):
+        nn.init.normal_(p)
+    x = torch.randn(4, 6).double()
+    model = model.double()
+    got = Engine(model).sample_grads(lambda m, b: m(b), lambda o, b: o.square().mean(1), x)
+    rows = []
+    for row in x:
+        found = torch.autograd.grad(model(row[None]).square().mean(), lora_parameters(model))
+        rows.append(torch.cat([g.flatten() for g in found]))
+    assert relative(got, torch.stack(rows)) <= 1e-12
+
+
+# Precision.
+
+
+@pytest.mark.parametrize("where", ["outside", "inside", "wrapped"])
+def test_autocast(where):
+    """As plain autograd under the same autocast, which rounds alike."""
+    model, batch = adapted(llama(attention_dropout=0.0), lora_dropout=0.0).eval(), batch_of()
+
+    def inside(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return label_logits(model, batch)
+
+    if where == "wrapped":  # as accelerate does in Trainer(bf16=True), and leaves it
+        own = model.forward
+        model.forward = torch.autocast("cpu", torch.bfloat16)(own)
+        inside = label_logits
+    expected = plain_grads(model, batch, forward=inside if where != "outside" else _outside)
+    engine = Engine(model)
+    if where == "outside":
+        with torch.autocast("cpu", torch.bfloat16):
+            got = engine.sample_grads(*FACE, batch)
+    else:
+        got = engine.sample_grads(inside, label_loss, batch)
+    assert not fused(engine)
+    # The rounding of one batch of five and five batches of one differs; each is bfloat16's.
+    assert relative(got, expected) <= 0.03
+    vectors = torch.randn(1, engine.d)
+    assert engine.hvp(inside, label_loss, batch, vectors).isfinite().all()
+
+
+def _outside(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return label_logits(model, batch)
+
+
+# Models that are wrapped.
+
+
+def test_wrappers_are_refused_by_name():
+    model = tiny()
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        with pytest.raises(UnsupportedLayerError, match="compiled or wrapped"):
+            Engine(wrapped)
+    engine = Engine(model)
+    part(model, "layers.0").compile(backend="eager")
+    with pytest.raises(UnsupportedLayerError, match="compiled or wrapped"):
+        engine.sample_grads(*FACE, batch_of())
+
+
+def test_encoder_decoders_shift_labels_themselves():
+    base = T5ForConditionalGeneration(
+        T5Config(vocab_size=41, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q"]))
+    with pytest.raises(EngineError, match="shifts labels by itself"):
+        Engine(model).sample_grads(*FACE, batch_of())
+
+
+# The check against plain autograd.
+
+
+@contextmanager
+def wrong_reducer(monkeypatch):
+    from fudlr_ext import collect
+
+    own = collect.Collector._add
+
+    def slightly(self, block, left, right, offsets):
+        own(self, block, left * 1.01, right, offsets)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(collect.Collector, "_add", slightly)
+        yield
+
+
+def test_one_row_is_checked(monkeypatch):
+    model, batch = tiny(), batch_of()
+    engine = Engine(model, check=True)
+    with (
+        wrong_reducer(monkeypatch),
+        pytest.raises(EngineError, match="compared with plain autograd"),
+    ):
+        engine.sample_grads(*FACE, batch)
+    engine = Engine(model, check=True)
+    engine.hvp(*FACE, batch, torch.zeros(1, engine.d))
+    with wrong_reducer(monkeypatch):
+        engine.sample_grads(*FACE, batch)  # once
+
+
+def test_samples_that_see_each_other_are_found_by_the_check():
+    def contrastive(outputs, batch):
+        return outputs.mean((1, 2)) * outputs.sum()
+
+    engine = Engine(tiny(), check=True)
+    with pytest.raises(EngineError, match="samples depend on each other"):
+        engine.sample_grads(label_logits, contrastive, batch_of())
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "gptj", "opt", "mistral", "qwen3_moe"])
+def test_other_models(kind):
+    sizes = {
+        "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2},
+        "gpt_neo": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 3,
+                    "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 16},
+        "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 16},
+        "opt": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 16,
+                "word_embed_proj_dim": 16, "max_position_embeddings": 16},
+        "mistral": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                    "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 3},
+        "qwen3_moe": {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8,
+                      "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                      "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    }[kind]  # fmt: skip
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, vocab_size=41, attn_implementation="eager", **sizes)
+    )
+    model = adapted(model, torch.float64, r=2, lora_dropout=0.0).eval()
+    batch = unpadded()
+    refused = {"opt": "rows are not the samples", "qwen3_moe": "target_parameters"}
+    if kind in refused:
+        with pytest.raises(EngineError, match=refused[kind]):
+            Engine(model).sample_grads(*FACE, batch)
+        return
+    got = Engine(model).sample_grads(*FACE, batch)
+    assert relative(got, plain_grads(model, batch)) <= 1e-6  # norms and softmax in float32
