@@ -17,13 +17,13 @@ from pathlib import Path
 import fudlr
 import numpy as np
 import polars as pl
+from common import describe
 from fudlr.common.files import write_json
 from fudlr.config import RunConfig, merge
 from fudlr.data.synthetic import synthetic
 from fudlr.debias import debias
 from fudlr.output.results import write_result
 from fudlr.run import train_run
-from common import describe
 
 RESULT = Path(__file__).parent / "results" / "wait.json"
 USERS, ITEMS, BAR = 6040, 3416, 2.0
