@@ -1,7 +1,8 @@
 """The command line: options in, one function of the package called, errors in plain words.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. A command imports what it runs when it
-runs: torch, transformers and peft take seconds, and `--help` or a wrong option needs none of them.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 and 4 as `fudlr check` says, 130 interrupted. A command
+imports what it runs when it runs: torch, transformers and peft take seconds, and `--help` or a
+wrong option needs none of them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import typer
 
 from fudlr.cli import data, store
 from fudlr.cli.boundary import DEBUG, Group, is_debug
+from fudlr.cli.check import check
 from fudlr.cli.compare import compare
 from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
+from fudlr.cli.doctor import doctor
 from fudlr.cli.evaluate import evaluate
 from fudlr.cli.export import export
 from fudlr.cli.grouped import grouped
+from fudlr.cli.options import options
 from fudlr.cli.push import push
 from fudlr.cli.record import record
 from fudlr.cli.sweep import sweep
@@ -36,10 +40,13 @@ COMMANDS = (
     sweep,
     grouped,
     evaluate,
+    check,
     verify,
     export,
     push,
     compare,
+    options,
+    doctor,
 )
 """One file each; `fudlr --help` lists them in this order."""
 GROUPS = {"data": data.app, "store": store.app}

@@ -11,6 +11,7 @@ import re
 import warnings
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 from fudlr.common.errors import FudlrError
@@ -55,6 +56,9 @@ class Group(TyperGroup):
         quieten()
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(1) from None
         except Exception as error:
             if hasattr(error, "exit_code") or _is_engine(error):
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 import yaml
 
 from fudlr.common.errors import UsageError
-from fudlr.config import DebiasConfig, RunConfig, load_config, merge
+from fudlr.config import DebiasConfig, RunConfig, describe_fields, load_config, merge
 
 if TYPE_CHECKING:
     from fudlr.run import Run
@@ -107,3 +109,25 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def options(
+    section: Annotated[
+        str | None, typer.Argument(help="data, model, train, …; all without.")
+    ] = None,
+) -> None:
+    """List every option that `--set` and `--config` take: default, allowed values, meaning."""
+    described = describe_fields()
+    names = [n for n in described if section is None or n.partition(".")[0] == section]
+    if not names:
+        known = dict.fromkeys(name.partition(".")[0] for name in described)
+        raise UsageError(
+            f"the options of {section} were to be listed",
+            "there is no such section",
+            f"Choose one of {', '.join(known)}",
+        )
+    for name in names:
+        about = described[name]
+        typer.echo(f"{name} = {json.dumps(about['default'])}   ({about['allowed']})")
+        if about["help"]:
+            typer.echo(textwrap.indent(textwrap.fill(about["help"], 88), "    "))

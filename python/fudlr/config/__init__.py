@@ -3,6 +3,7 @@
 from fudlr.config.run import (
     AFTER_TRAINING,
     RunConfig,
+    describe_fields,
     dump_config,
     field_names,
     load_config,
@@ -33,6 +34,7 @@ __all__ = [
     "RecordConfig",
     "RunConfig",
     "TrainConfig",
+    "describe_fields",
     "dump_config",
     "field_names",
     "load_config",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import itertools
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -210,3 +214,48 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def describe_fields() -> dict[str, dict[str, Any]]:
+    """Every field by its dotted name: `default`, `allowed` where that is told, and `help`.
+
+    The help is the docstring under the field, as the source has it.
+    """
+    schema = RunConfig.model_json_schema()
+    plain, found = to_plain(RunConfig()), {}
+    for dotted in field_names():
+        section, _, name = dotted.rpartition(".")
+        kind: Any = RunConfig.model_fields[section].annotation if section else RunConfig
+        properties = schema["$defs"][kind.__name__] if section else schema
+        values = plain[section] if section else plain
+        found[dotted] = {
+            "default": values.get(name, plain["seed"]),
+            "allowed": _allowed(properties["properties"][name]),
+            "help": _docstrings(kind).get(name, ""),
+        }
+    return found
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """A field's JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
+    return " ".join([str(schema.get("type", "")), *limits]).strip()
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The string under each field of a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    body = getattr(tree, "body", [])
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
