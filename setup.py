@@ -9,12 +9,17 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
-import torch
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+COMPILERS = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+COMPILING = {"bdist_wheel", "build_ext", "editable_wheel", "dist_info", "install"}
+NONE = (
+    "fudlr-ext compiles its kernels, and this machine has no C++ compiler. Install one (Debian: "
+    "apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install; conda: "
+    "conda install cxx-compiler), or name it in CXX."
+)
 
 
 def _tool(name: str) -> str | None:
@@ -46,6 +51,9 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension where setuptools expects it."""
+        import pybind11  # noqa: PLC0415  (after the compiler was looked for)
+        import torch  # noqa: PLC0415
+
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
@@ -70,6 +78,9 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(build), "--parallel"], check=True)
 
+
+if COMPILING & set(sys.argv) and not any(n and shutil.which(n.split()[0]) for n in COMPILERS):
+    sys.exit(NONE)  # before anything that takes a while
 
 setup(
     ext_modules=[CMakeExtension("fudlr_ext._C")],

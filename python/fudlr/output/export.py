@@ -22,6 +22,7 @@ from fudlr.common.files import atomic_file, atomic_folder, check_replaceable
 from fudlr.recommenders import Prompted
 from fudlr.report import load_report_data
 from fudlr.run import Run, load_run
+from fudlr.run.adopt import texts
 
 
 def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
@@ -76,16 +77,8 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
     recommender = run.recommender
     if not isinstance(recommender, Prompted):
         return table
-    pieces = recommender.pieces
-    texts = [pieces.tokenizer.decode(p.tokens) for p in recommender.prompts(samples)]
-    if recommender.asks_for_item:
-        targets = samples.target.tolist()
-        asked = [pieces.tokenizer.decode(pieces.asked[t] + pieces.suffix) for t in targets]
-        texts = [text + question for text, question in zip(texts, asked, strict=True)]
-        answers = [pieces.template.answer_yes] * len(texts)
-    else:
-        answers = [pieces.tokenizer.decode(pieces.answers[t][:-1]) for t in samples.target.tolist()]
-    return table.with_columns(prompt=pl.Series(texts), answer=pl.Series(answers))
+    prompts, answers = texts(recommender, samples)
+    return table.with_columns(prompt=pl.Series(prompts), answer=pl.Series(answers))
 
 
 def _jsonl(table: pl.DataFrame, path: Path) -> None:

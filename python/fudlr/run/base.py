@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fudlr.common.errors import DataError, ModelError, UsageError
+from fudlr.common.files import read_json
 from fudlr.config import RunConfig
 from fudlr.data import Split
 from fudlr.recommenders import (
@@ -20,6 +21,7 @@ from fudlr.recommenders import (
     add_item_tokens,
     load_template,
 )
+from fudlr.run.adopt import refuse_new_tokens
 from fudlr.train.pretrain import pretrain, small_llama
 from fudlr.train.small_text import pretrain_text, small_text_llama, train_tokenizer
 
@@ -47,7 +49,12 @@ def make_base(split: Split, config: RunConfig) -> Base:
     if config.model.base == "small-llama":
         return _small_base(kind, split, config)
     folder = Path(config.model.base)
+    record = None if kind.prompted else _of_a_run(folder, split)
+    if record is None and not kind.prompted:
+        refuse_new_tokens(config)
     model = load_base(folder, config.model.dtype)
+    if record is not None:
+        return Base(model, None, record, [])
     tokenizer = load_tokenizer(folder)
     if kind.prompted:
         return Base(model, tokenizer, None, [])
@@ -61,6 +68,27 @@ def make_base(split: Split, config: RunConfig) -> Base:
     tokens = add_item_tokens(model, tokenizer, titles["title"].to_list())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, [])
+
+
+def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:
+    """The item tokens that the base of an earlier run has, `RUN/base`; None for another folder.
+
+    Raises:
+        ModelError: They are of other items.
+    """
+    path = folder.resolve().parent / "recommender.json"
+    if folder.resolve().name != "base" or not path.is_file():
+        return None
+    record = read_json(path, dict[str, Any])
+    if "tokens" not in record:
+        return None
+    if record.get("item_ids") != split.interactions.items["item_id"].to_list():
+        raise ModelError(
+            f"the base model in {folder} was to be used again",
+            "its item tokens are of other items",
+            "Name the data of that run, or another base model",
+        )
+    return {name: record[name] for name in record if name not in ("kind", "item_ids")}
 
 
 def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Base:

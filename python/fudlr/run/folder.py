@@ -49,6 +49,7 @@ from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.influence.unroll import FOLDER as TRAJECTORY
 from fudlr.influence.unroll import StepWriter
 from fudlr.recommenders import Recommender
+from fudlr.run.adopt import show
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
@@ -202,7 +203,7 @@ def train_run(
             _train(run, temporary, clock)
         else:
             run.theta = trained
-            engine.load(trained)
+            show(recommender, engine, trained, split.valid)
         lora.save(model, temporary / "adapter")
         run.train_seconds = 0.0 if adopted else clock.seconds["training"]
         _write_items(temporary, split.interactions, recommender)

@@ -14,6 +14,7 @@ from fudlr import lora
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import atomic_file
 from fudlr.common.progress import StageClock
+from fudlr.common.terminal import say
 from fudlr.config import load_config, trained_options
 from fudlr.debias import cost, intervals
 from fudlr.metrics import bootstrap
@@ -124,6 +125,12 @@ def verify_result(
     own = result_parts(data.mask, theta, options)
     asked = f"the result in {folder} was to be verified"
     check_result(asked, data.summary.get("binding"), {**run.identity(), **own})
+    if run.config.lora.adapter is not None:
+        recipe = run.config.train
+        say(
+            f"The adapter was trained elsewhere. What is retrained follows this run's recipe: "
+            f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}, batches of {recipe.batch}"
+        )
     config = options.debias
     kept = folder / "retrainings"
     case = Case(run, config, data.mask, mask, theta, checks or Checks(), kept)
