@@ -30,7 +30,7 @@ OPTIONS = {
     "recommender.max_tokens": 400, "lora.rank": 8, "lora.targets": ["q_proj", "v_proj"],
     "train.epochs": 3, "train.batch": 16, "train.learning_rate": 1e-3, "train.checkpoint": 4,
     "train.through": "engine", "record.ride": False, "record.trajectory": "float32",
-    "debias.update": "replay", "debias.batch": 8, "debias.curve": [], "debias.heldout": False,
+    "debias.update": "unrolled", "debias.batch": 8,
     "debias.force": True,
 }  # fmt: skip
 """λ and the mask's rule are the defaults. What a diagnostic would refuse is written down and not
@@ -57,7 +57,8 @@ def base(small: bool) -> Path:
 
 def request(out: Path, name: str) -> None:
     if not (out / name / "summary.json").is_file():
-        write_answer(out / name, debias(load_run(out / "run"), objective=OBJECTIVES[name]))
+        run = load_run(out / "run")
+        write_answer(out / name, debias(run, objective=OBJECTIVES[name], curve=(), heldout=False))
 
 
 def verify(out: Path, name: str) -> None:

@@ -21,11 +21,10 @@ import torch
 from common import describe
 from fudlr import RunConfig
 from fudlr.common.files import write_json
-from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.debias.steps import request
 from fudlr.evaluation import measure
-from fudlr.pipeline.job import Job, prepare, with_options
+from fudlr.pipeline.plan import Plan, prepare, with_options
 from fudlr.record import record_run
 from fudlr.run import Run, load_run, train_run
 from fudlr.train.adapter import train_adapter
@@ -61,17 +60,17 @@ def cpu_of(work):
     return time.process_time() - start, found
 
 
-def job_of(run: Run, options: dict, rows: str) -> Job:
+def plan_of(run: Run, options: dict, rows: str) -> Plan:
     """A request, checked and with its prompts made; none of it is timed."""
     config = with_options(run.config.debias, {**options, "rows": rows})
     run.engine.load(run.theta)
-    return prepare(run, config, StageClock())
+    return prepare(run, config)
 
 
-def figures(run: Run, job: Job, theta: torch.Tensor) -> dict[str, float]:
+def figures(run: Run, plan: Plan, theta: torch.Tensor) -> dict[str, float]:
     """All metrics of an adapter on the test prompts."""
     run.engine.load(theta)
-    return measure(run.recommender, job.valid, job.test, job.config.batch).metrics
+    return measure(run.recommender, plan.valid, plan.test, plan.config.batch).metrics
 
 
 def one_request(run: Run, name: str, repeats: int) -> dict:
@@ -81,19 +80,19 @@ def one_request(run: Run, name: str, repeats: int) -> dict:
     for rows, times in (("store", repeats), ("memory", 1)):
         seconds = []
         for _ in range(times):
-            job = job_of(run, options, rows)
-            spent, (evidence, found, _) = cpu_of(lambda job=job: request(job))
+            plan = plan_of(run, options, rows)
+            spent, (solved, found, _) = cpu_of(lambda plan=plan: request(plan))
             seconds.append(spent)
         out[rows] = {
             "cpu_seconds": median(seconds),
             "removed": int(found.mask.sum()),
-            "damping": evidence.damping,
-            "stages": job.clock.seconds,
-            "after": figures(run, job, found.update.theta),
+            "damping": solved.evidence.damping,
+            "stages": plan.clock.seconds,
+            "after": figures(run, plan, found.update.theta),
         }
         if rows == "store":
             mask = found.mask
-    out["before"] = figures(run, job, run.theta)
+    out["before"] = figures(run, plan, run.theta)
     training = train_adapter(
         run.recommender,
         run.engine,
@@ -103,7 +102,7 @@ def one_request(run: Run, name: str, repeats: int) -> dict:
         weights=1 - mask.float(),
         description="retrain without the removed samples",
     )
-    out["retrained"] = figures(run, job, training.theta)
+    out["retrained"] = figures(run, plan, training.theta)
     return out
 
 

@@ -1,15 +1,15 @@
-"""The training gone again beside both closed forms, against real retraining.
+"""The unrolled update beside the closed form, against real retraining.
 
     python benchmarks/replay.py [--out out/replay] [--trainings brief demo] [--seeds 0 1 2]
 
 Two trainings of the demo's model: *brief*, 1,024 samples in 192 steps, as language models are
 tuned; and *demo*, the demo's own of 300 steps, for the first seed. Each keeps its batches' rows
 (record.trajectory) and is retrained without 10% of its samples: drawn twice, those with the most
-popular targets, and those that the influence of each way on ARP chooses. The ways: one damping for
-all parameters, Adam's metric (debias.metric adam), and the replay (debias.update replay). The
-shifts are compared with the retrained one's, and the changes of ARP, of its surrogate and of the
-loss on the validation prompts with the actual ones. Some ten minutes on two cores; runs and
-retrainings are kept in --out and not made again. Writes benchmarks/results/replay.json.
+popular targets, and those that the influence of each way on ARP chooses. The ways: the closed form
+from whole gradients, and the unrolled training (debias.update unrolled). The shifts are compared
+with the retrained one's, and the changes of ARP, of its surrogate and of the loss on the validation
+prompts with the actual ones. Some ten minutes on two cores; runs and retrainings are kept in --out
+and not made again. Writes benchmarks/results/replay.json.
 """
 
 import argparse
@@ -18,18 +18,17 @@ from pathlib import Path
 
 import torch
 from common import describe
-from early_stop import SHARE, compared, masks_of
 from fudlr import RunConfig
 from fudlr.common.files import write_json
-from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
 from fudlr.evaluation import measure
+from fudlr.influence.mask import threshold_mask
 from fudlr.pipeline.evidence import gather, solvers
-from fudlr.pipeline.job import prepare, with_options
+from fudlr.pipeline.plan import prepare, with_options
 from fudlr.pipeline.request import influences
 from fudlr.run import Run, load_run, train_run
-from fudlr.verify import removal, retrain
+from fudlr.verify import random_removals, removal, retrain
 
 RESULT = Path(__file__).parent / "results" / "replay.json"
 KEPT = {"train.through": "engine", "record.trajectory": "float32"}
@@ -39,17 +38,40 @@ TRAININGS = {
     "demo": {},
 }  # fmt: skip
 WAYS = {
-    "identity": {"rows": "memory"},
-    "adam": {"rows": "memory", "metric": "adam"},
-    "replay": {"update": "replay"},
+    "identity": {"rows": "memory"},  # the closed form; by the names of the recorded results
+    "replay": {"update": "unrolled"},
 }
+SHARE = 0.1
 METRICS = ("arp", "arp_soft", "aplt_soft", "val_loss")
 
 
-def figures(run: Run, job, theta: torch.Tensor) -> dict[str, float]:
+def masks_of(run: Run, chosen: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The removals [n] by name; `chosen` are influences on ARP."""
+    n = len(run.split.train)
+    drawn = random_removals(n, 2, SHARE, run.config.seed)
+    masks = {f"drawn {i + 1}": mask for i, mask in enumerate(drawn)}
+    popularity = torch.from_numpy(run.split.popularity[run.split.train.target].copy())
+    masks["most popular targets"] = threshold_mask(-popularity.float() - 1, SHARE).remove
+    for name, values in chosen.items():
+        masks[f"chosen, {name}"] = threshold_mask(values, SHARE).remove
+    return masks
+
+
+def compared(shift: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """How alike two shifts [d] are, their lengths, and the second's part of the first's way."""
+    shift, truth = shift.double(), truth.double()
+    return {
+        "length": float(shift.norm()),
+        "retrained_length": float(truth.norm()),
+        "cosine": float(torch.cosine_similarity(shift, truth, dim=0)),
+        "along": float(shift @ truth / shift.square().sum()),
+    }
+
+
+def figures(run: Run, plan, theta: torch.Tensor) -> dict[str, float]:
     """`METRICS` of the adapter `theta` [d] on the validation prompts."""
     run.engine.load(theta)
-    found = measure(run.recommender, job.valid, job.valid, job.config.batch)
+    found = measure(run.recommender, plan.valid, plan.valid, plan.config.batch)
     return {name: found.metrics[name] for name in METRICS}
 
 
@@ -58,20 +80,20 @@ def of_training(run: Run, folder: Path) -> dict:
     found, scores, seconds, gradients = {}, {}, {}, None
     for name, options in WAYS.items():
         asked = {"objective": "arp", "lambda_acc": 0.0, **options}
-        job = prepare(run, with_options(run.config.debias, asked), StageClock())
+        plan = prepare(run, with_options(run.config.debias, asked))
         run.engine.load(run.theta)
-        gradients = gradients or job.gradients(job.valid)
+        gradients = gradients or plan.gradients(plan.valid)
         begun = time.process_time()
-        found[name] = solvers(job, gather(job))
+        found[name] = solvers(plan, gather(plan))
         scores[name] = influences(found[name].space, gradients, found[name].solve).of("arp")
         seconds[name] = {"scores": time.process_time() - begun}
     masks = masks_of(run, scores)
     jobs = [removal(f"without {name}", mask) for name, mask in masks.items()]
     done = retrain(run, jobs, folder, description="retrain")
-    before = figures(run, job, run.theta)
+    before = figures(run, plan, run.theta)
 
     def changes(theta: torch.Tensor) -> dict[str, float]:
-        after = figures(run, job, theta)
+        after = figures(run, plan, theta)
         return {name: after[name] - before[name] for name in METRICS}
 
     removals = {}

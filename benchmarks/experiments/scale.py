@@ -35,7 +35,7 @@ from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, finge
 from fudlr.influence.update import removal_update
 from fudlr.metrics import Objective
 from fudlr.pipeline.evidence import sketch_solver
-from fudlr.pipeline.request import choose_mask, score_samples
+from fudlr.pipeline.request import choose_mask, influences, weigh
 from fudlr.record.scoring import append_samples
 from fudlr.run import Run
 from fudlr.train.adapter import train_adapter
@@ -193,7 +193,7 @@ def request(folder: Path, stream: Stream, size: int, work: Path):
         )
     with clock.stage("scores"):
         solve = sketch_solver(space, config.damping, config.max_steps)
-        scored = score_samples(space, gradients, objective, solve, config)
+        scored = weigh(space, influences(space, gradients, solve), gradients, objective, config)
     with clock.stage("mask"):
         mask = choose_mask(scored.score, config).remove
     with clock.stage("update"):

@@ -32,16 +32,11 @@ def debias(
     budget: Annotated[float | None, typer.Option(help="Largest share to remove.")] = None,
     damping: Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")] = None,
     rows: Rows = None,
-    polish: Annotated[
-        bool | None,
-        typer.Option("--polish/--no-polish", help="Go on with whole gradients for this mask."),
-    ] = None,
-    steering: Annotated[
-        str | None,
-        typer.Option(help="Steer, which is no removal: line_search, soft, signed or direct."),
-    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="No trade-off curve and no held-out users.")
+    ] = False,
     force: Annotated[
-        bool | None, typer.Option("--force", help="Go on where a signature of failure refuses.")
+        bool | None, typer.Option("--force", help="Go on where a diagnostic refuses.")
     ] = None,
     adapter: AdapterFolder = None,
     store: Annotated[
@@ -52,6 +47,7 @@ def debias(
     threads: Threads = None,
 ) -> None:
     """Find the samples that cause the bias, update the adapter, report before and after."""
+    from fudlr.debias import CURVE
     from fudlr.debias import debias as debias_samples
     from fudlr.output.results import check_result_folder, write_result
     from fudlr.report import print_summary
@@ -64,12 +60,18 @@ def debias(
         "budget": budget,
         "damping": damping,
         "rows": rows,
-        "polish": polish,
         "force": force,
-        "steering": steering,
         "store": str(store) if store else None,
     }
-    result = debias_samples(loaded, debias_options(loaded.config, config, settings, given))
+    options = debias_options(loaded.config, config, settings, given)
+    curve = () if quick else CURVE
+    result = debias_samples(loaded, options, curve=curve, heldout=not quick)
     write_result(out, result)
     print_summary(result.summary)
-    say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")
+    if result.mask.any():
+        say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")
+    else:
+        say(
+            f"Nothing was removed: the adapter in {out} is the trained one, and the warnings above "
+            "and the report there say why."
+        )

@@ -29,10 +29,18 @@ def sweep(
     objective: Annotated[
         str | None, typer.Option(help="A metric or a weighted sum: 'arp + 0.5*hellinger'.")
     ] = None,
-    lambda_fair: Annotated[str, typer.Option(help="Weights of the objective.")] = "1",
-    lambda_acc: Annotated[str, typer.Option(help="Weights of the loss.")] = "0,0.5,1,2",
-    lambda_spa: Annotated[str, typer.Option(help="Prices of a removal.")] = "0",
-    budget: Annotated[str, typer.Option(help="Largest shares to remove.")] = "0.02,0.05,0.1",
+    lambda_fair: Annotated[
+        str | None, typer.Option(help="Weights of the objective, such as 1,2; as configured.")
+    ] = None,
+    lambda_acc: Annotated[
+        str | None, typer.Option(help="Weights of the loss; 0, .5, 1 and 2 times the configured.")
+    ] = None,
+    lambda_spa: Annotated[
+        str | None, typer.Option(help="Prices of a removal; as configured.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Largest shares; .2, .5 and 1 times the configured.")
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Update and measure each.")] = False,
     retrain: Annotated[int, typer.Option(min=0, help="Retrain the N best.")] = 0,
     rows: Rows = None,
@@ -55,7 +63,7 @@ def sweep(
         "lambda_spa": lambda_spa,
         "budget": budget,
     }
-    grid = Grid(**{name: parse_list(name, text) for name, text in lists.items()})
+    given_lists = {name: parse_list(name, text) for name, text in lists.items() if text is not None}
     set_threads(threads)
     claim_folder(out, "sweep")
     loaded = open_run(run, adapter, settings)
@@ -63,7 +71,7 @@ def sweep(
     options = debias_options(loaded.config, config, settings, given)
     record = sweep_run(
         loaded,
-        grid,
+        Grid.around(options, **given_lists),
         options,
         out,
         measure=measure,

@@ -235,114 +235,51 @@ class RecordConfig(Record):
 
 
 class DebiasConfig(Record):
-    """What should become fairer, and what may be removed for it."""
+    """What should become fairer, and what may be removed for it.
+
+    Which options go together is decided in `fudlr.pipeline.plan`.
+    """
 
     objective: Name = "arp"
     """A metric, or a weighted sum such as `arp + 0.5*hellinger`."""
     budget: Share = 0.1
     """Largest share of the training samples that the mask may remove."""
     lambda_fair: NotNegative = 1.0
+    """Weight of the objective's influence in a sample's score."""
     lambda_acc: NotNegative = 1.0
+    """Weight of the influence on the validation loss."""
     lambda_spa: NotNegative = 0.0
-    curvature: Name = "empirical_fisher"
-    damping: Positive | None = None
-    """Absolute, added once to the curvature; without it, chosen from the λ of training."""
-    metric: Literal["identity", "adam"] = "identity"
-    """What the damping multiplies: 1; or, with `adam`, λ or `damping` and beside it each
-    parameter's own from the optimiser's pace, which is what an early stop of training is."""
-    solver: Name = "auto"
-    """A solver's name; `auto` is the curvature's closed form where it has one, else `cg`."""
-    max_steps: Count | None = None
-    """Iterations of the solver; without it, those that were measured to be enough."""
-    update: Literal["one_step", "kept_curvature", "series", "newton", "replay"] = "one_step"
-    """How masked samples are taken out; see docs/method.md."""
-    series_order: Annotated[int, Field(ge=2, le=4)] = 3
-    """Order of the series, also of Newton's start with the exact Hessian."""
-    newton_steps: Count = 2
-    newton_share: Share = 1.0
-    """Share of the samples on which Newton steps compute gradients anew."""
-    slope: Literal["hold", "descend"] = "hold"
-    """What becomes of the slope that training left at θ*: retraining leaves it too, or descends."""
-    calibration: Annotated[int, Field(ge=0)] = 512
-    """Samples whose cross-layer products scale an update whose curvature has none; 0 refuses it."""
-    candidates: Literal["all", "random", "stratified", "popularity", "loss", "group"] = "all"
-    """Which samples are scored and may be removed, where there is no store."""
-    candidate_share: Share = 1.0
-    """Their share of the training samples; below 1 for all strategies but `all`."""
+    """Price of each removal."""
     also: tuple[Name, ...] = ()
     """Further metrics whose influences are written beside the objective's, or `val_loss`."""
-    rows: Literal["auto", "store", "memory", "stream", "trajectory"] = "auto"
-    """Per-sample gradients as the run's store has them, kept whole (n · d numbers), computed again
-    for each product, or those of the whole training. `auto`: the trajectory with update replay, the
-    store where it can answer, else in memory."""
-    store: Name | None = None
-    """Folder of the store to answer from, where it is not the run's own."""
-    polish: bool = False
-    """For the chosen mask, go on from the sketches' update with whole gradients."""
-    polish_steps: Count = 3
-    """Steps of that; each multiplies with the gradients of all samples, an epoch's work."""
-    polish_share: Share = 1.0
-    """Share of the samples, at random, that stand for the curvature there."""
-    curve: tuple[Share, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
-    """Budgets of the trade-off curve; empty for none."""
-    heldout: bool = True
-    """Measure on users that the gradient did not see, by twofold cross-fitting."""
     mask: Literal["threshold", "descent"] = "threshold"
     """The threshold rule, which is the mask objective's optimum, or gradient descent on it."""
-    mask_steps: Count = 500
-    """Steps of the descent."""
-    mask_rate: Positive = 0.3
-    """Its learning rate."""
-    steering: Literal["line_search", "soft", "signed", "direct"] | None = None
-    """Steer further than a removal goes, which is no removal any more; see docs/steering.md."""
-    steering_steps: Count = 6
-    """Steps of soft and signed masks and of direct metric steps."""
+    update: Literal["auto", "closed_form", "unrolled"] = "auto"
+    """One step from the optimum, or the recorded training repeated without the masked samples;
+    `auto` is unrolled where the run kept its training and nothing else asks for a closed form."""
+    newton_steps: Annotated[int, Field(ge=0)] = 0
+    """Newton steps after the closed form; each is a pass over the samples and a solve."""
+    curvature: Name = "empirical_fisher"
+    """A name in `fudlr.influence.curvature.CURVATURES`."""
+    damping: Positive | None = None
+    """Absolute, added once to the curvature; without it, chosen from the λ of training."""
+    solver: Name = "auto"
+    """`cg` or `direct`; `auto` is direct where the curvature has a closed form, else `cg`."""
+    max_steps: Count | None = None
+    """Iterations of `cg`; without it, those that were measured to be enough."""
+    rows: Literal["auto", "store", "memory", "stream"] = "auto"
+    """Per-sample gradients as the run's store has them, kept in memory (n · d numbers), or computed
+    again for each product. `auto`: the store where it can answer, else in memory."""
+    store: Name | None = None
+    """Folder of the store to answer from, where it is not the run's own."""
+    candidates: Share = 1.0
+    """Share of the training samples, drawn at random, that are scored and may be removed; below 1
+    only without a store."""
     force: bool = False
-    """Go on where a signature of failure refuses the update or its mask; see docs/signatures.md."""
+    """Go on where a diagnostic refuses the update or its mask; see docs/diagnostics.md."""
     max_loss_rise: NotNegative = 0.02
     """Relative rise of the validation loss beyond which the report warns."""
     batch: Count = 256
+    """Samples or prompts that go through the model together."""
     seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _something_to_steer(self) -> Self:
-        if self.lambda_fair == 0 and self.lambda_acc == 0:
-            raise ValueError("lambda_fair and lambda_acc should not both be 0")
-        return self
-
-    @model_validator(mode="after")
-    def _steered_from_one_step(self) -> Self:
-        if self.steering and (self.polish or self.update != "one_step" or self.slope != "hold"):
-            raise ValueError("steering should go with update one_step, slope hold and no polish")
-        return self
-
-    @model_validator(mode="after")
-    def _store_is_asked(self) -> Self:
-        if self.store is not None and self.rows in ("memory", "stream", "trajectory"):
-            raise ValueError(f"store should be null with rows {self.rows}, which uses none")
-        return self
-
-    @model_validator(mode="after")
-    def _training_is_gone_again(self) -> Self:
-        if self.rows == "trajectory" and self.update != "replay":
-            raise ValueError("rows trajectory should go with update replay")
-        if self.update == "replay" and self.candidates != "all":
-            raise ValueError("update replay should go with candidates all, which it scores")
-        if self.update == "replay" and self.polish:
-            raise ValueError("polish should be false with update replay, which takes no sketches")
-        if self.update == "replay" and self.slope != "hold":
-            raise ValueError("update replay should go with slope hold: it stops where training did")
-        if self.update == "replay" and self.rows == "store":
-            raise ValueError("update replay should go with rows trajectory, memory or stream")
-        return self
-
-    @model_validator(mode="after")
-    def _share_of_candidates(self) -> Self:
-        if self.candidates == "all" and self.candidate_share < 1:
-            raise ValueError(
-                "candidates should say which samples candidate_share is a share of: random, "
-                "stratified, popularity, loss or group"
-            )
-        if self.candidates != "all" and self.candidate_share == 1:
-            raise ValueError(f"candidate_share should be below 1 with candidates {self.candidates}")
-        return self
+    """Of candidates, of the halves of held-out users, and of resampling."""

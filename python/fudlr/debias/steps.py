@@ -1,12 +1,13 @@
 """The steps in their order.
 
 metrics before → gradients of the training samples, or their store → gradients of the metrics →
-signatures of failure → scores → mask → update → metrics after → trade-off curve → held-out users →
-summary
+diagnostics → scores → mask → update → metrics after → trade-off curve → held-out users → summary
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,8 @@ from torch import Tensor
 
 from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig
-from fudlr.debias.heldout import heldout
-from fudlr.debias.polish import polish
-from fudlr.debias.steering import steer
-from fudlr.debias.summary import cost, summarise
+from fudlr.debias.heldout import heldout as heldout_users
+from fudlr.debias.summary import cost, summarise, worse
 from fudlr.diagnostics import (
     AFTER,
     BEFORE,
@@ -33,15 +32,17 @@ from fudlr.diagnostics import (
 )
 from fudlr.evaluation import Measured, Prompts, measure
 from fudlr.influence.mask import Mask, threshold_mask
-from fudlr.pipeline.evidence import Evidence, gather, solvers
-from fudlr.pipeline.job import Job, collected_warnings, prepare, with_options
-from fudlr.pipeline.request import Answer, Scored, answer, choose_mask, score_samples
+from fudlr.pipeline.plan import Plan, collected_warnings, prepare, with_options
+from fudlr.pipeline.request import Answer, Scored, Solved, choose_mask, solve
 from fudlr.run import Run
+
+CURVE = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
+"""Budgets of the trade-off curve."""
 
 
 @dataclass
 class Result:
-    """What `debias` found; `outputs.write_result` puts it into a folder.
+    """What `debias` found; `output.results.write_result` puts it into a folder.
 
     Attributes:
         run: What was debiased.
@@ -74,115 +75,126 @@ class Result:
         return self.answer.update.theta
 
 
-def debias(run: Run, config: DebiasConfig | None = None, **options: Any) -> Result:
+def debias(
+    run: Run,
+    config: DebiasConfig | None = None,
+    *,
+    curve: Sequence[float] = CURVE,
+    heldout: bool = True,
+    **options: Any,
+) -> Result:
     """Find the samples that cause the bias and take their effect out of the run's adapter.
 
     Args:
         run: From `fudlr.load_run` or `fudlr.train_run`; its model holds the updated adapter
             afterwards.
         config: Options; the run's own where None.
-        options: Single options that override it: `objective="hellinger", budget=0.05`.
+        curve: Budgets of the trade-off curve; empty for none.
+        heldout: Measure on users that the gradient did not see, by twofold cross-fitting.
+        options: Single options that override the configuration:
+            `objective="hellinger", budget=0.05`.
 
     Raises:
         UsageError: An unknown metric, curvature, solver or option, or a value out of range.
         FudlrError: As the steps raise.
     """
+    started = (time.perf_counter(), time.process_time())
     config = with_options(config or run.config.debias, options)
     clock = StageClock()
     with collected_warnings() as said:
-        job = prepare(run, config, clock)
+        plan = prepare(run, config, clock)
         run.engine.load(run.theta)
         with clock.stage("evaluate before"):
-            before = measure(run.recommender, job.valid, job.test, config.batch)
-            start_loss = _start_loss(job)
-        facts = Facts(job, before=before, start_loss=start_loss)
-        evidence, found, signs = request(job, facts)
+            before = measure(run.recommender, plan.valid, plan.test, config.batch)
+            start_loss = _start_loss(plan)
+        facts = Facts(plan, before=before, start_loss=start_loss)
+        solved, found, diagnosed = request(plan, facts)
         run.engine.load(found.update.theta)
         with clock.stage("evaluate after"):
-            after = measure(run.recommender, job.valid, job.test, config.batch)
-        summary = summarise(job, evidence, found, before, after)
+            after = measure(run.recommender, plan.valid, plan.test, config.batch)
+        summary = summarise(solved, found, before, after)
         facts.after, facts.change = after, summary["intervals"]["change"]
-        signs += look(AFTER, facts)
-        curve = [] if keeps(signs) and not config.force else _curve(job, evidence, found.scored)
-        if config.heldout and not (keeps(signs) and not config.force):
-            summary["heldout"] = heldout(job, evidence, before)
+        diagnosed += look(AFTER, facts)
+        points = []
+        if not (keeps(diagnosed) and not config.force):
+            points = _curve(solved, found.scored, curve)
+            if heldout:
+                summary["heldout"] = heldout_users(solved, before)
         run.engine.load(found.update.theta)
     summary["warnings"] = [
         *said,
-        *evidence.warnings,
+        *solved.evidence.warnings,
         *found.warnings,
-        *warnings(signs, forced=config.force),
+        *warnings(diagnosed, forced=config.force),
+        *worse(summary),
     ]
-    summary["signatures"] = plain(signs)
+    summary["diagnostics"] = plain(diagnosed)
     summary["seconds"] = clock.seconds
     summary["cpu_seconds"] = clock.cpu_seconds
-    summary["cost"] = cost(clock.seconds, run.train_seconds)
-    return Result(run, config, found, before, after, job.valid, job.test, summary, curve)
+    summary["cost"] = {
+        **cost(clock.seconds, run.train_seconds),
+        "command_seconds": time.perf_counter() - started[0],
+        "command_cpu_seconds": time.process_time() - started[1],
+    }
+    return Result(run, config, found, before, after, plan.valid, plan.test, summary, points)
 
 
-def request(job: Job, facts: Facts | None = None) -> tuple[Evidence, Answer, list[Finding]]:
+def request(plan: Plan, facts: Facts | None = None) -> tuple[Solved, Answer, list[Finding]]:
     """What cannot be left out: rows, metric gradients, scores, mask and update, each timed.
 
     The run's model holds θ* before and after.
 
     Args:
-        job: What is asked.
-        facts: Where what signatures are read from is noted.
+        plan: What is asked.
+        facts: Where what diagnostics are read from is noted.
 
     Returns:
-        The evidence, the answer, and what was found of the signatures up to here.
+        What further masks follow from, the answer, and what the diagnostics found up to here.
 
     Raises:
-        RefusedError: A signature refuses the request.
+        RefusedError: A diagnostic refuses the request.
     """
-    facts = facts or Facts(job)
-    config, clock = job.config, job.clock
-    with clock.stage("sample gradients"):
-        gathered = gather(job)
-    with clock.stage("metric gradients"):
-        gradients = job.gradients(job.valid, PARTS)
-    facts.gradients, facts.space = gradients, gathered.space
-    with clock.stage("signatures"):
-        signs = look(BEFORE, facts)
-    with clock.stage("scores"):
-        evidence = solvers(job, gathered)
-        scored = score_samples(evidence.space, gradients, job.objective, evidence.solve, config)
-    with clock.stage("update"):
-        chosen = choose_mask(scored.score, config)
-        if keeps(signs) and not config.force:
+    facts = facts or Facts(plan)
+    found: list[Finding] = []
+
+    def check(gradients: Any, space: Any) -> None:
+        facts.gradients, facts.space = gradients, space
+        found.extend(look(BEFORE, facts))
+
+    solved = solve(plan, lambda: plan.gradients(plan.valid, PARTS), check)
+    with plan.clock.stage("scores"):
+        scored = solved.scored()
+    with plan.clock.stage("update"):
+        chosen = choose_mask(scored.score, plan.config)
+        if keeps(found) and not plan.config.force:
             chosen = Mask(torch.zeros_like(chosen.remove))
         facts.mask = chosen
-        signs += look(MASK, facts)
-        found = answer(scored, chosen, evidence.remove)
-    if config.polish:
-        with clock.stage("polish"):
-            found, evidence.about["polish"] = polish(job, evidence, found, gradients)
-    if config.steering and found.mask.any():
-        with clock.stage("steering"):
-            found, evidence.about["steering"] = steer(job, evidence, job.valid, gradients, found)
-    facts.update = found.update
-    return evidence, found, signs
+        found += look(MASK, facts)
+        answer = solved.answer(scored, chosen)
+    facts.update = answer.update
+    return solved, answer, found
 
 
-def _start_loss(job: Job) -> float:
+def _start_loss(plan: Plan) -> float:
     """Validation loss at θ₀; the model holds θ* afterwards."""
-    run = job.run
+    run = plan.run
     run.engine.load(run.start)
-    losses = run.recommender.losses(job.valid.samples, job.config.batch)
+    losses = run.recommender.losses(plan.valid.samples, plan.config.batch)
     run.engine.load(run.theta)
     return float(losses.mean())
 
 
-def _curve(job: Job, evidence: Evidence, scored: Scored) -> list[dict[str, Any]]:
+def _curve(solved: Solved, scored: Scored, budgets: Sequence[float]) -> list[dict[str, Any]]:
     """Figures of the updated adapter at each budget; `measured` is for real retraining."""
     points: list[dict[str, Any]] = []
-    if job.config.steering:
-        return []  # the curve is of removals
-    with job.clock.stage("trade-off curve"):
-        for budget in track(job.config.curve, description="trade-off curve"):
-            found = answer(scored, threshold_mask(scored.score, budget), evidence.remove)
-            job.run.engine.load(found.update.theta)
-            figures = measure(job.run.recommender, job.valid, job.test, job.config.batch)
+    plan = solved.plan
+    if not budgets:
+        return points
+    with plan.clock.stage("trade-off curve"):
+        for budget in track(budgets, description="trade-off curve"):
+            found = solved.answer(scored, threshold_mask(scored.score, budget))
+            plan.run.engine.load(found.update.theta)
+            figures = measure(plan.run.recommender, plan.valid, plan.test, plan.config.batch)
             points.append(
                 {
                     "budget": budget,

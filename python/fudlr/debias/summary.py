@@ -8,20 +8,16 @@ from fudlr.config import to_plain
 from fudlr.evaluation import Measured
 from fudlr.metrics import METRICS, bootstrap, permutation_null
 from fudlr.metrics.pairwise import DIRECTIONS
-from fudlr.pipeline.evidence import Evidence
-from fudlr.pipeline.job import Job
-from fudlr.pipeline.request import Answer
+from fudlr.pipeline.request import Answer, Solved
 from fudlr.run import versions
 
-NEEDED = ("sample gradients", "metric gradients", "signatures", "scores", "update")
+NEEDED = ("sample gradients", "metric gradients", "diagnostics", "scores", "update")
 """Stages without which there is no updated adapter; what the method costs."""
-ASKED = ("polish", "steering")
-"""Stages that change the adapter where they were asked for."""
 
 
 def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
     """Seconds of the needed stages, and their share of the training's."""
-    stages = [stage for stage in (*NEEDED, *ASKED) if stage in seconds]
+    stages = [stage for stage in NEEDED if stage in seconds]
     needed = sum(seconds[stage] for stage in stages)
     return {
         "seconds": needed,
@@ -31,23 +27,22 @@ def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
     }
 
 
-def summarise(
-    job: Job, evidence: Evidence, found: Answer, before: Measured, after: Measured
-) -> dict[str, Any]:
+def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) -> dict[str, Any]:
     """The figures of `summary.json` that need no further step."""
-    side, seed = job.test.side, job.config.seed
-    with job.clock.stage("intervals"):
+    plan, evidence = solved.plan, solved.evidence
+    side, seed = plan.test.side, plan.config.seed
+    with plan.clock.stage("intervals"):
         pair = {"before": before.statistics, "after": after.statistics}
         drawn = bootstrap(pair, side, seed=seed)
         null = permutation_null(before.statistics, side, seed=seed)
-    soft = {metric.name: metric.soft_key for metric in job.metrics}
+    soft = {metric.name: metric.soft_key for metric in plan.metrics}
     predicted = {
         soft.get(name, name): before.metrics[soft.get(name, name)] + change
         for name, change in found.scored.predicted(found.mask).items()
     }
-    config = job.run.config.model_copy(update={"debias": job.config})
+    config = plan.run.config.model_copy(update={"debias": plan.config})
     return {
-        "objective": str(job.objective),
+        "objective": str(plan.objective),
         "before": before.metrics,
         "after": after.metrics,
         "predicted": predicted,
@@ -57,9 +52,8 @@ def summarise(
             for name, n in null.items()
         },
         "directions": directions(before.metrics, side.k),
-        "samples": {"training": len(found.mask), "removed": int((found.mask > 0).sum())},
-        "steering": evidence.about.pop("steering", None),
-        "update": {"rule": job.config.update, **found.update.details},
+        "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
+        "update": {"rule": plan.update, **found.update.details},
         "solver": {
             "damping": evidence.damping,
             "steps": found.update.solution.steps,
@@ -71,7 +65,7 @@ def summarise(
         },
         "config": to_plain(config),
         "versions": versions(),
-        "seed": job.run.config.seed,
+        "seed": plan.run.config.seed,
     }
 
 
@@ -95,3 +89,20 @@ def directions(figures: dict[str, float], k: int) -> dict[str, str]:
         word = "lower" if metric.lower_is_better else "higher"
         better[metric.soft_key] = better[metric.hard_key(k)] = word
     return {name: better[name] for name in figures if name in better}
+
+
+def worse(summary: dict[str, Any]) -> list[str]:
+    """A sentence with what got significantly worse: the 95% interval of its change excludes 0."""
+    found = []
+    for name, (low, high) in summary["intervals"]["change"].items():
+        better, first = summary["directions"].get(name), summary["before"].get(name)
+        bad = low > 0 if better == "lower" else high < 0 if better == "higher" else False
+        if bad and first:
+            found.append(f"{name} {(summary['after'][name] - first) / abs(first):+.1%}")
+    if not found:
+        return []
+    return [
+        "Significantly worse than before, on the test prompts: "
+        + ", ".join(found)
+        + ". Name what matters in the objective, or raise lambda_acc where it is accuracy."
+    ]

@@ -1,8 +1,8 @@
-"""Signatures of failure, looked for in every request: one function and one line here make one.
+"""Diagnostics, run in every request: one function and one line here make one.
 
 Each is a figure with a threshold and its reason. What is found stands in `summary.json` under
-`signatures`, in the report and, where it did not pass, on the terminal; docs/signatures.md explains
-them.
+`diagnostics`, in the report and, where it did not pass, on the terminal; docs/diagnostics.md
+explains them.
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ from typing import Any
 
 from fudlr.common.errors import RefusedError
 from fudlr.diagnostics.base import Facts, Finding, Look, Severity
-from fudlr.diagnostics.forgetting import loss, ranking, shift
-from fudlr.diagnostics.groups import small_groups
 from fudlr.diagnostics.influence import PARTS, chance, no_gradient, noise
-from fudlr.diagnostics.lists import lists_alike
-from fudlr.diagnostics.masks import oscillation
-from fudlr.diagnostics.training import training
+from fudlr.diagnostics.recommender import lists_alike, most_popular, small_groups, training
+from fudlr.diagnostics.update import loss, oscillation, ranking, shift
 
 BEFORE: dict[str, Look] = {
     "training": training,
+    "most_popular": most_popular,
     "lists_alike": lists_alike,
     "small_groups": small_groups,
     "no_gradient": no_gradient,
     "chance": chance,
     "noise": noise,
 }
-"""Looked for before samples are scored."""
+"""Run before samples are scored."""
 MASK: dict[str, Look] = {"oscillation": oscillation}
-"""Looked for before the mask's samples are taken out."""
+"""Run before the mask's samples are taken out."""
 AFTER: dict[str, Look] = {"shift": shift, "loss": loss, "ranking": ranking}
-"""Looked for in the updated adapter."""
-SIGNATURES: dict[str, Look] = {**BEFORE, **MASK, **AFTER}
+"""Run on the updated adapter."""
+DIAGNOSTICS: dict[str, Look] = {**BEFORE, **MASK, **AFTER}
 
 __all__ = [
     "AFTER",
     "BEFORE",
+    "DIAGNOSTICS",
     "MASK",
     "PARTS",
-    "SIGNATURES",
     "Facts",
     "Finding",
     "Severity",
@@ -51,18 +49,18 @@ __all__ = [
 ]
 
 
-def look(signatures: dict[str, Look], facts: Facts) -> list[Finding]:
-    """What is found of `signatures`.
+def look(diagnostics: dict[str, Look], facts: Facts) -> list[Finding]:
+    """What each of the diagnostics finds.
 
     Raises:
         RefusedError: One of them refuses the request, and it is not forced.
     """
-    found = [each for each in (check(facts) for check in signatures.values()) if each]
+    found = [each for each in (check(facts) for check in diagnostics.values()) if each]
     refused = [each for each in found if each.severity is Severity.REFUSE]
-    if refused and not facts.job.config.force:
+    if refused and not facts.plan.config.force:
         raise RefusedError(
-            f"an adapter was to be debiased for {facts.job.objective}",
-            "; ".join(f"{each.found} (signature {each.name})" for each in refused),
+            f"an adapter was to be debiased for {facts.plan.objective}",
+            "; ".join(f"{each.found} (diagnostic {each.name})" for each in refused),
             " ".join([refused[0].reason, refused[0].advice, "--force goes on all the same"]),
         )
     return found

@@ -1,4 +1,4 @@
-"""What a signature of failure is: something measured, a threshold with its reason, and advice."""
+"""What a diagnostic finds: something measured, a threshold with its reason, and advice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fudlr.gradients.metric import MetricGradients
 from fudlr.gradients.store import Space
 from fudlr.influence.mask import Mask
 from fudlr.influence.update import Update
-from fudlr.pipeline.job import Job
+from fudlr.pipeline.plan import Plan
 
 
 class Severity(StrEnum):
-    """What becomes of a request that bears the signature."""
+    """What becomes of a request."""
 
     PASSED = "passed"
     """Nothing: what was measured is in its usual range."""
@@ -39,10 +39,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One signature, looked for.
+    """What one diagnostic found.
 
     Attributes:
-        name: Key in `SIGNATURES`.
+        name: Key in `DIAGNOSTICS`.
         severity: What it means for this request.
         measured: The figure.
         threshold: What it is held against, that of the severity found; the nearest where it passed.
@@ -68,10 +68,10 @@ class Finding:
 
 @dataclass
 class Facts:
-    """What signatures are read from; more is known the later they are looked for.
+    """What diagnostics are read from; more is known the later they run.
 
     Attributes:
-        job: The run and the options.
+        plan: The run and the options.
         gradients: Of the metrics, with their scores and parts.
         space: The samples' gradients.
         mask: The samples to remove.
@@ -81,7 +81,7 @@ class Facts:
         change: Paired intervals of the figures' changes.
     """
 
-    job: Job
+    plan: Plan
     gradients: MetricGradients | None = None
     space: Space | None = None
     mask: Mask | None = None
@@ -94,24 +94,24 @@ class Facts:
     @property
     def trained_way(self) -> float:
         """‖θ* − θ₀‖: how far training went, which is as far as forgetting every sample goes."""
-        return float((self.job.run.theta - self.job.run.start).norm())
+        return float((self.plan.run.theta - self.plan.run.start).norm())
 
     def objective_parts(self) -> Tensor | None:
         """What each part of the prompts adds to ∇F of the objective, [K, d]; None where not kept.
 
         F is relative to its value at θ*, and lower is better.
         """
-        found, objective = self.gradients, self.job.objective
+        found, objective = self.gradients, self.plan.objective
         if found is None or found.parts is None:
             return None
-        values = self.job.run.theta.new_tensor([found[name].value for name in objective.names])
+        values = self.plan.run.theta.new_tensor([found[name].value for name in objective.names])
         names = list(found)
         index = [names.index(name) for name in objective.names]
         return torch.einsum("t,ktd->kd", objective.coefficients(values), found.parts[:, index])
 
 
 Look = Callable[[Facts], Finding | None]
-"""From facts to a finding; None where the signature does not concern the request."""
+"""From facts to a finding; None where the diagnostic does not concern the request."""
 
 
 def graded(
@@ -127,7 +127,7 @@ def graded(
     """The finding of a figure that is the worse the larger (or smaller) it is.
 
     Args:
-        name: Of the signature.
+        name: Of the diagnostic.
         measured: The figure.
         levels: The figure beyond which each severity begins.
         found: What was measured, in words.

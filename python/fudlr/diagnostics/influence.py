@@ -40,8 +40,8 @@ def no_gradient(facts: Facts) -> Finding | None:
         for name, each in facts.gradients.items()
     }
     flat = [name for name, slope in slopes.items() if slope <= FLAT]
-    steering = [name for name in facts.job.objective.names if name in flat]
-    dead = len(steering) == len(facts.job.objective.names)
+    steering = [name for name in facts.plan.objective.names if name in flat]
+    dead = len(steering) == len(facts.plan.objective.names)
     name = steering[0] if steering else min(slopes, key=slopes.__getitem__)
     return graded(
         "no_gradient",
@@ -59,7 +59,7 @@ def no_gradient(facts: Facts) -> Finding | None:
 def noise(facts: Facts) -> Finding | None:
     """p of the influences' energy under random signs of the users' parts."""
     assert facts.space is not None
-    if facts.job.config.lambda_fair == 0:
+    if facts.plan.config.lambda_fair == 0:
         return None
     parts = facts.objective_parts()
     if parts is None or len(parts) < PARTS:
@@ -71,7 +71,7 @@ def noise(facts: Facts) -> Finding | None:
         "noise",
         p,
         {Severity.WARN: DOUBTFUL, Severity.KEEP: CHANCE},
-        found=f"the influences on {facts.job.objective} are as strong with random signs of the "
+        found=f"the influences on {facts.plan.objective} are as strong with random signs of the "
         f"users' parts in {p:.1%} of the cases",
         reason=f"Beyond {DOUBTFUL:.0%} they may be noise of the users, beyond {CHANCE:.0%} they do "
         "not stand out from it, and a mask would follow the noise.",
@@ -90,12 +90,12 @@ def sign_test(gram: torch.Tensor) -> float:
 def chance(facts: Facts) -> Finding | None:
     """p of the steered gaps under permuted groups; the best of them, where there are several."""
     assert facts.gradients is not None
-    job, side = facts.job, facts.job.valid.side
-    terms = [term.metric for term in job.objective.terms]
+    plan, side = facts.plan, facts.plan.valid.side
+    terms = [term.metric for term in plan.objective.terms]
     if not all(metric.needs_groups for metric in terms):
         return None  # what is no gap stands on its own
     nulls = permutation_null(
-        facts.gradients.scores, side, PERMUTATIONS, job.config.seed, metrics=terms
+        facts.gradients.scores, side, PERMUTATIONS, plan.config.seed, metrics=terms
     )
     found = {m.name: nulls[m.soft_key] for m in terms if m.soft_key in nulls}
     if not found:

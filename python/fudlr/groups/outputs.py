@@ -33,7 +33,6 @@ def grouped_record(grouped: Grouped) -> dict[str, Any]:
         "metrics": [term.metric.soft_key for term in terms],
         "budget": grouped.config.budget,
         "samples": len(grouped.run.split.train),
-        "backward_prompts": grouped.backward,
         "sets": [
             {
                 "name": one.name,

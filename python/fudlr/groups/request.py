@@ -11,26 +11,26 @@ of everyone and of the loss; a batch that two sets share goes back twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError, UsageError
-from fudlr.common.progress import StageClock, track
+from fudlr.common.progress import track
 from fudlr.config import DebiasConfig
+from fudlr.diagnostics import BEFORE, Facts, look, warnings
 from fudlr.evaluation import Prompts
-from fudlr.gradients.metric import MetricGradient, metric_gradients
+from fudlr.gradients.metric import MetricGradients, metric_gradients
+from fudlr.gradients.store import Space
 from fudlr.groups.sets import UserSet
 from fudlr.metrics import Objective, bootstrap, evaluate
 from fudlr.metrics.resample import Interval
 from fudlr.metrics.within import Within
-from fudlr.pipeline.evidence import gather, solvers
-from fudlr.pipeline.job import Job, collected_warnings, prepare
-from fudlr.pipeline.request import Scored, answer, choose_mask, influences, weigh_rows
+from fudlr.pipeline.plan import Plan, collected_warnings, prepare
+from fudlr.pipeline.request import Answer, Gradients, Scored, solve
 from fudlr.run import Run
 
 EVERYONE = "everyone"
@@ -75,16 +75,23 @@ class Grouped:
     config: DebiasConfig
     objective: Objective
     found: list[One]
-    backward: int
-    """Prompts that went back through the model, counted once for each metric that saw them."""
     warnings: list[str]
     seconds: dict[str, float]
 
     def overlap(self, one: One) -> float:
         """Jaccard index of the set's mask and everyone's: removed by both, of removed by either."""
-        first, second = self.found[0].mask > 0, one.mask > 0
+        first, second = self.found[0].mask, one.mask
         either = int((first | second).sum())
         return int((first & second).sum()) / either if either else 1.0
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The sets' prompts, by name: which of them steer, which are measured, and what should fall."""
+
+    steer: dict[str, Tensor]
+    judge: dict[str, Tensor]
+    asked: dict[str, Objective]
 
 
 def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None = None) -> Grouped:
@@ -96,70 +103,41 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
         config: Objective, budget, rows and the rest, the same for all; the run's own where None.
 
     Raises:
-        UsageError: A name occurs twice, polish is asked for, or as `debias`.
+        UsageError: A name occurs twice, or as `debias`.
         DataError: A set has too few prompts.
     """
     config = config or run.config.debias
     _check_names(sets)
-    if config.polish:
-        raise UsageError(
-            "masks for sets of users were asked for",
-            "polish is for one mask",
-            "Set debias.polish to false",
-        )
     with collected_warnings() as said:
-        job = prepare(run, config, StageClock())
-        everyone = UserSet(EVERYONE, np.ones(run.interactions.n_users, dtype=bool))
-        chosen = [everyone, *sets]
-        steer = {each.name: _members(each, job.valid) for each in chosen}
-        judge = {each.name: _members(each, job.test) for each in chosen}
-        asked = {name: _within(job.objective, name, member) for name, member in steer.items()}
-        for objective in asked.values():
-            objective.check(job.valid.side)
-        run.engine.load(run.theta)
-        with job.clock.stage("sample gradients"):
-            gathered = gather(job)
-        with job.clock.stage("metric gradients"):
-            gradients, backward = _gradients(job, asked, steer)
-        with job.clock.stage("scores"):
-            evidence = solvers(job, gathered)
-            shared = influences(evidence.space, gradients, evidence.solve)
-        with job.clock.stage("updates"):
+        plan = prepare(run, config, command="grouped")
+        chosen = _chosen(plan, sets)
+        facts, diagnosed = Facts(plan), []
+
+        def check(gradients: Gradients, space: Space) -> None:
+            # Of everyone; a set's own mask is looked at by whoever uses it.
+            facts.gradients, facts.space = _everyones(plan, gradients), space
+            diagnosed.extend(look(BEFORE, facts))
+
+        solved = solve(plan, lambda: _gradients(plan, chosen), check)
+        with plan.clock.stage("updates"):
             answers = {
-                name: answer(scored, choose_mask(scored.score, config), evidence.remove)
-                for name, objective in asked.items()
-                for scored in [weigh_rows(evidence.space, shared, gradients, objective, config)]
+                name: solved.answer(solved.scored(objective=objective))
+                for name, objective in chosen.asked.items()
             }
-        with job.clock.stage("evaluate"):
+        with plan.clock.stage("evaluate"):
             thetas = {"": run.theta, **{n: a.update.theta for n, a in answers.items()}}
-            scores = _scores(job, thetas)
-        found = []
-        for name, each in answers.items():
-            at = judge[name].nonzero().flatten()
-            side = job.test.side.take(at)
-            own = {"before": scores[""][at], "after": scores[name][at]}
-            drawn = bootstrap(
-                own, side, seed=config.seed, metrics=[t.metric for t in job.objective.terms]
-            )
-            predicted = each.scored.predicted(each.mask)
-            found.append(
-                One(
-                    name,
-                    (int(steer[name].sum()), len(at)),
-                    each.scored,
-                    each.mask,
-                    each.update.theta,
-                    {n: v for n, v in predicted.items() if n in asked[name].names},
-                    evaluate(own["before"], side),
-                    evaluate(own["after"], side),
-                    drawn["after - before"],
-                    evaluate(scores[EVERYONE][at], side),
-                )
-            )
+            scores, losses = _evaluate(plan, thetas)
+        found = [_one(plan, chosen, name, each, scores) for name, each in answers.items()]
     run.engine.load(run.theta)
-    warned = [*said, *evidence.warnings, *(w for a in answers.values() for w in a.warnings)]
+    warned = [
+        *said,
+        *solved.evidence.warnings,
+        *warnings(diagnosed, forced=config.force),
+        *(text for each in answers.values() for text in each.warnings),
+        *_costly(losses, config.max_loss_rise),
+    ]
     return Grouped(
-        run, config, job.objective, found, backward, list(dict.fromkeys(warned)), job.clock.seconds
+        run, config, plan.objective, found, list(dict.fromkeys(warned)), plan.clock.seconds
     )
 
 
@@ -172,6 +150,16 @@ def _check_names(sets: Sequence[UserSet]) -> None:
             f"the name {twice[0]!r} occurs twice" if twice else "no set was named",
             f"Name at least one set, each once, and none {EVERYONE!r}",
         )
+
+
+def _chosen(plan: Plan, sets: Sequence[UserSet]) -> _Sets:
+    everyone = UserSet(EVERYONE, np.ones(plan.run.interactions.n_users, dtype=bool))
+    steer = {each.name: _members(each, plan.valid) for each in (everyone, *sets)}
+    judge = {each.name: _members(each, plan.test) for each in (everyone, *sets)}
+    asked = {name: _within(plan.objective, name, member) for name, member in steer.items()}
+    for objective in asked.values():
+        objective.check(plan.valid.side)
+    return _Sets(steer, judge, asked)
 
 
 def _members(each: UserSet, prompts: Prompts) -> Tensor:
@@ -190,69 +178,77 @@ def _within(objective: Objective, label: str, member: Tensor) -> Objective:
     return Objective(tuple(terms))
 
 
-def _gradients(
-    job: Job, asked: dict[str, Objective], steer: dict[str, Tensor]
-) -> tuple[dict[str, MetricGradient], int]:
-    """Gradients of every set's metrics, and the prompts that went back for them."""
+def _gradients(plan: Plan, sets: _Sets) -> MetricGradients:
+    """Gradients of every set's metrics; the scores in the order of the validation prompts."""
     # Users of the same sets stand together; the set of everyone is in each batch anyway.
-    member = torch.stack(list(steer.values())[1:]).numpy()
+    member = torch.stack(list(sets.steer.values())[1:]).numpy()
     order = torch.from_numpy(np.lexsort(member[::-1]))
     metrics = [
         term.metric.ordered(order)
-        for objective in asked.values()
+        for objective in sets.asked.values()
         for term in objective.terms
         if isinstance(term.metric, Within)
     ]
-    prompts = job.valid.take(order.numpy())
-    counted = _Counted(job.run.engine)
+    prompts = plan.valid.take(order.numpy())
     found = metric_gradients(
-        job.run.recommender,
-        counted,
+        plan.run.recommender,
+        plan.run.engine,
         prompts.samples,
         prompts.side,
         metrics,
-        validation_loss=job.needs_loss,
-        batch_size=job.config.batch,
+        validation_loss=plan.needs_loss,
+        batch_size=plan.config.batch,
     )
-    return dict(found), counted.prompts
-
-
-class _Counted:
-    """An engine that counts what goes back through it."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.prompts = 0
-
-    def deferred_vjp(self, forward: Any, batch: Any) -> Any:
-        way = self._engine.deferred_vjp(forward, batch)
-        return _CountedWay(self, way)
-
-
-class _CountedWay:
-    def __init__(self, counter: _Counted, way: Any) -> None:
-        self._counter, self._way = counter, way
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = self._way.outputs
-        return found
-
-    @property
-    def held(self) -> int:
-        return int(self._way.held)
-
-    def vjp(self, cotangents: tuple[Tensor, ...]) -> Tensor:
-        k, n = cotangents[0].shape[:2]
-        self._counter.prompts += k * n
-        found: Tensor = self._way.vjp(cotangents)
-        return found
-
-
-def _scores(job: Job, thetas: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Test scores [n, M] of every adapter."""
-    found = {}
-    for name, theta in track(thetas.items(), len(thetas), "evaluate adapters"):
-        job.run.engine.load(theta)
-        found[name] = job.run.recommender.evaluate(job.test.samples, job.config.batch)[0]
+    found.scores = found.scores[order.argsort()]
     return found
+
+
+def _everyones(plan: Plan, gradients: Gradients) -> MetricGradients:
+    """Those of everyone, under the metrics' own names."""
+    assert isinstance(gradients, MetricGradients)
+    own = {name: gradients[f"{name}[{EVERYONE}]"] for name in plan.objective.names}
+    return MetricGradients(own, gradients.scores, None)
+
+
+def _evaluate(
+    plan: Plan, thetas: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Test scores [n, M] and the mean test loss of every adapter."""
+    scores, losses = {}, {}
+    for name, theta in track(thetas.items(), len(thetas), "evaluate adapters"):
+        plan.run.engine.load(theta)
+        found = plan.run.recommender.evaluate(plan.test.samples, plan.config.batch)
+        scores[name], losses[name] = found[0], float(found[1].mean())
+    return scores, losses
+
+
+def _one(plan: Plan, sets: _Sets, name: str, answer: Answer, scores: Mapping[str, Tensor]) -> One:
+    at = sets.judge[name].nonzero().flatten()
+    side = plan.test.side.take(at)
+    own = {"before": scores[""][at], "after": scores[name][at]}
+    metrics = [term.metric for term in plan.objective.terms]
+    drawn = bootstrap(own, side, seed=plan.config.seed, metrics=metrics)
+    predicted = answer.scored.predicted(answer.mask)
+    return One(
+        name,
+        (int(sets.steer[name].sum()), len(at)),
+        answer.scored,
+        answer.mask,
+        answer.update.theta,
+        {n: v for n, v in predicted.items() if n in sets.asked[name].names},
+        evaluate(own["before"], side),
+        evaluate(own["after"], side),
+        drawn["after - before"],
+        evaluate(scores[EVERYONE][at], side),
+    )
+
+
+def _costly(losses: Mapping[str, float], limit: float) -> list[str]:
+    """A warning for every set whose adapter raises all users' test loss beyond the limit."""
+    rises = {name: loss / losses[""] - 1 for name, loss in losses.items() if name}
+    return [
+        f"The adapter of {name} raises the test loss of all users by {rise:+.1%}, more than "
+        f"{limit:.1%} (debias.max_loss_rise)."
+        for name, rise in rises.items()
+        if rise > limit
+    ]

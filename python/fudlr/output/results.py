@@ -21,7 +21,6 @@ from fudlr.common.files import atomic_folder, check_replaceable
 from fudlr.config import dump_config
 from fudlr.data import Interactions, Samples
 from fudlr.debias import Result
-from fudlr.debias.steering import OWN_MASKS
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.pipeline.request import Answer
 from fudlr.report import ReportData, model_card, save_report_data, write_report
@@ -67,11 +66,10 @@ def mask_table(result: Result) -> pl.DataFrame:
     """One row a training sample: id, mask, score, influences, and what makes it readable."""
     samples, found = result.run.split.train, result.answer
     interactions = samples.interactions
-    own = result.config.steering in OWN_MASKS
     table = pl.DataFrame(
         {
             "sample_id": samples.ids,
-            "mask": result.mask.numpy().astype(np.float32 if own else np.int8),
+            "mask": result.mask.numpy().astype(np.int8),
             "score": found.scored.score.numpy(),
             **_influences(found),
             "user_id": interactions.users["user_id"].gather(samples.user),

@@ -83,8 +83,13 @@ def time_line(summary: Mapping[str, Any]) -> str:
     if spent is None:
         return ""
     against = f", {spent.share} of {spent.word}" if spent.share else ""
-    whole = sum(value for name, value in _seconds(summary).items() if name != RETRAINING)
-    measuring = f"; {duration(whole)} with all measuring" if whole > spent.update else ""
+    stated = section(summary, "cost")
+    whole = number(stated.get("command_seconds"))
+    cpu = number(stated.get("command_cpu_seconds"))
+    if whole is None:
+        whole = sum(value for name, value in _seconds(summary).items() if name != RETRAINING)
+    used = f" ({duration(cpu)} of CPU)" if cpu is not None else ""
+    measuring = f"; {duration(whole)}{used} with all measuring" if whole > spent.update else ""
     return f"time: {duration(spent.update)} for the request{against}{measuring}"
 
 

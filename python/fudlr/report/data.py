@@ -41,9 +41,8 @@ class ReportData:
             `seconds`: {stage: seconds}, `retraining` among them;
             `cost`: {`seconds` of the update alone, `training_seconds`, and `stages`, the names
             of those that the update needs}, without which all stages but `retraining` count;
-            `steering`: {`mode`, ...} where the adapter was steered, which is no removal;
             `verification`: {check: what `fudlr verify` found of it}, see `report.verification`;
-            `signatures`: of failure, a list of {`name`, `severity`, `measured`, `threshold`,
+            `diagnostics`: a list of {`name`, `severity`, `measured`, `threshold`,
             `found`, `reason`, `advice`};
             `config`, `versions`, `seed`, and `warnings`, a list of sentences.
         mask: One row a training sample: `sample_id`, `mask` (1 removed), and where known

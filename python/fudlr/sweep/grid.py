@@ -10,6 +10,10 @@ from itertools import product
 from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
 
+LAMBDA_ACC = (0.0, 0.5, 1.0, 2.0)
+BUDGETS = (0.2, 0.5, 1.0)
+"""Multiples of the configured values that are swept where no list is given."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -48,6 +52,22 @@ class Grid:
                 "both lists have a 0, and with both weights at 0 all samples score the same",
                 "Leave the 0 out of one of them",
             )
+
+    @classmethod
+    def around(cls, config: DebiasConfig, **lists: tuple[float, ...] | None) -> Grid:
+        """The lists that are given, and multiples of the configured values for the others."""
+        accuracy = [round(f * config.lambda_acc, 12) for f in LAMBDA_ACC]
+        if config.lambda_fair == 0:
+            accuracy.remove(0.0)
+        usual = {
+            "lambda_fair": (config.lambda_fair,),
+            "lambda_acc": tuple(dict.fromkeys(accuracy)),
+            "lambda_spa": (config.lambda_spa,),
+            "budget": tuple(round(f * config.budget, 12) for f in BUDGETS),
+        }
+        return cls(
+            **(usual | {name: values for name, values in lists.items() if values is not None})
+        )
 
     @property
     def points(self) -> list[Point]:

@@ -65,7 +65,11 @@ def print_sweep(record: Mapping[str, Any], console: Console | None = None) -> No
             ]
         table.add_row(*cells)
     console.print(table)
-    console.print(Text(f"★ {record['rule']}. Changes of {record['objective']}, relative."))
+    names = " and ".join(record["surrogates"])
+    console.print(Text(f"★ {record['rule']}."))
+    console.print(
+        Text(f"Changes are relative, and of the surrogate {names} on the validation prompts.")
+    )
     for warning in record["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
 
@@ -103,7 +107,7 @@ def _plot(record: Mapping[str, Any], path: Path) -> None:
         xs, ys = _xy([spot], record["basis"])
         axes.plot(xs, ys, "o", **ring)
         axes.set_xlabel("validation loss, change in %")
-        axes.set_ylabel(f"{record['objective']}, change in %")
+        axes.set_ylabel(f"{' + '.join(record['surrogates'])}, change in %")
         axes.set_title("○ predicted   □ measured   ◇ retrained", fontsize=8, loc="right", y=-0.28)
         legend_above(axes, columns=3)
         figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")

@@ -23,17 +23,15 @@ from torch import Tensor
 
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import write_json
-from fudlr.common.progress import StageClock, track
+from fudlr.common.progress import track
 from fudlr.config import DebiasConfig, to_plain
-from fudlr.diagnostics import BEFORE, PARTS, Facts, Finding, look, warnings
-from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
+from fudlr.diagnostics import BEFORE, MASK, PARTS, Facts, Finding, look, warnings
+from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.gradients.recording import STORE
-from fudlr.influence.mask import threshold_mask
-from fudlr.influence.scores import Influence
+from fudlr.influence.mask import Mask
 from fudlr.metrics import evaluate
-from fudlr.pipeline.evidence import Evidence, gather, solvers
-from fudlr.pipeline.job import Job, prepare
-from fudlr.pipeline.request import influences, weigh_rows
+from fudlr.pipeline.plan import Plan, prepare
+from fudlr.pipeline.request import Solved, choose_mask, solve
 from fudlr.run import Run, versions
 from fudlr.sweep.grid import Grid, Point
 from fudlr.sweep.sweet_spot import RULE, basis, rank
@@ -44,85 +42,84 @@ from fudlr.verify.retraining import removal, retrain
 class _Sweep:
     """One sweep's work; `solved` is made when the first unfinished point needs it."""
 
-    job: Job
+    plan: Plan
     folder: Path | None
     found: list[Finding] = field(default_factory=list)
 
     @cached_property
-    def solved(self) -> tuple[Evidence, dict[str, MetricGradient], Influence]:
+    def solved(self) -> Solved:
         """Rows, metric gradients and the influences of the rows' samples."""
-        job = self.job
-        job.run.engine.load(job.run.theta)
-        with job.clock.stage("sample gradients"):
-            gathered = gather(job)
-        with job.clock.stage("metric gradients"):
-            gradients = job.gradients(job.valid, PARTS)
-        with job.clock.stage("signatures"):
+        plan = self.plan
+
+        def check(gradients: Any, space: Any) -> None:
             # A sweep looks around: what would leave a single request's mask empty is said here.
-            self.found = look(BEFORE, Facts(job, gradients, gathered.space))
-        with job.clock.stage("scores"):
-            evidence = solvers(job, gathered)
-            return evidence, gradients, influences(evidence.space, gradients, evidence.solve)
+            self.found = look(BEFORE, Facts(plan, gradients, space))
+
+        return solve(plan, lambda: plan.gradients(plan.valid, PARTS), check)
 
     @cached_property
     def before(self) -> dict[str, dict[str, float]]:
         """Figures of θ* on validation and test prompts."""
-        return self._figures(self.job.run.theta)
+        return self._figures(self.plan.run.theta)
 
     @cached_property
     def digest(self) -> bytes:
         """Of everything but the points that a record hangs on."""
-        run = self.job.run
-        config = self.job.config.model_copy(update=_SWEPT)
+        run = self.plan.run
+        config = self.plan.config.model_copy(update=_SWEPT)
         found = hashlib.sha256(config.model_dump_json().encode())
         found.update(run.config.model_dump_json(exclude={"debias"}).encode())
         for tensor in (run.theta, run.start, torch.from_numpy(run.split.train.ids)):
             found.update(tensor.contiguous().numpy().tobytes())
-        named = self.job.config.store
+        named = self.plan.config.store
         store = Path(named) if named else None if run.folder is None else run.folder / STORE
         if store is not None:
             for manifest in sorted(store.glob("*.json")):
                 found.update(manifest.read_bytes())
         return found.digest()
 
-    def mask(self, point: Point) -> tuple[Tensor, dict[str, float], dict[str, float]]:
-        """The point's mask [n], and every surrogate's predicted change and value at θ*."""
-        evidence, gradients, found = self.solved
-        config = point.options(self.job.config)
-        scored = weigh_rows(evidence.space, found, gradients, self.job.objective, config)
-        mask = threshold_mask(scored.score, point.budget).remove
-        start = {name: each.value for name, each in gradients.items()}
-        return mask, scored.predicted(mask), start
+    def mask(self, point: Point) -> tuple[Mask, dict[str, float]]:
+        """The point's mask [n], and every surrogate's predicted change."""
+        config = point.options(self.plan.config)
+        scored = self.solved.scored(config)
+        chosen = choose_mask(scored.score, config)
+        return chosen, scored.predicted(chosen.remove)
 
     def predict(self, point: Point) -> dict[str, Any]:
         """A new record: the mask's size and first-order changes."""
-        evidence, _, influence = self.solved
-        mask, changes, start = self.mask(point)
+        solved = self.solved
+        chosen, changes = self.mask(point)
+        start = {name: each.value for name, each in solved.gradients.items()}
         after = {name: start[name] + change for name, change in changes.items()}
+        settled = look(MASK, Facts(self.plan, mask=chosen))
         return {
             **asdict(point),
-            "removed": int(mask.sum()),
-            "mask": _name(mask.numpy().tobytes()),
-            "rows": evidence.source,
+            "removed": chosen.removed,
+            "mask": _name(chosen.remove.numpy().tobytes()),
+            "rows": solved.evidence.source,
+            "update": self.plan.update,
             "predicted": {**self._judge(start, after), "change": changes},
             "measured": None,
             "retrained": None,
+            "diagnostics": {
+                each.name: {"severity": str(each.severity), "measured": each.measured}
+                for each in (*self.found, *settled)
+            },
             "warnings": [
-                *evidence.warnings,
-                *influence.warnings,
-                *warnings(self.found, forced=False),
+                *solved.evidence.warnings,
+                *solved.influence.warnings,
+                *warnings([*self.found, *settled], forced=False),
             ],
         }
 
     def measure(self, point: Point) -> dict[str, Any]:
-        """Figures of the closed form's adapter."""
-        mask = self.mask(point)[0]
-        return self.figures(self.solved[0].remove(mask).theta)
+        """Figures of the updated adapter."""
+        return self.figures(self.solved.evidence.remove(self.mask(point)[0].remove).theta)
 
     def figures(self, theta: Tensor) -> dict[str, Any]:
         """What `theta` changes: figures of both kinds of prompts, objective and loss."""
         found = self._figures(theta)
-        soft = {metric.name: metric.soft_key for metric in self.job.metrics}
+        soft = {metric.name: metric.soft_key for metric in self.plan.metrics}
         first, then = (
             {name: each["validation"][key] for name, key in soft.items()}
             | {VALIDATION_LOSS: each["validation"][VALIDATION_LOSS]}
@@ -132,25 +129,25 @@ class _Sweep:
 
     def _judge(self, first: dict[str, float], then: dict[str, float]) -> dict[str, float]:
         """Relative change of the objective, lower is better, and of the validation loss."""
-        names = self.job.objective.names
+        names = self.plan.objective.names
         moved = torch.tensor([then[name] - first[name] for name in names], dtype=torch.float64)
         at = torch.tensor([first[name] for name in names], dtype=torch.float64)
         return {
-            "objective": float(self.job.objective.coefficients(at) @ moved),
+            "objective": float(self.plan.objective.coefficients(at) @ moved),
             "loss_rise": then[VALIDATION_LOSS] / first[VALIDATION_LOSS] - 1,
         }
 
     def _figures(self, theta: Tensor) -> dict[str, dict[str, float]]:
-        job = self.job
-        job.run.engine.load(theta)
+        plan = self.plan
+        plan.run.engine.load(theta)
         found = {}
         for name, loss, prompts in (
-            ("validation", VALIDATION_LOSS, job.valid),
-            ("test", "test_loss", job.test),
+            ("validation", VALIDATION_LOSS, plan.valid),
+            ("test", "test_loss", plan.test),
         ):
-            scores, losses = job.run.recommender.evaluate(prompts.samples, job.config.batch)
+            scores, losses = plan.run.recommender.evaluate(prompts.samples, plan.config.batch)
             found[name] = {**evaluate(scores, prompts.side), loss: float(losses.mean())}
-        job.run.engine.load(job.run.theta)
+        plan.run.engine.load(plan.run.theta)
         return found
 
     def path(self, point: Point) -> Path | None:
@@ -186,7 +183,7 @@ class _Sweep:
 
 def sweep_run(
     run: Run,
-    grid: Grid,
+    grid: Grid | None = None,
     config: DebiasConfig | None = None,
     out: Path | None = None,
     *,
@@ -198,7 +195,7 @@ def sweep_run(
 
     Args:
         run: From `load_run`; its model holds the trained adapter afterwards.
-        grid: Which points.
+        grid: Which points; those around the configured values where None.
         config: Objective, rows, curvature and the rest; the run's own where None.
         out: Where finished points and retrainings are kept, so that a second call goes on.
         measure: Update the adapter by every point's mask, and measure it.
@@ -206,20 +203,20 @@ def sweep_run(
         processes: Workers for retraining.
 
     Raises:
-        UsageError: Polish is asked for, a negative number of retrainings, or as `debias`.
+        UsageError: A negative number of retrainings, or as `debias`.
         DataError: A kept file is damaged.
     """
     config = config or run.config.debias
-    if config.polish or retrained < 0:
+    if retrained < 0:
         raise UsageError(
             "a sweep was asked for",
-            "polish is for one mask" if config.polish else f"{retrained} retrainings",
-            "Set debias.polish to false, and give 0 or more retrainings",
+            f"{retrained} retrainings",
+            "Give 0 or more retrainings",
         )
     # The loss's gradient is needed to predict it, whatever its weight is.
     config = config.model_copy(update={"also": (*config.also, VALIDATION_LOSS)})
-    work = _Sweep(prepare(run, config, StageClock()), out)
-    points = grid.points
+    work = _Sweep(prepare(run, config, command="sweep"), out)
+    points = (grid or Grid.around(config)).points
     records = [work.read(point) for point in track(points, description="masks")]
     if measure:
         _complete(work, points, records, "measured", work.measure)
@@ -227,7 +224,8 @@ def sweep_run(
     order = rank(records, config.max_loss_rise)
     run.engine.load(run.theta)
     return {
-        "objective": str(work.job.objective),
+        "objective": str(work.plan.objective),
+        "surrogates": [term.metric.soft_key for term in work.plan.objective.terms],
         "samples": len(run.split.train),
         "rule": RULE.format(limit=config.max_loss_rise, basis=basis(records)),
         "basis": basis(records),
@@ -235,8 +233,8 @@ def sweep_run(
         "before": work.before if measure or retrained else None,
         "points": records,
         "warnings": list(dict.fromkeys(said for each in records for said in each["warnings"])),
-        "seconds": work.job.clock.seconds,
-        "cpu_seconds": work.job.clock.cpu_seconds,
+        "seconds": work.plan.clock.seconds,
+        "cpu_seconds": work.plan.clock.cpu_seconds,
         "config": to_plain(run.config.model_copy(update={"debias": config})),
         "versions": versions(),
     }
@@ -265,16 +263,16 @@ def _retrain(
 ) -> None:
     """Retrain without the samples of the best masks, as many different ones as asked for."""
     best: dict[str, int] = {}
-    for place in rank(records, work.job.config.max_loss_rise):
+    for place in rank(records, work.plan.config.max_loss_rise):
         best.setdefault(records[place]["mask"], place)
     open_places = [
         place for place in list(best.values())[:count] if not records[place]["retrained"]
     ]
     if not open_places:
         return
-    jobs = [removal("retrain", work.mask(points[place])[0]) for place in open_places]
+    jobs = [removal("retrain", work.mask(points[place])[0].remove) for place in open_places]
     kept = None if work.folder is None else work.folder / "retrainings"
-    done = retrain(work.job.run, jobs, kept, processes)
+    done = retrain(work.plan.run, jobs, kept, processes)
     for place, found in zip(open_places, done, strict=True):
         records[place]["retrained"] = work.figures(found.theta)
         work.keep(points[place], records[place])

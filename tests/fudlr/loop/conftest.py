@@ -19,7 +19,6 @@ TINY = {
     "train.epochs": 20,
     "train.batch": 128,
     "debias.damping": 0.03,
-    "debias.curve": [0.05, 0.1],
 }
 
 

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 import torch
 from fudlr import load_run, verify_result, write_result
-from fudlr.influence.candidates import sample_candidates
+from fudlr.pipeline.evidence import sample_candidates
 from fudlr.train.adapter import train_adapter
 
 
 @pytest.fixture(scope="module")
 def result_folder(run_folder, tmp_path_factory):
     run = load_run(str(run_folder))  # a name serves as well as a Path
-    result = fudlr.debias(run, objective="arp + 0.5*hellinger", also=("dp",))
+    result = fudlr.debias(run, objective="arp + 0.5*hellinger", also=("dp",), curve=(0.05, 0.1))
     folder = tmp_path_factory.mktemp("results") / "mixed"
     write_result(str(folder), result)
     verify_result(str(folder))
@@ -133,9 +133,7 @@ def test_objectives_steer_different_samples(run_folder):
 
 
 def test_candidates_alone_are_removed(run_folder):
-    result = fudlr.debias(
-        load_run(run_folder), candidates="random", candidate_share=0.2, curve=(), heldout=False
-    )
+    result = fudlr.debias(load_run(run_folder), candidates=0.2, curve=(), heldout=False)
     n = len(result.mask)
     assert 0 < int(result.mask.sum()) <= int(0.1 * n)
     allowed = sample_candidates(n, 0.2, result.config.seed)

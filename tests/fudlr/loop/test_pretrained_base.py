@@ -33,12 +33,21 @@ def test_a_pretrained_model_goes_through_the_loop(base, tmp_path):
         return result
 
     settings = [
-        "data.k=5", "train.epochs=2", "lora.rank=2", "debias.curve=[]", "debias.heldout=false",
+        "data.k=5", "train.epochs=2", "lora.rank=2",
     ]  # fmt: skip
     options = [word for setting in settings for word in ("--set", setting)]
     run("train", "--data", "synthetic", "--base", base, "--out", tmp_path / "run", *options)
     # Two epochs on random weights are no training, and a signature says so.
-    run("debias", tmp_path / "run", "--out", tmp_path / "result", "--objective", "gini", "--force")
+    run(
+        "debias",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "result",
+        "--objective",
+        "gini",
+        "--quick",
+        "--force",
+    )
     out = tmp_path / "figures.json"
     run(
         "evaluate", tmp_path / "run", "--adapter", tmp_path / "result" / "adapter", "--out", out

@@ -180,7 +180,7 @@ def test_the_command(run_folder, updated, tmp_path):
             runner.invoke(app, wrong, catch_exceptions=False)
     result = tmp_path / "result"
     asked = ["debias", str(run_folder), "--adapter", str(updated), "--store", out]
-    asked += ["--set", "debias.heldout=false", "--out", str(result)]
+    asked += ["--quick", "--out", str(result)]
     assert runner.invoke(app, asked, catch_exceptions=False).exit_code == 0
     summary = json.loads((result / "summary.json").read_text())
     assert any("stale" in text for text in summary["warnings"])

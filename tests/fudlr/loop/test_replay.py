@@ -7,12 +7,11 @@ import pytest
 import torch
 from fudlr import load_run, train_run
 from fudlr.common.errors import DataError, UsageError
-from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.influence.unroll import FOLDER, Steps, StepWriter
 from fudlr.pipeline.evidence import gather, solvers
-from fudlr.pipeline.job import prepare, with_options
-from fudlr.pipeline.replayed import replay_of
+from fudlr.pipeline.plan import prepare, with_options
+from fudlr.pipeline.unrolled import replay_of
 from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
@@ -50,17 +49,16 @@ def test_it_ends_nearer_to_a_retraining_than_any_closed_form(folder, popular):
     truth = (done.theta - run.theta).double()
     found = {}
     for name, options in {
-        "one number": {"rows": "memory"},
-        "adam": {"rows": "memory", "metric": "adam"},
-        "replay": {"update": "replay"},
+        "closed form": {"rows": "memory"},
+        "unrolled": {"update": "unrolled"},
     }.items():
-        job = prepare(run, with_options(run.config.debias, options), StageClock())
+        job = prepare(run, with_options(run.config.debias, options))
         run.engine.load(run.theta)
         shift = solvers(job, gather(job)).remove(mask).delta.double()
         cosine = float(torch.cosine_similarity(shift, truth, dim=0))
         found[name] = (cosine, float(shift @ truth / shift.square().sum()))
-    assert found["replay"][0] > max(found["one number"][0], found["adam"][0]) + 0.1
-    assert 0.6 < found["replay"][1] < 1.2
+    assert found["unrolled"][0] > found["closed form"][0] + 0.1
+    assert 0.6 < found["unrolled"][1] < 1.2
 
 
 def test_nobody_removed_is_the_adapter(folder):
@@ -75,58 +73,43 @@ def test_a_request_from_the_trajectory(folder, monkeypatch):
     """Scores and update come from the batches alone: no sample goes through the model again."""
     run = load_run(folder)
     monkeypatch.setattr(run.engine, "sample_grads", None)
-    options = {"curve": (0.05,), "force": True, "update": "replay"}
+    options = {"curve": (0.05,), "force": True}  # the trajectory is there: auto is unrolled
     found = fudlr.debias(run, objective="arp", **options)
-    assert found.summary["solver"]["rows"] == "trajectory"
+    assert found.summary["solver"]["rows"] == "unrolled"
     assert found.after.metrics["arp_soft"] < found.before.metrics["arp_soft"]
-    assert found.answer.update.details == {"replayed": True}
-    assert not [each for each in found.summary["signatures"] if each["name"] == "training"]
+    assert found.summary["update"]["rule"] == "unrolled"
+    assert not [each for each in found.summary["diagnostics"] if each["name"] == "training"]
     predicted = found.answer.scored.predicted(found.mask)["arp"]
     assert predicted < 0
     (tangent,) = replay_of(run).tangent(found.mask[None])
     run.engine.load(run.theta)
-    job = prepare(run, found.config, StageClock())
+    job = prepare(run, found.config)
     gradient = job.gradients(job.valid)["arp"].gradient
     assert float(tangent @ gradient) == pytest.approx(predicted, rel=1e-3)
     assert [point["budget"] for point in found.curve] == [0.05]
 
 
-def test_scores_of_last_gradients_go_with_it(folder):
-    options = {"curve": (), "heldout": False, "force": True, "update": "replay"}
-    run = load_run(folder)
-    found = fudlr.debias(run, objective="arp", rows="memory", metric="adam", **options)
-    assert found.summary["solver"]["rows"] == "memory"
-    expected = replay_of(run).update(found.mask)
-    assert torch.allclose(found.theta, expected, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"curvature": "kfac"}, "kfac"),
-        ({"curvature": "ggn"}, "the training stands for it"),
-        ({"metric": "adam"}, "the training stands for it"),
-        ({"rows": "store"}, "rows trajectory, memory or stream"),
-        ({"slope": "descend"}, "stops where training did"),
-        ({"candidates": "random", "candidate_share": 0.5}, "candidates all"),
-        ({"steering": "soft"}, "steering"),
-        ({"polish": True, "rows": "memory"}, "polish"),
+        ({"curvature": "ekfac"}, "curvature"),
+        ({"damping": 0.1}, "damping"),
+        ({"newton_steps": 1}, "newton_steps"),
+        ({"rows": "store"}, "rows=store"),
+        ({"candidates": 0.5}, "candidates"),
     ],
 )
-def test_what_does_not_go_with_it_is_refused(folder, options, why):
+def test_what_does_not_go_with_it_is_refused_or_turns_to_the_closed_form(folder, options, why):
+    run = load_run(folder)
     with pytest.raises(UsageError, match=why):
-        fudlr.debias(load_run(folder), objective="arp", update="replay", **options)
-
-
-def test_rows_of_a_trajectory_are_for_the_replay(folder):
-    with pytest.raises(UsageError, match="update replay"):
-        fudlr.debias(load_run(folder), objective="arp", rows="trajectory")
+        prepare(run, with_options(run.config.debias, {"update": "unrolled", **options}))
+    assert prepare(run, with_options(run.config.debias, options)).update == "closed_form"
 
 
 def test_a_run_without_batches_is_refused_before_any_work(run_folder):
     run = load_run(run_folder)
     with pytest.raises(UsageError, match=r"record\.trajectory"):
-        prepare(run, with_options(run.config.debias, {"update": "replay"}), StageClock())
+        prepare(run, with_options(run.config.debias, {"update": "unrolled"}))
 
 
 def test_another_adapter_is_refused(folder):

@@ -9,9 +9,9 @@ import pytest
 from fudlr import load_run
 from fudlr.cli import app
 from fudlr.common.errors import DataError, UsageError
-from fudlr.config import merge
+from fudlr.config import DebiasConfig, merge
 from fudlr.gradients.store import StoreError
-from fudlr.sweep import Grid, points, rank, sweep_run
+from fudlr.sweep import Grid, points, print_sweep, rank, sweep_run
 from fudlr.sweep.grid import parse_list
 from typer.testing import CliRunner
 
@@ -117,10 +117,10 @@ def test_an_interrupted_sweep_goes_on_and_finished_points_stay(run_folder, tmp_p
             other["measured"]["test"]["arp"], rel=1e-5
         )
 
-    def never(job):
+    def never(*given):
         raise AssertionError("nothing was left to compute")
 
-    monkeypatch.setattr(points, "gather", never)
+    monkeypatch.setattr(points, "solve", never)
     again = sweep_run(load_run(run_folder), SMALL, out=tmp_path, measure=True)
     assert again["points"] == found["points"]
     other = merge(load_run(run_folder).config, {"debias.objective": "gini"}).debias
@@ -138,7 +138,7 @@ def test_a_damaged_point_is_named(run_folder, tmp_path):
 
 def test_candidates_alone_can_be_removed_in_a_sweep(run_folder):
     run = load_run(run_folder)
-    options = {"debias.candidates": "random", "debias.candidate_share": 0.2}
+    options = {"debias.candidates": 0.2}
     found = sweep_run(run, Grid(budget=(0.5,)), merge(run.config, options).debias)
     n = len(run.split.train)
     assert all(0 < point["removed"] <= -(-n // 5) for point in found["points"])
@@ -196,7 +196,19 @@ def test_lists_that_cannot_be_right_are_refused(name, text, why):
         Grid(**{name: parse_list(name, text)})
 
 
-def test_what_a_sweep_cannot_do_is_refused_before_work(run_folder):
-    run = load_run(run_folder)
-    with pytest.raises(UsageError, match="polish"):
-        sweep_run(run, SMALL, merge(run.config, {"debias.polish": True}).debias)
+def test_the_grid_goes_around_the_configured_values():
+    config = DebiasConfig(lambda_fair=2, lambda_acc=3, budget=0.2)
+    grid = Grid.around(config, lambda_spa=(0.0, 1.0))
+    assert grid.lambda_fair == (2,)
+    assert grid.lambda_acc == (0, 1.5, 3, 6)
+    assert grid.lambda_spa == (0, 1)
+    assert grid.budget == (0.04, 0.1, 0.2)
+    assert Grid.around(DebiasConfig()) == Grid()
+    assert 0 not in Grid.around(DebiasConfig(lambda_fair=0)).lambda_acc
+
+
+def test_changes_are_named_as_the_surrogate_s(run_folder, capsys):
+    print_sweep(sweep_run(load_run(run_folder), SMALL))
+    assert "surrogate arp_soft on the validation prompts" in " ".join(
+        capsys.readouterr().out.split()
+    )

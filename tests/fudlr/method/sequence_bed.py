@@ -17,7 +17,6 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 from fudlr_ext import Engine
 
 N, STEPS, WIDTH, HIDDEN, ITEMS, RANK = 40, 4, 5, 6, 7, 2
-SEED = 3
 
 
 class Net(nn.Module):
@@ -59,15 +58,9 @@ class SequenceBed:
                 "target": torch.randint(ITEMS, (N,)),
             }
             self.weights = torch.rand(N, dtype=torch.float64)
-        self.drawn: list[Tensor] = []
 
     def take(self, index: Tensor) -> dict[str, Tensor]:
         return {name: tensor[index] for name, tensor in self.batch.items()}
-
-    def draw(self, outputs: Tensor, batch, generator: torch.Generator):
-        target = torch.multinomial(outputs.softmax(dim=1), 1, generator=generator)[:, 0]
-        self.drawn.append(target)
-        return {**batch, "target": target}
 
     def parts(self, weights: Tensor | None = None) -> Parts:
         split = torch.arange(N).split([17, 3, 20])
@@ -78,8 +71,6 @@ class SequenceBed:
             batches=Batches([self.take(index) for index in split]),
             rows=MemoryRows(self.matrix(self.batch["target"])),
             weights=weights,
-            draw=self.draw,
-            seed=SEED,
         )
 
     # The definitions.
@@ -145,20 +136,12 @@ class SequenceBed:
         eye = torch.eye(self.engine.d, dtype=torch.float64)
         if name == "identity":
             return eye
-        if name in ("kfac", "ekfac"):
-            return self._kronecker_matrix(name, w)
+        if name == "ekfac":
+            return self._kronecker_matrix(w)
         if name in ("ggn", "hessian"):
             return self._second_order(name, w)
-        if name == "true_fisher":
-            g = self.matrix(torch.cat(self.drawn))
-        else:
-            g = self.matrix(self.batch["target"])
-        whole = g.T @ torch.diag(w) @ g / N
-        if name in ("block_fisher", "datainf"):
-            owner = [n.split(".lora_")[0] for n, part in self.slices().items() for _ in eye[part]]
-            same = torch.tensor([[a == b for b in owner] for a in owner])
-            whole = whole * same
-        return whole
+        g = self.matrix(self.batch["target"])
+        return g.T @ torch.diag(w) @ g / N
 
     def _second_order(self, name: str, w: Tensor) -> Tensor:
         if name == "hessian":
@@ -169,32 +152,11 @@ class SequenceBed:
         inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
         return torch.einsum("n,nad,nab,nbe->de", w, jacobian, inner, jacobian) / N
 
-    def _kronecker_matrix(self, name: str, w: Tensor) -> Tensor:
+    def _kronecker_matrix(self, w: Tensor) -> Tensor:
         g = self.matrix(self.batch["target"]) * w.sqrt()[:, None]
         blocks = []
         for key, (left, right) in self.kronecker(w).items():
-            if name == "kfac":
-                blocks.append(torch.kron(left, right))
-                continue
             basis = torch.kron(torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1])
             turned = g[:, self.slices()[key]] @ basis
             blocks.append(basis @ torch.diag(turned.square().mean(dim=0)) @ basis.T)
-        return torch.block_diag(*blocks)
-
-    def dense_inverse(self, name: str, damping: float, weights: Tensor | None = None) -> Tensor:
-        """The damped inverse [d, d] that the curvature `name` stands for."""
-        if name != "datainf":
-            return torch.linalg.inv(self.dense(name, weights) + damping * torch.eye(self.engine.d))
-        g = self.matrix(self.batch["target"])
-        w = torch.ones(N, dtype=torch.float64) if weights is None else weights
-        modules: dict[str, list[slice]] = {}
-        for key, part in self.slices().items():
-            modules.setdefault(key.split(".lora_")[0], []).append(part)
-        blocks = []
-        for parts in modules.values():
-            rows = g[:, parts[0].start : parts[-1].stop]
-            eye = damping * torch.eye(rows.shape[1])
-            pairs = zip(rows, w, strict=True)
-            inverses = [torch.linalg.inv(wi * torch.outer(gi, gi) + eye) for gi, wi in pairs]
-            blocks.append(torch.stack(inverses).mean(dim=0))
         return torch.block_diag(*blocks)

@@ -6,8 +6,9 @@ from fractions import Fraction
 import pytest
 import torch
 from fudlr.common.errors import NumericalError, UsageError
-from fudlr.influence.candidates import sample_candidates
-from fudlr.influence.mask import gradient_descent_mask, scores, threshold_mask
+from fudlr.influence.mask import gradient_descent_mask, threshold_mask
+from fudlr.influence.scores import scores
+from fudlr.pipeline.evidence import sample_candidates
 
 
 def normal(n, seed=0):
@@ -87,12 +88,6 @@ def test_bad_budget(budget):
     for rule in (threshold_mask, gradient_descent_mask):
         with pytest.raises(UsageError, match="budget"):
             rule(normal(10), budget)
-
-
-@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
-def test_bad_share(share):
-    with pytest.raises(UsageError, match="share"):
-        sample_candidates(10, share, 0)
 
 
 @pytest.mark.parametrize("name", ["lambda_fair", "lambda_acc", "lambda_spa"])

@@ -6,7 +6,7 @@ from fudlr.common.errors import DataError, ModelError
 from fudlr.influence.unroll import Replay, Steps, StepWriter
 from fudlr.influence.unroll.adam import AdamStep, Moments
 from fudlr.influence.unroll.response import Response, Terms, pairs
-from fudlr.pipeline.trajectory_rows import TrajectoryRows
+from fudlr.pipeline.unrolled import UnrolledRows
 
 SHAPES = {"q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2), "v.lora_A.w": (2, 4), "v.lora_B.w": (3, 2)}
 D = sum(a * b for a, b in SHAPES.values())
@@ -260,7 +260,7 @@ def test_influence_is_the_transpose(trained):
     replay, masks, vectors = replay_of(trained), normal(61, 3, N), normal(62, 2, D)
     influence = replay.influence(vectors)
     assert torch.allclose(masks @ influence, replay.tangent(masks) @ vectors.T, rtol=1e-9)
-    rows = TrajectoryRows(replay)
+    rows = UnrolledRows(replay)
     assert (rows.n, rows.d) == (N, D)
     assert torch.allclose(rows.dots(vectors) / N, influence)
     assert torch.allclose(rows.sum(masks) / N, replay.tangent(masks))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from bed import L2, SMALL, Bed, N
 from fudlr.gradients.store import MemoryRows
-from fudlr.influence.mask import scores, threshold_mask
-from fudlr.influence.scores import influence
+from fudlr.influence.mask import threshold_mask
+from fudlr.influence.scores import influence, scores
 from fudlr.influence.solvers import make_solver
 from fudlr.influence.update import removal_update
 from torch.func import grad

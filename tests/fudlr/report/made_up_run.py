@@ -78,7 +78,7 @@ def make_summary() -> dict[str, Any]:
             "metric gradients": 0.48, "sample gradients": 2.12, "solve": 2.01,
             "mask": 0.01, "update": 1.04, "retraining": 14.65,
         },
-        "signatures": [
+        "diagnostics": [
             {
                 "name": "shift", "severity": "passed", "measured": 0.165, "threshold": 0.6,
                 "found": "the update shifts the adapter by 0.165 times the way that training went",

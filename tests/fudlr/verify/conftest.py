@@ -24,7 +24,6 @@ SMALL = {
     "train.learning_rate": 0.01,
     "train.batch": 128,
     "debias.damping": 0.03,
-    "debias.curve": [0.1],
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from fudlr.common.errors import DataError
 
 Forward = Callable[[Any, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
-Draw = Callable[[Any, Any, torch.Generator], Any]
-"""`(outputs, batch, generator) -> batch` with labels drawn from the model's own distribution."""
 
 
 class GramRows(Protocol):
@@ -43,8 +41,6 @@ class Parts:
         weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones where None.
         terms: T `[n]`, of how many terms each sample's loss is the mean, such as a title's tokens;
             one each where None.
-        draw: Draws labels from the model; None where the recommender has no such distribution.
-        seed: Of the drawn labels.
     """
 
     engine: Any
@@ -54,8 +50,6 @@ class Parts:
     rows: GramRows
     weights: Tensor | None = None
     terms: Tensor | None = None
-    draw: Draw | None = None
-    seed: int = 0
 
     @property
     def of_squares(self) -> Tensor | None:
@@ -76,25 +70,24 @@ class Curvature(Protocol):
     one absolute number, H = H₀ + damping · I.
     """
 
-    name: str
-    """Key in `CURVATURES`."""
-    semidefinite: bool
-    """Whether vᵀ H₀ v ≥ 0 for every v, so that any damping above 0 makes H positive definite."""
-    couples_layers: bool
-    """Whether entries between layers are kept. Without them every layer supplies the whole shift
-    on its own: such a curvature may rank samples, and overshoots at an update."""
-
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""
         ...
 
 
-@runtime_checkable
-class Invertible(Curvature, Protocol):
-    """A curvature with a closed form of the damped solve; the `direct` solver takes it."""
+class Kind(Protocol):
+    """A class of curvatures as the table knows it."""
 
-    def inverse(self, rhs: Tensor, damping: float) -> Tensor:
-        """(H₀ + damping · I)⁻¹ b, or what stands for it, for each row b of `rhs` `[k, d]`."""
+    semidefinite: bool
+    """Whether vᵀ H₀ v ≥ 0 for every v, so that any damping above 0 makes H positive definite."""
+    couples_layers: bool
+    """Whether entries between layers are kept. Without them every layer supplies the whole shift
+    on its own: such a curvature may rank samples, and its update has to be rescaled."""
+    from_rows: bool
+    """Whether it is a product with rows of gradients, so that sketches of them serve too."""
+
+    def make(self, parts: Parts) -> Curvature:
+        """The curvature of these parts."""
         ...
 
 
@@ -162,6 +155,7 @@ class EngineCurvature:
     """
 
     couples_layers = True
+    from_rows = False
     operation: ClassVar[str]
     """Name of the engine's `(forward, loss, batch, vectors [k, d]) -> [k, d]`."""
 

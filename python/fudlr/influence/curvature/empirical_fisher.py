@@ -22,9 +22,9 @@ class EmpiricalFisher:
         weights: `[n]`, for instance 1 − m for the curvature of what is kept; ones by default.
     """
 
-    name = "empirical_fisher"
     semidefinite = True
     couples_layers = True
+    from_rows = True
 
     def __init__(self, rows: GramRows, weights: Tensor | None = None) -> None:
         self.rows = rows

@@ -15,6 +15,5 @@ from fudlr.influence.curvature.base import EngineCurvature
 class GGN(EngineCurvature):
     """Generalised Gauss-Newton matrix of the mean loss."""
 
-    name = "ggn"
     semidefinite = True
     operation = "ggn_vp"

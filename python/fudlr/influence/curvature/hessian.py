@@ -15,6 +15,5 @@ from fudlr.influence.curvature.base import EngineCurvature
 class Hessian(EngineCurvature):
     """Exact Hessian of the mean loss."""
 
-    name = "hessian"
     semidefinite = False
     operation = "hvp"

@@ -12,12 +12,27 @@ what it has, as truncated Newton methods do (Steihaug 1983), and says so.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError, NumericalError, UsageError
-from fudlr.influence.solvers.base import Product, Solution, Status, check_system, worst
+from fudlr.influence.solvers.base import (
+    HasProduct,
+    Product,
+    Solution,
+    Solve,
+    Status,
+    check_system,
+    worst,
+)
+
+
+def cg_solver(curvature: HasProduct, damping: float, **options: Any) -> Solve:
+    """Conjugate gradients with a curvature's products; `options` are those of `solve_cg`."""
+    return partial(solve_cg, curvature.product, damping=damping, **options)
 
 
 def solve_cg(

@@ -2,32 +2,43 @@
 
     x = curvature.inverse(b, damping)
 
-K-FAC and EK-FAC invert exactly what they multiply with; DataInf's inverse is its approximation of
-the block Fisher's, and the residual, against the product, says how good a one.
+The residual is against the curvature's product.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import NumericalError
-from fudlr.influence.solvers.base import Solution, Status, check_system
+from fudlr.common.errors import NumericalError, UsageError
+from fudlr.influence.solvers.base import HasProduct, Solution, Solve, Status, check_system
 
 
 @runtime_checkable
-class Invertible(Protocol):
+class Invertible(HasProduct, Protocol):
     """A curvature with a closed form of the damped solve."""
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """H₀ v for each row v of `vectors` `[k, d]`, without damping."""
-        ...
 
     def inverse(self, rhs: Tensor, damping: float) -> Tensor:
         """(H₀ + damping · I)⁻¹ b for each row b of `rhs` `[k, d]`."""
         ...
+
+
+def direct_solver(curvature: HasProduct, damping: float) -> Solve:
+    """The closed form of `curvature`.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if not isinstance(curvature, Invertible):
+        raise UsageError(
+            "the direct solver was to solve with a curvature",
+            f"{type(curvature).__name__} has no closed form of the damped inverse",
+            "Use ekfac or identity, or the cg solver",
+        )
+    return partial(solve_direct, curvature, damping=damping)
 
 
 def solve_direct(curvature: Invertible, rhs: Tensor, damping: float) -> Solution:

@@ -1,7 +1,8 @@
-"""Each signature of failure, provoked for real on a small run; the healthy run bears none."""
+"""Each diagnostic, provoked for real on a small run; the healthy run passes all."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import fudlr
@@ -11,11 +12,14 @@ import torch
 from fudlr import load_run, write_result
 from fudlr.cli import app
 from fudlr.common.errors import RefusedError
-from fudlr.diagnostics import SIGNATURES, Facts, Severity, look
+from fudlr.debias.summary import worse
+from fudlr.diagnostics import DIAGNOSTICS, Facts, Severity, look
 from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
 from fudlr.influence.curvature import CURVATURES, Identity
+from fudlr.influence.mask import gradient_descent_mask
 from fudlr.metrics import statistics
+from fudlr.pipeline import request
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
@@ -28,7 +32,12 @@ def run(run_folder):
 
 
 def found(summary, name):
-    return next((each for each in summary["signatures"] if each["name"] == name), None)
+    return next((each for each in summary["diagnostics"] if each["name"] == name), None)
+
+
+def measured_of(scores, side):
+    kept = statistics(scores, side)
+    return Measured(kept.values, kept, torch.zeros(len(scores)))
 
 
 def changed(run, **arrays):
@@ -47,28 +56,29 @@ def grouped(run, codes):
 
 
 @pytest.mark.parametrize("objective", ["arp", "arp + 0.5*hellinger", "hellinger"])
-def test_a_healthy_run_bears_none(run, objective):
+def test_a_healthy_run_passes(run, objective):
     summary = fudlr.debias(run, objective=objective, **QUICK).summary
-    assert {each["severity"] for each in summary["signatures"]} == {"passed"}
-    expected = set(SIGNATURES) - {"oscillation"}
+    assert {each["severity"] for each in summary["diagnostics"]} == {"passed"}
+    expected = set(DIAGNOSTICS) - {"oscillation"}
     expected -= {"arp": {"chance", "small_groups"}, "hellinger": set()}.get(objective, {"chance"})
-    assert {each["name"] for each in summary["signatures"]} == expected
+    assert {each["name"] for each in summary["diagnostics"]} == expected
 
 
-def test_lists_that_do_not_depend_on_the_user_are_warned_of(run, monkeypatch):
-    healthy = found(fudlr.debias(run, **QUICK).summary, "lists_alike")
-    evaluate = run.recommender.evaluate
-
-    def alike(samples, size=256):
-        scores, losses = evaluate(samples, size)
-        return scores[:1].expand_as(scores).contiguous(), losses
-
-    monkeypatch.setattr(run.recommender, "evaluate", alike)
-    summary = fudlr.debias(run, **QUICK).summary
-    warned = found(summary, "lists_alike")
-    assert warned["severity"] == "warn"
-    assert healthy["measured"] < 0.4 < warned["measured"] <= 1
-    assert any("share" in said and "single items" in said for said in summary["warnings"])
+def test_lists_that_do_not_depend_on_the_user_are_warned_of(run):
+    """Nobody has seen anything: one ranking for all shares all, drawn ones K of M."""
+    side = make_prompts(run.split, run.split.test, run.config.data).side
+    side = replace(side, seen=torch.zeros_like(side.seen))
+    plan = SimpleNamespace(test=SimpleNamespace(side=side))
+    for seed in range(3):
+        drawn = torch.rand(side.seen.shape, generator=torch.Generator().manual_seed(seed))
+        for scores, severity, share in (
+            (drawn[:1].expand_as(drawn).contiguous(), "warn", 1.0),
+            (drawn, "passed", side.k / side.seen.shape[1]),
+        ):
+            facts = Facts(plan, before=measured_of(scores, side))
+            finding = DIAGNOSTICS["lists_alike"](facts)
+            assert finding.severity == severity
+            assert finding.measured == pytest.approx(share, abs=0.02)
 
 
 def test_what_two_lists_share_is_counted(run):
@@ -80,7 +90,7 @@ def test_what_two_lists_share_is_counted(run):
     facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
                   before=Measured({}, statistics(scores, side), torch.zeros(3)))  # fmt: skip
     # Lists {0, 1}, {0, 2}, {1, 0}: pairs share 1, 2 and 1 of 2 items.
-    assert SIGNATURES["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
+    assert DIAGNOSTICS["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
 
 
 def test_a_training_that_still_falls_is_warned_of(run):
@@ -151,22 +161,73 @@ def test_the_sign_test_is_exact_on_noise_and_sees_a_common_part():
     assert sign_test((parts + 3) @ (parts + 3).T) == 1 / 128
 
 
-def test_a_mask_that_oscillates_is_refused(run):
+def test_a_mask_that_oscillates_is_refused(run, monkeypatch):
     descent = {"mask": "descent", "objective": "arp", **QUICK}
     summary = fudlr.debias(run, **descent).summary
     assert found(summary, "oscillation")["severity"] == "passed"
+    few = partial(gradient_descent_mask, steps=20)
+    monkeypatch.setattr(request, "gradient_descent_mask", few)
     with pytest.raises(RefusedError, match="changed sides"):
-        fudlr.debias(run, mask_steps=20, **descent)
+        fudlr.debias(run, **descent)
+
+
+def test_a_recommender_no_better_than_most_popular_is_warned_of(run, monkeypatch):
+    """Of 200 users: hits of its own for a tenth of them more, and for none more."""
+    side = make_prompts(run.split, run.split.test, run.config.data).side
+    popular = side.popularity.expand(len(side.target), -1).clone()
+    plan = SimpleNamespace(test=SimpleNamespace(side=side), config=run.config.debias)
+    better = popular.clone()
+    better[torch.arange(len(better)), side.target] = 1e6  # the target first for everyone
+    for scores, severity in ((popular, "warn"), (better, "passed"), (better.flip(0), "warn")):
+        facts = Facts(plan, before=measured_of(scores, side))
+        assert DIAGNOSTICS["most_popular"](facts).severity == severity
+
+
+def test_the_ranking_looks_at_its_interval(run):
+    """15 hits against 9 of 200 users are no sign; 60 against 30 are."""
+    plan = SimpleNamespace(
+        test=SimpleNamespace(side=SimpleNamespace(k=10)), config=run.config.debias,
+        update="closed_form",
+    )  # fmt: skip
+    for interval, last, severity in (
+        ((-0.05, 0.01), 0.045, "passed"),
+        ((-0.05, -0.01), 0.045, "warn"),
+        ((-0.05, -0.01), 0.03, "refuse"),
+        ((-0.01, -0.001), 0.07, "passed"),
+    ):
+        before, after = (Measured({"ndcg@10": v}, None, None) for v in (0.075, last))
+        facts = Facts(plan, before=before, after=after, change={"ndcg@10": interval})
+        finding = DIAGNOSTICS["ranking"](facts)
+        assert finding.severity == severity
+        assert "empirical_fisher" not in finding.advice  # it is in use
+
+
+def test_what_got_significantly_worse_is_said():
+    summary = {
+        "before": {"arp": 2.0, "gap": 0.1, "hr@5": 0.5, "odd": 1.0},
+        "after": {"arp": 1.5, "gap": 0.2, "hr@5": 0.4, "odd": 2.0},
+        "directions": {"arp": "lower", "gap": "lower", "hr@5": "higher"},
+        "intervals": {"change": {
+            "arp": [-0.6, -0.4], "gap": [0.05, 0.15], "hr@5": [-0.2, 0.01], "odd": [0.5, 1.5],
+        }},
+    }  # fmt: skip
+    (said,) = worse(summary)
+    assert "gap +100.0%" in said
+    assert not any(name in said for name in ("arp", "hr@5", "odd"))
+    summary["intervals"]["change"]["gap"] = [-0.01, 0.15]
+    assert worse(summary) == []
 
 
 class Overconfident(Identity):
     """A curvature that is a hundred times too flat."""
 
-    name = "overconfident"
     couples_layers = True
 
     def product(self, vectors):
         return -0.999 * vectors
+
+    def inverse(self, rhs, damping):
+        return rhs / (damping - 0.999)
 
     @classmethod
     def make(cls, parts):
@@ -176,18 +237,17 @@ class Overconfident(Identity):
 def test_a_destructive_update_is_refused_unless_forced(run, run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(CURVATURES, "overconfident", Overconfident)
     options = {"curvature": "overconfident", "damping": 1.0, "lambda_acc": 0.0, **QUICK}
-    with pytest.raises(RefusedError, match="signature shift"):
+    with pytest.raises(RefusedError, match="diagnostic shift"):
         fudlr.debias(run, **options)
     settings = ["--set", "debias.curvature=overconfident", "--set", "debias.lambda_acc=0"]
     arguments = ["debias", str(run_folder), "--out", str(tmp_path / "r"), *settings, "--damping=1"]
     refused = CliRunner().invoke(app, arguments)
     assert isinstance(refused.exception, RefusedError)
     assert not (tmp_path / "r").exists()
-    quick = ["--set", "debias.curve=[]", "--set", "debias.heldout=false"]
-    forced = CliRunner().invoke(app, [*arguments, *quick, "--force"], catch_exceptions=False)
+    forced = CliRunner().invoke(app, [*arguments, "--quick", "--force"], catch_exceptions=False)
     assert forced.exit_code == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-    severities = {each["name"]: each["severity"] for each in summary["signatures"]}
+    severities = {each["name"]: each["severity"] for each in summary["diagnostics"]}
     assert severities["shift"] == severities["loss"] == "refuse"
     assert severities["ranking"] in ("warn", "refuse")
     assert any(said.startswith("Forced: The update shifts") for said in summary["warnings"])

@@ -1,0 +1,291 @@
+"""A plan: the run, what is asked of it, and every option resolved before long work.
+
+Which options go together is decided here and nowhere else. An option that a command or another
+option leaves without effect is refused, with what to change.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from fudlr.common.batches import Batches
+from fudlr.common.errors import UsageError
+from fudlr.common.progress import StageClock, track
+from fudlr.config import DebiasConfig, RunConfig, merge
+from fudlr.data import DataWarning
+from fudlr.evaluation import Prompts, make_prompts
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradients, metric_gradients
+from fudlr.gradients.store.rows import Forward, Loss
+from fudlr.influence.curvature import CURVATURES
+from fudlr.influence.solvers import SOLVERS
+from fudlr.metrics import Metric, Objective, find_metric
+from fudlr.pipeline.unrolled import has_trajectory, trajectory_folder
+from fudlr.run import Run
+from fudlr_ext import Engine
+
+Command = Literal["debias", "sweep", "grouped"]
+Rows = Literal["unrolled", "store", "store or memory", "memory", "stream"]
+"""Where rows come from: the whole training; the store, or else an error; the store, or else memory;
+gradients taken anew, kept or not."""
+
+CLOSED_FORM = ("store", "candidates", "curvature", "damping", "solver", "max_steps", "newton_steps")
+"""Options that only the closed form follows."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run and what is asked of it.
+
+    Attributes:
+        run: What is to be debiased.
+        config: With which options.
+        objective: What should fall.
+        metrics: Those of the objective, then those that are only looked at.
+        valid, test: Prompts for gradients and for figures.
+        clock: Seconds of each stage.
+        rows: Where rows come from.
+        solver: Key in `SOLVERS`.
+    """
+
+    run: Run
+    config: DebiasConfig
+    objective: Objective
+    metrics: list[Metric]
+    valid: Prompts
+    test: Prompts
+    clock: StageClock
+    rows: Rows
+    solver: str
+
+    @property
+    def update(self) -> str:
+        """`unrolled` or `closed_form`."""
+        return "unrolled" if self.rows == "unrolled" else "closed_form"
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the validation loss's gradient is asked for; it costs a pass of its own."""
+        return self.config.lambda_acc > 0 or VALIDATION_LOSS in self.config.also
+
+    @property
+    def face(self) -> tuple[Engine, Forward, Loss]:
+        """What rows of the model's gradients are computed with."""
+        recommender = self.run.recommender
+        return self.run.engine, recommender.forward, recommender.loss
+
+    def batches(self, description: str = "", samples: Any = None) -> Batches:
+        """The training samples (or those given) in order; with progress where described."""
+        samples = self.run.split.train if samples is None else samples
+        size = self.config.batch
+        sizes = [min(size, len(samples) - start) for start in range(0, len(samples), size)]
+
+        def source() -> Iterable[Any]:
+            batches = self.run.recommender.batches(samples, size)
+            return track(batches, len(sizes), description) if description else batches
+
+        return Batches(source, sizes)
+
+    def gradients(self, prompts: Prompts, parts: int = 0) -> MetricGradients:
+        """Gradients of all metrics, and of the loss where needed, on `prompts`.
+
+        With `parts`, what each of so many random parts of the prompts adds is kept.
+        """
+        if parts:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            order = torch.randperm(len(prompts.samples), generator=generator)
+            prompts = prompts.take(order.numpy())
+        found = metric_gradients(
+            self.run.recommender,
+            self.run.engine,
+            prompts.samples,
+            prompts.side,
+            self.metrics,
+            validation_loss=self.needs_loss,
+            batch_size=self.config.batch,
+            parts=parts,
+        )
+        if parts:
+            found.scores = found.scores[order.argsort()]
+        return found
+
+
+def prepare(
+    run: Run, config: DebiasConfig, clock: StageClock | None = None, command: Command = "debias"
+) -> Plan:
+    """Resolve all options.
+
+    Raises:
+        UsageError: An unknown metric, curvature or solver; groups that are missing; options that do
+            not go together, or that `command` does not follow.
+    """
+    clock = clock or StageClock()
+    objective = Objective.parse(config.objective)
+    _check_names(config)
+    for rule in (*_rules(config), *_command_rules(config, command)):
+        if rule.broken:
+            raise UsageError(rule.asked, rule.found, rule.remedy)
+    if config.update == "unrolled":
+        trajectory_folder(run)
+    wanted = [name for name in config.also if name not in (*objective.names, VALIDATION_LOSS)]
+    also = [find_metric(name) for name in wanted]
+    with clock.stage("prepare"):
+        valid = make_prompts(run.split, run.split.valid, run.config.data)
+        test = make_prompts(run.split, run.split.test, run.config.data)
+    objective.check(valid.side)
+    metrics = [term.metric for term in objective.terms] + also
+    rows, solver = _rows(run, config), _solver(config)
+    return Plan(run, config, objective, metrics, valid, test, clock, rows, solver)
+
+
+class _Rule(NamedTuple):
+    broken: bool
+    asked: str
+    found: str
+    remedy: str
+
+
+def _check_names(config: DebiasConfig) -> None:
+    for kind, name, known in (
+        ("curvature", config.curvature, sorted(CURVATURES)),
+        ("solver", config.solver, ["auto", *sorted(SOLVERS)]),
+    ):
+        if name not in known:
+            raise UsageError(
+                f"the {kind} {name!r} was asked for",
+                "there is none of that name",
+                f"Choose one of {', '.join(known)}",
+            )
+
+
+def _rules(config: DebiasConfig) -> Iterator[_Rule]:
+    """What does not go together, whatever the command."""
+    closed = ", ".join(f"debias.{name}" for name in _set(config, CLOSED_FORM))
+    unfit, has_inverse = _why_no_store(config), hasattr(CURVATURES[config.curvature], "inverse")
+    yield _Rule(
+        config.lambda_fair == 0 and config.lambda_acc == 0,
+        "samples were to be scored",
+        "debias.lambda_fair and debias.lambda_acc are both 0, so that all samples score the same",
+        "Raise one of them",
+    )
+    yield _Rule(
+        config.update == "unrolled" and bool(closed),
+        "an unrolled update was asked for (debias.update)",
+        f"it takes no curvature and no other rows than the training's: {closed} would do nothing",
+        "Leave them out, or set debias.update to closed_form",
+    )
+    yield _Rule(
+        config.update == "unrolled" and config.rows != "auto",
+        "an unrolled update was asked for (debias.update)",
+        f"its rows are those of the whole training, not debias.rows={config.rows}",
+        "Leave debias.rows out, or set debias.update to closed_form",
+    )
+    yield _Rule(
+        config.store is not None and config.rows in ("memory", "stream"),
+        f"a request was to be answered from the store {config.store}",
+        f"debias.rows={config.rows} uses none",
+        "Leave out one of the two",
+    )
+    yield _Rule(
+        bool(unfit) and (config.rows == "store" or config.store is not None),
+        "a request was to be answered from a store (debias.rows: store)",
+        unfit,
+        "Leave that option out, or set debias.rows to memory",
+    )
+    yield _Rule(
+        config.solver == "direct" and not has_inverse,
+        f"the solver direct was asked for with the curvature {config.curvature}",
+        "it has no closed form of the damped inverse",
+        "Use the solver cg, or the curvature ekfac or identity",
+    )
+    yield _Rule(
+        config.max_steps is not None and _solver(config) != "cg",
+        f"{config.max_steps} iterations of the solver were asked for (debias.max_steps)",
+        f"the curvature {config.curvature} is solved directly",
+        "Leave debias.max_steps out, or set debias.solver to cg",
+    )
+    yield _Rule(
+        config.newton_steps > 0 and not CURVATURES[config.curvature].couples_layers,
+        f"Newton steps were asked for with the curvature {config.curvature}",
+        "it has no entries between layers, and only its one step can be rescaled",
+        "Use empirical_fisher, ggn or hessian, or leave debias.newton_steps out",
+    )
+    yield _Rule(
+        config.newton_steps > 0 and config.candidates < 1,
+        "Newton steps were asked for with a share of candidates (debias.candidates)",
+        "only candidates' gradients are taken, and the steps need those of all samples",
+        "Set debias.candidates to 1, or leave debias.newton_steps out",
+    )
+
+
+def _command_rules(config: DebiasConfig, command: Command) -> Iterator[_Rule]:
+    """What a command would not follow."""
+    yield _Rule(
+        command == "grouped" and bool(config.also),
+        f"influences on {', '.join(config.also)} were asked for as well (debias.also)",
+        "a grouped request writes scores for the objective alone",
+        "Leave debias.also out, or make a request of its own with `fudlr debias`",
+    )
+
+
+def _set(config: DebiasConfig, names: Iterable[str]) -> list[str]:
+    """Those of the options that are not at their default."""
+    fields = DebiasConfig.model_fields
+    return [name for name in names if getattr(config, name) != fields[name].default]
+
+
+def _solver(config: DebiasConfig) -> str:
+    if config.solver != "auto":
+        return config.solver
+    return "direct" if hasattr(CURVATURES[config.curvature], "inverse") else "cg"
+
+
+def _why_no_store(config: DebiasConfig) -> str:
+    """Why sketches cannot answer what is asked; empty where they can."""
+    if not CURVATURES[config.curvature].from_rows:
+        return f"the curvature {config.curvature} is a product through the model, not with rows"
+    if config.newton_steps:
+        return "Newton steps need whole gradients"
+    if config.candidates < 1:
+        return "a share of candidates (debias.candidates) is for requests without a store"
+    return ""
+
+
+def _rows(run: Run, config: DebiasConfig) -> Rows:
+    if config.update == "unrolled":
+        return "unrolled"
+    if config.store is not None or config.rows == "store":
+        return "store"
+    if config.rows != "auto":
+        return config.rows
+    free = config.update == "auto" and not _set(config, CLOSED_FORM)
+    if free and has_trajectory(run):
+        return "unrolled"
+    return "memory" if _why_no_store(config) else "store or memory"
+
+
+def with_options(config: DebiasConfig, options: dict[str, Any]) -> DebiasConfig:
+    """`config` with single options set."""
+    whole = RunConfig(debias=config)
+    return merge(whole, {f"debias.{name}": value for name, value in options.items()}).debias
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Warnings about the data, for the report; others pass."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    for warning in caught:
+        if issubclass(warning.category, DataWarning):
+            said.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
