@@ -190,11 +190,28 @@ def top_k(scores: Tensor, side: Side) -> Tensor:
     return index.gather(1, order)
 
 
+SHARED = 2**21
+"""Largest number of scores whose softmax is kept for the next metric that asks for the same."""
+_shared: tuple[Tensor, Tensor, tuple[int, int, float], Tensor] | None = None
+
+
 def catalogue_softmax(scores: Tensor, seen: Tensor, tau: float = 1.0) -> Tensor:
-    """Return softmax(scores / tau) over the unseen items: [n, M], rows sum to 1, 0 where seen."""
-    if scores.dtype in (torch.bfloat16, torch.float16):
-        scores = scores.float()
-    return (scores / tau).masked_fill(seen, -torch.inf).softmax(dim=1)
+    """Return softmax(scores / tau) over the unseen items: [n, M], rows sum to 1, 0 where seen.
+
+    A dozen metrics ask for the same one in turn: without gradients, that of the last small tensor
+    is kept, and is not to be changed in place.
+    """
+    global _shared  # noqa: PLW0603
+    shares = not torch.is_grad_enabled() and not scores.is_inference()
+    if shares and _shared is not None and _shared[0] is scores and _shared[1] is seen:
+        _, _, state, found = _shared
+        if state == (scores._version, seen._version, tau):
+            return found
+    wide = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    found = (wide / tau).masked_fill(seen, -torch.inf).softmax(dim=1)
+    if shares and scores.numel() <= SHARED:
+        _shared = scores, seen, (scores._version, seen._version, tau), found
+    return found
 
 
 class Metric(ABC):

@@ -89,11 +89,12 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}
     sums: dict[str, Tensor] = {}
     for part, tile in tiles(side):
-        tops.append(top_k(scores[part], tile))
+        own = scores[part]  # one tensor for all metrics, so that they share its softmax
+        tops.append(top_k(own, tile))
         for metric in narrow:
-            rows[metric.soft_key].append(metric.soft_rows(scores[part], tile).double())
+            rows[metric.soft_key].append(metric.soft_rows(own, tile).double())
         for exposure in wide:
-            new = exposure.soft_rows(scores[part], tile).sum(0, dtype=torch.float64)
+            new = exposure.soft_rows(own, tile).sum(0, dtype=torch.float64)
             sums[exposure.name] = sums.get(exposure.name, 0.0) + new
     top = torch.cat(tops)
     joined = {key: torch.cat(parts) for key, parts in rows.items()}
@@ -125,7 +126,8 @@ def _soft_leave_out(
     ways = {metric: metric.soft_gradient(sums[metric.name], side) for metric in wide}
     found: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in wide}
     for part, tile in tiles(side) if wide else ():
+        own = scores[part]
         for metric, way in ways.items():
-            rows = metric.soft_rows(scores[part], tile)
+            rows = metric.soft_rows(own, tile)
             found[metric.soft_key].append((rows @ way.to(rows.dtype)).double())
     return {key: torch.cat(parts) for key, parts in found.items()}

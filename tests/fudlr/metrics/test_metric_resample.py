@@ -9,6 +9,7 @@ from fudlr.metrics import (
     METRICS,
     Side,
     bootstrap,
+    catalogue_softmax,
     evaluate,
     from_function,
     permutation_null,
@@ -111,6 +112,22 @@ def test_intervals_of_exposure_hold_the_mean_of_other_users(n, m, slope):
     # Binomial: three standard deviations below 95%, and never below by kind.
     for name in names:
         assert inside[name] / trials >= 0.95 - 3 * (0.95 * 0.05 / trials) ** 0.5, (name, inside)
+
+
+def test_a_shared_softmax_is_that_of_the_scores_as_they_are():
+    scores, side = problem()
+    with torch.no_grad():
+        first = catalogue_softmax(scores, side.seen)
+        assert catalogue_softmax(scores, side.seen) is first
+        assert not torch.equal(catalogue_softmax(scores, side.seen, 2.0), first)
+        assert not torch.equal(catalogue_softmax(scores, ~side.seen), first)
+        catalogue_softmax(scores, side.seen)
+        scores[:, 0] += 3.0
+        changed = catalogue_softmax(scores, side.seen)
+    expected = scores.masked_fill(side.seen, -torch.inf).softmax(1)
+    torch.testing.assert_close(changed, expected)
+    leaf = scores.clone().requires_grad_()
+    assert catalogue_softmax(leaf, side.seen).requires_grad
 
 
 def test_every_interval_holds_its_own_value():
