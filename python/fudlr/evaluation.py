@@ -24,8 +24,9 @@ from fudlr.data import (
     tail_items,
     user_groups,
 )
-from fudlr.metrics import Side, Statistics, evaluate_lists, statistics
+from fudlr.metrics import Side, Statistics, evaluate_lists, statistics, top_k
 from fudlr.metrics.pairwise import pairwise
+from fudlr.metrics.statistics import tiles
 from fudlr.recommenders import Recommender, Titles
 
 
@@ -104,6 +105,15 @@ def measured(scores: Tensor, losses: Tensor, valid_losses: Tensor, side: Side) -
     figures["val_loss"] = float(valid_losses.mean())
     figures["test_loss"] = float(losses.mean())
     return Measured(figures, found, losses)
+
+
+def most_popular(side: Side) -> dict[str, float]:
+    """Figures of one list for everyone: the most popular unseen items, what any model should beat.
+
+    Of lists alone, since there are no scores.
+    """
+    tops = [top_k(side.popularity.expand_as(tile.seen), tile) for _, tile in tiles(side)]
+    return evaluate_lists(torch.cat(tops), side)
 
 
 def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[str, float]:

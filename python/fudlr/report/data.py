@@ -36,6 +36,7 @@ class ReportData:
             `heldout`: {`before` | `after` | `retrained`: {metric: value}} on users that the
             gradient did not see, and its own `intervals` in the same form;
             `null`: {metric: value, or {`mean`, `interval`, `p`}} with the groups permuted;
+            `most_popular`: {metric: value} of the most popular items for everyone;
             `directions`: {metric: `lower` or `higher`}, which is better;
             `descriptions`: {metric: one sentence};
             `seconds`: {stage: seconds}, `retraining` among them;

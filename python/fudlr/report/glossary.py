@@ -47,6 +47,8 @@ TERMS = {
     "cases. Of many rows about one in twenty is beyond its noise by chance alone.",
     "Within noise": "The interval of the change holds zero.",
     "By chance": "The gap with the users’ groups shuffled. A gap no larger than that is no gap.",
+    "Most popular": "What one list for everyone would give: the most popular items that each user "
+    "has not seen. A model that is no better in accuracy has learned nothing about its users.",
     "Influence": "How a figure changes, to first order, when one training sample is removed.",
     "Budget": "The largest share of the training samples that may be removed.",
 }

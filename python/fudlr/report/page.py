@@ -22,6 +22,7 @@ from fudlr.report.words import (
     diagnostic_rows,
     headline,
     next_steps,
+    popular_sentence,
     worse_sentence,
 )
 
@@ -64,6 +65,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "headline": headline(data),
         "agreement": list(agreement_sentences(summary)),
         "worse": worse_sentence(summary),
+        "popular": popular_sentence(summary),
         "next": list(next_steps(data)),
         "warnings": [str(warning) for warning in summary.get("warnings") or []],
         "key": key_rows(summary),
@@ -95,6 +97,7 @@ def _has(rows: list[MetricRow]) -> dict[str, bool]:
         "retrained": any(row.retrained.value is not None for row in rows),
         "heldout": any(row.heldout_after.value is not None for row in rows),
         "null": any(row.null.value is not None for row in rows),
+        "popular": any(row.popular.value is not None for row in rows),
     }
 
 

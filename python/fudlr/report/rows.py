@@ -72,6 +72,7 @@ class MetricRow:
     heldout_change: Change
     null: Cell
     null_p: float | None
+    popular: Cell
 
     @property
     def arrow(self) -> str:
@@ -114,6 +115,7 @@ def _row(summary: Mapping[str, Any], name: str) -> MetricRow:
         heldout_change=_change(heldout, "after", "change", name, direction),
         null=Cell(number(spread.get("mean")), pair(spread.get("interval"))),
         null_p=number(spread.get("p")),
+        popular=_cell(summary, "most_popular", name),
     )
 
 

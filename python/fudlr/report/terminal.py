@@ -13,7 +13,12 @@ from rich.text import Text
 from fudlr.common import terminal
 from fudlr.report.cost import time_line
 from fudlr.report.rows import Change, MetricRow, metric_rows
-from fudlr.report.words import agreement_sentences, diagnostic_line, worse_sentence
+from fudlr.report.words import (
+    agreement_sentences,
+    diagnostic_line,
+    popular_sentence,
+    worse_sentence,
+)
 
 _COLOUR = {"better": "green", "worse": "red"}
 
@@ -26,6 +31,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console.print(_table(metric_rows(summary)))
     lines = [
         (worse_sentence(summary), "red"),
+        (popular_sentence(summary), ""),
         (time_line(summary), ""),
         (diagnostic_line(summary), ""),
     ]

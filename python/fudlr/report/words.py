@@ -63,6 +63,18 @@ def worse_sentence(summary: Mapping[str, Any]) -> str:
     return f"Got worse beyond its noise: {', '.join(found)}." if found else ""
 
 
+def popular_sentence(summary: Mapping[str, Any]) -> str:
+    """What the most popular items for everyone would give in accuracy; empty where not measured."""
+    paid = accuracy_metric(section(summary, "before"))
+    row = next((row for row in metric_rows(summary) if row.name == paid), None)
+    if row is None or row.popular.value is None:
+        return ""
+    return (
+        f"The most popular items for everyone would give {row.label} {row.popular.text}; this "
+        f"model {row.before.text} before and {row.after.text} after."
+    )
+
+
 def agreement_sentences(summary: Mapping[str, Any]) -> Iterator[str]:
     """For each steered metric: what retraining changed, and how much of it the update did."""
     for keys in objective_metrics(summary):

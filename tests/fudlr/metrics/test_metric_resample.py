@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from fudlr.common.errors import UsageError
+from fudlr.evaluation import most_popular
 from fudlr.metrics import (
     METRICS,
     Side,
@@ -233,3 +234,15 @@ def test_same_seed_same_answer():
     scores, side = problem()
     assert bootstrap({"m": scores}, side, 50, seed=2) == bootstrap({"m": scores}, side, 50, seed=2)
     assert bootstrap({"m": scores}, side, 50, seed=2) != bootstrap({"m": scores}, side, 50, seed=3)
+
+
+def test_most_popular_is_the_best_unseen_counts():
+    _, side = problem()
+    found = most_popular(side)
+    lists = []
+    for seen in side.seen:
+        order = sorted(range(M), key=lambda i: (-float(side.popularity[i]), i))
+        lists.append([i for i in order if not seen[i]][: side.k])
+    expected = sum(float(side.popularity[i]) for each in lists for i in each) / (N * side.k)
+    assert found["arp"] == pytest.approx(expected)
+    assert "arp_soft" not in found

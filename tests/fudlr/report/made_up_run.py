@@ -73,6 +73,7 @@ def make_summary() -> dict[str, Any]:
             "hellinger": {"mean": 0.0066, "interval": [0.0051, 0.0084], "p": 0.002},
             "dp": {"mean": 0.0041, "interval": [0.0030, 0.0055], "p": 0.011},
         },
+        "most_popular": {"arp": 301.5, "ndcg@10": 0.0312},
         "directions": {name: "higher" if name in HIGHER else "lower" for name in BEFORE},
         "seconds": {
             "metric gradients": 0.48, "sample gradients": 2.12, "solve": 2.01,

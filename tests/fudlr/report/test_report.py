@@ -82,6 +82,8 @@ def test_every_metric_figure_warning_and_setting_is_there(data: ReportData) -> N
         assert figure in page.text
     for warning in data.summary["warnings"]:
         assert warning in page.text
+    assert "would give NDCG@10 0.03120; this model 0.06274 before and 0.06071 after" in page.text
+    assert "301.5" in page.text
     for stage in ("Metric gradients", "Sample gradients", "Retraining", "14.7 s", "39%"):
         assert stage in page.text
     for signature in ("small groups", "0.1650", "has 12 of 943", "passed"):
@@ -148,8 +150,8 @@ def test_only_what_is_required(tmp_path: Path) -> None:
     assert "−50.0%" in page.text
 
 
-OPTIONAL = ["retrained", "heldout", "null", "intervals", "predicted", "seconds", "cost", "config",
-            "versions", "directions", "warnings", "seed"]  # fmt: skip
+OPTIONAL = ["retrained", "most_popular", "heldout", "null", "intervals", "predicted", "seconds",
+            "cost", "config", "versions", "directions", "warnings", "seed"]  # fmt: skip
 
 
 @pytest.mark.parametrize("part", OPTIONAL)
