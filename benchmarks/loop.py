@@ -1,11 +1,10 @@
 """The demo over several seeds: effect on held metrics, agreement with real retraining.
 
-    python benchmarks/loop.py [--seeds 0 1 2] [--ties item|file] [--out out/loop]
+    python benchmarks/loop.py [--seeds 0 1 2] [--out out/loop]
 
 Runs the demo once a seed (seeds already in --out are kept) and writes
-benchmarks/results/loop.json, or loop_ties_file.json with ties in time left as in the file: for
-each objective and figure, before, after and retrained of every seed, their means, and the bars with
-what was measured.
+benchmarks/results/loop.json: for each objective and figure, before, after and retrained of every
+seed, their means, and the bars with what was measured.
 """
 
 import argparse
@@ -97,13 +96,12 @@ def main() -> None:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ties", choices=("item", "file"), default="item")
     parser.add_argument("--out", type=Path, default=Path("out/loop"))
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         folder = arguments.out / f"seed-{seed}"
         if not all((folder / name / "retrained").is_dir() for name in OBJECTIVES):
-            options = {"seed": seed, "data.ties": arguments.ties, "debias.rows": "memory"}
+            options = {"seed": seed, "debias.rows": "memory"}
             run_demo(merge(RunConfig(), options), folder)
     results = {
         name: of_objective(
@@ -115,17 +113,13 @@ def main() -> None:
         for name in OBJECTIVES
     }
     record = {
-        "command": "python benchmarks/loop.py --seeds "
-        + " ".join(map(str, arguments.seeds))
-        + (" --ties file" if arguments.ties == "file" else ""),
+        "command": "python benchmarks/loop.py --seeds " + " ".join(map(str, arguments.seeds)),
         "machine": describe(),
         "seeds": arguments.seeds,
         "bars": bars(results),
         "results": results,
     }
-    write_json(
-        RESULTS / ("loop.json" if arguments.ties == "item" else "loop_ties_file.json"), record
-    )
+    write_json(RESULTS / "loop.json", record)
     for row in record["bars"]:
         print(f"{'met   ' if row['met'] else 'missed'}  {row['bar']}: {row['measured']:.4f}")
 

@@ -15,7 +15,7 @@ from fudlr.config import merge
 SMALL = {
     "data.source": "synthetic", "data.k": 5, "data.window": 4, "data.max_train_per_user": 2,
     "data.candidates": 12, "model.hidden": 16, "model.heads": 2, "model.kv_heads": 1,
-    "model.intermediate": 24, "model.vocabulary": 400, "model.pretrain_epochs": 2,
+    "model.intermediate": 24, "model.pretrain_epochs": 2,
     "model.pretrain_learning_rate": 0.02, "lora.rank": 2, "train.epochs": 2, "train.batch": 64,
 }  # fmt: skip
 TEMPLATES = {

@@ -19,10 +19,9 @@ from fudlr.data import (
     Candidates,
     Samples,
     Split,
+    groups_or_none,
     history_groups,
-    item_groups,
     tail_items,
-    user_groups,
 )
 from fudlr.metrics import Side, Statistics, evaluate_lists, statistics, top_k
 from fudlr.metrics.pairwise import pairwise
@@ -58,7 +57,7 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
 
     Raises:
         UsageError: k is larger than the catalogue less the longest history.
-        DataError: A group column is missing or useless; raised by the readers of groups.
+            Or a group column was named that does not exist.
     """
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
@@ -73,10 +72,7 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
             f"the catalogue has {n_items} items, and some user has seen all but {unseen}",
             "Lower data.k",
         )
-    group, labels = _groups(split, config)
-    membership = np.zeros((n_items, 0))
-    if config.item_group in interactions.items.columns:
-        membership, _ = item_groups(interactions, config.item_group)
+    group, labels, membership = groups_or_none(interactions, config.user_group, config.item_group)
     side = Side(
         popularity=torch.from_numpy(split.popularity).float(),
         tail=torch.from_numpy(tail_items(split.popularity, config.tail)),
@@ -133,11 +129,3 @@ def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[s
         )
     top = recommender.best(test.samples, test.side.k, beams, test.side.seen)
     return evaluate_lists(top.to(test.side.target.device), test.side)
-
-
-def _groups(split: Split, config: DataConfig) -> tuple[NDArray[np.int64], list[str]]:
-    interactions = split.interactions
-    if interactions.users.width <= 1:
-        return np.full(interactions.n_users, -1, dtype=np.int64), []
-    codes, labels = user_groups(interactions, config.user_group)
-    return codes, labels

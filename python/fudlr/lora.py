@@ -43,7 +43,6 @@ def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets),
-        use_rslora=settings.rslora,
         task_type="CAUSAL_LM",
     )
     present = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}

@@ -31,8 +31,7 @@ from fudlr.config.sections import (
 
 AFTER_TRAINING = (
     "data.source", "data.user_group", "data.item_group", "data.tail", "data.k",
-    "data.prompt_users", "data.candidates", "data.candidate_seed", "data.candidate_lists",
-    "recommender.nodes", "record", "debias",
+    "data.prompt_users", "data.candidates", "record", "debias",
 )  # fmt: skip
 """Fields, and sections, that nothing in a run's training hangs on: they can be set later."""
 SEEDED = ("train", "record", "debias")

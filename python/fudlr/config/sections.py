@@ -55,9 +55,8 @@ class DataConfig(Record):
     form: Name | None = None
     """Form of the data, a name in `fudlr.data.READERS`; found by a look at the files without it."""
     columns: dict[Name, Name] = {}
-    """Columns that are `user`, `item`, `time`, `title` or `genres` under names of their own."""
-    ties: Literal["item", "file"] = "item"
-    """Order of a user's interactions at the same time: by item, or as in the file."""
+    """Columns that are `user`, `item`, `time`, `title` or `genres` under names of their own; their
+    numbers where a file has no header; `row` for the time where the rows stand in its order."""
     user_group: Name = "gender"
     """User column whose values are the groups of Hellinger and parity metrics."""
     item_group: Name = "genres"
@@ -65,34 +64,30 @@ class DataConfig(Record):
     tail: OpenShare = 0.2
     """Share of most popular items that are not tail."""
     split: Literal["leave_last_out", "time"] = "leave_last_out"
-    """Targets are each user's last two, or what lies on the two sides of one time for all."""
-    time_share: OpenShare = 0.8
-    """split time: share of all interactions that lies before that time."""
+    """Targets are each user's last two; or, at one time for all, what lies after the first 80% of
+    all interactions."""
     max_train_per_user: Count = 8
+    """Latest targets of each user that are trained on."""
     train_samples: Count | None = None
     """Training samples in all, drawn from those; without it every one."""
     prompt_users: Annotated[int, Field(ge=2)] | None = None
     """Users, drawn at random, whose prompts give gradients and figures; without it everyone."""
     pretrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of each user's history, oldest first, that stands in for pretraining."""
-    draw_seed: Seed = 0
-    """Of those two draws."""
     window: Count = 20
     """Items of history that a sample shows the model, the latest ones."""
     k: Count = 10
     """Length of a recommendation list."""
-    candidates: Annotated[int, Field(ge=2)] | None = None
-    """Items that each prompt chooses from: the target and others drawn at random; without it the
-    whole catalogue."""
-    candidate_seed: Seed = 0
-    candidate_lists: Name | None = None
-    """A table of `user_id` and `item_id`: what each user chooses from, beside the target."""
+    candidates: Annotated[int, Field(ge=2)] | Name | None = None
+    """What each prompt chooses from beside the target: a number of items drawn at random, or a
+    table of `user_id` and `item_id`; without it the whole catalogue."""
 
-    @model_validator(mode="after")
-    def _drawn_or_named(self) -> Self:
-        if self.candidates is not None and self.candidate_lists is not None:
-            raise ValueError("candidates should be null with candidate_lists, which names them")
-        return self
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: str(name) if type(name) is int else name for key, name in value.items()}
 
 
 class ModelConfig(Record):
@@ -100,8 +95,6 @@ class ModelConfig(Record):
 
     base: Name = "small-llama"
     """`small-llama`, or the path of a model folder; the sizes below are the small Llama's."""
-    vocabulary: Annotated[int, Field(ge=300)] = 1000
-    """Of the small Llama, where it writes prompts: largest number of tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base model's weights; the adapter's are float32."""
     hidden: Count = 64
@@ -111,7 +104,6 @@ class ModelConfig(Record):
     intermediate: Count = 128
     pretrain_epochs: Annotated[int, Field(ge=0)] = 6
     pretrain_learning_rate: Positive = 3e-3
-    pretrain_batch: Count = 64
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -140,8 +132,6 @@ class RecommenderConfig(Record):
     """grounded: how near a state is to an item's embedding."""
     query: Literal["generated", "prompt"] = "generated"
     """grounded: the state at the end of the title that the model writes, or of the prompt."""
-    nodes: Count = 512
-    """Nodes of a tree of titles that go through the model together."""
 
 
 class LoraSettings(Record):
@@ -150,8 +140,6 @@ class LoraSettings(Record):
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     alpha: Positive = 16.0
     targets: Annotated[tuple[Name, ...], Field(min_length=1)] = LLAMA_LINEARS
-    rslora: bool = False
-    """Scaling alpha / √rank instead of alpha / rank."""
     adapter: Name | None = None
     """Folder of an adapter that was trained elsewhere: it is taken as it is, and not trained."""
 

@@ -4,7 +4,14 @@ from fudlr.data.build import build_interactions
 from fudlr.data.candidates import Candidates, candidate_items
 from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
-from fudlr.data.groups import count_groups, history_groups, item_groups, tail_items, user_groups
+from fudlr.data.groups import (
+    count_groups,
+    groups_or_none,
+    history_groups,
+    item_groups,
+    tail_items,
+    user_groups,
+)
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
 from fudlr.data.readers import READERS, read_data
 from fudlr.data.recbole import read_recbole
@@ -26,6 +33,7 @@ __all__ = [
     "drawn",
     "fetch_ml100k",
     "find_ml100k",
+    "groups_or_none",
     "history_groups",
     "holdout_users",
     "item_groups",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,27 @@ TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")
 YEAR_COLUMNS = ("year", "release_year", "publication_year")
 
-Ties = Literal["item", "file"]
+LISTED = r"""^\s*\[?\s*(?:'[^']*'|"[^"]*")(?:\s*,\s*(?:'[^']*'|"[^"]*"))*\s*\]?\s*$"""
+"""A list as Python or JSON prints it, with brackets or without: 'Books', 'Literature & Fiction'."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as they were read, what to call them in messages, and the line of the first row."""
+
+    frame: pl.DataFrame
+    label: str
+    first: int = 2
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a reader of a form finds: the interactions, and tables of users and items."""
+
+    source: str
+    events: Table
+    users: Table | None = None
+    items: Table | None = None
 
 
 def examples(values: pl.Series, most: int = 3) -> str:
@@ -35,7 +54,7 @@ class _Side:
     def table(self, ids: pl.Series, given: pl.DataFrame | None) -> pl.DataFrame:
         """Return the side table with one row an id, made from the ids alone where none is given."""
         if given is None:
-            return ids.unique(maintain_order=True).alias(self.key).to_frame()
+            return _in_order(ids.unique().alias(self.key).to_frame(), self.key)
         table = given.unique(maintain_order=True)
         if table.height < given.height:
             warnings.warn(
@@ -52,7 +71,7 @@ class _Side:
                 f"({examples(twice)})",
                 "Keep one row an id",
             )
-        return table.select(self.key, pl.exclude(self.key))
+        return _in_order(table.select(self.key, pl.exclude(self.key)), self.key)
 
     def index(self, ids: pl.Series, table: pl.DataFrame) -> Ints:
         """Return the row of `table` that each id names."""
@@ -72,6 +91,16 @@ class _Side:
                 "Check that both files belong to one data set, or leave the side table out",
             )
         return found.cast(pl.Int64).to_numpy().copy()
+
+
+def _in_order(table: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Sort by id, the number at its end by value: 2 before 10, and u2 before u10.
+
+    So nothing hangs on the order of a file's rows: no draw, no tie, no embedding of an item.
+    """
+    number = pl.col(key).str.extract(r"(\d{1,18})$")
+    text = pl.col(key).str.replace(r"\d{1,18}$", "")
+    return table.sort(text, number.cast(pl.Int64), key, nulls_last=False)
 
 
 def _first_of_each_pair(user: Ints, item: Ints, order: Ints, source: str) -> Ints:
@@ -96,7 +125,6 @@ def build_interactions(
     users: pl.DataFrame | None,
     items: pl.DataFrame | None,
     source: str,
-    ties: Ties = "item",
 ) -> Interactions:
     """Join events with their side tables, index them, sort them, and drop repeats.
 
@@ -106,8 +134,9 @@ def build_interactions(
             makes a table of the ids alone.
         items: one row an item, with a column `item_id`; items without events stay in the catalogue.
         source: what to call the data in messages.
-        ties: order of a user's interactions at the same time: by item index, so that a split does
-            not hang on the order of a file's rows, or as in the `file`.
+
+    Users and items stand in the order of their ids, and a user's interactions at the same time in
+    that of their items, so that nothing hangs on the order of a file's rows.
 
     Raises:
         DataError: no events, ids without a row, ids with two different rows, times out of range.
@@ -120,7 +149,7 @@ def build_interactions(
     user = user_side.index(events["user_id"], users)
     item = item_side.index(events["item_id"], items)
     time = events["time"].to_numpy()
-    if not (np.abs(time) < 2.0**62).all():
+    if not (np.abs(time.astype(np.float64)) < 2.0**62).all():
         raise DataError(f"{source} was to be read", "a time is out of range", "Give finite times")
 
     active = np.unique(user)
@@ -132,9 +161,9 @@ def build_interactions(
     if idle:
         _say_idle(source, "items", idle, "stay in the catalogue with popularity 0")
 
-    order = np.lexsort((item, time, user) if ties == "item" else (time, user))
+    order = np.lexsort((item, time, user))
     order = _first_of_each_pair(user, item, order, source)
-    whole = np.floor(time[order]).astype(np.int64)
+    whole = (time if time.dtype == np.int64 else np.floor(time)).astype(np.int64)[order]
     return Interactions(user[order], item[order], whole, users, items)
 
 
@@ -153,14 +182,15 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
 
     Films of one name are told apart by the year; what is then still the same, by the item's id,
     because a title that names two items could be grounded in neither. Genres written as one text
-    are split at `|`.
+    are split: at `|`, `;` or `,`, the first of these that the column holds, or where quotes are.
     """
     items = _rename_first(items, TITLE_COLUMNS, "title")
     items = _rename_first(items, GENRE_COLUMNS, "genres")
     items = _rename_first(items, YEAR_COLUMNS, "year")
-    if items.schema.get("genres") == pl.String:
-        parts = pl.col("genres").str.split("|").list.eval(pl.element().filter(pl.element() != ""))
-        items = items.with_columns(genres=parts)
+    if "genres" in items.columns:
+        items = items.with_columns(split_texts(items["genres"]))
+    if items.schema.get("title") == pl.List(pl.String):
+        items = items.with_columns(pl.col("title").list.join(" "))
     if "title" not in items.columns:
         items = items.with_columns(title=pl.col("item_id"))
     title = pl.col("title").cast(pl.String).fill_null("")
@@ -176,3 +206,20 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
     items = items.with_columns(title=pl.when(twin).then(labelled).otherwise(pl.col("title")))
     rest = [name for name in items.columns if name not in ("item_id", "title")]
     return items.select("item_id", "title", *rest)
+
+
+def split_texts(values: pl.Series, marks: str = "|;,") -> pl.Series:
+    """Texts that hold several values as lists of them, split at quotes or at one of `marks`."""
+    if values.dtype != pl.String:
+        return values
+    text = values.fill_null("")
+    quoted = text.str.contains(LISTED)
+    mark = next((m for m in marks if text.filter(~quoted).str.contains(m, literal=True).any()), "|")
+    inside = text.str.extract_all(r"""'[^']*'|"[^"]*\"""").list.eval(
+        pl.element().str.slice(1, pl.element().str.len_chars() - 2)
+    )
+    frame = pl.DataFrame({"q": quoted, "in": inside, "out": text.str.split(mark)})
+    parts = frame.select(
+        pl.when("q").then("in").otherwise("out").list.eval(pl.element().str.strip_chars())
+    ).to_series()
+    return parts.list.eval(pl.element().filter(pl.element() != "")).alias(values.name)

@@ -13,19 +13,20 @@ import polars as pl
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DataConfig
 from fudlr.data.interactions import Bools, Interactions, Ints, Samples
-from fudlr.data.tables import READ
+from fudlr.data.tables import READ, ending
 
 
 class Candidates:
     """What prompts choose from, as the options say.
 
     Args:
-        config: `candidates` and `candidate_seed`, or `candidate_lists`.
+        config: `candidates` is a number, or a file of lists.
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._count, self._seed = config.candidates, config.candidate_seed
-        self._lists = None if config.candidate_lists is None else Path(config.candidate_lists)
+        given = config.candidates
+        self._count = given if isinstance(given, int) else None
+        self._lists = Path(given) if isinstance(given, str) else None
         self._read: tuple[Interactions, Ints, Ints] | None = None
 
     def __bool__(self) -> bool:
@@ -41,7 +42,7 @@ class Candidates:
         """
         if self._lists is None:
             assert self._count is not None  # else nobody asks
-            return candidate_items(samples, self._count, self._seed)
+            return candidate_items(samples, self._count, 0)
         starts, items = self._of(samples.interactions)
         targets = samples.target.tolist()
         own = [items[starts[u] : starts[u + 1]] for u in samples.user.tolist()]
@@ -74,9 +75,9 @@ class Candidates:
 
 def _by_user(path: Path, data: Interactions) -> tuple[Ints, Ints]:
     asked = f"the candidates in {path} were to be read"
-    if path.suffix not in READ or not path.is_file():
+    if ending(path) not in READ or not path.is_file():
         raise DataError(asked, "it is no file of a known form", f"Name one with {', '.join(READ)}")
-    table = READ[path.suffix](path)
+    table = READ[ending(path)](path)
     missing = [name for name in ("user_id", "item_id") if name not in table.columns]
     if missing:
         raise DataError(

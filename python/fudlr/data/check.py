@@ -18,13 +18,15 @@ from rich.text import Text
 from fudlr.common import terminal
 from fudlr.common.errors import DataError
 from fudlr.config import DataConfig
-from fudlr.data.groups import UNKNOWN, count_groups
+from fudlr.data.candidates import Candidates
+from fudlr.data.groups import UNKNOWN, count_groups, groups_or_none
 from fudlr.data.interactions import DataWarning, Interactions
-from fudlr.data.splits import split_as
+from fudlr.data.splits import drawn, split_as
 
 SMALL_GROUP = 10  # as `user_groups` has it: the gap to so few users is chance
 SHOWN_GROUPS = 12
-# Numbers in this range are taken for seconds since 1970 (1980 to 2100) and shown as dates too.
+# Numbers in this range are taken for seconds since 1970 (1980 to 2100) and shown as dates too; so
+# are milliseconds, microseconds and nanoseconds.
 SECONDS = (315_532_800, 4_102_444_800)
 
 
@@ -64,6 +66,8 @@ class DataCheck:
         title_twins: items whose title was another's too, told apart by id.
         left_out: users too short for the split.
         samples: of `train`, `valid` and `test`; empty where no split is possible.
+        trained: share of the interactions that are training samples; `max_train_per_user` of a
+            user are, and those of the pretraining share are none.
         groups: one entry a side column.
         warnings: what reading and splitting said.
         problems: what makes training impossible.
@@ -81,6 +85,7 @@ class DataCheck:
     title_twins: int
     left_out: int
     samples: dict[str, int]
+    trained: float
     groups: list[GroupSizes]
     warnings: list[str]
     problems: list[str]
@@ -101,7 +106,7 @@ def _twins(items: pl.DataFrame) -> int:
 
 def _unknown_users(data: Interactions) -> int:
     """Interactions of users whose id is a way of writing "unknown"."""
-    unknown = data.users["user_id"].str.strip_chars().str.to_lowercase().is_in((*UNKNOWN, "none"))
+    unknown = data.users["user_id"].str.strip_chars().str.to_lowercase().is_in(UNKNOWN)
     return int(unknown.to_numpy()[data.user].sum())
 
 
@@ -127,13 +132,17 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
     Raises:
         FudlrError: the data cannot be read. Data that can be read but not split have `problems`.
     """
+    config = config or DataConfig()
     problems: list[str] = []
     split = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         data = read()
+        groups_or_none(data, config.user_group, config.item_group)
         try:
-            split = split_as(config or DataConfig(), data)
+            split = drawn(split_as(config, data), config)
+            if config.candidates is not None:
+                Candidates(config).items(split.test)
         except DataError as error:
             problems.append(str(error))
     said = [w.message for w in caught if isinstance(w.message, DataWarning)]
@@ -153,6 +162,7 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
         title_twins=_twins(data.items),
         left_out=split.left_out if split else data.n_users,
         samples={part: len(getattr(split, part)) for part in parts} if split else {},
+        trained=len(split.train) / len(data) if split else 0.0,
         groups=_groups(data.users, "users") + _groups(data.items, "items"),
         warnings=[str(w) for w in said],
         problems=problems,
@@ -160,9 +170,10 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
 
 
 def _date(time: int) -> str:
-    if not SECONDS[0] <= time <= SECONDS[1]:
-        return str(time)
-    return f"{time} ({datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M})"
+    for unit in (1, 10**3, 10**6, 10**9):
+        if SECONDS[0] * unit <= time <= SECONDS[1] * unit:
+            return f"{time} ({datetime.fromtimestamp(time // unit, UTC):%Y-%m-%d %H:%M})"
+    return str(time)
 
 
 def print_check(check: DataCheck, console: Console | None = None) -> None:
@@ -183,6 +194,7 @@ def print_check(check: DataCheck, console: Console | None = None) -> None:
         ("title twins", check.title_twins),
         ("users left out by the split", check.left_out),
         *((f"{part} samples", n) for part, n in check.samples.items()),
+        ("interactions trained on", f"{check.trained:.1%}"),
     ]
     for name, value in rows:
         facts.add_row(name, str(value))

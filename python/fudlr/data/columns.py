@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
-from fudlr.data.build import GENRE_COLUMNS, TITLE_COLUMNS
-from fudlr.data.text import listed, numbers, refuse_blank, refuse_missing
+from fudlr.data.build import (
+    GENRE_COLUMNS,
+    TITLE_COLUMNS,
+    Table,
+    Tables,
+    build_interactions,
+)
+from fudlr.data.interactions import Interactions
+from fudlr.data.text import listed, numbers, refuse_blank, refuse_missing, shown
 
 ALIASES = {
-    "user": ("user_id", "user", "uid", "reviewer_id"),
-    "item": ("item_id", "item", "iid", "movie_id", "book_id", "product_id", "parent_asin", "asin"),
-    "time": ("timestamp", "time", "ts", "datetime", "date", "unix_review_time"),
+    "user": (
+        *("user_id", "user", "uid", "reviewer_id", "customer_id", "member_id", "visitor_id"),
+        "account_id",
+    ),
+    "item": (
+        *("item_id", "item", "iid", "movie_id", "book_id", "product_id", "parent_asin", "asin"),
+        *("business_id", "video_id", "artist_id", "track_id", "song_id", "news_id", "venue_id"),
+        *("location_id", "game_id", "app_id", "anime_id", "recipe_id", "article_id", "isbn"),
+    ),
+    "time": (
+        *("timestamp", "time", "ts", "datetime", "date", "unix_review_time", "created_at"),
+        "event_time",
+    ),
 }
-"""Names that are understood without a mapping; capitals and underscores do not matter."""
+"""Names that are understood without a mapping; capitals, spaces, `_` and `-` do not matter."""
 KEYS = {"user": "user_id", "item": "item_id", "time": "time"}
 OTHERS = {"title": TITLE_COLUMNS, "genres": GENRE_COLUMNS}
 """Columns of the item table that a mapping may name as well."""
+ROW = "row"
+"""In place of a time column: rows stand in the order of time."""
+DATES = (
+    *("%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%m %d, %Y", "%b %d, %Y", "%B %d, %Y", "%d %b %Y"),
+    *("%d-%b-%Y", "%a %b %d %H:%M:%S %z %Y", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y"),
+    *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S"),
+    *("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"),
+)
+"""Dates that are understood beside ISO 8601, where all rows have one form."""
 
 
 def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -42,7 +67,7 @@ def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", "")
+    return name.lower().translate(str.maketrans("", "", "_- "))
 
 
 def find_column(names: list[str], role: str, columns: Mapping[str, str], label: str) -> str:
@@ -70,31 +95,26 @@ def find_column(names: list[str], role: str, columns: Mapping[str, str], label: 
                 f"the columns {listed(found)} could each be the `{role}`",
                 f"Name the one you mean: data.columns.{role}=NAME",
             )
+    order = "; where the rows stand in the order of time, data.columns.time=row"
     raise DataError(
         f"{label} was to be read",
         f"no column is known to be the `{role}`; there is {listed(names)}",
-        f"Name the one that is: data.columns.{role}=NAME",
+        f"Name the one that is: data.columns.{role}=NAME" + (order if role == "time" else ""),
     )
 
 
-def has_roles(names: list[str], columns: Mapping[str, str]) -> bool:
-    """Whether user, item and time would all be found."""
-    for role, aliases in ALIASES.items():
-        known = {_plain(alias) for alias in aliases} | {_plain(columns.get(role, ""))}
-        if not any(_plain(name) in known for name in names):
-            return False
-    return True
+def roles(names: list[str], columns: Mapping[str, str]) -> set[str]:
+    """Those of user, item and time that would be found among the columns."""
+    plain = {_plain(name) for name in names}
+    return {
+        role
+        for role, aliases in ALIASES.items()
+        if plain & ({_plain(alias) for alias in aliases} | {_plain(columns.get(role, ""))})
+        or (role == "time" and columns.get(role) == ROW)
+    }
 
 
-@dataclass(frozen=True)
-class Place:
-    """What to call a table in messages, and the line of its first row."""
-
-    label: str
-    first: int = 2
-
-
-def as_ids(values: pl.Series, place: Place) -> pl.Series:
+def as_ids(values: pl.Series, label: str, first: int) -> pl.Series:
     """Ids as text; whole numbers lose their decimals, as null among integers gives them some.
 
     Raises:
@@ -103,27 +123,31 @@ def as_ids(values: pl.Series, place: Place) -> pl.Series:
     if values.dtype.is_float():
         whole = values.drop_nulls()
         if not ((whole.is_finite()) & (whole.abs() < 2.0**53) & (whole == whole.floor())).all():
-            raise _no_ids(values, place, "numbers that are not whole")
+            raise _no_ids(values, label, "numbers that are not whole")
         values = values.cast(pl.Int64)
-    elif values.dtype == pl.Categorical or isinstance(values.dtype, pl.Enum):
-        values = values.cast(pl.String)
-    elif not (values.dtype.is_integer() or values.dtype == pl.String):
-        raise _no_ids(values, place, f"values of type {values.dtype}")
-    text = values.cast(pl.String)
-    refuse_blank(text, place.label, place.first)
+    elif not (
+        values.dtype.is_integer()
+        or values.dtype in (pl.String, pl.Categorical)
+        or isinstance(values.dtype, pl.Enum)
+    ):
+        raise _no_ids(values, label, f"values of type {values.dtype}")
+    text = values.cast(pl.String).str.strip_chars()
+    refuse_blank(text, label, first)
     return text
 
 
-def _no_ids(values: pl.Series, place: Place, found: str) -> DataError:
+def _no_ids(values: pl.Series, label: str, found: str) -> DataError:
     return DataError(
-        f"{place.label} was to be read",
+        f"{label} was to be read",
         f"`{values.name}` holds {found}",
         "Ids are text or whole numbers: name another column, or write them as text",
     )
 
 
-def as_times(values: pl.Series, place: Place) -> pl.Series:
-    """Times as numbers: numbers as they are; dates, also ISO 8601 as text, as seconds since 1970.
+def as_times(values: pl.Series, label: str, first: int) -> pl.Series:
+    """Times as Int64 or Float64: numbers as they are, in their unit; dates as seconds since 1970.
+
+    Dates that nanoseconds alone tell apart are nanoseconds since 1970.
 
     Raises:
         DataError: A row without time, or a value that is neither a finite number nor a date.
@@ -132,86 +156,136 @@ def as_times(values: pl.Series, place: Place) -> pl.Series:
         values = values.cast(pl.String)
     if values.dtype == pl.String:
         text = values.str.strip_chars()
-        dates = None
-        if text.cast(pl.Float64, strict=False).null_count() == text.len():
-            dates = _dates(text)
-        values = numbers(text, *_of(place)) if dates is None else dates
-    if values.dtype in (pl.Datetime, pl.Date):
-        values = values.cast(pl.Datetime("us")).cast(pl.Int64) / 1e6
+        known = text.filter(text != "")
+        if known.len() and known.cast(pl.Float64, strict=False).null_count() == known.len():
+            values = _dates(text, label, first)
+        else:
+            values = numbers(text, label, first)
+    if isinstance(values.dtype, pl.Datetime) or values.dtype == pl.Date:
+        values = _since_1970(values)
     if not values.dtype.is_numeric():
         raise DataError(
-            f"{place.label} was to be read",
+            f"{label} was to be read",
             f"`{values.name}` holds values of type {values.dtype}",
             "Times are numbers or dates: name another column",
         )
-    values = values.cast(pl.Float64)
-    refuse_missing(values, *_of(place))
+    values = values.cast(pl.Int64 if values.dtype.is_integer() else pl.Float64)
+    refuse_missing(values, label, first)
     finite = values.is_finite()
     if not finite.all():
         row = int((~finite).arg_max() or 0)
         raise DataError(
-            f"{place.label} was to be read",
-            f"line {row + place.first} has {values[row]} for a time",
+            f"{label} was to be read",
+            f"line {row + first} has {values[row]} for a time",
             "Give a finite number",
         )
     return values
 
 
-def _dates(text: pl.Series) -> pl.Series | None:
-    """Dates in UTC where every text is one or empty; their forms may differ from row to row."""
-    dates = text.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-    if dates.null_count() == (text == "").sum() + text.null_count():
-        return dates
+def _since_1970(values: pl.Series) -> pl.Series:
+    if isinstance(values.dtype, pl.Datetime) and values.dtype.time_unit == "ns":
+        exact = values.cast(pl.Int64)
+        if (exact % 1000 != 0).any():
+            return exact
+    micro = values.cast(pl.Datetime("us")).cast(pl.Int64)
+    return micro / 1e6 if (micro % 10**6 != 0).any() else micro // 10**6
+
+
+def _dates(text: pl.Series, label: str, first: int) -> pl.Series:
+    """Dates in UTC; in ISO 8601 their forms may differ from row to row.
+
+    Raises:
+        DataError: A text that is no date, or dates of which day and month cannot be told apart.
+    """
+    blank = (text == "").sum() + text.null_count()
+    if text.filter(text != "").str.contains(r"^\d{4}-\d\d?-\d\d?").all():
+        dates = text.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
+        if dates.null_count() == blank:
+            return dates
     try:
         each = [datetime.fromisoformat(value) if value else None for value in text.to_list()]
         aware = [d and (d if d.tzinfo else d.replace(tzinfo=UTC)).astimezone(UTC) for d in each]
+        return pl.Series(text.name, aware, dtype=pl.Datetime("us", "UTC"))
     except (ValueError, OverflowError):
-        return None
-    return pl.Series(text.name, aware, dtype=pl.Datetime("us", "UTC"))
+        pass
+    fitting: dict[str, pl.Series] = {}
+    for form in DATES:
+        zone = {"time_zone": "UTC"} if "%z" in form else {}
+        has_time = "%H" in form or "%I" in form
+        kind = pl.Datetime("us", **zone) if has_time else pl.Date
+        try:
+            read = text.str.strptime(kind, form, strict=False)
+        except pl.exceptions.PolarsError:
+            continue
+        if read.null_count() == blank:
+            fitting[form] = read.cast(pl.Datetime("us"))
+    asked = f"{label} was to be read"
+    if not fitting:
+        tried = [
+            text.str.strptime(pl.Date, form, strict=False, exact=False) for form in DATES[1:12]
+        ]
+        best = min(tried, key=lambda read: read.null_count())
+        row = int((best.is_null() & (text != "")).arg_max() or 0)
+        raise DataError(
+            asked,
+            f"line {row + first} has {shown(text[row])} for a time, which is neither a number nor "
+            "a date of a known form",
+            "Write dates in ISO 8601, 2018-01-31T12:00:00, all in one form",
+        )
+    first_form, *others = fitting
+    if any(not fitting[form].equals(fitting[first_form]) for form in others):
+        raise DataError(
+            asked,
+            f"`{text.name}` holds dates such as {shown(text[0])}, of which day and month cannot be "
+            "told apart",
+            "Write dates in ISO 8601, 2018-01-31",
+        )
+    return fitting[first_form]
 
 
-def _of(place: Place) -> tuple[str, int]:
-    return place.label, place.first
-
-
-def as_events(frame: pl.DataFrame, columns: Mapping[str, str], place: Place) -> pl.DataFrame:
+def as_events(table: Table, columns: Mapping[str, str]) -> pl.DataFrame:
     """The columns `user_id`, `item_id` and `time` of a table of interactions."""
-    found = {role: find_column(frame.columns, role, columns, place.label) for role in KEYS}
+    frame, label, first = table.frame, table.label, table.first
+    by_row = columns.get("time") == ROW and ROW not in frame.columns
+    wanted = [role for role in KEYS if role != "time" or not by_row]
+    found = {role: find_column(frame.columns, role, columns, label) for role in wanted}
     if len(set(found.values())) < len(found):
         raise UsageError(
-            f"{place.label} was to be read",
+            f"{label} was to be read",
             f"one column stands for two roles ({found})",
             "Name a column of its own for each: data.columns.user=NAME",
         )
+    times = pl.Series("time", range(frame.height), dtype=pl.Int64)
+    if not by_row:
+        times = as_times(frame[found["time"]], label, first)
     return pl.DataFrame(
         [
-            as_ids(frame[found["user"]], place).alias("user_id"),
-            as_ids(frame[found["item"]], place).alias("item_id"),
-            as_times(frame[found["time"]], place).alias("time"),
+            as_ids(frame[found["user"]], label, first).alias("user_id"),
+            as_ids(frame[found["item"]], label, first).alias("item_id"),
+            times.alias("time"),
         ]
     )
 
 
-def as_side(
-    frame: pl.DataFrame, role: str, columns: Mapping[str, str], place: Place
-) -> pl.DataFrame:
+def as_side(table: Table, role: str, columns: Mapping[str, str]) -> pl.DataFrame:
     """A side table with its id first and every other column as text or lists of text.
 
     Text throughout, so that the same table read from CSV and from Parquet gives the same groups.
     """
+    frame, label = table.frame, table.label
     mapped = columns.get(role)
     if mapped not in frame.columns and "id" in frame.columns:
         try:
-            key = find_column(frame.columns, role, {}, place.label)
+            key = find_column(frame.columns, role, {}, label)
         except DataError:
             key = "id"
     else:
-        key = find_column(frame.columns, role, {role: mapped} if mapped else {}, place.label)
-    side = [as_ids(frame[key], place).alias(KEYS[role])]
+        key = find_column(frame.columns, role, {role: mapped} if mapped else {}, label)
+    side = [as_ids(frame[key], label, table.first).alias(KEYS[role])]
     names = {columns[o]: o for o in OTHERS if role == "item" and o in columns}
     for name, other in names.items():
         if name not in frame.columns:
-            find_column(frame.columns, other, columns, place.label)
+            find_column(frame.columns, other, columns, label)
     for name in frame.columns:
         if name != key:
             side.append(_as_text(frame[name]).alias(names.get(name, name)))
@@ -219,7 +293,7 @@ def as_side(
     twice = sorted({name for name in held if held.count(name) > 1})
     if twice:
         raise DataError(
-            f"{place.label} was to be read",
+            f"{label} was to be read",
             f"two columns would be called {listed(twice)}",
             "Rename one of them",
         )
@@ -242,3 +316,14 @@ def _as_text(values: pl.Series) -> pl.Series:
         if (whole.is_finite() & (whole.abs() < 2.0**53) & (whole == whole.floor())).all():
             values = values.cast(pl.Int64)
     return values.cast(pl.String).fill_null("")
+
+
+def assemble(tables: Tables, columns: Mapping[str, str]) -> Interactions:
+    """Tables as a form's reader gives them, by their columns' roles, as interactions."""
+    users, items = tables.users, tables.items
+    return build_interactions(
+        as_events(tables.events, columns),
+        as_side(users, "user", columns) if users else None,
+        as_side(items, "item", columns) if items else None,
+        tables.source,
+    )

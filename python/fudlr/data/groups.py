@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
+from fudlr.config import DataConfig
 from fudlr.data.interactions import Bools, DataWarning, Floats, Interactions, Ints, Samples
 
-# A numeric column with at most so many values is a code, and each value a group.
-MAX_CODES = 8
+# A numeric column with at most so many values is a code, and each value a group; so is a longer
+# list of whole numbers that are many rows each, such as MovieLens' 21 occupations.
+MAX_CODES, MAX_LONG_CODES, ROWS_A_CODE = 8, 32, 10
+QUANTITIES = ("age", "year", "price", "income")
+"""Columns of these names are no codes, however few their values."""
 # What data sets write where they do not know: no group.
-UNKNOWN = ("", "unknown", "nan", "null")
+UNKNOWN = ("", "unknown", "nan", "null", "none", "n/a", "(no genres listed)", "no genres listed")
 
 
 def _column(table: pl.DataFrame, column: str, what: str) -> pl.Series:
@@ -32,13 +37,20 @@ def _known(values: pl.Series) -> pl.Series:
     """Turn the ways of writing "unknown" into nulls."""
     text = values.cast(pl.String).str.strip_chars()
     mask = text.str.to_lowercase().is_in(UNKNOWN)
-    return text.to_frame("v").select(pl.when(~mask).then(pl.col("v"))).to_series()
+    known = text.to_frame("v").select(pl.when(~mask).then(pl.col("v"))).to_series()
+    return known.alias(values.name)
 
 
 def _binned(values: pl.Series, bins: int) -> tuple[Ints, list[str]] | None:
     """Cut numbers at their quantiles; None where the values are not numbers to be cut."""
     numbers = values.cast(pl.Float64, strict=False)
     if numbers.null_count() > values.null_count() or values.n_unique() <= MAX_CODES:
+        return None
+    known_values = numbers.drop_nulls()
+    count = known_values.n_unique()
+    whole = bool((known_values == known_values.floor()).all())
+    many = ROWS_A_CODE * count <= known_values.len()
+    if whole and many and count <= MAX_LONG_CODES and values.name.lower() not in QUANTITIES:
         return None
     array = numbers.to_numpy()
     known = np.isfinite(array)
@@ -153,6 +165,44 @@ def item_groups(
             "Choose a column that puts the items into two or more groups of several items",
         )
     return membership / np.maximum(membership.sum(axis=1, keepdims=True), 1.0), labels
+
+
+@lru_cache(maxsize=4)  # said once, for validation and test prompts together
+def groups_or_none(
+    interactions: Interactions, user_column: str, item_column: str
+) -> tuple[Ints, list[str], Floats]:
+    """Groups of users and of items by these columns; none, with a warning, where there are none.
+
+    Metrics that compare groups are then left out, and the others are computed.
+
+    Returns:
+        codes [U] and labels, as of `user_groups`; membership [M, G], as of `item_groups`.
+
+    Raises:
+        UsageError: a column that was named, being no default, and does not exist.
+    """
+    codes, labels = np.full(interactions.n_users, -1, dtype=np.int64), list[str]()
+    membership = np.zeros((interactions.n_items, 0))
+    for field, column, table in (
+        ("user_group", user_column, interactions.users),
+        ("item_group", item_column, interactions.items),
+    ):
+        try:
+            if column not in table.columns[1:]:
+                if column != DataConfig.model_fields[field].default:
+                    _column(table, column, field.removesuffix("_group"))
+                found = f"the data have no column {column!r}"
+            elif field == "user_group":
+                codes, labels = user_groups(interactions, column)
+                continue
+            else:
+                membership, _ = item_groups(interactions, column)
+                continue
+        except DataError as error:
+            found = f"by {column!r}, {error.found}"
+        text = f"metrics that need groups (data.{field}) are left out: {found}"
+        warnings.warn(DataWarning(text, "no_groups"), stacklevel=3)
+    return codes, labels, membership
 
 
 def history_groups(samples: Samples, membership: Floats) -> Floats:

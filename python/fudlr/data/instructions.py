@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from fudlr.data.text import shown
 
 FIELDS = ("instruction", "input", "output")
 PARTS = ("train", "valid", "val", "test")
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 # A title ends at a quote that a separator follows: titles may hold quotes themselves.
-TITLE = re.compile(r'"(.+?)"(?=\s*(?:,|\?|written by\b|$))', re.MULTILINE)
-LIKED = re.compile(r"User Preference:(.*?)User Unpreference:(.*?)Whether the user will like", re.S)
+CLOSING = re.compile(r'"(?=\s*(?:,|\?|written by\b|$))')
+LIKED = ("User Preference:", "User Unpreference:", "Whether the user will like")
 ANSWERS = {"yes": True, "no": False}
 
 
@@ -42,6 +42,19 @@ class _Prompt:
     named: list[str] = field(default_factory=list)
 
 
+def titles_in(text: str) -> list[str]:
+    """The quoted titles, in time that grows with the text, however many quotes are left open."""
+    found = []
+    for line in text.split("\n"):
+        at = 0
+        for close in CLOSING.finditer(line):
+            start = line.find('"', at)
+            if close.start() >= start + 2:
+                found.append(line[start + 1 : close.start()])
+                at = close.end()
+    return found
+
+
 def parse_prompt(prompt: str, output: str) -> _Prompt | None:
     """Titles of one row, or None where it is of neither known form.
 
@@ -49,15 +62,19 @@ def parse_prompt(prompt: str, output: str) -> _Prompt | None:
     """
     yes = ANSWERS.get(output.strip().strip('".').lower())
     if yes is not None:
-        parts = LIKED.search(prompt)
-        target = TITLE.findall(prompt[parts.end() :]) if parts else []
-        if parts is None or len(target) != 1:
+        parts, rest = [], prompt
+        for mark in LIKED:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                return None
+            parts.append(titles_in(part))
+        target = titles_in(rest)
+        if len(target) != 1:
             return None
-        liked, disliked = (TITLE.findall(part) for part in parts.groups())
-        return _Prompt(liked + target * yes, disliked + target * (not yes))
+        return _Prompt(parts[1] + target * yes, parts[2] + target * (not yes))
     answer = output.strip().strip('"').strip()
     _, colon, listed = prompt.partition("before:")
-    history = TITLE.findall(listed)
+    history = titles_in(listed)
     return _Prompt([*history, answer]) if colon and history and answer else None
 
 
@@ -139,21 +156,21 @@ def _say(source: str, n_users: int, strange: list[str]) -> None:
 def instruction_files(path: Path, name: str | None) -> list[Path]:
     """The file `path`; or in a folder the files called `name`, or its train, valid and test."""
     if not path.is_dir():
-        return [path] if path.suffix in SUFFIXES and path.is_file() else []
+        return [path] if path.name.endswith(SUFFIXES) and path.is_file() else []
     stems = (name,) if name else PARTS
     found = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
     found = [file for file in found if file.is_file()]
     if found or name:
         return found
-    rest = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    rest = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and f.is_file())
     return rest if len(rest) == 1 else []
 
 
-def read_instructions(path: Path, name: str | None = None) -> Interactions:
-    """Read instruction JSON or JSONL; a folder's train, valid and test files are read together.
+def instruction_rows(path: Path, name: str | None = None) -> Iterator[tuple[str, Row]]:
+    """Rows of instruction JSON or JSONL, each with what to call it; a folder's parts together.
 
     Raises:
-        DataError: not JSON, a row without the three texts, or no row of a known form.
+        DataError: no such file, or not JSON.
     """
     files = instruction_files(path, name)
     if not files:
@@ -162,7 +179,6 @@ def read_instructions(path: Path, name: str | None = None) -> Interactions:
             "there is no such .json or .jsonl file",
             f"Name the file, or call it {PARTS[0]}.json",
         )
-    labelled = (
-        (f"{file.stem} row {number}", row) for file in files for number, row in json_rows(file)
-    )
-    return read_instruction_rows(labelled, path.stem)
+    for file in files:
+        for number, row in json_rows(file):
+            yield f"{file.name.split('.')[0]} row {number}", row

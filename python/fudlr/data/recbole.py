@@ -13,20 +13,13 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 
 from fudlr.common.errors import DataError
-from fudlr.data.build import TITLE_COLUMNS, Ties, build_interactions
+from fudlr.data.build import Table, Tables, split_texts
+from fudlr.data.columns import assemble
 from fudlr.data.interactions import Interactions
-from fudlr.data.text import (
-    check_fields,
-    decode,
-    listed,
-    numbers,
-    read_fields,
-    refuse_blank,
-    refuse_missing,
-    shown,
-)
+from fudlr.data.text import check_fields, decode, numbers, read_fields, shown
 
 TYPES = ("token", "token_seq", "float", "float_seq")
+ENDINGS = (".inter", ".item", ".user")
 
 
 @dataclass(frozen=True)
@@ -40,9 +33,7 @@ class _Folder:
     @classmethod
     def open(cls, path: Path) -> _Folder:
         if path.is_dir():
-            files = (
-                file for file in path.rglob("*") if file.suffix in (".inter", ".item", ".user")
-            )
+            files = (file for file in path.rglob("*") if file.suffix in ENDINGS)
             return cls(path, tuple(sorted(str(file.relative_to(path)) for file in files)), False)
         asked = f"RecBole files were to be read from {path}"
         if not path.exists():
@@ -74,7 +65,7 @@ class _Folder:
                 return (self.path / member).read_bytes()
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(member)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise DataError(
                 f"{member} was to be read from {self.path}", str(error), "Check or fetch it again"
             ) from error
@@ -96,21 +87,14 @@ def _header(line: str, label: str) -> dict[str, str]:
 
 
 def _typed(column: pl.Series, kind: str, label: str) -> pl.Series:
-    if kind == "float":
-        return numbers(column, label)
-    if kind == "token":
-        return column
-    parts = column.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
-    if kind == "token_seq":
-        return parts
-    flat = parts.explode()
-    numbers(flat.fill_null("").alias(column.name), label)
-    return parts.cast(pl.List(pl.Float64))
+    """Sequences as lists, split at spaces or, as in the Amazon sets, where quotes are."""
+    if kind in ("float", "float_seq"):
+        parts = column.str.split(" ").explode() if kind == "float_seq" else column
+        numbers(parts.fill_null("").alias(column.name), label)
+    return split_texts(column, " ") if kind.endswith("_seq") else column
 
 
-def _read_table(
-    folder: _Folder, name: str, required: tuple[str, ...], encoding: str
-) -> pl.DataFrame | None:
+def _read_table(folder: _Folder, name: str, encoding: str) -> Table | None:
     """Read one atomic file with its declared types; None where there is no such file."""
     member = folder.find(name)
     if member is None:
@@ -120,32 +104,14 @@ def _read_table(
     if not text:
         raise DataError(f"{label} was to be read", "it is empty", "Fetch or write it again")
     columns = _header(text.split(b"\n", 1)[0].decode(), label)
-    missing = [column for column in required if column not in columns]
-    if missing:
-        raise DataError(
-            f"{label} was to be read",
-            f"it lacks {listed(missing)}; it has {listed(columns)}",
-            "Rename or add the column in the header",
-        )
-    # What the method needs has its own type, whatever the header says.
-    columns |= {c: "float" if c == "timestamp" else "token" for c in required}
     check_fields(text, label, len(columns))
     if b"\n" not in text:
         raise DataError(f"{label} was to be read", "it has a header and no rows", "Fetch it again")
     frame = read_fields(text.split(b"\n", 1)[1], label, "\t", tuple(columns))
-    for column in (c for c in required if c.endswith("_id")):
-        refuse_blank(frame[column], label)
-    return frame.with_columns(
-        _typed(frame[column], kind, label) for column, kind in columns.items()
-    )
-
-
-def _as_texts(table: pl.DataFrame | None, keep: tuple[str, ...]) -> pl.DataFrame | None:
-    """Join titles that are declared as token sequences back into one text."""
-    if table is None:
-        return None
-    lists = [c for c in keep if c in table.columns and table.schema[c] == pl.List(pl.String)]
-    return table.with_columns(pl.col(c).list.join(" ") for c in lists)
+    if name.endswith(".inter"):  # ids and times have their own types, whatever the header says
+        return Table(frame, label)
+    return Table(frame.with_columns(_typed(frame[c], kind, label) for c, kind in columns.items()),
+                 label)  # fmt: skip
 
 
 def _only_name(folder: _Folder, name: str | None) -> str:
@@ -161,11 +127,18 @@ def _only_name(folder: _Folder, name: str | None) -> str:
     )
 
 
+def recbole_tables(path: Path, name: str | None = None, encoding: str = "utf-8") -> Tables:
+    """`name.inter` with `name.item` and `name.user` where they exist; see `read_recbole`."""
+    folder = _Folder.open(path)
+    name = _only_name(folder, name)
+    events = _read_table(folder, f"{name}.inter", encoding)
+    assert events is not None
+    sides = (_read_table(folder, f"{name}.{kind}", encoding) for kind in ("user", "item"))
+    return Tables(name, events, *sides)
+
+
 def read_recbole(
-    path: Path | str,
-    name: str | None = None,
-    encoding: str = "utf-8",
-    ties: Ties = "item",
+    path: Path | str, name: str | None = None, encoding: str = "utf-8"
 ) -> Interactions:
     """Read `name.inter` with `name.item` and `name.user` where they exist.
 
@@ -173,7 +146,6 @@ def read_recbole(
         path: a folder (searched with its subfolders), or a zip or wheel that is read in place.
         name: the data set's name, such as `ml-100k`; may be left out where there is one alone.
         encoding: of all three files.
-        ties: order at the same time; see `build_interactions`.
 
     Returns:
         Interactions; `class` and the like become `genres` (list of str), `movie_title` and the like
@@ -182,17 +154,4 @@ def read_recbole(
     Raises:
         DataError: what is missing, truncated or does not match, with file and line.
     """
-    folder = _Folder.open(Path(path))
-    name = _only_name(folder, name)
-    events = _read_table(folder, f"{name}.inter", ("user_id", "item_id", "timestamp"), encoding)
-    assert events is not None
-    refuse_missing(events["timestamp"], f"{name}.inter")
-    users = _read_table(folder, f"{name}.user", ("user_id",), encoding)
-    items = _read_table(folder, f"{name}.item", ("item_id",), encoding)
-    return build_interactions(
-        events.select("user_id", "item_id", time="timestamp"),
-        users,
-        _as_texts(items, TITLE_COLUMNS),
-        name,
-        ties,
-    )
+    return assemble(recbole_tables(Path(path), name, encoding), {})

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
-from fudlr.data.build import Ties, build_interactions
-from fudlr.data.columns import Place, as_events, as_side, has_roles
-from fudlr.data.instructions import FIELDS, PARTS, read_instruction_rows
-from fudlr.data.interactions import Interactions
-from fudlr.data.tables import EVENT_FILES, ITEM_FILES, USER_FILES
+from fudlr.data.build import Table, Tables
+from fudlr.data.columns import KEYS, roles
+from fudlr.data.instructions import FIELDS, PARTS
+from fudlr.data.tables import EVENT_FILES, ITEM_FILES, USER_FILES, Row
 from fudlr.data.text import listed, one_line
 
 MARKERS = ("dataset_dict.json", "state.json")
@@ -44,30 +43,24 @@ def _load(path: Path) -> dict[str, pl.DataFrame]:
     return tables
 
 
-def _pick(tables: dict[str, pl.DataFrame], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in tables), None)
-
-
-def read_saved_dataset(
-    path: Path,
-    name: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    ties: Ties = "item",
-) -> Interactions:
-    """Read a `Dataset`, or a `DatasetDict` whose splits are one table and its side tables.
+def saved_tables(
+    path: Path, name: str | None, columns: Mapping[str, str]
+) -> Tables | Iterator[tuple[str, Row]]:
+    """A `Dataset`, or a `DatasetDict` whose splits are one table and its side tables.
 
     Args:
         path: the folder.
         name: the split that holds the interactions; without it `interactions`, `ratings`,
             `events`, or all of train, valid and test together.
-        columns: as in `read_table`.
-        ties: order at the same time; see `build_interactions`.
+        columns: the caller's mapping.
+
+    Returns:
+        Tables; or, of splits that hold instructions, their rows, each with what to call it.
 
     Raises:
         DataError: `datasets` is not installed, or the folder is damaged or of another kind.
         UsageError: no such split.
     """
-    columns = columns or {}
     tables = _load(path)
     if name is not None and name not in tables:
         raise UsageError(
@@ -75,7 +68,7 @@ def read_saved_dataset(
             f"there is {listed(tables)}",
             "Name one of these",
         )
-    main = name or _pick(tables, EVENT_FILES)
+    main = name or next((stem for stem in EVENT_FILES if stem in tables), None)
     parts = [main] if main else [part for part in (*PARTS, "validation") if part in tables]
     if not parts:
         raise DataError(
@@ -84,18 +77,22 @@ def read_saved_dataset(
             f"Call one {EVENT_FILES[0]}, or name it with data.name",
         )
     names = tables[parts[0]].columns
-    if not has_roles(names, columns) and set(FIELDS) <= set(names):
-        rows = (
+    if roles(names, columns) < set(KEYS) and set(FIELDS) <= set(names):
+        return (
             (f"{part} row {number}", row)
             for part in parts
             for number, row in enumerate(tables[part].iter_rows(named=True), start=1)
         )
-        return read_instruction_rows(rows, path.name)
-    events = [as_events(tables[part], columns, Place(f"{path}[{part}]", 1)) for part in parts]
-    sides = {}
-    for role, stems in (("user", USER_FILES), ("item", ITEM_FILES)):
-        side = _pick(tables, stems)
-        if side is not None and side not in parts:
-            sides[role] = as_side(tables[side], role, columns, Place(f"{path}[{side}]", 1))
-    both = sides.get("user"), sides.get("item")
-    return build_interactions(pl.concat(events), *both, path.name, ties)
+    try:
+        events = pl.concat([tables[part] for part in parts], how="vertical_relaxed")
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise DataError(
+            f"the splits {listed(parts)} of {path} were to be read together",
+            one_line(error),
+            "Name one with data.name, or give them the same columns",
+        ) from error
+    sides = []
+    for stems in (USER_FILES, ITEM_FILES):
+        side = next((stem for stem in stems if stem in tables and stem not in parts), None)
+        sides.append(Table(tables[side], f"{path}[{side}]", 1) if side else None)
+    return Tables(path.name, Table(events, f"{path}[{'+'.join(parts)}]", 1), *sides)

@@ -109,7 +109,7 @@ def time_split(
             f"a split at one time was asked for, with {time_share:.0%} of the interactions before",
             f"there are {train.size} training targets before time {cut}, and {int(kept.sum())} "
             "users with a validation and a test target from it on",
-            "Lower data.time_share, or split each user's own time (data.split=leave_last_out)",
+            "Split each user's own time (data.split=leave_last_out)",
         )
     left_out = int((~kept).sum())
     if left_out:
@@ -148,23 +148,49 @@ def split_as(config: DataConfig, interactions: Interactions) -> Split:
     """
     given = (interactions, config.max_train_per_user, config.pretrain_share)
     if config.split == "time":
-        return time_split(*given, time_share=config.time_share)
+        return time_split(*given)
     return leave_last_out(*given)
 
 
-def drawn(split: Split, train_samples: int | None, prompt_users: int | None, seed: int) -> Split:
-    """`split` with so many of its training samples, and prompts of so many of its users.
+def drawn(split: Split, config: DataConfig) -> Split:
+    """`split` with as many of its training samples, and of its users' prompts, as the options say.
 
-    The order stays, and validation and test keep the same users. Popularity stays that of all
+    The order stays, and validation and test keep the same users; the draws are the same for every
+    seed of a run, so that runs compare. Users to whom fewer than `k` items, or than the candidates
+    to be drawn, are left unseen have no prompts, which is said. Popularity stays that of all
     interactions: the data are the same, and only what is trained on and looked at is less.
+
+    Raises:
+        DataError: nobody is left.
     """
-    rng = np.random.default_rng(seed)
+    wanted = config.k
+    if isinstance(config.candidates, int):
+        wanted = max(wanted, config.candidates)
+    starts = split.interactions.user_starts[split.test.user]
+    unseen = split.interactions.n_items - (split.test.position - starts)
+    kept = unseen >= wanted
+    if not kept.all():
+        found = (
+            f"{int((~kept).sum())} of {kept.size} users have fewer than {wanted} of the "
+            f"{split.interactions.n_items} items left unseen"
+        )
+        if not kept.any():
+            raise DataError(
+                f"prompts with {wanted} items to choose from were asked for",
+                found,
+                "Lower data.k or data.candidates",
+            )
+        text = f"{found}; they have no prompts"
+        warnings.warn(DataWarning(text, "short_prompts", int((~kept).sum())), stacklevel=2)
+        split = replace(split, valid=split.valid.take(kept), test=split.test.take(kept))
+    rng = np.random.default_rng(0)
 
     def some(samples: Samples, count: int | None) -> Ints:
         size = len(samples) if count is None else min(count, len(samples))
         return np.sort(rng.permutation(len(samples))[:size])
 
-    train, users = some(split.train, train_samples), some(split.valid, prompt_users)
+    train = some(split.train, config.train_samples)
+    users = some(split.valid, config.prompt_users)
     return replace(
         split,
         train=split.train.take(train),

@@ -124,7 +124,7 @@ class Grounded(Prompted):
         ends = torch.from_numpy(tree.ends)
         found: Tensor | None = None
         with evaluating(self.model), torch.no_grad(), _without_adapter(self.model):
-            for part in walk(self.model, prompt, tree, self.config.nodes, states_step):
+            for part in walk(self.model, prompt, tree, self.nodes, states_step):
                 here = ((ends >= part.start) & (ends < part.stop)).nonzero().flatten()
                 values = part.values[0].detach()
                 if found is None:

@@ -166,6 +166,8 @@ class Prompted(Recommender):
 
     asks_for_item: ClassVar[bool] = False
     usual_template: ClassVar[str] = "bigrec"
+    nodes: ClassVar[int] = 512
+    """Of a tree that go through the model together."""
 
     def __init__(self, model: nn.Module, pieces: Pieces, config: RunConfig) -> None:
         super().__init__(model, len(pieces.answers))
@@ -224,11 +226,11 @@ class Prompted(Recommender):
         total = 0
         for j in order:  # as many as go through the model together, and some that branch
             total += len(tails[j])
-            if len(used) > 2 and total > self.config.nodes:
+            if len(used) > 2 and total > self.nodes:
                 break
             used.append(j)
         tree = TokenTree([tails[j] for j in used])
-        passes = walk(self.model, self.padded(prompts), tree, self.config.nodes)
+        passes = walk(self.model, self.padded(prompts), tree, self.nodes)
         found = torch.cat([part.values for part in passes], 1)
         for which in sorted({0, len(used) // 2, len(used) - 1}):
             for row, prompt in enumerate(prompts):

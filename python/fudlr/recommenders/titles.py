@@ -105,12 +105,12 @@ class Titles(Prompted):
         if prompt is None:
             return logits
         if "candidates" not in batch:
-            seen = walk(model, prompt, self.catalogue.tree, self.config.nodes)
+            seen = walk(model, prompt, self.catalogue.tree, self.nodes)
             return logits, self.catalogue.scores(seen, len(logits))
         chosen = batch["candidates"].tolist()
         parts = [TitleTree([self.pieces.answers[j] for j in items]) for items in chosen]
         trees = [part.tree for part in parts]
-        below = each_below(model, prompt, trees, self.config.nodes, self.pieces.pad)
+        below = each_below(model, prompt, trees, self.nodes, self.pieces.pad)
         pairs = zip(below, parts, strict=True)
         return logits, torch.cat([part.scores(seen, 1) for seen, part in pairs])
 

@@ -103,11 +103,11 @@ class YesNo(Prompted):
         if "prompt" not in batch:
             return logits
         if "candidates" not in batch:
-            seen = walk(model, batch["prompt"], self.catalogue, self.config.nodes)
+            seen = walk(model, batch["prompt"], self.catalogue, self.nodes)
             return logits, self._scores(seen, self.catalogue)
         chosen = batch["candidates"].tolist()
         trees = [TokenTree([self.question(j) for j in items]) for items in chosen]
-        below = each_below(model, batch["prompt"], trees, self.config.nodes, self.pieces.pad)
+        below = each_below(model, batch["prompt"], trees, self.nodes, self.pieces.pad)
         pairs = zip(below, trees, strict=True)
         return logits, torch.cat([self._scores(seen, tree) for seen, tree in pairs])
 

@@ -23,7 +23,7 @@ from fudlr.recommenders import (
 )
 from fudlr.run.adopt import refuse_new_tokens
 from fudlr.train.pretrain import pretrain, small_llama
-from fudlr.train.small_text import pretrain_text, small_text_llama, train_tokenizer
+from fudlr.train.small_text import VOCABULARY, pretrain_text, small_text_llama, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Bas
     assert issubclass(kind, Prompted)
     template = load_template(config.recommender.template or kind.usual_template)
     titles = interactions.items["title"].to_list()
-    tokenizer = train_tokenizer(template, titles, config.model.vocabulary)
+    tokenizer = train_tokenizer(template, titles, VOCABULARY)
     model = small_text_llama(tokenizer, config.model, config.seed)
     recommender = kind.create(model, tokenizer, interactions, config)
     per_user = config.data.max_train_per_user

@@ -140,18 +140,16 @@ def read_data(config: DataConfig) -> Interactions:
         DataError: The source is missing, damaged or inconsistent; raised by the readers.
     """
     if config.source == "ml-100k":
-        return read_recbole(find_ml100k(), "ml-100k", ties=config.ties)
+        return read_recbole(find_ml100k(), "ml-100k")
     if config.source == "synthetic":
         return synthetic()
-    return readers.read_data(
-        config.source, config.name, config.form, config.columns, ties=config.ties
-    )
+    return readers.read_data(config.source, config.name, config.form, config.columns)
 
 
 def make_split(interactions: Interactions, config: DataConfig) -> Split:
     """A split and a draw from it, as the configuration says."""
     split = split_as(config, interactions)
-    return drawn(split, config.train_samples, config.prompt_users, config.draw_seed)
+    return drawn(split, config)
 
 
 def versions() -> dict[str, str]:

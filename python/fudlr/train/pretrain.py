@@ -16,6 +16,8 @@ from fudlr.common.progress import track
 from fudlr.config import ModelConfig
 from fudlr.data.interactions import Split
 
+PRETRAIN_BATCH = 64
+
 
 def small_llama(n_items: int, window: int, config: ModelConfig, seed: int) -> LlamaForCausalLM:
     """A Llama whose tokens are the items 0 … M−1 and one for padding, M."""
@@ -55,16 +57,14 @@ def pretrain(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.pretrain_learning_rate, weight_decay=0.1
     )
-    per_epoch = math.ceil(len(sequences) / config.pretrain_batch)
+    per_epoch = math.ceil(len(sequences) / PRETRAIN_BATCH)
     steps = config.pretrain_epochs * per_epoch
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     generator = torch.Generator().manual_seed(seed)
     order = [
         (epoch, index)
         for epoch in range(config.pretrain_epochs)
-        for index in torch.randperm(len(sequences), generator=generator).split(
-            config.pretrain_batch
-        )
+        for index in torch.randperm(len(sequences), generator=generator).split(PRETRAIN_BATCH)
     ]
     losses = [0.0] * config.pretrain_epochs
     model.train()

@@ -19,8 +19,10 @@ from fudlr.common.progress import track
 from fudlr.config import ModelConfig
 from fudlr.data.interactions import Samples, Split
 from fudlr.recommenders import Recommender, Template
+from fudlr.train.pretrain import PRETRAIN_BATCH
 
 POSITIONS = 4096
+VOCABULARY = 1000  # tokens at most
 
 
 def train_tokenizer(template: Template, titles: list[str], vocabulary: int) -> Any:
@@ -88,14 +90,14 @@ def pretrain_text(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.pretrain_learning_rate, weight_decay=0.1
     )
-    steps = config.pretrain_epochs * math.ceil(len(samples) / config.pretrain_batch)
+    steps = config.pretrain_epochs * math.ceil(len(samples) / PRETRAIN_BATCH)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     generator = torch.Generator().manual_seed(seed)
     losses = [0.0] * config.pretrain_epochs
     order = [
         (epoch, index)
         for epoch in range(config.pretrain_epochs)
-        for index in torch.randperm(len(samples), generator=generator).split(config.pretrain_batch)
+        for index in torch.randperm(len(samples), generator=generator).split(PRETRAIN_BATCH)
     ]
     model.train()
     for epoch, index in track(order, steps, "pretrain the small model"):

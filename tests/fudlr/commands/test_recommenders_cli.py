@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 TINY = [
     "data.k=5", "data.window=4", "data.max_train_per_user=2", "data.candidates=8",
     "model.hidden=16", "model.heads=2", "model.kv_heads=1", "model.intermediate=24",
-    "model.pretrain_epochs=1", "model.vocabulary=400", "lora.rank=2",
+    "model.pretrain_epochs=1", "lora.rank=2",
     "train.epochs=2", "train.batch=64",
     "debias.batch=64", "debias.damping=0.1", "debias.lambda_acc=0",
 ]  # fmt: skip
@@ -30,7 +30,7 @@ FURTHER = {
     ("titles", "parquet"): ["train.checkpointing=true"],
     ("grounded", "jsonl"): ["train.through=engine"],
     ("yes_no", "csv"): ["model.dtype=bfloat16"],
-    ("item_tokens", "dat"): ["data.split=time", "data.time_share=0.7", "data.candidates=null"],
+    ("item_tokens", "dat"): ["data.split=time", "data.candidates=null"],
 }
 """What else has to work from the command line, each with one of the cases."""
 

@@ -5,6 +5,8 @@ import json
 import forms
 import pytest
 from fudlr import cli
+from fudlr.common.errors import FudlrError
+from fudlr.config import DataConfig
 from fudlr.data import check_data, count_groups, read_data, synthetic, user_groups
 from fudlr.run import load_run
 from typer.testing import CliRunner
@@ -33,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_counts(folder):
-    check = check_data(lambda: read_data(folder))
+    check = check_data(lambda: read_data(folder), DataConfig(k=3))
     assert (check.users, check.items, check.interactions) == (3, 8, 10)
     assert check.time == (0, 7)
     assert check.ties == 2
@@ -50,12 +52,14 @@ def test_counts(folder):
     assert (groups["users.gender"].unknown, groups["users.gender"].small) == (1, 2)
     assert groups["items.genres"].sizes == {"War": 7, "Drama": 2}
     assert groups["items.genres"].unknown == 1
-    assert len(check.warnings) == 4
+    assert check.trained == 0.1
+    assert len(check.warnings) == 5
+    assert "data.user_group) are left out: by 'gender', 0 of 2 groups" in check.warnings[-2]
     assert check.problems == []
 
 
 def test_the_table_shows_the_figures_and_takes_no_text_for_markup(folder):
-    result = runner.invoke(cli.app, ["data", "check", str(folder)])
+    result = runner.invoke(cli.app, ["data", "check", str(folder), "--set", "data.k=3"])
     assert result.exit_code == 0
     words = " ".join(result.stdout.split())
     for part in ("ties in time 2", "repeats dropped 1", "title twins 2", "[/red] 1", "\\[b] 1"):
@@ -101,7 +105,7 @@ def test_a_table_with_its_own_names_trains_from_the_command_line(tmp_path):
     users.rename({"user_id": "who"}).write_parquet(folder / "users.parquet")
     items.write_parquet(folder / "items.parquet")
     settings = ["train.epochs=1", "model.pretrain_epochs=1", "model.hidden=16", "model.layers=1"]
-    settings += ["data.columns.user=who", "data.columns.time=when"]
+    settings += ["data.columns.user=who", "data.columns.time=when", "data.k=3"]
     options = [part for setting in settings for part in ("--set", setting)]
     out = tmp_path / "run"
     result = runner.invoke(cli.app, ["train", "--data", str(folder), "--out", str(out), *options])
@@ -110,3 +114,28 @@ def test_a_table_with_its_own_names_trains_from_the_command_line(tmp_path):
     assert run.config.data.columns == {"user": "who", "time": "when"}
     assert len(run.interactions) == len(forms.EVENTS)
     assert "gender" in run.interactions.users.columns
+
+
+def test_what_evaluate_would_refuse_is_a_problem(folder):
+    """Of 8 items, ann's test prompt has 3 left; and what is asked for must be there."""
+    args = ["data", "check", str(folder)]
+    for setting, code, said in (
+        ("data.k=4", 1, "1 of 1 users have fewer than 4 of the 8 items left unseen"),
+        ("data.candidates=5", 1, "fewer than 10"),
+        ("data.user_group=mood", 0, "metrics that need groups (data.user_group) are left out"),
+        ("data.user_group=sex", 2, "no such column"),
+        ("data.item_group=genres", 0, "train samples 1"),
+    ):
+        more = [] if "=4" in setting or "candidates" in setting else ["--set", "data.k=3"]
+        result = runner.invoke(cli.app, [*args, "--set", setting, *more])
+        words = " ".join(f"{result.stdout} {result.exception}".split())
+        error = result.exception
+        found = cli.exit_code(error) if isinstance(error, FudlrError) else result.exit_code
+        assert (found, said in words) == (code, True), (setting, words)
+
+
+def test_train_samples_and_prompt_users_are_those_that_will_be_there(tmp_path):
+    out = tmp_path / "config.yaml"
+    out.write_text("data: {train_samples: 50, prompt_users: 7}\n")
+    result = runner.invoke(cli.app, ["data", "check", "synthetic", "--json", "--config", str(out)])
+    assert json.loads(result.stdout)["samples"] == {"train": 50, "valid": 7, "test": 7}

@@ -174,7 +174,7 @@ def check(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a warning is part of the answer, never on the side
         warnings.simplefilter("always", DataWarning)
-        result = runner.invoke(cli.app, ["data", "check", str(path), "--json"])
+        result = runner.invoke(cli.app, ["data", "check", str(path), "--json", "--set", "data.k=2"])
     error = result.exception
     if error is None or isinstance(error, SystemExit):
         return result.exit_code, result.stdout
@@ -249,5 +249,5 @@ def test_the_command_itself_prints_words(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "line 1 is not" in done.stderr
+    assert "line 3 holds zero bytes" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fudlr.common.errors import DataError, UsageError
-from fudlr.config import RunConfig, merge
+from fudlr.config import DataConfig, RunConfig, merge
 from fudlr.data import (
     DataWarning,
     Interactions,
@@ -147,9 +147,9 @@ def test_time_split_by_hand():
     assert split.popularity.tolist() == [1] * 10 + [0] * 10
     assert split.left_out == 2
     assert data.time[split.train.ids].max() < data.time[split.valid.ids].min()
-    chosen = merge(RunConfig(), {"data.split": "time", "data.time_share": 0.5}).data
-    with pytest.warns(DataWarning):
-        assert split_as(chosen, data).valid.ids.tolist() == [11, 14, 18]
+    late = users_at([*range(20), 30, 31], [*range(40, 44)])  # 80% lie before time 40
+    chosen = merge(RunConfig(), {"data.split": "time"}).data
+    assert split_as(chosen, late).valid.ids.tolist() == [20, 24]
 
 
 def test_time_split_that_leaves_a_part_empty_is_refused():
@@ -193,14 +193,33 @@ def test_holding_out_nobody_or_all_is_refused(share):
 
 def test_a_draw_keeps_users_together_and_popularity_whole():
     whole = leave_last_out(synthetic(40, 60, 2))
-    split = drawn(whole, 30, 12, seed=3)
+    split = drawn(whole, DataConfig(train_samples=30, prompt_users=12))
     assert len(split.train) == 30
     assert set(split.train.ids) < set(whole.train.ids)
     assert split.valid.user.tolist() == split.test.user.tolist()
     assert len(set(split.valid.user)) == 12
     assert (split.popularity == whole.popularity).all()
-    assert drawn(whole, 30, 12, seed=3).train.ids.tolist() == split.train.ids.tolist()
-    assert drawn(whole, 30, 12, seed=4).train.ids.tolist() != split.train.ids.tolist()
-    every = drawn(whole, None, 10**6, seed=3)
+    other = drawn(whole, DataConfig(prompt_users=12))
+    assert other.test.ids.tolist() == split.test.ids.tolist(), "prompts hang on nothing else"
+    every = drawn(whole, DataConfig(prompt_users=10**6))
     assert every.train.ids.tolist() == whole.train.ids.tolist()
     assert every.test.ids.tolist() == whole.test.ids.tolist()
+
+
+def test_users_who_have_seen_nearly_everything_have_no_prompts():
+    """Of 12 items, the first user is left 2 before the test target, the second 7."""
+    events = [(0, item) for item in range(11)] + [(1, item) for item in range(6)]
+    events += [(2, item) for item in range(6, 12)]
+    user, item = (np.array(column) for column in zip(*events, strict=True))
+    data = Interactions(
+        user, item, np.arange(len(user)), pl.DataFrame({"user_id": list("abc")}),
+        pl.DataFrame({"item_id": [str(i) for i in range(12)]}),
+    )  # fmt: skip
+    split = leave_last_out(data)
+    with pytest.warns(DataWarning, match="1 of 3 users have fewer than 3 of the 12 items"):
+        some = drawn(split, DataConfig(k=3))
+    assert some.valid.user.tolist() == some.test.user.tolist() == [1, 2]
+    assert some.train.ids.tolist() == split.train.ids.tolist()
+    assert drawn(split, DataConfig(k=2)).test.user.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="3 of 3 users have fewer than 8"):
+        drawn(split, DataConfig(k=3, candidates=8))

@@ -4,7 +4,7 @@ import torch
 from fudlr import lora
 from fudlr.config import LoraSettings, RunConfig, merge
 from fudlr.data import leave_last_out, synthetic
-from fudlr.recommenders import RECOMMENDERS, load_template
+from fudlr.recommenders import RECOMMENDERS, Prompted, load_template
 from fudlr.train.small_text import train_tokenizer
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -28,6 +28,7 @@ from transformers import (
 KINDS = sorted(RECOMMENDERS)
 PROMPTED = [kind for kind in KINDS if RECOMMENDERS[kind].prompted]
 ITEMS = 24
+Prompted.nodes = 16  # so that trees are walked in several parts
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
@@ -57,7 +58,6 @@ def config(kind, **changes):
             "recommender.kind": kind,
             "data.window": 5,
             "data.k": 5,
-            "recommender.nodes": 16,
             **changes,
         },
     )

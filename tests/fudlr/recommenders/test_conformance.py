@@ -235,8 +235,8 @@ def test_candidates_may_be_named(kind, data, tmp_path):
     (tmp_path / "wide.json").write_text(json.dumps(rows))
     whole, _ = recommender(kind, data).evaluate(samples)
     for file in ("long.csv", "wide.json"):
-        options = config(kind, **{"data.candidate_lists": str(tmp_path / file), "data.k": 1})
-        some = recommender(kind, data, **{"data.candidate_lists": str(tmp_path / file)})
+        options = config(kind, **{"data.candidates": str(tmp_path / file), "data.k": 1})
+        some = recommender(kind, data, **{"data.candidates": str(tmp_path / file)})
         scores, _ = some.evaluate(samples)
         side = make_prompts(data, samples, options.data).side
         for i, (user, target) in enumerate(zip(samples.user, samples.target, strict=True)):
