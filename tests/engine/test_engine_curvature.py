@@ -8,6 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fudlr_ext import Engine, EngineError, label_logits, label_loss
 
+pytestmark = pytest.mark.numerics
+
 FACE = (label_logits, label_loss)
 
 

@@ -10,6 +10,8 @@ from opacus import GradSampleModule
 from fudlr_ext import Engine, label_logits, label_loss, label_targets
 from fudlr_ext.reducers import Dots, Rows
 
+pytestmark = pytest.mark.numerics
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 FACE = (label_logits, label_loss)
 

@@ -6,6 +6,8 @@ import torch
 from fudlr_ext import _C, ops
 from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
 
+pytestmark = pytest.mark.numerics
+
 MIXED = Shape((3, 0, 1, 20, 7, 5, 9), 8, 50)
 PACKED = [case for case in OP_CASES if case.packed]
 EVERY = [(case, dtype) for case in OP_CASES for dtype in case.dtypes]

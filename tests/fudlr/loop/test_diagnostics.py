@@ -23,6 +23,8 @@ from fudlr.pipeline import request
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.numerics
+
 QUICK = {"curve": (), "heldout": False}
 
 

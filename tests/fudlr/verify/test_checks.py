@@ -10,6 +10,8 @@ from fudlr import load_run, verify_result, write_result
 from fudlr.verify import Checks, retraining
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def folder(run_folder, tmp_path_factory):
