@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format bench bench-gpu emu-full llm wheel clean
+.PHONY: demo test lint format docs bench bench-gpu emu-full llm wheel clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -37,6 +37,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# The options page, from the configuration's own docstrings.
+docs: $(VENV)/.installed
+	$(BIN)/python -m fudlr.config > docs/options.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py
