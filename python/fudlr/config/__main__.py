@@ -23,7 +23,7 @@ def page() -> str:
     """The whole page."""
     sections: dict[str, list[str]] = {}
     for dotted, about in describe_fields().items():
-        section, _, name = dotted.rpartition(".")
+        section = dotted.rpartition(".")[0]
         if section:
             late = {dotted, section} & set(AFTER_TRAINING)
             cells = (f"`{dotted}`{'*' if late else ''}", about["allowed"],
