@@ -32,9 +32,9 @@ def page() -> str:
             sections.setdefault(section, []).append(row)
     parts = [HEAD]
     for section, rows in sections.items():
-        about = inspect.getdoc(RunConfig.model_fields[section].annotation) or ""
+        summary = inspect.getdoc(RunConfig.model_fields[section].annotation) or ""
         table = ["| option | values | default | |", "|---|---|---|---|", *rows]
-        parts.append(f"## {section}\n\n{about}\n\n" + "\n".join(table) + "\n")
+        parts.append(f"## {section}\n\n{summary}\n\n" + "\n".join(table) + "\n")
     return "\n".join(parts)
 
 
