@@ -17,7 +17,7 @@ from torch import Tensor
 from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig
 from fudlr.debias.heldout import heldout as heldout_users
-from fudlr.debias.summary import cost, summarise, worse
+from fudlr.debias.summary import cost, summarise
 from fudlr.diagnostics import (
     AFTER,
     BEFORE,
@@ -38,6 +38,8 @@ from fudlr.run import Run
 
 CURVE = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 """Budgets of the trade-off curve."""
+CURVE_USERS = 1000
+"""Users, at random, that a point of the curve is measured on where there are more."""
 
 
 @dataclass
@@ -117,7 +119,7 @@ def debias(
         diagnosed += look(AFTER, facts)
         points = []
         if not (keeps(diagnosed) and not config.force):
-            points = _curve(solved, found.scored, curve)
+            points = _curve(solved, found.scored, curve, before)
             if heldout:
                 summary["heldout"] = heldout_users(solved, before)
         run.engine.load(found.update.theta)
@@ -126,7 +128,6 @@ def debias(
         *solved.evidence.warnings,
         *found.warnings,
         *warnings(diagnosed, forced=config.force),
-        *worse(summary),
     ]
     summary["diagnostics"] = plain(diagnosed)
     summary["seconds"] = clock.seconds
@@ -184,22 +185,40 @@ def _start_loss(plan: Plan) -> float:
     return float(losses.mean())
 
 
-def _curve(solved: Solved, scored: Scored, budgets: Sequence[float]) -> list[dict[str, Any]]:
-    """Figures of the updated adapter at each budget; `measured` is for real retraining."""
+def _curve(
+    solved: Solved, scored: Scored, budgets: Sequence[float], before: Measured
+) -> list[dict[str, Any]]:
+    """Figures of the updated adapter at each budget; `measured` is for real retraining.
+
+    Of more users than `CURVE_USERS` some are asked, the same at each budget: what a budget changes
+    for them is added to everybody's figures, since what users differ by is more than that.
+    """
     points: list[dict[str, Any]] = []
     plan = solved.plan
     if not budgets:
         return points
+    run, batch, valid, test, here = plan.run, plan.config.batch, plan.valid, plan.test, before
     with plan.clock.stage("trade-off curve"):
+        if len(test.samples) > CURVE_USERS:
+            generator = torch.Generator().manual_seed(plan.config.seed)
+            some = torch.randperm(len(test.samples), generator=generator)[:CURVE_USERS].numpy()
+            valid, test = valid.take(some), test.take(some)
+            run.engine.load(run.theta)
+            here = measure(run.recommender, valid, test, batch)
         for budget in track(budgets, description="trade-off curve"):
             found = solved.answer(scored, threshold_mask(scored.score, budget))
-            plan.run.engine.load(found.update.theta)
-            figures = measure(plan.run.recommender, plan.valid, plan.test, plan.config.batch)
+            run.engine.load(found.update.theta)
+            figures = measure(run.recommender, valid, test, batch).metrics
             points.append(
                 {
                     "budget": budget,
                     "removed": int(found.mask.sum()),
-                    "predicted": figures.metrics,
+                    "users": len(test.samples),
+                    "predicted": {
+                        name: before.metrics[name] + value - here.metrics[name]
+                        for name, value in figures.items()
+                        if name in here.metrics
+                    },
                     "measured": None,
                 }
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fudlr.config import to_plain
-from fudlr.evaluation import Measured
+from fudlr.evaluation import Measured, most_popular
 from fudlr.metrics import METRICS, bootstrap, permutation_null
 from fudlr.metrics.pairwise import DIRECTIONS
 from fudlr.pipeline.request import Answer, Solved
@@ -51,6 +51,7 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
             name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
             for name, n in null.items()
         },
+        "most_popular": most_popular(side),
         "directions": directions(before.metrics, side.k),
         "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
         "update": {"rule": plan.update, **found.update.details},
@@ -89,20 +90,3 @@ def directions(figures: dict[str, float], k: int) -> dict[str, str]:
         word = "lower" if metric.lower_is_better else "higher"
         better[metric.soft_key] = better[metric.hard_key(k)] = word
     return {name: better[name] for name in figures if name in better}
-
-
-def worse(summary: dict[str, Any]) -> list[str]:
-    """A sentence with what got significantly worse: the 95% interval of its change excludes 0."""
-    found = []
-    for name, (low, high) in summary["intervals"]["change"].items():
-        better, first = summary["directions"].get(name), summary["before"].get(name)
-        bad = low > 0 if better == "lower" else high < 0 if better == "higher" else False
-        if bad and first:
-            found.append(f"{name} {(summary['after'][name] - first) / abs(first):+.1%}")
-    if not found:
-        return []
-    return [
-        "Significantly worse than before, on the test prompts: "
-        + ", ".join(found)
-        + ". Name what matters in the objective, or raise lambda_acc where it is accuracy."
-    ]

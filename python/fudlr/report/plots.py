@@ -61,6 +61,9 @@ def _tradeoff(data: ReportData, metric: str) -> Plot | None:
         name = "tradeoff-" + re.sub(r"[^a-z0-9]+", "-", metric.lower())
         svg = to_svg(drawing, name, f"Trade-off over budgets: {words}")
     caption = "Each point is a budget: the largest share of training samples that may go."
+    users = max((int(point.get("users") or 0) for point in data.curve), default=0)
+    if users:
+        caption += f" Changes are those of {users:,} users."
     return Plot(f"{label(metric)} against {label(accuracy)}, by budget", svg, caption)
 
 

@@ -12,7 +12,6 @@ import torch
 from fudlr import load_run, write_result
 from fudlr.cli import app
 from fudlr.common.errors import RefusedError
-from fudlr.debias.summary import worse
 from fudlr.diagnostics import DIAGNOSTICS, Facts, Severity, look
 from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
@@ -202,22 +201,6 @@ def test_the_ranking_looks_at_its_interval(run):
         finding = DIAGNOSTICS["ranking"](facts)
         assert finding.severity == severity
         assert "empirical_fisher" not in finding.advice  # it is in use
-
-
-def test_what_got_significantly_worse_is_said():
-    summary = {
-        "before": {"arp": 2.0, "gap": 0.1, "hr@5": 0.5, "odd": 1.0},
-        "after": {"arp": 1.5, "gap": 0.2, "hr@5": 0.4, "odd": 2.0},
-        "directions": {"arp": "lower", "gap": "lower", "hr@5": "higher"},
-        "intervals": {"change": {
-            "arp": [-0.6, -0.4], "gap": [0.05, 0.15], "hr@5": [-0.2, 0.01], "odd": [0.5, 1.5],
-        }},
-    }  # fmt: skip
-    (said,) = worse(summary)
-    assert "gap +100.0%" in said
-    assert not any(name in said for name in ("arp", "hr@5", "odd"))
-    summary["intervals"]["change"]["gap"] = [-0.01, 0.15]
-    assert worse(summary) == []
 
 
 class Overconfident(Identity):
