@@ -49,6 +49,8 @@ def grouped_record(grouped: Grouped) -> dict[str, Any]:
             for number, one in enumerate(grouped.found)
         ],
         "warnings": grouped.warnings,
+        "rows": grouped.rows,
+        "diagnostics": grouped.diagnostics,
         "seconds": grouped.seconds,
         "config": to_plain(grouped.run.config.model_copy(update={"debias": grouped.config})),
     }

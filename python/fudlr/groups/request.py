@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.progress import track
 from fudlr.config import DebiasConfig
-from fudlr.diagnostics import BEFORE, Facts, look, warnings
+from fudlr.diagnostics import BEFORE, MASK, Facts, look, plain, warnings
 from fudlr.evaluation import Prompts
 from fudlr.gradients.metric import MetricGradients, metric_gradients
 from fudlr.gradients.store import Space
@@ -30,7 +31,7 @@ from fudlr.metrics import Objective, bootstrap, evaluate
 from fudlr.metrics.resample import Interval
 from fudlr.metrics.within import Within
 from fudlr.pipeline.plan import Plan, collected_warnings, prepare
-from fudlr.pipeline.request import Answer, Gradients, Scored, solve
+from fudlr.pipeline.request import Answer, Gradients, Scored, choose_mask, solve
 from fudlr.run import Run
 
 EVERYONE = "everyone"
@@ -75,6 +76,10 @@ class Grouped:
     config: DebiasConfig
     objective: Objective
     found: list[One]
+    rows: str
+    """Where gradients came from, as `Evidence.source`."""
+    diagnostics: list[dict[str, Any]]
+    """Of everyone's request before the scores, and of every mask."""
     warnings: list[str]
     seconds: dict[str, float]
 
@@ -120,10 +125,12 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
 
         solved = solve(plan, lambda: _gradients(plan, chosen), check)
         with plan.clock.stage("updates"):
-            answers = {
-                name: solved.answer(solved.scored(objective=objective))
-                for name, objective in chosen.asked.items()
-            }
+            answers = {}
+            for name, objective in chosen.asked.items():
+                scored = solved.scored(objective=objective)
+                mask = choose_mask(scored.score, config)
+                diagnosed += look(MASK, Facts(plan, mask=mask))
+                answers[name] = solved.answer(scored, mask)
         with plan.clock.stage("evaluate"):
             thetas = {"": run.theta, **{n: a.update.theta for n, a in answers.items()}}
             scores, losses = _evaluate(plan, thetas)
@@ -137,7 +144,14 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
         *_costly(losses, config.max_loss_rise),
     ]
     return Grouped(
-        run, config, plan.objective, found, list(dict.fromkeys(warned)), plan.clock.seconds
+        run=run,
+        config=config,
+        objective=plan.objective,
+        found=found,
+        rows=solved.evidence.source,
+        diagnostics=plain(diagnosed),
+        warnings=list(dict.fromkeys(warned)),
+        seconds=plan.clock.seconds,
     )
 
 
