@@ -17,6 +17,39 @@ from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient, metric_gradi
 WEIGHTS = (1.0, 4.0)
 RATES = (1e-3, 3e-3)
 STEPS = (2, 4, 6, 8)
+GradientsAt = Callable[[Tensor], Mapping[str, MetricGradient]]
+
+
+def metric_steps(
+    theta: Tensor,
+    gradients_at: GradientsAt,
+    coefficients: Callable[[Mapping[str, MetricGradient]], Mapping[str, float]],
+    weight: float,
+    rate: float,
+) -> Iterator[Tensor]:
+    """θ [d] after each step, without end.
+
+    Args:
+        theta: θ*.
+        gradients_at: Gradients of the metrics, and of the validation loss, at θ.
+        coefficients: From the gradients at θ* to each metric's factor.
+        weight: w.
+        rate: Adam's learning rate.
+    """
+    moving = theta.clone().requires_grad_()
+    optimiser = torch.optim.Adam([moving], lr=rate)
+    factors: dict[str, float] = {}
+    while True:
+        gradients = gradients_at(moving.detach())
+        if not factors:  # at θ*
+            factors = dict(coefficients(gradients))
+            if weight > 0:
+                factors[VALIDATION_LOSS] = weight / gradients[VALIDATION_LOSS].value
+        moving.grad = torch.stack(
+            [factor * gradients[name].gradient for name, factor in factors.items()]
+        ).sum(0)
+        optimiser.step()
+        yield moving.detach().clone()
 
 
 def _points(setting: Setting) -> list[Point]:
