@@ -27,7 +27,7 @@ from fudlr.run import train_run
 
 RESULT = Path(__file__).parent / "results" / "wait.json"
 USERS, ITEMS, BAR = 6040, 3416, 2.0
-OPTIONS = {"train.epochs": 2, "model.pretrain_epochs": 1}
+OPTIONS = {"train.epochs": 1, "train.through": "engine", "model.pretrain_epochs": 1}
 
 
 def write_data(folder: Path) -> Path:
