@@ -2,8 +2,8 @@
 
 A tiny causal language model with a LoRA adapter learns to say the next item of a history; in half
 of the samples a shop window made it one of five hits instead. Two callbacks are all that is added:
-one records the last epoch's gradients, the other takes out of the adapter, at the training's end,
-what pushes the hits. Samples come from Hugging Face `datasets` and go back there with weights.
+one records the training, the other takes out of the adapter, at its end, what pushes the hits, by
+the unrolled update. Samples come from Hugging Face `datasets` and go back there with weights.
 
 python examples/trainer_run.py OUT [SAMPLES]
 
@@ -18,12 +18,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset, load_from_disk
 from fudlr.config import RecordConfig
-from fudlr.gradients.store import Numbered, RecorderCallback, Store, StoredRows, sketch_space
-from fudlr.influence.curvature import EmpiricalFisher
+from fudlr.gradients.store import Numbered, RecorderCallback, Store
 from fudlr.influence.mask import threshold_mask
-from fudlr.influence.scores import influence
-from fudlr.influence.solvers import make_solver
-from fudlr.influence.update import removal_update
+from fudlr.influence.unroll import Unrolled
 from peft import LoraConfig, get_peft_model
 from transformers import (
     LlamaConfig,
@@ -37,7 +34,7 @@ from transformers import (
 from fudlr_ext import Engine
 
 ITEMS, HITS, LENGTH = 40, 5, 5
-DAMPING, BUDGET = 0.1, 0.1
+BUDGET = 0.1
 
 
 def make_samples(n: int, seed: int) -> Dataset:
@@ -83,16 +80,14 @@ class DebiasAtTheEnd(TrainerCallback):
     def on_train_end(self, args, state, control, model, **now):
         model.eval()
         engine, store = Engine(model), Store.open(self.store)
-        space = sketch_space(StoredRows(store), store.projection())
+        unrolled = Unrolled.of(store, engine.shapes)
         metric = hits(model, self.histories)
         # A Trainer leaves the last step's gradients behind; these are the metric's own.
         found = torch.autograd.grad(metric, engine.parameters())
-        gradient = space.project(torch.cat([g.flatten() for g in found])[None])[0]
-        solve = make_solver(EmpiricalFisher(space.rows), DAMPING)
-        scores = influence(space.rows, {"hits": gradient}, solve).of("hits")
+        gradient = torch.cat([g.flatten() for g in found])
+        scores = unrolled.influence(gradient[None])[:, 0]
         self.removed = threshold_mask(scores, BUDGET).remove
-        update = removal_update(engine.theta(), space.rows, self.removed, solve, lift=space.lift)
-        engine.load(update.theta)
+        engine.load(unrolled.update(self.removed.float()))
         self.figures = {"trained": metric.item(), "debiased": hits(model, self.histories).item()}
 
 

@@ -154,7 +154,7 @@ EXPERIMENT = Experiment(
         "model.heads": 2,
         "model.kv_heads": 2,
         "model.pretrain_epochs": 15,
-        "record.ride": False,
+        "record.epochs": "none",
         "train.epochs": 12,
         "debias.objective": "250*arp + hellinger",
         "debias.lambda_acc": 0.0,

@@ -30,8 +30,9 @@ from fudlr import load_run
 from fudlr.common.progress import StageClock, track
 from fudlr.data import leave_last_out
 from fudlr.evaluation import make_prompts
+from fudlr.gradients import Space
 from fudlr.gradients.metric import metric_gradients
-from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, fingerprint, sketch_space
+from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, digest
 from fudlr.influence.update import removal_update
 from fudlr.metrics import Objective
 from fudlr.pipeline.evidence import sketch_solver
@@ -56,8 +57,8 @@ GROWTH = 0.02
 """Largest slope of log share over log size that counts as none: 5% for ten times the data."""
 PROMPTS = 200
 """Users whose prompts give the metrics' gradients, whatever the size: as `data.prompt_users`."""
-PART, SHARD_ROWS = 10**6, 10**5
-"""Interactions recorded under one writer's name, and rows of a shard."""
+SHARD_BYTES = 2**27
+"""Of a shard of the store."""
 SLICES = 5
 
 
@@ -129,7 +130,7 @@ def _loaded(folder: Path) -> Run:
 def _binding(run: Run, stream: Stream, size: int) -> Binding:
     """What rows of the first `size` interactions of the stream are made from."""
     facts = (stream.seed, stream.n_items, stream.block_users, size)
-    return replace(run.binding, data=fingerprint(*facts), order=fingerprint("as they come"))
+    return replace(run.binding, data=digest(*facts), order=digest("as they come"))
 
 
 def _split(block):
@@ -140,35 +141,26 @@ def _split(block):
 def record(folder: Path, stream: Stream, size: int, work: Path):
     """Record the training samples of the first `size` interactions into a store in `work`."""
     run = _loaded(folder)
-    projection = run.store().projection()  # the run was trained with record.ride
+    projection = run.store().projection()  # the run was trained with recording
     clock = StageClock(announce=False)
-    config, bound = run.config.record, _binding(run, stream, size)
+    bound = _binding(run, stream, size)
     popularity = np.zeros(stream.n_items, dtype=np.int64)
-    samples, writer = 0, None
-    for number in track(range(size // stream.block_size), description=f"record {size}"):
-        with clock.stage("draw"):
-            block = stream.block(number)
+    samples, course = 0, digest(vars(bound))
+    with StoreWriter(
+        work / "store", course, run.engine.d, run.config.record.dtype, shard_bytes=SHARD_BYTES
+    ) as writer:
+        writer.use(projection)
+        for number in track(range(size // stream.block_size), description=f"record {size}"):
+            with clock.stage("draw"):
+                block = stream.block(number)
+            with clock.stage("record"):
+                split = _split(block)
+                ids = torch.from_numpy(split.train.ids) + number * stream.block_size
+                append_samples(run, split.train, writer, ids=ids)
+                popularity += split.popularity
+                samples += len(split.train)
         with clock.stage("record"):
-            if number * stream.block_size % PART == 0:
-                if writer is not None:
-                    writer.close()
-                writer = StoreWriter(
-                    work / "store",
-                    bound,
-                    projection.dim,
-                    config.dtype,
-                    writer=f"{number:08d}",
-                    shard_rows=max(SHARD_ROWS, config.batch),
-                    projection=projection,
-                    facts=run.engine.d,
-                )
-            split = _split(block)
-            ids = torch.from_numpy(split.train.ids) + number * stream.block_size
-            append_samples(run, split.train, ids, writer, config)
-            popularity += split.popularity
-            samples += len(split.train)
-    with clock.stage("record"):
-        writer.close()
+            writer.finish(bound)
     np.save(work / "popularity.npy", popularity)
     return {"samples": samples, "cpu_seconds": clock.cpu_seconds, "peak_bytes": peak_bytes()}
 
@@ -185,7 +177,7 @@ def request(folder: Path, stream: Stream, size: int, work: Path):
         prompts = make_prompts(split, split.valid, run.config.data)
     with clock.stage("open the store"):
         store = Store.open(work / "store", _binding(run, stream, size))
-        space = sketch_space(StoredRows(store), store.projection())
+        space = Space(StoredRows(store), store.n, store.projection())
     with clock.stage("metric gradients"):
         metrics = [term.metric for term in objective.terms]
         gradients = metric_gradients(
@@ -315,10 +307,9 @@ EXPERIMENT = Experiment(
         "lora.rank": 2,
         "lora.targets": ("q_proj", "v_proj", "o_proj", "down_proj"),
         "train.batch": 1024,
-        "record.ride": True,
+        "record.required": True,
+        "record.epochs": "last",
         "record.dims": 4,
-        "record.batch": 1024,
-        "record.audit": 0,
         "debias.damping": 0.03,
         "debias.lambda_acc": 1.0,
     },

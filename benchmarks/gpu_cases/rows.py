@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from fudlr.gradients.store.encoding import SCALE_BLOCK
+from fudlr.gradients.store.shards import SCALE_BLOCK
 from torch import Tensor
 
 from fudlr_ext import ops

@@ -23,7 +23,7 @@ def info(store: StoreFolder) -> None:
 
 @app.command()
 def verify(store: StoreFolder) -> None:
-    """Compare every row, the projection and the facts with their checksums."""
+    """Compare every row and projection with their checksums."""
     from fudlr.gradients.store.commands import store_verify
 
     store_verify(store)
@@ -38,7 +38,7 @@ def merge(
         bool, typer.Option(help="Also where their data differ: samples that came later.")
     ] = False,
 ) -> None:
-    """Copy the rows of several stores into a new one."""
+    """Copy the last epochs' rows of several stores into a new one, for the closed form."""
     from fudlr.gradients.store.commands import store_merge
 
     store_merge(stores, out, combine_data=combine_data)

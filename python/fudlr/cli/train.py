@@ -24,7 +24,7 @@ def train(
     record: Annotated[
         bool | None,
         typer.Option(
-            help="Record the last epoch's gradients into the run's store, or refuse to train; "
+            help="Record the training's gradients into the run's store, or refuse to train; "
             "without either option, record where the training allows it."
         ),
     ] = None,
@@ -39,8 +39,12 @@ def train(
     from fudlr.run import train_run
 
     set_threads(threads)
-    options = configure(
-        config, settings, seed, {"data.source": data, "model.base": base, "record.ride": record}
-    )
+    asked = {
+        "data.source": data,
+        "model.base": base,
+        "record.required": record or None,
+        "record.epochs": "none" if record is False else None,
+    }
+    options = configure(config, settings, seed, asked)
     train_run(options, out, overwrite=overwrite)
     say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
 
 Source = Sequence[Any] | Callable[[], Iterable[Any]]
@@ -26,6 +27,7 @@ class Batches:
     def __init__(self, source: Source, sizes: Sequence[int] | None = None) -> None:
         self._source = source
         self._sizes = None if sizes is None else [int(size) for size in sizes]
+        self._first: str | None = None  # digest of the first batch, as the first pass had it
 
     @classmethod
     def of(cls, source: Batches | Source) -> Batches:
@@ -48,7 +50,8 @@ class Batches:
         """Yield each batch with the slice of the samples that it holds.
 
         Raises:
-            UsageError: A pass gave fewer or more batches than there are sizes.
+            UsageError: A pass gave fewer or more batches than there are sizes, or another first
+                batch than the pass before, as a shuffled loader does.
         """
         start, sizes, seen = 0, self.sizes, 0
         for batch in self._all():
@@ -63,8 +66,22 @@ class Batches:
                 "Give a sequence, or a callable that starts a fresh iterator on each call",
             )
 
-    def _all(self) -> Iterable[Any]:
-        return self._source() if callable(self._source) else self._source
+    def _all(self) -> Iterator[Any]:
+        made = self._source() if callable(self._source) else self._source
+        for number, batch in enumerate(made):
+            if number == 0 and not isinstance(made, (list, tuple)):
+                self._check_first(batch)
+            yield batch
+
+    def _check_first(self, batch: Any) -> None:
+        found = digest(*_tensors(batch))
+        if self._first not in (None, found):
+            raise UsageError(
+                "every pass over the samples was to give the same batches",
+                "this one began with another batch than the pass before",
+                "Give the samples in a fixed order (a DataLoader with shuffle=False)",
+            )
+        self._first = found
 
 
 def batch_length(batch: Any) -> int:
@@ -77,6 +94,18 @@ def batch_length(batch: Any) -> int:
             "Hand the numbers over: Batches(source, sizes=[...])",
         )
     return tensor.shape[0]
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """All tensors in `batch`, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for name in sorted(batch, key=str):
+            yield from _tensors(batch[name])
+    elif isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _tensors(part)
 
 
 def _first_tensor(batch: Any) -> Tensor | None:

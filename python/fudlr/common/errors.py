@@ -41,3 +41,11 @@ class RefusedError(FudlrError):
 
 class NumericalError(FudlrError):
     """A computation that left the range in which its result means something."""
+
+
+class StoreError(FudlrError):
+    """A store that cannot be used as asked: damaged, mixed, foreign or incomplete."""
+
+
+class RecordingWarning(UserWarning):
+    """A training goes on, or ended well, but leaves no store or less of one than was asked."""

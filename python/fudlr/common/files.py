@@ -33,13 +33,13 @@ MARKER = ".fudlr.json"
 WRITING = ".fudlr.writing"
 """Within a folder that is not whole yet: which process writes it."""
 
-STORE_FILES = ("rows-*.safetensors", "facts-*.safetensors", "step-*.safetensors", ".writer-*.lock",
-               "manifest.json", "audit.json", "points.json", "projection.safetensors")  # fmt: skip
+STORE_FILES = ("rows-*.safetensors", "projection-*.safetensors", "training.safetensors",
+               "manifest.json", "points.json", ".lock")  # fmt: skip
 """Names in a folder of gradients."""
 
 ADDED = {
     "store": STORE_FILES,
-    "run": ("store/*", "store.recording/*", "trajectory/*"),
+    "run": ("store/*", "store.recording/*"),
     "result": ("retrainings/*.safetensors", "retrained/*"),
     "sweep": ("sweep.*", "points/*.json", "retrainings/*.safetensors"),
     "comparison": ("comparison.*", "*/*.json", "*/*.safetensors"),
@@ -284,6 +284,33 @@ def check_replaceable(folder: Path, kind: str) -> None:
     check_writable(folder.parent)
 
 
+def replace_folder(new: Path, path: Path, kind: str) -> None:
+    """Put the folder `new`, which is ours, in `path`'s place; an earlier one there is removed.
+
+    Raises:
+        UsageError: As `check_replaceable`.
+    """
+    check_replaceable(path, kind)
+    _mark(new, kind)
+    if path.exists():
+        _exchange(new, path)
+        shutil.rmtree(new)
+    else:
+        new.replace(path)
+    _sync(path.parent)
+
+
+def remove_folder(folder: Path, kind: str) -> None:
+    """Remove a folder of ours; nothing where there is none.
+
+    Raises:
+        UsageError: It is not ours, or holds something else too.
+    """
+    if folder.exists():
+        check_replaceable(folder, kind)
+        shutil.rmtree(folder)
+
+
 def claim_folder(folder: Path, kind: str) -> None:
     """Make `folder` ours, to write files into one by one; one that is ours already stays as it is.
 
@@ -346,5 +373,5 @@ def _is_ours(path: Path, folder: Path, written: frozenset[str], added: tuple[str
         return True
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in added):
         return False
-    gradients = path.parent.name in ("store", "store.recording", "trajectory")
+    gradients = path.parent.name in ("store", "store.recording")
     return not gradients or any(fnmatch.fnmatchcase(path.name, each) for each in STORE_FILES)

@@ -177,48 +177,28 @@ class TrainConfig(Record):
 
 
 class RecordConfig(Record):
-    """The store of sketched per-sample gradients: when it is recorded, and how much is kept."""
+    """The store of sketched per-sample gradients: what is recorded, and how much is kept."""
 
-    ride: bool | None = None
-    """Record while an epoch trains: null where it can be, with a warning where it cannot; true to
-    refuse the training then; false for never: `fudlr record` makes the store in a pass after."""
-    epoch: Count | None = None
-    """The epoch that is recorded, from 1; the last one where absent."""
-    projection: Literal["principal", "orthonormal", "gaussian", "countsketch"] = "principal"
-    """How a LoRA matrix's wide side is shortened; see docs/store.md."""
-    energy: Share | None = 0.9
+    epochs: Literal["all", "last", "none"] = "all"
+    """While the adapter trains: all steps, for the unrolled update; the last epoch alone, for the
+    closed form; or nothing (`fudlr record` takes a pass after it, for the closed form)."""
+    required: bool = False
+    """Refuse a training that cannot be recorded, rather than warn and train without."""
+    projection: Literal["principal", "random"] = "principal"
+    """Directions that LoRA matrices' wide sides are projected on; see docs/store.md."""
+    energy: Share = 0.9
     """Share of each matrix's gradient energy to keep, by the fewest principal directions."""
     dims: Count | None = None
-    """As many directions of every matrix's wide side, in place of `energy`."""
-    cap: Count | None = None
-    """Largest number of values a row; with `energy`, the share falls until it is met. Without it,
-    with `energy`, as many as make a row a tenth of the float32 gradient's bytes."""
-    matrices: Literal["B", "both"] = "B"
-    """Which LoRA matrices are kept."""
+    """As many directions of every matrix, in place of `energy`."""
     fit_samples: Count = 256
     """Samples from whose gradients the principal directions are chosen, at least."""
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
-    trajectory: Literal["float32", "bfloat16"] | None = None
-    """Keep every batch's whole per-sample gradients in this type while the engine trains, n · d
-    numbers an epoch, for `debias.update` replay; no store is recorded meanwhile."""
-    audit: Annotated[int, Field(ge=0)] = 64
-    """Samples recorded again at the end, in full, to measure what the rows lost; 0 for none."""
-    batch: Count = 256
-    """Samples a batch of a scoring pass."""
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.dims is None and self.energy is None:
-            raise ValueError("one of dims and energy should be set")
         if self.dims is None and self.projection != "principal":
-            raise ValueError(f"dims should be set with {self.projection} directions")
-        return self
-
-    @model_validator(mode="after")
-    def _one_recording(self) -> Self:
-        if self.ride and self.trajectory:
-            raise ValueError("ride should not be true with trajectory, which rides itself")
+            raise ValueError("dims should be set with random directions")
         return self
 
 
@@ -244,7 +224,7 @@ class DebiasConfig(Record):
     """The threshold rule, which is the mask objective's optimum, or gradient descent on it."""
     update: Literal["auto", "closed_form", "unrolled"] = "auto"
     """One step from the optimum, or the recorded training repeated without the masked samples;
-    `auto` is unrolled where the run kept its training and nothing else asks for a closed form."""
+    `auto` is unrolled where the store has the training and nothing else asks for a closed form."""
     newton_steps: Annotated[int, Field(ge=0)] = 0
     """Newton steps after the closed form; each is a pass over the samples and a solve."""
     curvature: Name = "empirical_fisher"

@@ -54,7 +54,7 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
         "most_popular": most_popular(side),
         "directions": directions(before.metrics, side.k),
         "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
-        "update": {"rule": plan.update, **found.update.details},
+        "update": {"rule": plan.update, "why": plan.why, **found.update.details},
         "solver": {
             "damping": evidence.damping,
             "steps": found.update.solution.steps,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fudlr.evaluation import Measured
+from fudlr.gradients import Space
 from fudlr.gradients.metric import MetricGradients
-from fudlr.gradients.store import Space
 from fudlr.influence.mask import Mask
 from fudlr.influence.update import Update
 from fudlr.pipeline.plan import Plan

@@ -1,1 +1,17 @@
 """Per-sample gradients: in memory, streamed, stored; and the gradients of metrics."""
+
+from fudlr.gradients.matrix import GradientMatrix, MemoryRows, StreamedRows, record_rows
+from fudlr.gradients.principal import PrincipalAccumulator
+from fudlr.gradients.projection import Projection, random_projection
+from fudlr.gradients.space import Space
+
+__all__ = [
+    "GradientMatrix",
+    "MemoryRows",
+    "PrincipalAccumulator",
+    "Projection",
+    "Space",
+    "StreamedRows",
+    "random_projection",
+    "record_rows",
+]

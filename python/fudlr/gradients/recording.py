@@ -1,44 +1,41 @@
-"""A run's store: what binds it to the run, and its recording on the back of the training."""
+"""A run's store: what binds it to the run, and its recording while the run trains."""
 
 from __future__ import annotations
 
-import shutil
+import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.common.errors import FudlrError, UsageError
+from fudlr.common.digest import digest
+from fudlr.common.errors import FudlrError, RecordingWarning
+from fudlr.common.files import remove_folder
 from fudlr.common.progress import StageClock, track
 from fudlr.config import RunConfig
 from fudlr.data import Samples
-from fudlr.gradients.store import (
-    Binding,
-    Recorder,
-    RecordingWarning,
-    Store,
-    fingerprint,
-    model_fingerprint,
-)
-from fudlr.gradients.store.audit import audit_rows, save_audit
-from fudlr.gradients.store.rehearsal import rehearse
+from fudlr.gradients.store import Binding, Recipe, Recorder, Store, model_fingerprint
+from fudlr.gradients.store.audit import audit_rows
+from fudlr.gradients.store.recorder import rehearse
+from fudlr.gradients.store.steps import check_room
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError
+from fudlr_ext.reducers import Reducer, Rows, Sketch
 
 CANNOT = (FudlrError, EngineError, OSError)
 """What a recording refuses a training with; a training's own errors are no business of it."""
 STORE = "store"
 """Name of the store's folder in a run's."""
-Observer = Callable[[int, np.ndarray], AbstractContextManager[Any]]
-"""What `train_adapter` enters around each batch, with the epoch and the samples' indices."""
+AUDITED = 64
+"""Samples whose gradients are taken again, in full, to measure what the rows lost."""
+SHORT = 0.05
+"""Of the share of energy that was asked for: how much may be missing without a warning."""
 
 
 def data_fingerprints(recommender: Recommender, samples: Samples, window: int) -> tuple[str, str]:
@@ -47,9 +44,9 @@ def data_fingerprints(recommender: Recommender, samples: Samples, window: int) -
     columns = {
         name: torch.from_numpy(getattr(interactions, name)) for name in ("user", "item", "time")
     }
-    data = fingerprint(columns, interactions.items["item_id"].to_list())
+    data = digest(columns, interactions.items["item_id"].to_list())
     prompts = {"kind": recommender.name, "window": window, **recommender.record()}
-    return data, fingerprint(torch.from_numpy(samples.ids), prompts)
+    return data, digest(torch.from_numpy(samples.ids), prompts)
 
 
 def bind(
@@ -61,11 +58,11 @@ def bind(
     """
     data, order = data_fingerprints(recommender, samples, window)
     model = model or model_fingerprint(recommender.model)
-    return Binding(model, fingerprint(theta), data, order)
+    return Binding(model, digest(theta), data, order)
 
 
 @contextmanager
-def ride_along(
+def recording(
     recommender: Recommender,
     engine: Engine,
     samples: Samples,
@@ -73,112 +70,150 @@ def ride_along(
     config: RunConfig,
     run: Path,
     clock: StageClock,
-) -> Iterator[Observer | None]:
-    """Yield an observer that records the epoch of `config.record`, and leave its store in the run
-    folder.
+    folder: Path | None = None,
+) -> Iterator[RunRecorder | None]:
+    """Yield what records the epochs of `config.record`, and leave its store in the run folder.
 
     None where nothing is to be recorded, or nothing can be and nobody insists. An error within
     leaves no store. Once training has begun the recording never ends it: where that fails, a
     `RecordingWarning` says so and the training goes on without it.
 
+    Args:
+        recommender, engine, samples: What is trained, at its start, on what.
+        config: Of the run.
+        run: Its folder, as it is written.
+        clock: Where the seconds of the end are noted.
+        folder: Where the recording lies meanwhile; in the run where None.
+
     Raises:
-        UsageError: There is no such epoch, or, with `record.ride` true, this training cannot be
-            recorded; before anything is trained.
+        UsageError: With `record.required`, this training cannot be recorded; before anything is
+            trained.
         EngineError: So for a reason that the engine names.
     """
-    if config.record.ride is False or config.record.trajectory:
+    if config.record.epochs == "none":
         yield None
         return
-    epoch = config.record.epoch or config.train.epochs
-    if epoch > config.train.epochs:
-        raise UsageError(
-            f"epoch {epoch} was to be recorded (record.epoch)",
-            f"the training has {config.train.epochs}",
-            "Name one of them, or leave it out for the last",
-        )
+    recorded = 1 if config.record.epochs == "last" else config.train.epochs
+    steps = math.ceil(len(samples) / config.train.batch)
     try:
         _rehearse(recommender, engine, samples, config)
+        place, rows = folder or run, len(samples) * recorded
+        check_room(place, rows, steps * recorded, engine.d, config.record)
     except CANNOT as error:
-        if config.record.ride:
+        if config.record.required:
             raise
         _warn(error)
         yield None
         return
-    data = data_fingerprints(recommender, samples, config.data.window)
-    ids = torch.from_numpy(samples.ids)
-    recorder = Recorder(engine, run / STORE, data=data, config=config.record)
-
-    riding = _Riding(recorder)
-
-    def observer(at: int, index: np.ndarray) -> AbstractContextManager[Any]:
-        if at != epoch - 1 or riding.ended:
-            return nullcontext()
-        return riding.batch(ids[index])
-
+    recorder = Recorder(
+        engine,
+        run / STORE,
+        data=data_fingerprints(recommender, samples, config.data.window),
+        config=config.record,
+        recipe=Recipe(l2=config.train.l2) if config.record.epochs == "all" else None,
+        course=digest(engine.theta(), config.train.model_dump(mode="json")),
+        folder=folder,
+    )
+    first = 0 if config.record.epochs == "all" else config.train.epochs - 1
+    found = RunRecorder(recorder, torch.from_numpy(samples.ids), first, steps)
     try:
-        yield observer
+        yield found
     except BaseException:
         recorder.close()
         raise
-    if riding.ended:
+    if found.ended:
         return
     with clock.stage("store"):
         try:
             store = recorder.finish()
         except Exception as error:
-            riding.end(error)
+            found.end(error)
             return
         audit_or_warn(store, recommender, engine, samples, config)
 
 
-class _Riding:
-    """A recorder whose errors end the recording, and never the training it rides on."""
+class RunRecorder:
+    """A recorder whose errors end the recording, and never the training it rides on.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    Args:
+        recorder: What records.
+        ids: Of all training samples, `[n]`.
+        first: The epoch from which it does, from 0.
+        steps: Of an epoch.
+    """
+
+    def __init__(self, recorder: Recorder, ids: Tensor, first: int, steps: int) -> None:
+        self._recorder, self._ids = recorder, ids
+        self._first, self._steps = first, steps
         self.ended = False
 
-    def batch(self, ids: Tensor) -> _Batch:
-        return _Batch(self, ids)
+    def wants(self, epoch: int) -> bool:
+        """Whether the steps of `epoch`, from 0, are recorded."""
+        return not self.ended and epoch >= self._first
+
+    def resume(self, done: int) -> bool:
+        """Whether the recording goes on after `done` steps of the training."""
+        recorded = max(0, done - self._first * self._steps)
+        if recorded == 0 or self.ended:
+            return True
+        return self._recorder.resume(recorded, done // self._steps + 1)
+
+    @contextmanager
+    def batch(self, epoch: int, index: Tensor, rate: float) -> Iterator[None]:
+        """Record a step from the backward pass within; errors of the training go through."""
+        self._recorder.begin_epoch(epoch + 1)
+        context = self._recorder.batch(self._ids[index])
+        entered = False
+        with self._guarded():
+            context.__enter__()
+            entered = True
+        try:
+            yield
+        except BaseException as error:
+            if entered:
+                context.__exit__(type(error), error, error.__traceback__)
+            raise
+        if entered:
+            with self._guarded():
+                context.__exit__(None, None, None)
+                if self._recorder.recipe is not None:
+                    self._recorder.step(rate)
+
+    def reducer(self, epoch: int) -> Reducer | None:
+        """What the engine reduces per-sample gradients of `epoch` to; None where to nothing."""
+        if not self.wants(epoch):
+            return None
+        with self._guarded():
+            self._recorder.begin_epoch(epoch + 1)
+            projection = self._recorder.projection
+            return Rows() if projection is None else Sketch(projection.sides)
+        return None
+
+    def take(self, index: Tensor, rows: Tensor, mean: Tensor, rate: float) -> None:
+        """Take a step that the engine made: its rows `[b, …]` as `reducer` has them, their mean."""
+        with self._guarded():
+            self._recorder.take(self._ids[index], rows, mean, rate)
+
+    def flush(self) -> None:
+        """Let the recording go on from here."""
+        if not self.ended:
+            with self._guarded():
+                self._recorder.flush()
 
     def end(self, error: Exception) -> None:
-        """Say why there is no recording from here on, and remove what there is of it."""
+        """Say why there is no recording from here on."""
         self.ended = True
         with suppress(Exception):  # a disk that failed a moment ago fails again, and is said once
-            self.recorder.close()
-        shutil.rmtree(self.recorder.folder, ignore_errors=True)
+            self._recorder.close()
+            remove_folder(self._recorder.folder, "store")
         _warn(error)
 
-
-class _Batch:
-    """`recorder.batch`, entered and left without an error of its own; those within go through."""
-
-    def __init__(self, riding: _Riding, ids: Tensor) -> None:
-        self._riding = riding
-        self._context = riding.recorder.batch(ids)
-
-    def __enter__(self) -> Any:
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            return self._context.__enter__()
+            yield
         except Exception as error:
-            self._riding.end(error)
-            return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._riding.ended:
-            return
-        if kind is not None:
-            self._context.__exit__(kind, error, trace)
-            return
-        try:
-            self._context.__exit__(None, None, None)
-        except Exception as found:
-            self._riding.end(found)
+            self.end(error)
 
 
 def _rehearse(
@@ -211,12 +246,24 @@ def audit_or_warn(
     engine: Engine,
     samples: Samples,
     config: RunConfig,
-    *,
-    count: int | None = None,
 ) -> None:
-    """`audit_store`, whose failure costs the audit alone: what was recorded stays as it is."""
+    """Measure what the store's rows lost, and say first what is missing of the energy asked for.
+
+    The model holds the store's adapter. Some samples' gradients are taken again, in full; a failure
+    costs the audit alone.
+    """
+    count = min(AUDITED, len(samples))
+    projection = store.projection()
+    if count < 4 or projection is None:
+        return
     try:
-        audit_store(store, recommender, engine, samples, config, count=count)
+        index = np.linspace(0, len(samples) - 1, count).astype(np.int64)
+        chosen = samples.take(index)
+        gradients = whole_rows(recommender, engine, chosen, config.train.batch)
+        stored = store.read(torch.from_numpy(chosen.ids))
+        # Where training stopped early, as choose_damping has it; figures hang on it but little.
+        damping = config.debias.damping or 3 * config.train.l2 or 0.03
+        store.save_audit(audit_rows(gradients, stored, projection, damping))
     except Exception as error:
         warnings.warn(
             f"The store is whole, {store.n} rows, and can be used, but what its rows lost was not "
@@ -224,37 +271,22 @@ def audit_or_warn(
             RecordingWarning,
             stacklevel=2,
         )
-
-
-def audit_damping(config: RunConfig) -> float:
-    """Where training stopped early, as choose_damping has it; the figures hang on it but little."""
-    return config.debias.damping or 3 * config.train.l2 or 0.03
-
-
-def audit_store(
-    store: Store,
-    recommender: Recommender,
-    engine: Engine,
-    samples: Samples,
-    config: RunConfig,
-    *,
-    count: int | None = None,
-) -> None:
-    """Take some samples' gradients again, in full, and write what the store's rows lost.
-
-    The model holds the store's adapter. Samples are spread over the data, so over the recorded
-    epoch too; each stored row is as old as its batch. `count` of them, or `record.audit`.
-    """
-    count = min(config.record.audit if count is None else count, len(samples))
-    projection = store.projection()
-    if count < 4 or projection is None:
         return
-    index = np.linspace(0, len(samples) - 1, count).astype(np.int64)
-    chosen = samples.take(index)
-    gradients = whole_rows(recommender, engine, chosen, config.record.batch)
-    stored = store.read(torch.from_numpy(chosen.ids))
-    figures = audit_rows(gradients, stored, projection, audit_damping(config))
-    save_audit(store.folder, store.spec.binding, figures)
+    short = shortfall(store, config)
+    if short:
+        warnings.warn(short, RecordingWarning, stacklevel=2)
+
+
+def shortfall(store: Store, config: RunConfig) -> str:
+    """In words, how far a store's rows fall short of `record.energy`; empty where they do not."""
+    energy, asked = store.audit.get("energy", 1.0), config.record.energy
+    if config.record.dims is not None or energy >= asked - SHORT:
+        return ""
+    return (
+        f"The store keeps {energy:.1%} of the gradients' energy where {asked:.0%} was asked for "
+        "(record.energy): its directions were chosen from too few samples. Raise "
+        "record.fit_samples, or record again with `fudlr record`"
+    )
 
 
 def whole_rows(recommender: Recommender, engine: Engine, samples: Samples, size: int) -> Tensor:

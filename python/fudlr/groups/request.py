@@ -24,8 +24,8 @@ from fudlr.common.progress import track
 from fudlr.config import DebiasConfig
 from fudlr.diagnostics import BEFORE, MASK, Facts, look, plain, warnings
 from fudlr.evaluation import Prompts
+from fudlr.gradients import Space
 from fudlr.gradients.metric import MetricGradients, metric_gradients
-from fudlr.gradients.store import Space
 from fudlr.groups.sets import UserSet
 from fudlr.metrics import Objective, bootstrap, evaluate
 from fudlr.metrics.resample import Interval

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError, NumericalError, UsageError
-from fudlr.gradients.store import GradientRows
+from fudlr.gradients import GradientMatrix
 from fudlr.influence.solvers import Solution, Solve
 
 
@@ -43,7 +43,7 @@ class Influence:
 
 
 def influence(
-    rows: GradientRows,
+    rows: GradientMatrix,
     gradients: Mapping[str, Tensor],
     solve: Solve,
     *,

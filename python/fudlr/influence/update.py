@@ -28,8 +28,8 @@ from torch import Tensor
 
 from fudlr.common.batches import Batches
 from fudlr.common.errors import DataError, NumericalError
-from fudlr.gradients.store import GradientRows
-from fudlr.gradients.store.rows import Forward, Loss
+from fudlr.gradients import GradientMatrix
+from fudlr.gradients.matrix import Forward, Loss
 from fudlr.influence.solvers import Solution, Solve, Status
 from fudlr_ext import Engine
 from fudlr_ext.reducers import Sums
@@ -64,7 +64,7 @@ class Update:
 
 def removal_update(
     theta: Tensor,
-    rows: GradientRows,
+    rows: GradientMatrix,
     mask: Tensor,
     solve: Solve,
     *,
@@ -136,7 +136,7 @@ class KeptLoss:
         loss: Loss,
         batches: Batches,
         *,
-        rows: GradientRows,
+        rows: GradientMatrix,
         mask: Tensor,
         theta: Tensor,
         start: Tensor,

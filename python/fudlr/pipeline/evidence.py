@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,24 +17,16 @@ from torch import Tensor
 
 from fudlr.common.errors import NumericalError, UsageError
 from fudlr.data import Samples
-from fudlr.gradients.store import (
-    GradientRows,
-    Space,
-    Store,
-    StoredRows,
-    StoreError,
-    StreamedRows,
-    record_rows,
-    sketch_space,
-)
-from fudlr.gradients.store.commands import stale_text
+from fudlr.gradients import GradientMatrix, Space, StreamedRows, record_rows
+from fudlr.gradients.recording import shortfall
+from fudlr.gradients.store import Store, StoredRows, StoreError
 from fudlr.influence.curvature import CURVATURES, EmpiricalFisher, Parts
 from fudlr.influence.solvers import Solve, make_solver, sampled_preconditioner
-from fudlr.influence.unroll import Replay
+from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
 from fudlr.pipeline.damping import choose_damping, stationarity
 from fudlr.pipeline.plan import Plan
-from fudlr.pipeline.unrolled import UnrolledRows, as_it_is, replay_of, unrolled_update
+from fudlr.pipeline.unrolled import as_it_is, unrolled_run, unrolled_update
 
 MAX_STEPS = 20
 """Of conjugate gradients with whole gradients, where the options name none."""
@@ -60,7 +52,7 @@ class Gathered:
         mean_gradient: Gives ḡ [d], which the damping is chosen by.
         warnings: Why it is not what was asked for, if so.
         about: Facts for the summary.
-        replay: The training, where rows are of all of it.
+        unrolled: The training, where rows are of all of it.
     """
 
     source: str
@@ -68,7 +60,7 @@ class Gathered:
     mean_gradient: Callable[[], Tensor]
     warnings: list[str] = field(default_factory=list)
     about: dict[str, object] = field(default_factory=dict)
-    replay: Replay | None = None
+    unrolled: Unrolled | None = None
 
 
 @dataclass(frozen=True)
@@ -100,9 +92,12 @@ def gather(plan: Plan) -> Gathered:
     """
     warnings = list(plan.run.notes)
     if plan.rows == "unrolled":
-        replay = replay_of(plan.run)
-        space = Space(UnrolledRows(replay), replay.n)
-        return Gathered("unrolled", space, replay.slope, warnings, replay=replay)
+        recorded, unrolled = unrolled_run(plan.run, plan.config.store)
+        mean = recorded.mean_gradient()
+        assert mean is not None  # a store of a training has it
+        space = Space(UnrolledRows(unrolled), unrolled.n)
+        said = _short(plan, recorded, warnings)
+        return Gathered("unrolled", space, lambda: mean, said, _about(recorded), unrolled)
     store = None
     if plan.rows in ("store", "store or memory"):
         store = _open_store(plan, warnings)
@@ -119,8 +114,8 @@ def solvers(plan: Plan, gathered: Gathered) -> Evidence:
         **gathered.about,
     }
     found = (gathered.warnings, about)
-    if gathered.replay is not None:
-        remove = unrolled_update(run, gathered.replay)
+    if gathered.unrolled is not None:
+        remove = unrolled_update(run, gathered.unrolled)
         return Evidence("unrolled", space, 0.0, as_it_is, remove, *found)
     damping = plan.config.damping or choose_damping(*trained)
     if gathered.source == "store":
@@ -282,30 +277,27 @@ def _from_store(plan: Plan, store: Store, warnings: list[str]) -> Gathered:
         )
     rows = StoredRows(store, torch.from_numpy(plan.run.split.train.ids))
     small = 4 * rows.n * rows.d <= LOADED_BYTES
-    space = sketch_space(rows.load() if small else rows, projection)
-    space = replace(space, terms=terms_of(plan, plan.run.split.train))
-    facts, audit = store.facts(), store.audit()
-    about: dict[str, object] = {
-        "kept": store.kept,
-        "dimension": store.dim,
-        "dtype": store.spec.dtype,
-    }
-    if audit is not None:
-        about["audit"] = audit
-    if store.spec.stale is not None:
-        about["stale"] = asdict(store.spec.stale)
-        warnings.append(
-            f"The store's rows are stale in part: {stale_text(store)}. Influences and update are "
-            "off to that extent; `fudlr record --refresh 1` records all again."
-        )
+    terms, mean = terms_of(plan, plan.run.split.train), store.mean_gradient()
+    space = Space(rows.load() if small else rows, rows.n, projection, terms=terms)
 
     def mean_gradient() -> Tensor:
-        if facts is not None:
-            return facts.mean_gradient.to(plan.run.theta)
+        if mean is not None:
+            return mean.to(plan.run.theta)
         # What is left of it in the sketches, where the whole was not kept.
         return space.lift(_mean(space.rows, torch.zeros(())))[0]
 
-    return Gathered("store", space, mean_gradient, warnings, about)
+    return Gathered("store", space, mean_gradient, _short(plan, store, warnings), _about(store))
+
+
+def _about(store: Store) -> dict[str, object]:
+    about: dict[str, object] = {"dimension": store.dim, "dtype": store.dtype, "steps": store.steps}
+    return {**about, "audit": store.audit} if store.audit else about
+
+
+def _short(plan: Plan, store: Store, warnings: list[str]) -> list[str]:
+    """What the store lacks of the energy asked for, before all other warnings."""
+    found = shortfall(store, plan.run.config)
+    return [found, *warnings] if found else warnings
 
 
 def _scored(plan: Plan, index: Tensor | None) -> Samples:
@@ -318,7 +310,7 @@ def _from_model(plan: Plan, warnings: list[str]) -> Gathered:
     config, n = plan.config, len(plan.run.split.train)
     index = sample_candidates(n, config.candidates, config.seed) if config.candidates < 1 else None
     scored = _scored(plan, index)
-    rows: GradientRows
+    rows: GradientMatrix
     if plan.rows == "stream":
         rows = StreamedRows(*plan.face, plan.batches(samples=scored))
     else:
@@ -329,6 +321,6 @@ def _from_model(plan: Plan, warnings: list[str]) -> Gathered:
     return Gathered(source, space, lambda: _mean(rows, plan.run.theta)[0], warnings, about)
 
 
-def _mean(rows: GradientRows, like: Tensor) -> Tensor:
+def _mean(rows: GradientMatrix, like: Tensor) -> Tensor:
     """The mean row, `[1, d]`."""
     return rows.sum(torch.full((1, rows.n), 1 / rows.n).to(like))

@@ -20,12 +20,12 @@ from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning
 from fudlr.evaluation import Prompts, make_prompts
+from fudlr.gradients.matrix import Forward, Loss
 from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradients, metric_gradients
-from fudlr.gradients.store.rows import Forward, Loss
 from fudlr.influence.curvature import CURVATURES
 from fudlr.influence.solvers import SOLVERS
 from fudlr.metrics import Metric, Objective, find_metric
-from fudlr.pipeline.unrolled import has_trajectory, trajectory_folder
+from fudlr.pipeline.unrolled import why_not_unrolled
 from fudlr.run import Run
 from fudlr_ext import Engine
 
@@ -34,7 +34,7 @@ Rows = Literal["unrolled", "store", "store or memory", "memory", "stream"]
 """Where rows come from: the whole training; the store, or else an error; the store, or else memory;
 gradients taken anew, kept or not."""
 
-CLOSED_FORM = ("store", "candidates", "curvature", "damping", "solver", "max_steps", "newton_steps")
+CLOSED_FORM = ("candidates", "curvature", "damping", "solver", "max_steps", "newton_steps")
 """Options that only the closed form follows."""
 
 
@@ -51,6 +51,7 @@ class Plan:
         clock: Seconds of each stage.
         rows: Where rows come from.
         solver: Key in `SOLVERS`.
+        why: Why the update is what it is, in words.
     """
 
     run: Run
@@ -62,6 +63,7 @@ class Plan:
     clock: StageClock
     rows: Rows
     solver: str
+    why: str
 
     @property
     def update(self) -> str:
@@ -130,8 +132,7 @@ def prepare(
     for rule in (*_rules(config), *_command_rules(config, command)):
         if rule.broken:
             raise UsageError(rule.asked, rule.found, rule.remedy)
-    if config.update == "unrolled":
-        trajectory_folder(run)
+    rows, why = _rows(run, config)
     wanted = [name for name in config.also if name not in (*objective.names, VALIDATION_LOSS)]
     also = [find_metric(name) for name in wanted]
     with clock.stage("prepare"):
@@ -139,8 +140,7 @@ def prepare(
         test = make_prompts(run.split, run.split.test, run.config.data)
     objective.check(valid.side)
     metrics = [term.metric for term in objective.terms] + also
-    rows, solver = _rows(run, config), _solver(config)
-    return Plan(run, config, objective, metrics, valid, test, clock, rows, solver)
+    return Plan(run, config, objective, metrics, valid, test, clock, rows, _solver(config), why)
 
 
 class _Rule(NamedTuple):
@@ -165,7 +165,7 @@ def _check_names(config: DebiasConfig) -> None:
 
 def _rules(config: DebiasConfig) -> Iterator[_Rule]:
     """What does not go together, whatever the command."""
-    closed = ", ".join(f"debias.{name}" for name in _set(config, CLOSED_FORM))
+    closed = _named(_set(config, CLOSED_FORM))
     unfit, has_inverse = _why_no_store(config), hasattr(CURVATURES[config.curvature], "inverse")
     yield _Rule(
         config.lambda_fair == 0 and config.lambda_acc == 0,
@@ -256,17 +256,40 @@ def _why_no_store(config: DebiasConfig) -> str:
     return ""
 
 
-def _rows(run: Run, config: DebiasConfig) -> Rows:
+def _rows(run: Run, config: DebiasConfig) -> tuple[Rows, str]:
+    """Where rows come from, and why the update is what it is.
+
+    Raises:
+        UsageError: The training was to be unrolled, and is in no store.
+    """
+    reason = why_not_unrolled(run, config.store)
     if config.update == "unrolled":
-        return "unrolled"
-    if config.store is not None or config.rows == "store":
-        return "store"
+        if reason:
+            raise UsageError(
+                "the training was to be unrolled (debias.update=unrolled)",
+                reason,
+                "Train with record.epochs=all, or set debias.update to closed_form",
+            )
+        return "unrolled", "unrolled, as asked for"
+    closed = _set(config, CLOSED_FORM)
     if config.rows != "auto":
-        return config.rows
-    free = config.update == "auto" and not _set(config, CLOSED_FORM)
-    if free and has_trajectory(run):
-        return "unrolled"
-    return "memory" if _why_no_store(config) else "store or memory"
+        reason = f"debias.rows={config.rows} is of the adapter alone"
+    if closed:
+        reason = f"{_named(closed)} goes with it alone"
+    if config.update == "closed_form":
+        reason = "as asked for"
+    if not reason:
+        return "unrolled", "unrolled, since the store has the whole training"
+    why = f"closed form, {'' if reason == 'as asked for' else 'since '}{reason}"
+    if config.store is not None or config.rows == "store":
+        return "store", why
+    if config.rows != "auto":
+        return config.rows, why
+    return "memory" if _why_no_store(config) else "store or memory", why
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(f"debias.{name}" for name in names)
 
 
 def with_options(config: DebiasConfig, options: dict[str, Any]) -> DebiasConfig:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fudlr.config import DebiasConfig
+from fudlr.gradients import Space
 from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient
-from fudlr.gradients.store import Space
 from fudlr.influence.mask import Mask, gradient_descent_mask, threshold_mask
 from fudlr.influence.scores import Influence, influence, scores
 from fudlr.influence.solvers import Solve

@@ -1,69 +1,69 @@
-"""The unrolled training as rows of gradients, and the update that repeats it without samples.
-
-Row i is n ∂θ*/∂m_i, through the whole training. With H⁻¹ = 1 every formula of the closed form then
-speaks of the training instead of its optimum: influence (1/n) rows · ∇F, update (1/n) Σ m_i row_i.
-The rows are never made: products with them go through the batches, forwards or backwards.
-"""
+"""The unrolled update for a run: whether its store has the training, and the training repeated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import UsageError
-from fudlr.gradients.store.rows import check_columns
+from fudlr.common.errors import StoreError, UsageError
+from fudlr.gradients.recording import STORE
+from fudlr.gradients.store import Store
+from fudlr.gradients.store.manifest import read_manifest
 from fudlr.influence.solvers import Solution, Status
-from fudlr.influence.unroll import FOLDER, Replay, Steps
+from fudlr.influence.unroll import Unrolled
 from fudlr.influence.update import Update, finish
 from fudlr.run import Run
-from fudlr.train.adapter import learning_rates
 
 
-def has_trajectory(run: Run) -> bool:
-    """Whether the run keeps its training's batches."""
-    return run.folder is not None and (run.folder / FOLDER).is_dir()
+def why_not_unrolled(run: Run, named: str | None) -> str:
+    """Why the run's training cannot be unrolled from its store or the one `named`; empty where it
+    can, as far as the manifest tells."""
+    folder = Path(named) if named else run.folder and run.folder / STORE
+    if not folder or not folder.is_dir():
+        return "there is no store"
+    try:
+        manifest = read_manifest(folder)
+    except StoreError as error:
+        return f"the store cannot be used ({error.found})"
+    if manifest is None or manifest.binding is None:
+        return "the store's recording was not finished"
+    if manifest.recipe is None:
+        return "the store has rows of the trained adapter alone, not of its training"
+    if manifest.binding != run.binding:
+        return "the store is of another adapter or other data"
+    return ""
 
 
-def trajectory_folder(run: Run) -> Path:
-    """Where the run keeps its training's batches.
+def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:
+    """The run's training, to be repeated, and the store that it is in: its own or the one `named`.
 
     Raises:
-        UsageError: It keeps none.
+        UsageError: There is none.
+        DataError: The store's steps do not lead to the run's adapter.
+        StoreError: The store is damaged, or of another run.
     """
-    if run.folder is None or not has_trajectory(run):
+    reason = why_not_unrolled(run, named)
+    store = None
+    if not reason:
+        store = run.store(Path(named)) if named else run.store()
+    if store is None:
         raise UsageError(
-            "the training was to be unrolled without some samples (debias.update: unrolled)",
-            f"the run {run.folder or 'in memory'} has no folder {FOLDER}: no batch was kept",
-            "Train with record.trajectory=float32 and train.through=engine, or use closed_form",
+            "the training was to be unrolled (debias.update=unrolled)",
+            reason,
+            "Train with record.epochs=all, or set debias.update to closed_form",
         )
-    return run.folder / FOLDER
-
-
-def replay_of(run: Run) -> Replay:
-    """The run's training, to be unrolled.
-
-    Raises:
-        UsageError: The run keeps none.
-        DataError: It is damaged, or another adapter's.
-    """
-    folder = trajectory_folder(run)
-    config, n = run.config.train, len(run.split.train)
-    steps = Steps(folder, config.epochs * ceil(n / config.batch))
-    rates = learning_rates(config, len(steps))
-    return Replay(
-        steps,
+    samples = run.split.train
+    unrolled = Unrolled.of(
+        store,
         run.engine.shapes,
-        rates=rates,
-        l2=config.l2,
-        samples=n,
-        start=run.start,
+        order=torch.from_numpy(samples.ids),
         theta=run.theta,
-        terms=run.recommender.terms(run.split.train),
+        terms=run.recommender.terms(samples),
     )
+    return store, unrolled
 
 
 def as_it_is(rhs: Tensor) -> Solution:
@@ -72,44 +72,11 @@ def as_it_is(rhs: Tensor) -> Solution:
     return Solution(rhs, torch.zeros(count), 0, (Status.CONVERGED,) * count, "nothing was solved")
 
 
-def unrolled_update(run: Run, replay: Replay) -> Callable[[Tensor], Update]:
+def unrolled_update(run: Run, unrolled: Unrolled) -> Callable[[Tensor], Update]:
     """The update that repeats the training without the samples of a mask `[n]`."""
 
     def remove(mask: Tensor) -> Update:
-        delta = replay.update(mask).to(run.theta) - run.theta
+        delta = unrolled.update(mask).to(run.theta) - run.theta
         return finish(run.theta, delta, as_it_is(delta[None]))
 
     return remove
-
-
-class UnrolledRows:
-    """The rows of an unrolled training, seen through their products; see `store.GradientRows`."""
-
-    def __init__(self, replay: Replay) -> None:
-        self._replay = replay
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self._replay.n
-
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self._replay.d
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`; one pass from the last batch back."""
-        check_columns(vectors, self.d, "vectors", "d")
-        return self.n * self._replay.influence(vectors)
-
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`; one pass over the batches."""
-        check_columns(weights, self.n, "weights", "n")
-        return self.n * self._replay.tangent(weights)
-
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
-        dots = self.dots(vectors)
-        weighted = dots if weights is None else dots * weights[:, None]
-        return self.sum(weighted.T.contiguous()) / self.n

@@ -5,7 +5,6 @@ RUN/base/              the base model and its tokenizer, Hugging Face's files
 RUN/start/             θ₀, the adapter before training, peft's files
 RUN/adapter/           θ*, the trained adapter, peft's files
 RUN/adam.safetensors   the optimiser's state at the end, where the adapter was trained here
-RUN/trajectory/        every batch's per-sample gradients, where they were kept
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
@@ -44,10 +43,8 @@ from fudlr.data import (
     split_as,
     synthetic,
 )
-from fudlr.gradients.recording import STORE, bind, ride_along
+from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
-from fudlr.influence.unroll import FOLDER as TRAJECTORY
-from fudlr.influence.unroll import StepWriter
 from fudlr.recommenders import Recommender
 from fudlr.run.adopt import show
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
@@ -241,25 +238,14 @@ def _train(run: Run, folder: Path, clock: StageClock) -> None:
     """Train `run` from its start, with what is recorded meanwhile written into `folder`."""
     config, samples = run.config, run.split.train
     assert run.folder is not None
-    riding = ride_along(
-        run.recommender, run.engine, samples, config=config, run=folder, clock=clock
-    )
-    with riding as observer, clock.stage("training"):
-        kept = _trajectory(run.folder, folder, config)
-        if kept is not None:
-            kept.check_room(len(samples) * config.train.epochs, run.engine.d)
+    # Beside the run where the training may be stopped and go on.
+    beside = run.folder.parent / f".{run.folder.name}.{STORE}" if config.train.checkpoint else None
+    face = (run.recommender, run.engine, samples)
+    riding = recording(*face, config=config, run=folder, clock=clock, folder=beside)
+    with riding as recorder, clock.stage("training"):
         training = train_adapter(
-            run.recommender,
-            run.engine,
-            samples,
-            config.train,
-            run.start,
-            observer=observer,
-            checkpoint=_checkpoint(run),
-            trajectory=kept,
+            *face, config.train, run.start, recorder=recorder, checkpoint=_checkpoint(run)
         )
-        if kept is not None and kept.folder.parent != folder:
-            kept.folder.replace(folder / TRAJECTORY)
     run.theta, run.losses, run.adam = training.theta, training.losses, training.adam
     if run.adam is not None:
         run.adam.save(folder)
@@ -273,15 +259,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
             "there is a trained run already",
             "Name another folder with --out, or replace that run with --overwrite",
         )
-
-
-def _trajectory(out: Path, temporary: Path, config: RunConfig) -> StepWriter | None:
-    """Where the training keeps its batches: beside `out` where it may be stopped and go on."""
-    if config.record.trajectory is None:
-        return None
-    beside = out.parent / f".{out.name}.{TRAJECTORY}"
-    folder = beside if config.train.checkpoint else temporary / TRAJECTORY
-    return StepWriter(folder, config.record.trajectory)
 
 
 def _checkpoint(run: Run) -> Checkpoint | None:

@@ -9,41 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fudlr import lora
 from fudlr.common.batches import token_batches
 from fudlr.common.errors import ModelError, NumericalError, UsageError
+from fudlr.common.kept import key_of
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
-from fudlr.gradients.steps import StepWriter
+from fudlr.gradients.recording import RunRecorder
 from fudlr.recommenders import Recommender
 from fudlr.train.adam import Adam
-from fudlr.train.checkpoint import Checkpoint, State, adam_moments, digest, load_moments
+from fudlr.train.checkpoint import Checkpoint, State, adam_moments, load_moments
 from fudlr_ext import Engine
-from fudlr_ext.reducers import Rows, Sums
+from fudlr_ext.reducers import Reducer, Sums
 
 ENGINE_TOKENS = 2048
 """Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
-
-
-class Ride(Protocol):
-    """What an observer wants to know of a batch beside its backward pass."""
-
-    losses: Tensor | None
-    """ℓ_i [b], detached; set before the backward pass."""
-
-
-Observer = Callable[[int, np.ndarray], AbstractContextManager[Ride | None]]
-"""Called with the epoch and the sample indices of each batch; entered around its backward pass."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +66,14 @@ def train_adapter(
     start: Tensor,
     *,
     weights: Tensor | None = None,
-    observer: Observer | None = None,
+    recorder: RunRecorder | None = None,
     description: str = "train",
     checkpoint: Checkpoint | None = None,
-    trajectory: StepWriter | None = None,
 ) -> Training:
     """Train the adapter from `start`; the model holds the trained parameters afterwards.
 
     With a `checkpoint`, a training that was stopped goes on from the last one and ends bit for bit
-    where it would have. An epoch that an observer records is begun again as a whole: its rows are
-    not in the checkpoint.
+    where it would have, its recording too.
 
     Args:
         recommender: Gives batches, outputs and losses.
@@ -95,32 +82,24 @@ def train_adapter(
         config: Epochs, learning rate, schedule, batch, λ, seed.
         start: θ₀ [d], the initialisation and the centre of λ.
         weights: w [n], 1 where None; 0 removes a sample.
-        observer: Rides on batches; see `Observer`.
+        recorder: Records samples' gradients; without `weights`.
         description: What the progress line says.
         checkpoint: Where the state is kept on the way; nowhere where None.
-        trajectory: Keeps every batch's per-sample gradients; nothing does where None. Without
-            `weights` and observer, and through the engine.
 
     Raises:
         NumericalError: The loss is not finite.
         ModelError: A LoRA matrix gets no gradient.
-        UsageError: The engine was to train a model with dropout, or a trajectory cannot be kept.
+        UsageError: The engine was to train a model with dropout.
         DataError: The checkpoint is damaged.
     """
     if config.through == "engine":
         _check_no_dropout(recommender.model, description)
-    if trajectory is not None and (config.through != "engine" or observer or weights is not None):
-        raise UsageError(
-            f"every batch's gradients were to be kept ({description}, record.trajectory)",
-            "only the engine has them, and it trains without an observer, on all samples alike",
-            "Set train.through=engine and record.ride=false, or leave record.trajectory out",
-        )
     engine.load(start)
     parameters = engine.parameters()
     centre = [p.detach().clone() for p in parameters]
     n = len(samples)
     steps = config.epochs * math.ceil(n / config.batch)
-    keeper = _Keeper(checkpoint, samples, config, start, weights, trajectory=trajectory)
+    keeper = _Keeper(checkpoint, samples, config, start, weights, recorder=recorder)
     kept = keeper.read()
     done = kept.step if kept else 0
     optimiser = torch.optim.Adam(
@@ -145,17 +124,16 @@ def train_adapter(
             part = samples.take(index.numpy())
             weighted = None if weights is None else weights[index]
             optimiser.zero_grad(set_to_none=True)
-            with observer(epoch, index.numpy()) if observer else nullcontext() as ride:
-                if config.through == "engine" and ride is None:
-                    loss, rows = _through_engine(
-                        recommender, engine, part, weighted, keep=trajectory is not None
-                    )
-                    if trajectory is not None:
-                        trajectory.write(step, index, rows, _gradient(parameters))
-                else:
-                    loss = _through_peft(recommender, part, weighted, ride)
-                if ride is not None:
-                    keeper.stop()
+            rate = optimiser.param_groups[0]["lr"]
+            recording = recorder if recorder is not None and recorder.wants(epoch) else None
+            if config.through == "engine":
+                reducer = None if recording is None else partial(recording.reducer, epoch)
+                loss, rows = _through_engine(recommender, engine, part, weighted, reducer)
+                if recording is not None and rows is not None:
+                    recording.take(index, rows, _gradient(parameters), rate)
+            else:
+                with recording.batch(epoch, index, rate) if recording else nullcontext():
+                    loss = _through_peft(recommender, part, weighted)
             _check_reached(engine, parameters, description)
             _add_l2(parameters, centre, config.l2)
             optimiser.step()
@@ -172,14 +150,10 @@ def train_adapter(
     return Training(engine.theta(), [float(t) for t in totals], _adam(optimiser, config, steps))
 
 
-def _through_peft(
-    recommender: Recommender, samples: Samples, weights: Tensor | None, ride: Ride | None
-) -> float:
+def _through_peft(recommender: Recommender, samples: Samples, weights: Tensor | None) -> float:
     """Give the parameters the gradient of (1/b) Σ w_i ℓ_i; returns Σ w_i ℓ_i."""
     batch = recommender.collate(samples)
     losses = recommender.loss(recommender.forward(recommender.model, batch), batch)
-    if ride is not None:
-        ride.losses = losses.detach()
     if weights is not None:
         losses = losses * weights.to(losses)
     (losses.sum() / len(samples)).backward()
@@ -191,34 +165,35 @@ def _through_engine(
     engine: Engine,
     samples: Samples,
     weights: Tensor | None,
-    *,
-    keep: bool,
-) -> tuple[float, Tensor]:
+    make_reducer: Callable[[], Reducer | None] | None,
+) -> tuple[float, Tensor | None]:
     """The same from the engine, samples of like length together; none of weight 0 is computed.
 
     Returns:
-        Σ w_i ℓ_i; and to `keep` the samples' gradients `[b, d]`, else nothing of them.
+        Σ w_i ℓ_i; and what the reducers made of the samples' gradients `[b, …]`, if there are any.
     """
     weights = torch.ones(len(samples)) if weights is None else weights
     live = weights.nonzero().flatten()
     total = torch.zeros(engine.d, dtype=engine.dtype)
-    gradients = torch.zeros(len(samples) if keep else 0, engine.d, dtype=engine.dtype)
+    rows: Tensor | None = None
     loss = 0.0
     for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
         index = live[part]
         batch = recommender.collate(samples.take(index.numpy()))
         sums = Sums(weights[index][None].to(total))
-        rows = Rows()
-        reducers = [sums, rows] if keep else [sums]
+        reducer = None if make_reducer is None else make_reducer()
+        reducers = [sums] if reducer is None else [sums, reducer]
         losses = engine.reduce(recommender.forward, recommender.loss, batch, reducers)
         total += sums.result()[0].cpu()
-        if keep:
-            gradients[index] = rows.result().cpu()
+        if reducer is not None:
+            found = reducer.result().cpu()
+            rows = found.new_zeros(len(samples), found.shape[1]) if rows is None else rows
+            rows[index] = found
         loss += float(losses.cpu() @ weights[index].to(losses.cpu()))
     means = engine.unflatten(total / len(samples)).values()
     for parameter, mean in zip(engine.parameters(), means, strict=True):
         parameter.grad = mean.to(parameter)
-    return loss, gradients
+    return loss, rows
 
 
 def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
@@ -252,30 +227,28 @@ class _Keeper:
         start: Tensor,
         weights: Tensor | None,
         *,
-        trajectory: StepWriter | None,
+        recorder: RunRecorder | None,
     ) -> None:
-        self._checkpoint, self._trajectory = checkpoint, trajectory
-        self._open = checkpoint is not None
+        self._checkpoint, self._recorder = checkpoint, recorder
         if checkpoint is not None:
-            ids = torch.from_numpy(samples.ids)
-            self._key = digest((start, weights, ids), config.model_dump_json(), checkpoint.course)
+            tensors = {"start": start, "ids": torch.from_numpy(samples.ids)}
+            tensors |= {} if weights is None else {"weights": weights}
+            self._key = key_of(tensors, config.model_dump(mode="json"), checkpoint.course)
 
     def read(self) -> State | None:
         if self._checkpoint is None:
             return None
         state = self._checkpoint.read(self._key)
-        done = 0 if state is None else state.step
-        if self._trajectory is not None and not self._trajectory.resume(done, self._key):
-            return None  # what it kept on the way is not here: it is to be made again
+        if state is not None and self._recorder is not None:
+            # What was recorded on the way and is not here is to be made again.
+            return state if self._recorder.resume(state.step) else None
         return state
 
-    def stop(self) -> None:
-        """No more from here on: what an observer keeps is in no checkpoint."""
-        self._open = False
-
     def keep(self, step: int, engine: Engine, optimiser: torch.optim.Adam, totals: Tensor) -> None:
-        if self._checkpoint is None or not self._open or not self._checkpoint.due(step):
+        if self._checkpoint is None or not self._checkpoint.due(step):
             return
+        if self._recorder is not None:
+            self._recorder.flush()
         moments = adam_moments(optimiser, engine.parameters())
         state = State(step, engine.theta(), moments, torch.get_rng_state(), totals)
         self._checkpoint.write(self._key, state)

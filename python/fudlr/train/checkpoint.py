@@ -7,21 +7,17 @@ on: a checkpoint of another training is never found.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fudlr.common.errors import DataError
-from fudlr.common.files import atomic_file
+from fudlr.common.kept import Kept
 
 ENDING = ".checkpoint.safetensors"
+TENSORS = ("theta", "moments", "random", "totals")
 
 
 @dataclass(frozen=True)
@@ -43,50 +39,26 @@ class State:
     totals: Tensor
 
 
-def digest(tensors: Sequence[Tensor | None], *texts: str) -> str:
-    """A name for a training: of all that it hangs on, in order."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(
-            b"|" if tensor is None else tensor.detach().contiguous().cpu().numpy().tobytes()
-        )
-    for text in texts:
-        found.update(b"\0" + text.encode())
-    return found.hexdigest()[:24]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """Where a training keeps its state, and how often.
 
-    Attributes:
+    Args:
         folder: Its folder.
         every: Batches from one checkpoint to the next.
         course: What is trained on what, as text: the base model, the data, the prompts.
     """
 
-    folder: Path
-    every: int
-    course: str
-
-    def path(self, key: str) -> Path:
-        """The file of the training `key`."""
-        return self.folder / f"{key}{ENDING}"
+    def __init__(self, folder: Path, every: int, course: str) -> None:
+        self._kept, self._every, self.course = Kept(folder, ENDING), every, course
 
     def due(self, step: int) -> bool:
         """Whether the state is to be kept after `step` batches."""
-        return step % self.every == 0
+        return step % self._every == 0
 
     def write(self, key: str, state: State) -> None:
         """Keep `state`, whole or not at all, in place of the earlier one."""
-        tensors = {
-            "theta": state.theta,
-            "moments": state.moments,
-            "random": state.random,
-            "totals": state.totals,
-        }
-        with atomic_file(self.path(key)) as temporary:
-            save_file(tensors, temporary, {"facts": json.dumps({"step": state.step})})
+        tensors = {name: getattr(state, name) for name in TENSORS}
+        self._kept.write(key, tensors, {"step": state.step})
 
     def read(self, key: str) -> State | None:
         """The state that was kept; None where there is none.
@@ -94,25 +66,15 @@ class Checkpoint:
         Raises:
             DataError: The file is damaged.
         """
-        path = self.path(key)
-        if not path.is_file():
+        found = self._kept.read(key)
+        if found is None:
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                step = int(json.loads(file.metadata()["facts"])["step"])
-                return State(
-                    step, *(file.get_tensor(n) for n in ("theta", "moments", "random", "totals"))
-                )
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the training was to go on from {path}",
-                f"the file is damaged ({error})",
-                "Delete it: the training begins anew",
-            ) from error
+        tensors, facts = found
+        return State(int(facts["step"]), *(tensors[name] for name in TENSORS))
 
     def clear(self, key: str) -> None:
         """Forget the state of a training that ended."""
-        self.path(key).unlink(missing_ok=True)
+        self._kept.clear(key)
 
 
 def adam_moments(optimiser: torch.optim.Adam, parameters: Sequence[Tensor]) -> Tensor:

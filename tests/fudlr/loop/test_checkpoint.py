@@ -83,7 +83,7 @@ def test_train_and_verify_resume_by_the_option(run_folder, tmp_path, monkeypatch
     config = config.model_copy(
         update={
             "train": config.train.model_copy(update={**options, "checkpoint": 1}),
-            "record": config.record.model_copy(update={"ride": False}),
+            "record": config.record.model_copy(update={"epochs": "none"}),
             "model": config.model.model_copy(update={"pretrain_epochs": 0}),
         }
     )

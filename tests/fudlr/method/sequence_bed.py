@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from fudlr.common.batches import Batches
-from fudlr.gradients.store import MemoryRows
+from fudlr.gradients import MemoryRows
 from fudlr.influence.curvature import Parts
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn

@@ -6,8 +6,8 @@ import pytest
 import torch
 from bed import L2, N, Popularity, Side
 from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.gradients import MemoryRows
 from fudlr.gradients.metric import VALIDATION_LOSS, metric_gradients
-from fudlr.gradients.store import MemoryRows
 from fudlr.influence.curvature import EmpiricalFisher
 from fudlr.influence.scores import influence
 from fudlr.influence.solvers import Status, make_solver

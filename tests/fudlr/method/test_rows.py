@@ -8,7 +8,7 @@ import torch
 from bed import N
 from fudlr.common.batches import Batches
 from fudlr.common.errors import DataError, NumericalError, UsageError
-from fudlr.gradients.store import MemoryRows, StreamedRows, record_rows
+from fudlr.gradients import MemoryRows, StreamedRows, record_rows
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -147,3 +147,21 @@ def test_bad_batches(bed, face):
     rows.dots(normal(1, rows.d))
     with pytest.raises(UsageError, match="fresh iterator"):
         rows.dots(normal(1, rows.d))
+
+
+class Linear:
+    """An engine whose rows are the batch itself."""
+
+    def sample_dots(self, forward, loss, batch, vectors):
+        return batch @ vectors.T
+
+
+def test_a_shuffled_loader_is_refused_at_its_second_pass():
+    """The rows of two passes would differ, silently."""
+    data, v = normal(20, 3), normal(1, 3, seed=1)
+    shuffled = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+    with pytest.raises(UsageError, match=r"another batch .*shuffle=False"):
+        StreamedRows(Linear(), None, None, shuffled, d=3).dots(v)
+    rows = StreamedRows(Linear(), None, None, torch.utils.data.DataLoader(data, 4), d=3)
+    assert torch.equal(rows.dots(v), data @ v.T)
+    assert torch.equal(rows.dots(v), data @ v.T)

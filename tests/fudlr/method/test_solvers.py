@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from fudlr.common.errors import DataError, NumericalError, UsageError
-from fudlr.gradients.store import MemoryRows
+from fudlr.gradients import MemoryRows
 from fudlr.influence.curvature import EmpiricalFisher, Identity
 from fudlr.influence.solvers import Status, make_solver, solve_cg
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bed import L2, SMALL, Bed, N
-from fudlr.gradients.store import MemoryRows
+from fudlr.gradients import MemoryRows
 from fudlr.influence.mask import threshold_mask
 from fudlr.influence.scores import influence, scores
 from fudlr.influence.solvers import make_solver

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bed import L2, Bed, N
 from fudlr.common.batches import Batches
-from fudlr.gradients.store import MemoryRows
+from fudlr.gradients import MemoryRows
 from fudlr.influence.curvature import Hessian
 from fudlr.influence.mask import threshold_mask
 from fudlr.influence.scores import influence

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fudlr_ext import Engine, label_logits, label_loss
 
 N, WIDTH, VOCABULARY = 24, 6, 31
-EXACT = RecordConfig(dtype="float32", dims=64, fit_samples=1)
-"""More directions than there are: rows are the B matrices' gradients, turned."""
+EXACT = RecordConfig(dtype="float32", dims=64, fit_samples=1, epochs="last")
+"""More directions than there are: rows are the whole gradients, turned."""
 
 
 def adapted_llama(dropout: float = 0.0, layers: int = 2, **changes) -> torch.nn.Module:

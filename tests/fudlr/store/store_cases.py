@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fudlr.gradients.store import Binding, Store, StoreWriter, fingerprint
-from fudlr.gradients.store.encoding import encode, room
+from fudlr.gradients.store import Binding, Store, StoreWriter, digest
 
-BINDING = Binding(*(fingerprint(name) for name in ("model", "adapter", "data", "order")))
-OTHER = fingerprint("something else")
+BINDING = Binding(*(digest(name) for name in ("model", "adapter", "data", "order")))
+OTHER = digest("something else")
 DTYPES = ("float32", "bfloat16", "int8")
+STEP, D = 5, 3
 
 
 def random_rows(n: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -20,10 +20,10 @@ def random_rows(n: int, dim: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, dim, generator=generator) * scale.repeat_interleave(16)[:dim]
 
 
-def encoded(rows: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    codes, scales = room(*rows.shape, dtype)
-    encode(rows, codes, scales)
-    return codes, scales
+def append_all(writer: StoreWriter, rows: torch.Tensor, ids: torch.Tensor, epoch: int = 1) -> None:
+    """Steps of five rows; step k's mean is k, k, k in each epoch."""
+    for k, (part, names) in enumerate(zip(rows.split(STEP), ids.split(STEP), strict=True)):
+        writer.append(names, part, torch.full((D,), float(k)), rate=0.1 / (k + 1), epoch=epoch)
 
 
 def write_store(
@@ -33,13 +33,13 @@ def write_store(
     *,
     ids: torch.Tensor | None = None,
     binding: Binding = BINDING,
-    writer: str = "0",
-    shard_rows: int = 7,
+    shard_rows: int = 10,
 ) -> Store:
+    """Rows of samples 0, 1, … in steps of five, `shard_rows` of them or a little more a shard."""
     ids = torch.arange(len(rows)) if ids is None else ids
-    with StoreWriter(
-        folder, binding, rows.shape[1], dtype, writer=writer, shard_rows=shard_rows
-    ) as store:
-        for part, names in zip(rows.split(5), ids.split(5), strict=True):
-            store.append(names, part)
+    size = rows.shape[1] * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+    with StoreWriter(folder, "course", D, dtype, shard_bytes=shard_rows * size) as writer:
+        writer.use_plain(rows.shape[1])
+        append_all(writer, rows, ids)
+        writer.finish(binding)
     return Store.open(folder)

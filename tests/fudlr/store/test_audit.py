@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fudlr.gradients.store import PrincipalAccumulator
+from fudlr.gradients import PrincipalAccumulator
 from fudlr.gradients.store.audit import PROBES, audit_rows
 
 SHAPES = {"x.lora_A.weight": (2, 6), "x.lora_B.weight": (8, 2)}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
-from fudlr.common.errors import UsageError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.config import RecordConfig
-from fudlr.gradients.store import Recorder, Store, StoreError
-from fudlr.gradients.store.writer import PROJECTION
+from fudlr.gradients import random_projection
+from fudlr.gradients.store import Recorder, Store, StoreError, digest, model_fingerprint
+from fudlr.gradients.store.shards import read_header
+from fudlr.gradients.store.steps import StepRecorder, Taken
+from fudlr.influence.unroll import Unrolled
 from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples, take
 
+from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError, NoGradientError
 
 IDS = torch.arange(N) * 10 + 3
@@ -35,30 +42,43 @@ def record(folder, model, step, config=EXACT, **options):
 
 
 def plain(recorder, index, batch, model):
-    with recorder.batch(IDS[index]) as here:
-        found = losses(model, batch)
-        here.losses = found.detach()
-        found.mean().backward()
+    with recorder.batch(IDS[index]):
+        losses(model, batch).mean().backward()
 
 
-def check(store, model, batch=None):
+def check(store, model):
     exact = exact_rows(model, samples())
     projection = store.projection()
     torch.testing.assert_close(store.read(IDS), projection.project(exact), **close(exact))
-    facts = store.facts()
-    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **close(exact))
-    return facts
+    assert projection.energy_kept(exact) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("matrices", ["B", "both"])
-def test_a_row_is_the_samples_own_undivided_gradient(tmp_path, matrices):
+def test_a_row_is_the_samples_own_undivided_gradient(tmp_path):
     model = adapted_llama()
-    config = EXACT.model_copy(update={"matrices": matrices})
-    store = record(tmp_path / "s", model, lambda *a: plain(*a, model), config)
-    facts = check(store, model)
-    torch.testing.assert_close(facts.loss_of(IDS), losses(model.eval(), samples()).detach())
-    share = store.projection().energy_kept(exact_rows(model, samples()))
-    assert share == pytest.approx(1.0) if matrices == "both" else share < 0.9
+    store = record(tmp_path / "s", model, lambda *a: plain(*a, model))
+    check(store, model)
+    exact = exact_rows(model, samples())
+    torch.testing.assert_close(store.mean_gradient(), exact.mean(0), **close(exact))
+
+
+@pytest.mark.parametrize("n", [5, N])
+@pytest.mark.parametrize("fit_samples", [1, 100], ids=["fitted early", "fitted at the end"])
+@pytest.mark.parametrize("kind", [{}, {"dims": 2}, {"projection": "random", "dims": 2}])
+def test_every_kind_and_number_gives_a_row_a_sample(tmp_path, kind, fit_samples, n):
+    """Rows equal project(sample_grads), whether there are fewer samples than fitting asks for."""
+    config = RecordConfig(dtype="float32", fit_samples=fit_samples, **kind)
+    model, batch = adapted_llama(), take(samples(), torch.arange(n))
+    with Recorder(model, tmp_path / "s", data="samples", config=config) as recorder:
+        for index in torch.arange(n).split(8):
+            plain(recorder, index, take(batch, index), model)
+            model.zero_grad()
+    store, exact = Store.open(tmp_path / "s"), exact_rows(model, batch)
+    assert store.n == n
+    expected = store.projection().project(exact)
+    torch.testing.assert_close(store.read(IDS[:n]), expected, **close(exact))
+    if kind.get("projection") == "random":
+        same = random_projection(Engine(model).shapes, 2)
+        assert store.projection().fingerprint == same.fingerprint
 
 
 def accumulated(recorder, index, batch, model):
@@ -85,17 +105,25 @@ def scaled(recorder, index, batch, model):
         (losses(model, batch).sum() * 512).backward()
 
 
-@pytest.mark.parametrize(
-    ("step", "per_sample"),
-    [(accumulated, False), (weighted, True), (token_mean, True), (scaled, False)],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_whatever_the_loss_was_divided_by(tmp_path, step, per_sample):
+@pytest.mark.parametrize("step", [accumulated, weighted, token_mean, scaled])
+def test_whatever_the_loss_was_divided_by(tmp_path, step):
     model = adapted_llama()
-    store = record(
-        tmp_path / "s", model, lambda *a: step(*a, model), per_sample_divisors=per_sample
-    )
-    check(store, model)
+    check(record(tmp_path / "s", model, lambda *a: step(*a, model)), model)
+
+
+def test_a_sample_without_weight_has_the_row_zero(tmp_path):
+    model = adapted_llama()
+    weights = torch.tensor([1.0] * 7 + [0.0])
+
+    def step(recorder, index, batch):
+        with recorder.batch(IDS[index], weights=weights):
+            (weights * losses(model, batch)).mean().backward()
+
+    store = record(tmp_path / "s", model, step)
+    assert not store.read(IDS[[7, 15, 23]]).any()
+    exact = exact_rows(model, samples())
+    found = store.read(IDS[:7])
+    torch.testing.assert_close(found, store.projection().project(exact[:7]), **close(exact))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -108,20 +136,28 @@ def test_gradient_checkpointing_neither_doubles_nor_loses_rows(tmp_path, reentra
     check(store, model)
 
 
-def trained(folder, steps=6):
-    """Train, with or without a recorder on the last three steps."""
-    model = adapted_llama()
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    batch = samples()
-    recorder = folder and Recorder(model, folder, data="samples", config=RecordConfig())
-    for step in range(steps):
-        index = torch.arange(N).split(8)[step % 3]
+def trained(folder, epochs=3, *, stop=None, kind=torch.optim.AdamW, clip=0.05, **options):
+    """Train by two batches of 4 a step, with a falling rate, decay and clipping, recorded or not;
+    `stop` is a step at which a kill ends it."""
+    model, batch = adapted_llama(), samples()
+    optimiser = kind([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
+    given = {"optimiser": optimiser, "clip": clip, "config": RecordConfig(), **options}
+    recorder = folder and Recorder(model, folder, data="samples", **given)
+    order = torch.Generator().manual_seed(2)
+    index = torch.cat([torch.randperm(N, generator=order) for _ in range(epochs)]).split(8)
+    for step, chosen in enumerate(index):
+        if step == stop:
+            return None
         optimiser.zero_grad()
-        if recorder and step >= 3:
-            plain(recorder, index, take(batch, index), model)
-        else:
-            losses(model, take(batch, index)).mean().backward()
+        for part in chosen.split(4):
+            with recorder.batch(IDS[part], divisor=8) if recorder else nullcontext():
+                (losses(model, take(batch, part)).sum() / 8).backward()
+        if clip:
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
+        falling.step()
     if recorder:
         recorder.finish()
     return model
@@ -131,21 +167,87 @@ def test_training_is_the_same_bit_for_bit_and_no_hook_stays(tmp_path):
     recorded, alone = trained(tmp_path / "s"), trained(None)
     for (name, left), right in zip(recorded.named_parameters(), alone.parameters(), strict=True):
         assert torch.equal(left, right), name
-    assert Store.open(tmp_path / "s").n == N
     assert not any(module._forward_hooks for module in recorded.modules())
     assert not any(p._backward_hooks for p in recorded.parameters())
-
-
-def test_the_store_is_bound_to_the_adapter_that_the_epoch_left(tmp_path):
-    from fudlr.gradients.store import fingerprint, model_fingerprint
-
-    from fudlr_ext import Engine
-
-    model = trained(tmp_path / "s")
-    binding = Store.open(tmp_path / "s").spec.binding
-    assert binding.adapter == fingerprint(Engine(model).theta())
-    assert binding.model == model_fingerprint(model)
     assert not (tmp_path / "s.recording").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_whole_training_can_be_unrolled(tmp_path, kind):
+    """Its steps end at the adapter, which is checked; gradients, rates and decay are its own."""
+    model = trained(tmp_path / "s", kind=kind)
+    store, engine = Store.open(tmp_path / "s"), Engine(model)
+    assert store.whole_training
+    assert (store.n, store.steps, store.epochs.unique().tolist()) == (N, 9, [1, 2, 3])
+    assert store.rates.tolist() == pytest.approx([1e-2 * 0.9**t for t in range(9)])
+    assert store.manifest.recipe.clip == 0.05
+    ids = IDS.sort().values
+    unrolled = Unrolled.of(store, engine.shapes, order=ids)
+    theta = engine.theta()
+    assert float((unrolled.update(torch.zeros(N)) - theta).norm() / theta.norm()) < 1e-5
+    assert store.binding.adapter == digest(theta)
+    assert store.binding.model == model_fingerprint(model)
+    with pytest.raises(DataError, match="whole way"):
+        Unrolled.of(store, engine.shapes, order=ids, theta=theta + 0.01)
+
+
+def test_a_training_that_starts_again_goes_on_with_its_recording(tmp_path):
+    trained(tmp_path / "whole")
+    for stop in (2, 5, 8):
+        trained(tmp_path / "s", stop=stop)
+        gc.collect()  # the killed process's lock
+    trained(tmp_path / "s")
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.*"))
+    assert names == sorted(path.name for path in (tmp_path / "s").glob("*.*"))
+    for name in names:
+        assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"clip": None, "kind": torch.optim.Adagrad}, r"optimiser is torch\.optim\.adagrad"),
+        ({"kind": partial(torch.optim.Adam, amsgrad=True)}, "amsgrad"),
+    ],
+)
+def test_an_optimiser_whose_steps_cannot_be_repeated_is_refused(tmp_path, options, said):
+    with pytest.raises(UsageError, match=said):
+        trained(tmp_path / "s", **options)
+
+
+def test_a_gradient_that_was_not_recorded_is_refused_at_its_step(tmp_path, monkeypatch):
+    model, batch = adapted_llama(), samples()
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    recorder = Recorder(model, tmp_path / "s", data="samples", optimiser=optimiser, config=EXACT)
+    losses(model, take(batch, torch.arange(8))).mean().backward()
+    with recorder.batch(IDS[8:16]):
+        losses(model, take(batch, torch.arange(8, 16))).mean().backward()
+    with pytest.raises(UsageError, match="another than the recorded one"):
+        optimiser.step()
+    recorder.close()
+
+
+def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path):
+    """From one epoch's samples to the next's, which have other gradients."""
+    shapes = {"x.lora_A.weight": (2, 40), "x.lora_B.weight": (40, 2)}
+    config = RecordConfig(dtype="float32", energy=0.9, fit_samples=16)
+    recorder = StepRecorder(tmp_path, "course", shapes, config)
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(at):
+        wide = torch.zeros(16, 2, 40)
+        wide[:, :, at : at + 3] = torch.randn(16, 2, 3, generator=generator)
+        return torch.cat([wide.flatten(1), wide.mT.flatten(1)], 1)
+
+    for epoch, at in enumerate((0, 0, 20), start=1):
+        recorder.begin_epoch(epoch)
+        assert recorder.projection is None  # whole gradients, to see how much is kept
+        whole = rows(at)
+        recorder.add(Taken(torch.arange(16), whole, whole.mean(0)))
+        assert recorder.projection is not None
+        assert recorder.writer.segments == (1 if epoch < 3 else 2)
+        assert recorder.projection.energy_kept(rows(at)) > 0.85
+    recorder.writer.close()
 
 
 def test_a_second_backward_is_refused(tmp_path):
@@ -168,7 +270,7 @@ def test_a_batch_without_backward_is_refused(tmp_path):
         with recorder.batch(IDS[index]):
             losses(model, batch)
 
-    with pytest.raises(NoGradientError, match="14 never arrived"):
+    with pytest.raises(NoGradientError, match="28 never arrived"):
         record(tmp_path / "s", model, none)
 
 
@@ -196,23 +298,6 @@ def test_rows_that_are_not_samples_are_refused(tmp_path):
         record(tmp_path / "s", model, packed)
 
 
-@pytest.mark.parametrize("shown", [0, 1], ids=["while fitting", "later"])
-def test_a_sample_shown_twice_is_refused(tmp_path, shown):
-    model, batch = adapted_llama(), samples()
-    index = torch.arange(8)
-    config = EXACT.model_copy(update={"fit_samples": 1 if shown else 100})
-    recorder = Recorder(model, tmp_path / "s", data="samples", config=config)
-    plain(recorder, index, take(batch, index), model)
-
-    def again():
-        plain(recorder, index, take(batch, index), model)
-        recorder.finish()
-
-    with pytest.raises(StoreError, match="already"):
-        again()
-    recorder.close()
-
-
 def test_dropout_is_refused_and_can_be_accepted(tmp_path):
     model = adapted_llama(dropout=0.2)
     with pytest.raises(UsageError, match=r"dropout of .*lora_dropout"):
@@ -224,11 +309,11 @@ def test_dropout_is_refused_and_can_be_accepted(tmp_path):
         record(tmp_path / "t", attention, lambda *a: plain(*a, attention))
 
 
-@pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [0.0]), torch.ones(3)])
-def test_weights_that_leave_no_gradient_are_refused(tmp_path, weights):
-    recorder = Recorder(adapted_llama(), tmp_path / "s", data="samples", per_sample_divisors=True)
+@pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [-1.0]), torch.ones(3)])
+def test_weights_that_cannot_be_are_refused(tmp_path, weights):
+    recorder = Recorder(adapted_llama(), tmp_path / "s", data="samples")
     with (
-        pytest.raises(UsageError, match="above 0"),
+        pytest.raises(UsageError, match="weights from 0 on"),
         recorder.batch(IDS[:8], weights=weights),
     ):
         pass
@@ -242,34 +327,6 @@ def test_nothing_recorded_is_an_error(tmp_path):
         pass
 
 
-def test_a_recording_that_stopped_goes_on_with_its_projection(tmp_path):
-    model = adapted_llama()
-    whole = record(tmp_path / "whole", model, lambda *a: plain(*a, model))
-    parts = list(reversed(torch.arange(N).split(8)))
-
-    def until(stop):
-        recorder = Recorder(model, tmp_path / "s", data="samples", config=EXACT)
-        try:
-            for index in parts[:stop]:
-                plain(recorder, index, take(samples(), index), model)
-                model.zero_grad()
-            if stop < 3:
-                raise KeyboardInterrupt
-            return recorder.finish()
-        except KeyboardInterrupt:
-            return recorder.close()
-
-    until(1)
-    saved = (tmp_path / "s.recording" / PROJECTION).read_bytes()
-    until(2)
-    assert (tmp_path / "s.recording" / PROJECTION).read_bytes() == saved
-    store = until(3)
-    assert store.content_sha256() == whole.content_sha256()
-    left, right = store.facts(), whole.facts()
-    assert torch.equal(left.gradient_sum, right.gradient_sum)
-    assert torch.equal(left.loss_of(IDS), right.loss_of(IDS))
-
-
 def test_what_was_flushed_is_on_disk_before_anything_is_closed(tmp_path):
     model, index = adapted_llama(), torch.arange(8)
     recorder = Recorder(model, tmp_path / "s", data="samples", config=EXACT)
@@ -277,10 +334,17 @@ def test_what_was_flushed_is_on_disk_before_anything_is_closed(tmp_path):
     folder = tmp_path / "s.recording"
     assert not list(folder.glob("rows-*"))
     recorder.flush()
-    found = Store.open(folder)
-    assert torch.equal(found.ids.sort().values, IDS[index])
-    assert torch.equal(found.facts().ids.sort().values, IDS[index])
+    assert read_header(folder / "rows-000000.safetensors").header.rows == 8
     recorder.close()
+
+
+def test_a_folder_of_somebody_elses_is_not_removed(tmp_path):
+    (tmp_path / "s.recording").mkdir()
+    (tmp_path / "s.recording" / "thesis.tex").write_text("mine")
+    model = adapted_llama()
+    with pytest.raises(UsageError, match=r"no \.fudlr"):
+        record(tmp_path / "s", model, lambda *a: plain(*a, model))
+    assert (tmp_path / "s.recording" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_recording_of_another_course_is_not_gone_on_with(tmp_path):

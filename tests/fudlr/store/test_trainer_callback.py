@@ -14,9 +14,10 @@ from fudlr.gradients.store import (
     RecorderCallback,
     RecordingWarning,
     Store,
-    fingerprint,
+    digest,
 )
-from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples
+from fudlr.influence.unroll import Unrolled
+from recorder_cases import EXACT, N, adapted_llama, exact_rows, samples
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from fudlr_ext import Engine
@@ -58,6 +59,9 @@ def trainer(folder, callback=None, model=None, *, more=(), **options):
     return Trainer(model or adapted_llama(), arguments, train_dataset=data, callbacks=callbacks)
 
 
+WHOLE = EXACT.model_copy(update={"epochs": "all"})
+
+
 def callback(folder, **options):
     return RecorderCallback(folder / "s", data="samples", **{"config": EXACT, **options})
 
@@ -77,9 +81,39 @@ def test_rows_are_the_samples_own_gradients(tmp_path, accumulated, per_step):
     store, model = Store.open(tmp_path / "s"), made.model
     exact = exact_rows(model, samples())
     torch.testing.assert_close(store.read(IDS), store.projection().project(exact), **close(exact))
-    facts = store.facts()
-    torch.testing.assert_close(facts.mean_gradient, exact.mean(0), **close(exact))
-    torch.testing.assert_close(facts.loss_of(IDS), losses(model.eval(), samples()).detach())
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("clip", [0.05, 0.0], ids=["clipped", "not clipped"])
+def test_a_whole_training_can_be_unrolled(tmp_path, accumulated, clip):
+    """Steps, rates, decay, clipping and shares are the Trainer's: repeated, they end at θ*."""
+    made = trainer(
+        tmp_path,
+        callback(tmp_path, config=WHOLE),
+        gradient_accumulation_steps=accumulated,
+        max_grad_norm=clip,
+        weight_decay=0.1,
+        lr_scheduler_type="linear",
+    )
+    made.train()
+    store, engine = Store.open(tmp_path / "s"), Engine(made.model)
+    assert store.manifest.recipe.optimiser == "AdamW"
+    assert store.steps == made.state.global_step
+    assert store.epochs.unique().tolist() == [1, 2]
+    unrolled = Unrolled.of(store, engine.shapes, order=IDS, theta=engine.theta())
+    assert torch.allclose(unrolled.update(torch.zeros(N)), engine.theta(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_sample_without_labels_has_the_row_zero_and_ends_nothing(tmp_path):
+    unlabelled = rows()
+    unlabelled[5]["labels"] = [-100] * len(unlabelled[5]["labels"])
+    made = trainer(tmp_path, callback(tmp_path, config=WHOLE))
+    made.train_dataset = Numbered(unlabelled)
+    made.train()
+    assert made.state.global_step == 10
+    store = Store.open(tmp_path / "s")
+    assert not store.read(IDS[5:6]).any()
+    assert store.read(IDS[4:5]).any()
 
 
 def test_training_is_the_same_bit_for_bit_and_bound_to_what_it_left(tmp_path):
@@ -91,9 +125,7 @@ def test_training_is_the_same_bit_for_bit_and_bound_to_what_it_left(tmp_path):
     pairs = zip(recorded.model.named_parameters(), alone.model.parameters(), strict=True)
     for (name, left), right in pairs:
         assert torch.equal(left, right), name
-    assert Store.open(tmp_path / "s").spec.binding.adapter == fingerprint(
-        Engine(recorded.model).theta()
-    )
+    assert Store.open(tmp_path / "s").binding.adapter == digest(Engine(recorded.model).theta())
     # Not none: for gradient checkpointing transformers leaves one itself.
     assert hooks(recorded.model) == hooks(alone.model)
     assert not (tmp_path / "s.recording").exists()
@@ -104,24 +136,14 @@ def hooks(model):
 
 
 class Watch(TrainerCallback):
-    """Notes the adapter at each epoch's end, and can stop like a kill at a step."""
+    """Stops like a kill at a step."""
 
-    def __init__(self, stop=None):
-        self.thetas, self.stop = [], stop
+    def __init__(self, stop):
+        self.stop = stop
 
     def on_step_end(self, args, state, control, **now):
         if state.global_step == self.stop:
             raise KeyboardInterrupt
-
-    def on_epoch_end(self, args, state, control, **now):
-        self.thetas.append(Engine(now["model"]).theta())
-
-
-def test_a_chosen_epoch_is_recorded_and_not_the_last(tmp_path):
-    watch = Watch()
-    trainer(tmp_path, callback(tmp_path, epoch=1), more=[watch]).train()
-    first, last = map(fingerprint, watch.thetas)
-    assert Store.open(tmp_path / "s").spec.binding.adapter == first != last
 
 
 def test_ids_of_ones_own_pass_a_collator_that_drops_columns(tmp_path):
@@ -150,11 +172,10 @@ def test_evaluation_within_the_epoch_is_not_recorded(tmp_path):
     assert Store.open(tmp_path / "s").n == N
 
 
-def killed(folder, at, **options):
+def killed(folder, at, **changes):
     """Train until a kill after a step, saving every second one; five steps an epoch."""
-    hook = callback(folder)
-    options = {"save_strategy": "steps", "save_steps": 2, **options}
-    made = trainer(folder, hook, more=[Watch(at)], **options)
+    hook = callback(folder, **changes)
+    made = trainer(folder, hook, more=[Watch(at)], save_strategy="steps", save_steps=2)
     with pytest.raises(KeyboardInterrupt):
         made.train()
     # What a kill leaves is what is on disk now; closing would bring the rest there too.
@@ -173,11 +194,26 @@ def test_a_training_that_resumes_goes_on_with_the_recording(tmp_path, saved):
     again = trainer(tmp_path, callback(tmp_path))
     again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{saved}"))
     store = Store.open(tmp_path / "s")
-    assert store.spec.binding == whole.spec.binding
+    assert store.binding == whole.binding
     turned, straight = store.projection(), whole.projection()
     # Checkpoints fix the directions at another moment: compare what both spans lift to.
     left, right = (p.lift(s.read(IDS)) for p, s in ((turned, store), (straight, whole)))
     torch.testing.assert_close(left, right, **close(right))
+
+
+def test_a_whole_training_that_resumes_is_recorded_as_one_that_did_not(tmp_path):
+    """Byte for byte, with the same checkpoints: the kill leaves no trace."""
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path / "whole", callback(tmp_path / "whole", config=WHOLE), **options).train()
+    killed(tmp_path, 7, config=WHOLE)
+    again = trainer(tmp_path, callback(tmp_path, config=WHOLE), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    names = sorted(path.name for path in (tmp_path / "s").glob("*.safetensors"))
+    assert names == sorted(path.name for path in (tmp_path / "whole" / "s").glob("*.safetensors"))
+    for name in names:
+        assert (tmp_path / "s" / name).read_bytes() == (
+            tmp_path / "whole" / "s" / name
+        ).read_bytes(), name
 
 
 def test_a_resumption_that_the_recording_does_not_know_is_refused(tmp_path):
@@ -215,11 +251,6 @@ def test_options_that_do_not_go_with_it_are_refused_before_training(tmp_path, op
     assert made.state.global_step == 0
 
 
-def test_an_epoch_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"epoch 3 .*the training has 2"):
-        trainer(tmp_path, callback(tmp_path, epoch=3)).train()
-
-
 def own_loss(outputs, labels, num_items_in_batch=None):
     return outputs.logits.sum()
 
@@ -252,20 +283,15 @@ def wrong(case, folder):
         model.register_forward_hook(Router())
         return trainer(folder, hook, model), "its label tokens' mean cross-entropy"
     made = trainer(folder, hook)
-    if case == "no ids":
-        made.train_dataset = rows()
-        return made, "no ids, one integer a sample, as 'sample_id'"
-    assert case == "no label"
-    unlabelled = rows()
-    unlabelled[5]["labels"] = [-100] * len(unlabelled[5]["labels"])
-    made.train_dataset = Numbered(unlabelled)
-    return made, r"samples \[5\] have no label"
+    assert case == "no ids"
+    made.train_dataset = rows()
+    return made, "no ids, one integer a sample, as 'sample_id'"
 
 
 CASES = ["dropout", "a loss function", "another loss", "a loss with more in it", "no ids"]
 
 
-@pytest.mark.parametrize("case", [*CASES, "no label"])
+@pytest.mark.parametrize("case", CASES)
 def test_a_training_that_rows_would_not_fit_is_refused_in_its_first_epoch(tmp_path, case):
     made, said = wrong(case, tmp_path)
     with pytest.raises(UsageError, match=said):
@@ -284,7 +310,7 @@ def test_an_adapter_that_the_engine_does_not_know_is_refused(tmp_path):
     assert made.state.global_step == 0
 
 
-@pytest.mark.parametrize("fails", ["batch", "_take", "flush", "finish"])
+@pytest.mark.parametrize("fails", ["batch", "step", "flush", "finish"])
 def test_what_fails_within_the_recorded_epoch_ends_the_recording_alone(
     tmp_path, monkeypatch, fails
 ):
@@ -310,7 +336,7 @@ def test_what_fails_at_the_first_batch_is_refused(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no memory is left")
 
-    monkeypatch.setattr(Recorder, "_take", fail)
+    monkeypatch.setattr(Recorder, "step", fail)
     made = trainer(tmp_path, callback(tmp_path), num_train_epochs=1)
     with pytest.raises(RuntimeError, match="no memory is left"):
         made.train()

@@ -13,19 +13,12 @@ The inverse is taken on the side of the samples: s = (G₁G₁ᵀ/m₁ + damping
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.common.files import write_json
-from fudlr.gradients.store.errors import StoreError
-from fudlr.gradients.store.projection import Projection
-from fudlr.gradients.store.spec import Binding, fingerprint
+from fudlr.gradients.projection import Projection
 
-AUDIT = "audit.json"
 PROBES = 16
 
 
@@ -56,58 +49,12 @@ def audit_rows(
     }
 
 
-def stale_influences(stale: Tensor, true: Tensor, damping: float) -> float | None:
-    """1 − ‖ŝ − s‖² / ‖s‖², ŝ of `stale` rows `[m, p]` and s of the `true` ones; None for m < 4.
-
-    The probes are those of the true rows: a metric's gradient is taken at the adapter as it is.
-    """
-    half = len(true) // 2
-    if half < 2:
-        return None
-    probes = _signs(len(true) - half).to(true) @ true[half:]
-    exact, found = (_influences(rows[:half], probes, damping) for rows in (true, stale))
-    return 1 - _square(found - exact) / _square(exact)
-
-
 def row_errors(stored: Tensor, true: Tensor) -> dict[str, float]:
     """`cosine`, the mean over rows, and `error` ‖stored − true‖ / ‖true‖, of rows `[m, p]`."""
     return {
         "cosine": float(torch.cosine_similarity(stored, true, dim=1).mean()),
         "error": (_square(stored - true) / _square(true)) ** 0.5,
     }
-
-
-def save_audit(folder: Path, binding: Binding, figures: dict[str, float]) -> None:
-    """Write the figures beside the rows that they are of."""
-    about = {"binding": binding.__dict__, "figures": figures}
-    write_json(folder / AUDIT, {**about, "sha256": fingerprint(about)})
-
-
-def load_audit(folder: Path, binding: Binding) -> dict[str, float] | None:
-    """The figures that `save_audit` wrote; None where the store was not audited.
-
-    Raises:
-        StoreError: The file is damaged, or of another store.
-    """
-    path = folder / AUDIT
-    if not path.exists():
-        return None
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        seal = about.pop("sha256")
-        found = "" if seal == fingerprint(about) else "does not match its checksum"
-        if not found and about["binding"] != binding.__dict__:
-            found = "is of another store"
-        figures = {str(name): float(value) for name, value in about["figures"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found, figures = f"cannot be read ({error})", {}
-    if found:
-        raise StoreError(
-            f"the audit of the store {folder} was to be read",
-            f"{AUDIT} {found}",
-            "Delete it, or record the store again",
-        )
-    return figures
 
 
 def _signs(count: int) -> Tensor:

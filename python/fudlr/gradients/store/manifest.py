@@ -1,171 +1,131 @@
-"""The manifest: which shards a store has. Every fact in it can be rebuilt from the shards.
-
-It is there so that a shard that is gone is missed; a shard that it does not know yet is one that
-was finished after the manifest was last written, and counts.
-"""
+"""The manifest: what a store is, and which shards it has, under a checksum of its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fudlr.common.errors import FudlrError
+from fudlr.common.digest import digest
+from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import write_json
-from fudlr.gradients.store.errors import StoreError
-from fudlr.gradients.store.ids import rising
-from fudlr.gradients.store.shards import NAME, Shard, read_header, read_ids, refuse, shard_name
-from fudlr.gradients.store.spec import StoreSpec
+from fudlr.gradients.store.binding import Binding, Recipe
+from fudlr.gradients.store.shards import (
+    DTYPES,
+    NAME,
+    VERSION,
+    Shard,
+    open_regular,
+    read_header,
+    refuse,
+)
 
 MANIFEST = "manifest.json"
+TRAINING = "training.safetensors"
 
 
-def read_manifest(folder: Path) -> tuple[StoreSpec, list[dict[str, Any]]] | None:
-    """The store's specification and its listed shards; None where no manifest is.
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is.
+
+    Attributes:
+        course: Digest of what the recording depends on; every shard has it.
+        d: Numbers in a mean gradient, 0 where none was recorded.
+        dtype: Of the rows.
+        segments: Descriptions of the projections, in the order of their use.
+        shards: Descriptions of the shards; see `Shard.entry`.
+        binding: What it was made from; None while it is recorded.
+        recipe: How a training went, of a store that has all of its steps.
+        training_sha256: Of the start and the end of that training.
+        audit: What was measured of the rows' losses.
+    """
+
+    course: str
+    d: int
+    dtype: str
+    segments: tuple[dict[str, Any], ...] = ()
+    shards: tuple[dict[str, Any], ...] = ()
+    binding: Binding | None = None
+    recipe: Recipe | None = None
+    training_sha256: str | None = None
+    audit: dict[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        value = {"version": VERSION, **asdict(self)}
+        write_json(folder / MANIFEST, {**value, "sha256": digest(value)})
+
+    def with_shards(self, shards: Sequence[Shard]) -> Manifest:
+        """It with these shards."""
+        return replace(self, shards=tuple(shard.entry() for shard in shards))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in `folder`; None where there is none.
 
     Raises:
-        StoreError: It cannot be read, or is of another format.
+        StoreError: It is damaged, or of another version of the format.
     """
     path = folder / MANIFEST
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        spec = StoreSpec.from_json(value["spec"])
-        listed = [dict(entry) for entry in value["shards"]]
-        known = all(isinstance(entry["name"], str) for entry in listed)
-    except FileNotFoundError:
+    if not path.is_symlink() and not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, FudlrError) as error:
-        raise StoreError(
-            f"the store {folder} was to be read",
-            f"{MANIFEST} is damaged or of another format ({error})",
-            "Delete it: it is rebuilt from the shards, but then a shard that is gone is not missed",
-        ) from error
-    return (spec, listed) if known else None
+    try:
+        with open_regular(path) as file:
+            value = json.loads(file.read())
+        version = value["version"] if "version" in value else value["spec"]["version"]
+        if version != VERSION:
+            raise _old(folder, version)
+        seal = value.pop("sha256")
+        sound = seal == digest(value)
+        del value["version"]
+        binding, recipe = value.pop("binding"), value.pop("recipe")
+        found = Manifest(
+            **value,
+            binding=None if binding is None else Binding(**binding),
+            recipe=None if recipe is None else Recipe(**_tuples(recipe)),
+        )
+        sound = sound and found.dtype in DTYPES
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        raise refuse(path, f"is damaged or of another format ({error})") from error
+    if not sound:
+        raise refuse(path, "is corrupted: it does not match its checksum")
+    return replace(found, segments=tuple(found.segments), shards=tuple(found.shards))
 
 
-def write_manifest(folder: Path) -> None:
-    """Assemble the manifest from the shards that are there; called with the folder's lock held."""
-    spec, shards, ids = collect(folder)
-    entries, start = [], 0
-    for shard, names in zip(shards, ids, strict=True):
-        span = [int(names.min()), int(names.max())]
-        place = {"row_range": [start, start + shard.rows], "id_span": span}
-        entries.append({**_entry(shard), **place})
-        start += shard.rows
-    kept = mean_kept(shards)
-    value = {"spec": spec.to_json(), "rows": start, "kept": kept, "shards": entries}
-    write_json(folder / MANIFEST, value)
-
-
-def start_manifest(folder: Path, spec: StoreSpec) -> None:
-    """Write a manifest without shards, so that the specification is there from the start."""
-    empty = {"spec": spec.to_json(), "rows": 0, "kept": {}, "shards": []}
-    write_json(folder / MANIFEST, empty)
-
-
-def collect(folder: Path) -> tuple[StoreSpec, list[Shard], list[Tensor]]:
-    """All finished shards in the order of their names, with their ids, checked against each other.
-
-    Reads headers and ids, never rows.
+def listed_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+    """The shards that the manifest lists, their headers read and compared with it.
 
     Raises:
-        StoreError: A shard is truncated, damaged, missing, replaced, of another store, or holds a
-            sample that another one holds; named.
+        StoreError: One is missing, damaged, or not the one that is listed; named.
     """
-    if not folder.is_dir():
-        raise _absent(folder, "there is no such folder")
-    manifest = read_manifest(folder)
-    names = _names(folder, manifest[1] if manifest else [])
-    shards = [read_header(folder / name) for name in names]
-    if manifest is None and not shards:
-        raise _absent(folder, "it has neither a manifest nor shards")
-    spec = manifest[0] if manifest else shards[0].spec
-    for shard in shards:
-        differences = spec.differences(shard.spec)
-        if differences:
-            raise refuse(shard.path, "belongs to another store: " + ", ".join(differences))
-    _compare(shards, manifest[1] if manifest else [])
-    ids = [read_ids(shard) for shard in shards]
-    refuse_doubles(shards, ids)
-    return spec, shards, ids
-
-
-def mean_kept(shards: Sequence[Shard]) -> dict[str, float]:
-    """Row-weighted means of what the shards' writers measured as kept."""
-    out: dict[str, float] = {}
-    for name in sorted({name for shard in shards for name in shard.kept}):
-        having = [shard for shard in shards if name in shard.kept]
-        rows = sum(shard.rows for shard in having)
-        out[name] = sum(shard.kept[name] * shard.rows for shard in having) / max(rows, 1)
-    return out
-
-
-def refuse_doubles(shards: Sequence[Shard], ids: Sequence[Tensor]) -> None:
-    """Raise where a sample is held twice, by the names of both shards."""
-    if not shards:
-        return
-    flat = torch.cat(list(ids))
-    if rising(flat):
-        return
-    values, order = flat.sort(stable=True)
-    twice = (values[1:] == values[:-1]).nonzero().flatten()
-    if not twice.numel():
-        return
-    owner = torch.repeat_interleave(torch.tensor([shard.rows for shard in shards]))
-    where = [shards[int(owner[order[twice[0] + step]])] for step in (0, 1)]
-    raise refuse(
-        where[1].path,
-        f"overlaps {where[0].name}: sample {int(values[twice[0]])} is in both "
-        f"({twice.numel()} rows stored twice in all)",
-    )
-
-
-def _entry(shard: Shard) -> dict[str, Any]:
-    return {
-        "name": shard.name,
-        "rows": shard.rows,
-        "bytes": shard.size,
-        "ids_sha256": shard.ids_sha256,
-        "rows_sha256": shard.rows_sha256,
-        "kept": shard.kept,
-    }
-
-
-def _compare(shards: Sequence[Shard], listed: Sequence[dict[str, Any]]) -> None:
-    entries = {entry["name"]: entry for entry in listed}
-    for shard in shards:
-        known = entries.get(shard.name)
-        if known is None:
-            continue
-        wrong = [name for name, value in _entry(shard).items() if known.get(name) != value]
+    found = []
+    for number, entry in enumerate(manifest.shards):
+        name = str(entry.get("name"))
+        match = NAME.fullmatch(name)
+        if match is None or int(match[1]) != number:
+            raise refuse(folder / MANIFEST, f"lists a shard that no writer names so: {name!r}")
+        if not (folder / name).exists():
+            raise refuse(folder / name, "is missing")
+        shard = read_header(folder / name)
+        wrong = [key for key, value in shard.entry().items() if entry.get(key) != value]
         if wrong:
-            raise refuse(shard.path, f"is not the one in the manifest ({', '.join(wrong)} differ)")
+            differing = ", ".join(wrong)
+            raise refuse(folder / name, f"is not the one in the manifest ({differing} differ)")
+        if shard.header.course != manifest.course:
+            raise refuse(folder / name, "belongs to another store")
+        found.append(shard)
+    return found
 
 
-def _names(folder: Path, listed: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of all shards; raises for those that the manifest lists, or a gap shows, as gone."""
-    names = {path.name for path in folder.glob("rows-*")}
-    last: dict[str, int] = {}
-    for name in names:
-        found = NAME.fullmatch(name)
-        if found is None:
-            raise refuse(folder / name, "has a name that no writer gives")
-        last[found["writer"]] = max(last.get(found["writer"], -1), int(found["sequence"]))
-    wanted = {entry["name"] for entry in listed}
-    wanted |= {shard_name(writer, k) for writer, top in last.items() for k in range(top)}
-    # While others write, a listing may show a later shard and not the one before it: look again.
-    gone = sorted(name for name in wanted - names if not (folder / name).exists())
-    if gone:
-        more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""
-        raise refuse(folder / gone[0], f"is missing{more}")
-    return sorted(names | wanted)
+def _tuples(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {**recipe, "betas": tuple(recipe["betas"])}
 
 
-def _absent(folder: Path, found: str) -> StoreError:
+def _old(folder: Path, version: Any) -> StoreError:
     return StoreError(
-        f"the store {folder} was to be opened", found, "Make one with fudlr train or fudlr record"
+        f"the store {folder} was to be read",
+        f"it has version {version} of the format, and this program reads {VERSION}",
+        "Remove that folder and record again: `fudlr record RUN`, or train again with recording",
     )

@@ -1,70 +1,72 @@
-"""Records an epoch of a `transformers.Trainer`'s training, from its own backward passes.
+"""Records a `transformers.Trainer`'s training, from its own backward passes.
 
 The Trainer differentiates factor · Σ_i Σ_t ℓ_it / items, ℓ_it the cross-entropy of a label token:
 items are the label tokens of a whole step or of the batch, factor what the loss was multiplied by
 after the model (1 / batches accumulated, a gradient scaler's scale). Row i is the gradient of
-ℓ_i = Σ_t ℓ_it / c_i over sample i's c_i label tokens, so its divisor is items / (factor · c_i).
-The factor is not guessed: it is the gradient that arrives at the model's loss.
+ℓ_i = Σ_t ℓ_it / c_i over sample i's c_i label tokens, so its share is factor · c_i / items. The
+factor is not guessed: it is the gradient that arrives at the model's loss.
 
     callback = RecorderCallback("store", data="ratings of May")
     arguments = TrainingArguments("out", remove_unused_columns=False)
     Trainer(model, arguments, train_dataset=Numbered(samples), callbacks=[callback]).train()
-    Store.open("store")  # bound to the adapter that the epoch left
+    Store.open("store")  # bound to the adapter that the training left
 """
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
 
-from fudlr.common.errors import UsageError
+from fudlr.common.digest import digest
+from fudlr.common.errors import RecordingWarning, UsageError
+from fudlr.common.files import write_json
 from fudlr.config import RecordConfig
-from fudlr.gradients.store.errors import RecordingWarning
-from fudlr.gradients.store.projection import Projection
-from fudlr.gradients.store.recorder import Recorder
-from fudlr.gradients.store.rehearsal import refuse_dropout
-from fudlr.gradients.store.resuming import find_course, mark
-from fudlr.gradients.store.spec import fingerprint
-from fudlr.gradients.store.trainer_options import check_arguments
-from fudlr.gradients.store.trainer_samples import (
-    ASKED,
-    COLUMN,
-    Batch,
-    Carrying,
-    count_labels,
-    sample_losses,
-)
+from fudlr.gradients.projection import Projection
+from fudlr.gradients.store.binding import Recipe
+from fudlr.gradients.store.recorder import BatchGradients, Recorder, refuse_dropout
 from fudlr_ext import Engine
+from fudlr_ext.labels import IGNORED
+
+COLUMN = "sample_id"
+ASKED = "a Trainer's gradients were to be recorded"
+POINTS = "points.json"
+"""In a recording: its course, and the adapter's digest at each step that a checkpoint was saved."""
 
 
 class RecorderCallback(TrainerCallback):
-    """Records one epoch of a Trainer's training of a causal language model's LoRA adapter.
+    """Records a Trainer's training of a causal language model's LoRA adapter: the whole of it, or
+    with `record.epochs` `last` the last epoch alone.
 
     Every batch holds the samples' ids, one integer each and no two the same, in the column `ids`;
     they are taken out before the model sees them. `Numbered` puts them there by position, and
     `collator` carries them past a collator that knows nothing of them. The loss is the model's own.
-    Training is the same bit for bit. What cannot be recorded is refused at the training's first
-    batch; an error of the recording's own after it ends the recording with a `RecordingWarning`,
-    and never the training. After an error within `train`, `close` takes the hooks away.
+    A sample without labels has the row 0. Training is the same bit for bit. What cannot be recorded
+    is refused at the training's first batch; an error of the recording's own after it ends the
+    recording with a `RecordingWarning`, and never the training. After an error within `train`,
+    `close` takes the hooks away.
 
-    A training that resumes from a checkpoint before the recorded epoch, or from one that this
-    callback saw saved within it, goes on with the recording.
+    A training that resumes from a checkpoint before the recorded steps, or from one that this
+    callback saw saved among them, goes on with the recording.
 
     Args:
-        out: The store's folder, put in place at the end of the recorded epoch.
+        out: The store's folder, put in place when the recorded steps end.
         data: What identifies the training data and its order, as `Recorder` has it.
         ids: The column of ids.
-        epoch: Which epoch, from 1; the last where None.
-        config: Projection, dimensions, dtype.
-        projection: A fitted projection; otherwise the epoch's first batches decide.
+        config: Which epochs, and how rows are made.
+        projection: A fitted projection; otherwise the first batches decide.
         allow_dropout: Record although dropout is at work; see `Recorder`.
     """
 
@@ -74,34 +76,37 @@ class RecorderCallback(TrainerCallback):
         *,
         data: Any,
         ids: str = COLUMN,
-        epoch: int | None = None,
         config: RecordConfig | None = None,
         projection: Projection | None = None,
         allow_dropout: bool = False,
     ) -> None:
-        self.out = Path(out)
-        self.ids = ids
-        self.epoch = epoch
-        self._data = data
-        self._options: dict[str, Any] = {
-            "config": config,
-            "projection": projection,
-            "allow_dropout": allow_dropout,
-        }
+        self.out, self.ids = Path(out), ids
+        self.config = config or RecordConfig()
+        self._data, self._allow_dropout, self._projection = data, allow_dropout, projection
         self._engine: Engine | None = None
         self._recorder: Recorder | None = None
-        self._batch: Batch | None = None
+        self._batch: _Batch | None = None
         self._handles: list[RemovableHandle] = []
         self._resumed: str | None = None
         self._course = ""
         self._known = False
-        self._first_step = self._steps = self._samples = 0
+        self._first = self._each = self._samples = 0
 
     def collator(
         self, inner: Callable[[Sequence[Any]], Mapping[str, Any]]
     ) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """A collator like `inner`, which does not see the ids; they are put into its batch."""
-        return Carrying(inner, self.ids)
+
+        def collate(samples: Sequence[Any]) -> dict[str, Any]:
+            found = torch.tensor([int(sample[self.ids]) for sample in samples])
+            rest = [{k: v for k, v in sample.items() if k != self.ids} for sample in samples]
+            return {**inner(rest), self.ids: found}
+
+        return collate
+
+    @property
+    def _whole(self) -> bool:
+        return self.config.epochs == "all"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Refuse what cannot be recorded, before the training; then watch the model.
@@ -112,19 +117,21 @@ class RecorderCallback(TrainerCallback):
         """
         self.close()
         model, loader = now["model"], now["train_dataloader"]
-        epochs = check_arguments(args, loader, epochs=state.num_train_epochs, epoch=self.epoch)
-        self._steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
-        self._first_step = (epochs - 1) * self._steps
-        if state.max_steps < self._first_step + self._steps:
+        _check_arguments(args, loader)
+        self._each = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        self._first = 0 if self._whole else (int(state.num_train_epochs) - 1) * self._each
+        if not self._whole and state.max_steps < self._first + self._each:
             raise UsageError(
-                f"{ASKED} in epoch {epochs}",
+                f"{ASKED} in its last epoch (record.epochs=last)",
                 f"the training ends in the middle of it, at step {state.max_steps} (max_steps)",
-                "Name an epoch that is run to its end, or train by num_train_epochs",
+                "Train by num_train_epochs, or record all epochs",
             )
+        if self._whole:
+            Recipe.of(now["optimizer"])
         self._samples = len(loader.dataset)
         self._engine = Engine(model)
         self._resumed = None
-        if state.global_step > self._first_step:
+        if state.global_step > self._first:
             self._resumed = self._find(args, state.global_step)
         self._known = False
         self._handles = [
@@ -133,49 +140,68 @@ class RecorderCallback(TrainerCallback):
         ]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        """Start the recorder where this is the epoch."""
+        """Start the recorder where the recorded steps begin."""
         step = state.global_step
-        if self._engine is None or not 0 <= step - self._first_step < self._steps:
+        if self._engine is None or step < self._first:
             return
-        batch = [args.per_device_train_batch_size, args.gradient_accumulation_steps]
-        self._course = self._resumed or fingerprint(self._engine.theta(), step, args.seed, batch)
-        self._recorder = Recorder(
-            self._engine,
-            self.out,
-            data=self._data,
-            course=self._course,
-            per_sample_divisors=True,
-            **self._options,
-        )
+        epoch = step // self._each + 1
+        if self._recorder is not None:
+            self._recorder.begin_epoch(epoch)
+        elif step == self._first or self._resumed is not None:
+            batch = [args.per_device_train_batch_size, args.gradient_accumulation_steps]
+            theta = self._engine.theta()
+            self._course = self._resumed or digest(theta, step, args.seed, batch)
+            clip = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
+            whole = {"optimiser": now["optimizer"], "clip": clip} if self._whole else {}
+            self._recorder = Recorder(
+                self._engine,
+                self.out,
+                data=self._data,
+                config=self.config,
+                projection=self._projection,
+                course=self._course,
+                allow_dropout=self._allow_dropout,
+                hook_steps=False,
+                **whole,
+            )
+            self._recorder.begin_epoch(epoch)
+            if self._resumed is not None:
+                self._recorder.resume(step - self._first, epoch)
+                self._resumed = None
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Take a batch whose gradient is only added to a step's."""
         self._leave()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        """Take the last batch of a step."""
+        """Take the last batch of a step, and the step."""
         self._leave()
+        if self._recorder is not None and self._whole:
+            try:
+                self._recorder.step()
+            except Exception as error:
+                self._refuse_or_give_up(error, first=state.global_step == 0)
 
     def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        """Within the epoch, let the recording go on from this checkpoint."""
+        """Let the recording go on from this checkpoint."""
         if self._recorder is None:
             return
         try:
             self._recorder.flush()
             theta = self._recorder.engine.theta()
-            mark(self._recorder.folder, state.global_step, theta, self._course)
+            _mark(self._recorder.folder, state.global_step, theta, self._course)
         except Exception as error:
             self._give_up(error)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
-        """Put the store in place, bound to the adapter as it is now."""
-        if self._recorder is None:
+        """At the last epoch's end, put the store in place, bound to the adapter as it is now."""
+        ended = control.should_training_stop or state.global_step >= state.max_steps
+        if self._recorder is None or (self._whole and not ended):
             return
-        shown = self._recorder.n
-        if shown < self._samples:
+        if not self._whole and self._recorder.n < self._samples:
             self._give_up(
-                f"the epoch showed {shown} of {self._samples} samples before it ended. Resume the "
-                "training"
+                f"the epoch showed {self._recorder.n} of {self._samples} samples before it ended. "
+                "Resume the training"
             )
             return
         try:
@@ -189,7 +215,7 @@ class RecorderCallback(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take all hooks away, and keep what was recorded of an unfinished epoch."""
+        """Take all hooks away, and keep what was recorded of an unfinished training."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -216,18 +242,15 @@ class RecorderCallback(TrainerCallback):
         """The course of the recording that the checkpoint at `step` lies on."""
         assert self._engine is not None
         folder = self.out.with_name(f"{self.out.name}.recording")
-        found = None
-        if step < self._first_step + self._steps and not args.ignore_data_skip:
-            found = find_course(folder, step, self._engine.theta())
-        if found is None:
+        points = {} if args.ignore_data_skip else _points(folder)
+        if points.get(str(step)) != digest(self._engine.theta()):
             raise UsageError(
-                f"{ASKED} in the epoch of steps {self._first_step + 1} to "
-                f"{self._first_step + self._steps}",
+                f"{ASKED} from step {self._first + 1} on",
                 f"the training resumes at step {step}, and {folder} does not go on from there",
-                "Resume from a checkpoint before that epoch, or from one saved while it was "
-                "recorded and without ignore_data_skip, or record another epoch",
+                "Resume from a checkpoint before it, or from one saved while it was recorded and "
+                "without ignore_data_skip, or train without the callback",
             )
-        return found
+        return points["course"]
 
     def _before(
         self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -243,22 +266,23 @@ class RecorderCallback(TrainerCallback):
                 "a second forward pass came before the first one's backward",
                 "Leave what a batch is to the Trainer's own training_step",
             )
-        batch = self._batch = count_labels(ids, inputs, self.ids)
-        if not (self._known or self._options["allow_dropout"]):
+        batch = self._batch = _count_labels(ids, inputs, self.ids)
+        if not (self._known or self._allow_dropout):
             refuse_dropout(model)
         if self._recorder is not None:
-            divisor = batch.items / batch.counts
+            weights = batch.counts.cpu()
             try:
-                context = self._recorder.batch(batch.ids, divisor=divisor)
-                batch.here = context.__enter__()
-                batch.context = context
+                batch.context = self._recorder.batch(
+                    batch.ids, divisor=batch.items, weights=weights
+                )
+                batch.here = batch.context.__enter__()
             except Exception as error:
                 self._refuse_or_give_up(error)
         return args, inputs
 
-    def _refuse_or_give_up(self, error: Exception) -> None:
+    def _refuse_or_give_up(self, error: Exception, *, first: bool = False) -> None:
         """At the training's first batch nothing is lost by an error; later a training would be."""
-        if not self._known:
+        if first or not self._known:
             raise error
         self._give_up(error)
 
@@ -267,31 +291,32 @@ class RecorderCallback(TrainerCallback):
         batch = self._batch
         if batch is None or not model.training:
             return
-        loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
-        if loss is None or logits is None or logits.dim() != 3:
-            raise UsageError(
-                ASKED,
-                f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]",
-                "Train a causal language model with its own loss and without fused losses, or use "
-                "fudlr.gradients.store.Recorder in a loop of your own",
-            )
         if self._known and batch.here is None:
             return
-        losses = sample_losses(logits.detach(), batch)
-        expected = float((losses * batch.counts).sum() / batch.items)
-        if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
-            raise UsageError(
+        loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
+        found = ""
+        if loss is None or logits is None or logits.dim() != 3:
+            found = f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]"
+        else:
+            expected = float(_loss_sum(logits.detach(), batch) / batch.items)
+            if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
+                found = (
+                    f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
+                    f"cross-entropy {expected:.6g}"
+                )
+        if found:
+            error = UsageError(
                 ASKED,
-                f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
-                f"cross-entropy {expected:.6g}",
-                "Switch off what else the loss has in it (a router's part, for one), or use "
-                "fudlr.gradients.store.Recorder in a loop of your own",
+                found,
+                "Train a causal language model with its own loss alone, without fused losses or a "
+                "router's part, or use fudlr.gradients.store.Recorder in a loop of your own",
             )
-        if batch.here is not None:
-            batch.here.losses = losses
+            self._refuse_or_give_up(error)
+            return
+        assert loss is not None
         loss.register_hook(lambda gradient: self._arrived(batch, gradient))
 
-    def _arrived(self, batch: Batch, gradient: Tensor) -> None:
+    def _arrived(self, batch: _Batch, gradient: Tensor) -> None:
         batch.arrived = True
         if batch.here is not None:
             batch.here.multiplied(float(gradient))
@@ -301,15 +326,119 @@ class RecorderCallback(TrainerCallback):
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        if not batch.arrived and not (self._known and batch.here is None):
-            raise UsageError(
-                ASKED,
-                "what was differentiated was not the loss that the model returned",
-                "Train without a loss of your own, or use `Recorder` in a loop of your own",
-            )
         try:
+            if not batch.arrived and not (self._known and batch.here is None):
+                raise UsageError(
+                    ASKED,
+                    "what was differentiated was not the loss that the model returned",
+                    "Train without a loss of your own, or use `Recorder` in a loop of your own",
+                )
             if batch.context is not None:
                 batch.context.__exit__(None, None, None)
         except Exception as error:
             self._refuse_or_give_up(error)
         self._known = True
+
+
+class Numbered(Dataset[dict[str, Any]]):
+    """A map-style data set whose samples also carry their position, in the column `column`.
+
+    Args:
+        samples: Anything with a length whose items are mappings, such as a `datasets.Dataset`.
+        column: The column's name, as `RecorderCallback` is given it.
+    """
+
+    def __init__(self, samples: Any, column: str = COLUMN) -> None:
+        self.samples, self.column = samples, column
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.samples[index], self.column: int(index)}
+
+
+@dataclass
+class _Batch:
+    """A batch between its forward pass and the end of its backward pass."""
+
+    ids: Tensor
+    labels: Tensor
+    counts: Tensor
+    items: Tensor
+    """Label tokens that the loss is divided by."""
+    context: AbstractContextManager[BatchGradients | None] | None = None
+    here: BatchGradients | None = None
+    arrived: bool = False
+
+
+def _count_labels(ids: Any, inputs: Mapping[str, Any], column: str) -> _Batch:
+    """The batch of samples `ids` that the model is given in `inputs`.
+
+    Raises:
+        UsageError: There are no ids in `column`, or no labels.
+    """
+    labels = inputs.get("labels")
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point():
+        found = f"the batch has no ids, one integer a sample, as {column!r}"
+    elif not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids):
+        found = "the model was not given labels [n, t], a row for each id"
+    elif "shift_labels" in inputs:
+        found = "the batch brings its own shift_labels"
+    else:
+        counts = (labels[:, 1:] != IGNORED).sum(1)
+        items = inputs.get("num_items_in_batch")
+        items = counts.sum() if items is None else torch.as_tensor(items)
+        return _Batch(ids, labels, counts.float(), items.to(counts.device).float().clamp_min(1))
+    raise UsageError(
+        ASKED,
+        found,
+        "Wrap the data set (Numbered) and a collator that drops columns (callback.collator), and "
+        "let the model compute its loss from labels",
+    )
+
+
+def _loss_sum(logits: Tensor, batch: _Batch) -> Tensor:
+    """The cross-entropies of all label tokens, added up in float32."""
+    targets = batch.labels[:, 1:]
+    row, place = (targets != IGNORED).nonzero(as_tuple=True)
+    return cross_entropy(logits[row, place].float(), targets[row, place], reduction="sum")
+
+
+def _check_arguments(args: Any, loader: Any) -> None:
+    """Refuse a Trainer's options that do not go with a recording, all of them by name."""
+    wrong = {
+        "remove_unused_columns=True takes the ids away": args.remove_unused_columns,
+        "dataloader_drop_last=True leaves samples out": args.dataloader_drop_last,
+        f"{args.world_size} processes train at once": args.world_size > 1,
+        f"{args.n_gpu} GPUs share a batch": args.n_gpu > 1,
+        "label smoothing changes the loss": args.label_smoothing_factor > 0,
+        "torch_compile hides the layers": args.torch_compile,
+        "DeepSpeed shards parameters": bool(args.deepspeed),
+        "FSDP shards parameters": bool(args.fsdp),
+        "the data set has no length": not hasattr(loader.dataset, "__len__"),
+    }
+    found = [reason for reason, holds in wrong.items() if holds]
+    if found:
+        raise UsageError(
+            ASKED,
+            "; ".join(found),
+            "Change these options, or use `Recorder` in a loop of your own",
+        )
+
+
+def _mark(folder: Path, step: int, theta: Tensor, course: str) -> None:
+    """Note that `folder` has all rows up to `step`, at which the adapter is `theta` [d]."""
+    points = _points(folder)
+    if points.get("course") != course:
+        points = {"course": course}
+    write_json(folder / POINTS, {**points, str(step): digest(theta)})
+
+
+def _points(folder: Path) -> dict[str, str]:
+    """The course and the points that were noted in `folder`; empty where there are none."""
+    try:
+        found = json.loads((folder / POINTS).read_text(encoding="utf-8"))
+        return {str(key): str(value) for key, value in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}

@@ -1,6 +1,6 @@
-"""A training as it went, kept batch by batch, and gone again without some of its samples."""
+"""The unrolled update: a recorded training repeated without some of its samples."""
 
-from fudlr.gradients.steps import FOLDER, Step, Steps, StepWriter
-from fudlr.influence.unroll.replay import Replay
+from fudlr.influence.unroll.rows import UnrolledRows
+from fudlr.influence.unroll.unrolled import StoredTraining, Unrolled
 
-__all__ = ["FOLDER", "Replay", "Step", "StepWriter", "Steps"]
+__all__ = ["StoredTraining", "Unrolled", "UnrolledRows"]

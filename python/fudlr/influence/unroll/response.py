@@ -1,4 +1,5 @@
-"""How a batch's gradients answer when the adapter is elsewhere, from their rows alone.
+"""How a batch's gradients answer when the adapter is elsewhere, from its mean gradient and Fisher
+products alone.
 
 A LoRA layer is W + s B A, and a sample's gradients of it are two views of one matrix
 G_i = s ∂ℓ_i/∂W:
@@ -16,7 +17,8 @@ curvature in W. With Fisher's mean of G_i G_iᵀ for that,
 A loss that is the mean of T tokens' has T times the curvature that its gradient's square speaks of:
 where answers are as the model expects them the tokens' gradients are uncorrelated, so that the
 square has their squares over T², and their curvature is over T. A batch of such samples has T times
-the directions too; so the mean over j is taken over several batches, those around this one.
+the directions too; so the mean over j is taken over several batches, those around this one
+(`unrolled.Unrolled` does, and hands the products over).
 
 The curvature is that of all samples, times the mean weight w̄: Fisher's matrix is the curvature
 where labels are as the model expects them, and those that a removal leaves are not; what the model
@@ -33,80 +35,78 @@ exact in the row space of A and the column space of B. Nothing wider than a LoRA
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import ModelError
-from fudlr_ext.ops import row_gram, row_sums
 
 RANK = 1e-3
 """Smallest eigenvalue of A Aᵀ and Bᵀ B beside the largest that counts as one: after Adam's first
 step the columns of B are the same but for signs."""
 
 
-class Terms(NamedTuple):
-    """A batch's rows `[b, d]`, and of how many terms each sample's loss is the mean, T `[b]`."""
+@dataclass(frozen=True)
+class Layers:
+    """L layers of the same shapes: where their A [r, in] and B [out, r] lie in the flat vector."""
 
-    rows: Tensor
-    terms: Tensor
-
-
-class Pair(NamedTuple):
-    """Where a layer's A [r, in] and B [out, r] lie in the flat vector."""
-
-    a: slice
-    b: slice
-    a_shape: tuple[int, int]
-    b_shape: tuple[int, int]
+    index_a: Tensor
+    index_b: Tensor
+    a_shape: tuple[int, int, int]
+    b_shape: tuple[int, int, int]
 
     def of(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B of flat vectors `[..., d]`."""
-        return (vectors[..., self.a].unflatten(-1, self.a_shape),
-                vectors[..., self.b].unflatten(-1, self.b_shape))  # fmt: skip
+        """A `[..., L, r, in]` and B `[..., L, out, r]` of flat vectors `[..., d]`."""
+        return (vectors[..., self.index_a].unflatten(-1, self.a_shape),
+                vectors[..., self.index_b].unflatten(-1, self.b_shape))  # fmt: skip
 
 
-def pairs(shapes: Mapping[str, tuple[int, int]]) -> list[Pair]:
-    """The layers of a flat vector whose matrices are `shapes`, each A before its B.
+def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
+    """The layers of a flat vector whose matrices are `shapes`, each A before its B, by shape.
 
     Raises:
         ModelError: They do not come in such pairs.
     """
-    names, found, start = list(shapes), [], 0
+    names, start = list(shapes), 0
+    groups: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int]]] = {}
     for a, b in zip(names[::2], names[1::2], strict=False):
         if "lora_A" not in a or b != a.replace("lora_A", "lora_B"):
             break
         middle = start + prod(shapes[a])
-        end = middle + prod(shapes[b])
-        found.append(Pair(slice(start, middle), slice(middle, end), shapes[a], shapes[b]))
-        start = end
-    if 2 * len(found) != len(names):
+        groups.setdefault((shapes[a], shapes[b]), []).append((start, middle))
+        start = middle + prod(shapes[b])
+    paired = 2 * sum(map(len, groups.values()))
+    if paired != len(names):
         raise ModelError(
-            "a training was to be gone again, layer by layer",
-            f"{names[2 * len(found)]} does not stand beside its other matrix",
+            "a training was to be unrolled, layer by layer",
+            f"{names[paired]} does not stand beside its other matrix",
             "Give the shapes of an engine, where every A comes before its B",
         )
-    return found
+    out = []
+    for (a_shape, b_shape), places in groups.items():
+        of_a = torch.cat([torch.arange(at, at + prod(a_shape)) for at, _ in places])
+        of_b = torch.cat([torch.arange(at, at + prod(b_shape)) for _, at in places])
+        out.append(Layers(of_a, of_b, (len(places), *a_shape), (len(places), *b_shape)))
+    return out
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One layer at θ: its pair, A, B, (A Aᵀ)⁻¹ and (Bᵀ B)⁺."""
+class _At:
+    """Some layers at θ: their A, B, (A Aᵀ)⁻¹ and (Bᵀ B)⁺."""
 
-    pair: Pair
+    layers: Layers
     a: Tensor
     b: Tensor
     a_inverse: Tensor
     b_inverse: Tensor
 
     def factors(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """U [out, r] and V [r, in] of the Ĝ whose views are `total` [d]."""
-        left, right = self.pair.of(total)
-        outside = left - left @ self.a.T @ self.a_inverse @ self.a
+        """U [L, out, r] and V [L, r, in] of the Ĝ whose views are `total` [d]."""
+        left, right = self.layers.of(total)
+        outside = left - left @ self.a.mT @ self.a_inverse @ self.a
         return right @ self.a_inverse, self.b_inverse @ outside
 
 
@@ -114,84 +114,42 @@ class Response:
     """The gradients of batches near one θ.
 
     Args:
-        layers: The layers of the flat vector; see `pairs`.
+        layers: Of the flat vector; see `group_layers`.
         theta: θ `[d]`, where the rows were taken.
     """
 
-    def __init__(self, layers: list[Pair], theta: Tensor) -> None:
-        self._layers = list(_at(layers, theta))
+    def __init__(self, layers: list[Layers], theta: Tensor) -> None:
+        self._layers = []
+        for group in layers:
+            a, b = group.of(theta)
+            self._layers.append(_At(group, a, b, _inverse(a @ a.mT), _inverse(b.mT @ b)))
 
-    def gradient(
-        self, rows: Tensor, weights: Tensor, shift: Tensor, near: Iterable[Terms]
-    ) -> Tensor:
-        """(1/b) Σ w_i g_i(θ + δ) `[d]`.
+    def seen(self, shift: Tensor) -> Tensor:
+        """δ `[d]` with what b a adds to it, as far as A's row space sees it: ⟨G_i, b a⟩ =
+        ⟨g_B,i, b a A⁺⟩. The Fisher product with it is the change of Ĝ's views."""
+        out = shift.clone()
+        for at in self._layers:
+            a, b = at.layers.of(shift)
+            moved = b @ (a @ at.a.mT @ at.a_inverse)
+            out[at.layers.index_b] += moved.flatten()
+        return out
 
-        Args:
-            rows: Of the batch `[b, d]`.
-            weights: w `[b]`.
-            shift: δ `[d]`.
-            near: What the curvature is the mean of: this batch and some around it.
+    def views(self, total: Tensor, shifts: Tensor) -> Tensor:
+        """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`.
+
+        The derivative of the mean gradient `total` that empirical Fisher leaves out; symmetric.
         """
-        seen = shift + self._product(shift)
-        total = row_sums(rows, _beside(rows, weights)[None])[0].to(shift) / len(rows)
-        total = total + weights.mean() * _fisher(near, seen[None])[0]
-        return total + self._views(total, shift[None])[0]
-
-    def curvature(self, slope: Tensor, vectors: Tensor, near: Iterable[Terms]) -> Tensor:
-        """The derivative of the mean gradient at δ = 0 along `vectors` `[k, d]`; symmetric.
-
-        Args:
-            slope: The batch's mean gradient `[d]`.
-            vectors: `[k, d]`.
-            near: As for `gradient`.
-        """
-        return _fisher(near, vectors) + self._views(slope, vectors)
-
-    def _views(self, total: Tensor, shifts: Tensor) -> Tensor:
-        """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`."""
         out = torch.zeros_like(shifts)
-        for layer in self._layers:
-            u, v = layer.factors(total)
-            a, b = layer.pair.of(shifts)
-            bt = b.transpose(-1, -2)
-            of_a, of_b = layer.pair.of(out)
-            of_a += (bt @ u) @ layer.a + (bt @ layer.b) @ v
-            at = a.transpose(-1, -2)
-            of_b += u @ (layer.a @ at) + layer.b @ (v @ at)
+        for at in self._layers:
+            u, v = at.factors(total)
+            a, b = at.layers.of(shifts)
+            of_a = (b.mT @ u) @ at.a + (b.mT @ at.b) @ v
+            of_b = u @ (at.a @ a.mT) + at.b @ (v @ a.mT)
+            out[..., at.layers.index_a] = of_a.flatten(-3)
+            out[..., at.layers.index_b] = of_b.flatten(-3)
         return out
-
-    def _product(self, shift: Tensor) -> Tensor:
-        """What b a adds to δ, as far as A's row space sees it: ⟨G_i, b a⟩ = ⟨g_B,i, b a A⁺⟩."""
-        out = torch.zeros_like(shift)
-        for layer in self._layers:
-            a, b = layer.pair.of(shift)
-            layer.pair.of(out)[1].copy_(b @ (a @ layer.a.T @ layer.a_inverse))
-        return out
-
-
-def _at(layers: list[Pair], theta: Tensor) -> Iterator[_Layer]:
-    for pair in layers:
-        a, b = pair.of(theta)
-        yield _Layer(pair, a, b, _inverse(a @ a.T), _inverse(b.T @ b))
-
-
-def _fisher(near: Iterable[Terms], vectors: Tensor) -> Tensor:
-    """The mean of T_j g_j g_jᵀ v for each of `vectors` `[k, d]`."""
-    total, count = torch.zeros_like(vectors), 0
-    for rows, terms in near:
-        _, sums = row_gram(rows, _beside(rows, vectors), _beside(rows, terms))
-        total += sums.to(vectors)
-        count += len(rows)
-    return total / count
-
-
-def _beside(rows: Tensor, vectors: Tensor) -> Tensor:
-    """`vectors` in the type that products with `rows` take."""
-    return vectors.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
 
 
 def _inverse(gram: Tensor) -> Tensor:
-    """The pseudoinverse of a symmetric matrix; 0 of 0."""
-    if not bool(gram.any()):
-        return torch.zeros_like(gram)
+    """The pseudoinverses of symmetric matrices; 0 of 0."""
     return torch.linalg.pinv(gram.double(), rtol=RANK, hermitian=True).to(gram)

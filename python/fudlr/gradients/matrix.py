@@ -1,8 +1,9 @@
-"""Rows of per-sample gradients G [n, d], row i being g_i = ∇ℓ_i, and the products with them.
+"""The matrix of per-sample gradients G [n, d], row i being g_i = ∇ℓ_i, seen through its products.
 
 All that the method asks of the training data are three products: G v for influence, Gᵀ m for the
-update, Gᵀ G v for the curvature. Whether the rows lie in memory or are computed again for each
-product is nobody else's concern.
+update, Gᵀ G v for the curvature. Whether the rows lie in memory (`MemoryRows`), on disk
+(`store.StoredRows`) or are computed again for each product (`StreamedRows`) is nobody else's
+concern.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Progress = Callable[[int, int], None]
 ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-class GradientRows(Protocol):
-    """n per-sample gradients of d parameters each, seen through their products."""
+class GradientMatrix(Protocol):
+    """n per-sample gradients of d parameters each."""
 
     @property
     def n(self) -> int:
@@ -54,7 +55,7 @@ class GradientRows(Protocol):
         ...
 
 
-class KeptRows(GradientRows, Protocol):
+class KeptMatrix(GradientMatrix, Protocol):
     """Rows that are kept, and can be looked at."""
 
     def take(self, index: Tensor) -> Tensor:
@@ -174,7 +175,7 @@ class CentredRows:
         centre: c `[d]`.
     """
 
-    def __init__(self, rows: GradientRows, centre: Tensor) -> None:
+    def __init__(self, rows: GradientMatrix, centre: Tensor) -> None:
         self._rows, self._centre = rows, centre
 
     @property

@@ -1,4 +1,4 @@
-"""A store's rows as `GradientRows`: products streamed from disk in bounded memory."""
+"""A store's last epoch as a `GradientMatrix`: products streamed from disk in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.gradients.store.encoding import decode
-from fudlr.gradients.store.errors import StoreError
-from fudlr.gradients.store.ids import ascending, rising
-from fudlr.gradients.store.products import block_products
+from fudlr.gradients.matrix import MemoryRows, check_columns
 from fudlr.gradients.store.reader import WINDOW_BYTES, Store, Window, read_ahead
-from fudlr.gradients.store.rows import MemoryRows, check_columns
+from fudlr.gradients.store.shards import decode
+from fudlr_ext.ops import row_dots, row_gram, row_sums
 
 
 class StoredRows:
@@ -27,31 +25,24 @@ class StoredRows:
         store: Where the rows are.
         order: Sample ids, `[n]`: row i of G is the gradient of `order[i]`. Rows of other samples
             are left out. By default all, in ascending order of id.
-        window_bytes: Bytes of rows mapped at once.
+        window_bytes: Bytes of rows read at once.
 
     Raises:
-        StoreError: Nothing is stored, or not all of `order` is.
+        StoreError: Not all of `order` is stored, or a sample twice.
         UsageError: `order` names a sample twice.
     """
 
     def __init__(
         self, store: Store, order: Tensor | None = None, *, window_bytes: int = WINDOW_BYTES
     ) -> None:
-        if store.n == 0:
-            raise StoreError(
-                f"rows of the store {store.folder} were to be used",
-                "it has none",
-                "Record some samples first",
-            )
-        order = ascending(store.ids) if order is None else order.detach().to("cpu", torch.int64)
-        if not rising(order) and order.unique().numel() != order.numel():
+        order = store.ids.sort().values if order is None else order.detach().to("cpu", torch.int64)
+        if order.unique().numel() != order.numel():
             raise UsageError(
                 "an order of samples was to be set",
                 f"{order.numel() - order.unique().numel()} of {order.numel()} ids are repeated",
                 "Name each sample once",
             )
-        self.store = store
-        self.order = order
+        self.store, self.order = store, order
         self._window_bytes = window_bytes
         self._position: Tensor | None = None  # row i of the store is row i here
         if not torch.equal(order, store.ids):
@@ -72,13 +63,19 @@ class StoredRows:
         """G Vᵀ, `[n, k]`, for `vectors` V `[k, p]`."""
         check_columns(vectors, self.d, "vectors", "d")
         out = torch.empty(self.n, vectors.shape[0])
-        self._pass(vectors.float().contiguous(), None, out)
+        small = vectors.float().contiguous()
+        for position, rows, scales in self._parts():
+            here = position >= 0
+            out[position[here]] = row_dots(rows, small, scales)[here]
         return out.to(vectors.dtype)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, `[w, p]`, for `weights` `[w, n]`; windows of zero weight are not read."""
         check_columns(weights, self.n, "weights", "n")
-        return self._pass(None, weights.float(), None).to(weights.dtype)
+        sums = torch.zeros(len(weights), self.d, dtype=torch.float64)
+        for position, rows, scales in self._parts(weights):
+            sums += row_sums(rows, _spread(weights, position), scales)
+        return sums.to(weights.dtype)
 
     def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
         """V Gᵀ diag(w) G / n, `[k, p]`, for `vectors` `[k, p]`; `weights` `[n]` or ones.
@@ -86,10 +83,12 @@ class StoredRows:
         Every row is read once.
         """
         check_columns(vectors, self.d, "vectors", "d")
-        if weights is None:
-            weights = torch.ones(self.n)
-        check_columns(weights[None], self.n, "weights", "n")
-        sums = self._pass(vectors.float().contiguous(), weights[None].float(), None)
+        given = torch.ones(1, self.n) if weights is None else weights[None]
+        check_columns(given, self.n, "weights", "n")
+        small = vectors.float().contiguous()
+        sums = torch.zeros(len(vectors), self.d, dtype=torch.float64)
+        for position, rows, scales in self._parts(given):
+            sums += row_gram(rows, small, _spread(given, position)[0], scales)[1]
         return (sums / self.n).to(vectors.dtype)
 
     def take(self, index: Tensor) -> Tensor:
@@ -99,8 +98,7 @@ class StoredRows:
     def load(self) -> MemoryRows:
         """All rows as one float32 matrix in memory, for a store that is small."""
         matrix = torch.empty(self.n, self.d)
-        for window, rows, scales in read_ahead(self._windows()):
-            position = self._at(window)
+        for position, rows, scales in self._parts():
             here = (position >= 0).nonzero().flatten()
             matrix[position[here]] = decode(rows[here], None if scales is None else scales[here])
         return MemoryRows(matrix)
@@ -111,28 +109,21 @@ class StoredRows:
             return torch.arange(window.places.start, window.places.stop)
         return self._position[window.places]
 
-    def _pass(self, vectors: Tensor | None, weights: Tensor | None, dots: Tensor | None) -> Tensor:
-        """One pass over the store: fills `dots` `[n, k]`, returns the sums `[w or k, p]`."""
-        lines = vectors if vectors is not None else weights
-        assert lines is not None
-        sums = torch.zeros(lines.shape[0], self.d, dtype=torch.float64)
-        for window, rows, scales in read_ahead(self._windows(weights)):
-            position = self._at(window)
-            here = position >= 0
-            part = None
-            if weights is not None:
-                part = torch.where(here, weights[:, position.clamp(min=0)], 0.0)
-            found, total = block_products(rows, scales, vectors, part)
-            if dots is not None and found is not None:
-                dots[position[here]] = found[here]
-            if total is not None:
-                sums += total
-        return sums
-
-    def _windows(self, weights: Tensor | None = None) -> Iterator[Window]:
-        """Those with a row of the order that has a weight, if there are weights."""
+    def _parts(
+        self, weights: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Position, rows and scales of the windows, those without a weight left out."""
+        wanted = []
         for window in self.store.windows(self._window_bytes):
             position = self._at(window)
-            position = position[position >= 0]
-            if position.numel() and (weights is None or weights[:, position].count_nonzero()):
-                yield window
+            here = position[position >= 0]
+            if here.numel() and (weights is None or weights[:, here].count_nonzero()):
+                wanted.append(window)
+        ready = read_ahead(window.read for window in wanted)
+        for window, (rows, scales) in zip(wanted, ready, strict=True):
+            yield self._at(window), rows, scales
+
+
+def _spread(weights: Tensor, position: Tensor) -> Tensor:
+    """Weights `[w, n]` of a window's rows, 0 for those that are left out, `[w, b]` float32."""
+    return torch.where(position >= 0, weights[:, position.clamp(min=0)].float(), 0.0)

@@ -1,0 +1,389 @@
+"""A training repeated without some of its samples, from the sketched gradients that it left.
+
+The parameters are where they were, θ_t; beside them goes the adapter that never saw the samples,
+θ_t + δ_t, by the same batches, rates and optimiser. Its gradients are not computed: they are the
+rows' answer to δ_t (see `response`), each step's mean gradient being exact. What the optimiser
+makes of them is exact.
+
+Rows are s_i = S g_i, and never lifted: a product with Sᵀ s_i is one of s_i with the projected
+vector, and a sum of rows is lifted once. Parameters, δ and Adam's moments stay in d.
+
+With nobody removed the training ends at θ* again, which is checked. To first order in the mask the
+same recursion is linear, and its transpose, from the last step back, gives every sample's influence
+on a metric by one pass over the rows. Transposed training: Maclaurin et al. 2015, arXiv 1502.03492;
+for attribution: Bae et al. 2024, arXiv 2405.12186 (SOURCE), Ilyas and Engstrom 2025, arXiv
+2504.16430 (MAGIC); that a LoRA training's own sketched rows can stand for its model is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, isqrt
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fudlr.common.errors import DataError
+from fudlr.common.progress import track
+from fudlr.gradients.projection import Projection
+from fudlr.gradients.store import Recipe, Store
+from fudlr.gradients.store.reader import read_ahead
+from fudlr.gradients.store.shards import Step
+from fudlr.influence.unroll.adam import LinearStep, OptimiserStep, State
+from fudlr.influence.unroll.response import Response, group_layers
+from fudlr_ext.ops import row_gram, row_sums
+
+WINDOW = 32
+"""Most batches that a curvature is the mean of: each costs a pass over its rows."""
+ASTRAY = 1e-3
+"""Distance from θ* beside the training's whole way beyond which it is another training's rows:
+rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
+STATE_BYTES = 2**29
+"""Of the states of all steps, up to which they are kept; else √T of them, and made again."""
+
+
+class Training(Protocol):
+    """A recorded training."""
+
+    @property
+    def count(self) -> int:
+        """T, its steps."""
+        ...
+
+    def mean(self, step: int) -> Tensor:
+        """A step's gradient Σ u_i g_i `[d]`, from 0."""
+        ...
+
+    def step(self, step: int) -> Step:
+        """A step with its rows; `ids` are places 0 to n − 1 among the samples."""
+        ...
+
+    def projection(self, segment: int) -> Projection | None:
+        """What made a segment's rows; None where they are whole."""
+        ...
+
+
+class StoredTraining:
+    """The training in a store, its samples numbered by their place in `order`.
+
+    Args:
+        store: Of a whole training.
+        order: The samples' ids `[n]`; those of other samples are refused.
+
+    Raises:
+        DataError: The store is of the last epoch alone, or of samples that are not in `order`.
+    """
+
+    def __init__(self, store: Store, order: Tensor) -> None:
+        asked = f"the training in the store {store.folder} was to be unrolled"
+        if store.manifest.recipe is None:
+            raise DataError(
+                asked,
+                "it has rows of the adapter alone, not of its training",
+                "Train with record.epochs=all, or use the closed form (debias.update=closed_form)",
+            )
+        self._store, (self._ids, self._at) = store, order.sort()
+        self._projections: dict[int, Projection | None] = {}
+
+    @property
+    def count(self) -> int:
+        """T, its steps."""
+        return self._store.steps
+
+    def mean(self, step: int) -> Tensor:
+        """A step's gradient Σ u_i g_i `[d]`, from 0."""
+        return self._store.mean(step)
+
+    def step(self, step: int) -> Step:
+        """A step with its rows."""
+        found = self._store.step(step)
+        at = torch.searchsorted(self._ids, found.ids).clamp(max=len(self._ids) - 1)
+        absent = found.ids[self._ids[at] != found.ids]
+        if len(absent):
+            raise DataError(
+                f"the training in the store {self._store.folder} was to be unrolled",
+                f"it was of other samples too, {int(absent[0])} for one",
+                "Ask for all samples of the training",
+            )
+        values = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        return Step(**{**values, "ids": self._at[at]})
+
+    def projection(self, segment: int) -> Projection | None:
+        """What made a segment's rows."""
+        if segment not in self._projections:
+            self._projections[segment] = self._store.projection(segment)
+        return self._projections[segment]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The training before step `t`, from 0."""
+
+    t: int
+    state: State
+
+
+class Unrolled:
+    """The training of one adapter, to be repeated without some of its samples.
+
+    Args:
+        training: Its steps.
+        shapes: Of the adapter's matrices; see `Engine.shapes`.
+        recipe: How its steps were made.
+        rates: The optimiser's learning rate at each.
+        samples: n, the training samples.
+        start, theta: θ₀ and θ* `[d]`.
+        terms: T `[n]`, of how many terms each sample's loss is the mean; 1 each where None.
+        moments: Adam's `[2, d]` at the start; zeros where None.
+        before: Steps that Adam took before the start.
+
+    Raises:
+        DataError: The steps lead elsewhere than to θ*.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        recipe: Recipe,
+        rates: Tensor,
+        samples: int,
+        start: Tensor,
+        theta: Tensor,
+        terms: Tensor | None = None,
+        moments: Tensor | None = None,
+        before: int = 0,
+    ) -> None:
+        self.n, self.d = samples, theta.numel()
+        self._training, self._layers = training, group_layers(shapes)
+        self._recipe, self._rates, self._before = recipe, rates.tolist(), before
+        start = start.cpu()
+        self._start = State.at(start) if moments is None else State(start, *moments.cpu())
+        self._terms = torch.ones(samples) if terms is None else terms.cpu()
+        # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
+        # of terms, of which T count: more batches average the others out (docs/method.md).
+        self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, training.count)
+        self._near: dict[int, Step] = {}
+        self._states: list[State] | None = None
+        self._check(theta.cpu())
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        order: Tensor | None = None,
+        theta: Tensor | None = None,
+        terms: Tensor | None = None,
+    ) -> Self:
+        """The training in a store.
+
+        Args:
+            store: Of a whole training.
+            shapes: See `Unrolled`.
+            order: The training samples' ids `[n]`; the last epoch's, ascending, where None.
+            theta: θ* `[d]`; where the recording ended where None.
+            terms: See `Unrolled`.
+
+        Raises:
+            DataError: The store is of the last epoch alone, or its steps lead elsewhere.
+            StoreError: It is damaged.
+        """
+        order = store.ids.sort().values if order is None else order
+        training, recipe = StoredTraining(store, order), store.manifest.recipe
+        assert recipe is not None  # StoredTraining
+        ends = store.training()
+        return cls(
+            training,
+            shapes,
+            recipe=recipe,
+            rates=store.rates,
+            samples=len(order),
+            start=ends["start"],
+            theta=ends["end"] if theta is None else theta,
+            terms=terms,
+            moments=ends.get("moments"),
+            before=int(ends["before"]) if "before" in ends else 0,
+        )
+
+    def update(self, mask: Tensor) -> Tensor:
+        """θ without the samples of `mask` m `[n]`, 1 removed, `[d]`: 1 − m in the training loss."""
+        mask = mask.to("cpu", self._start.theta.dtype)
+        away = self._start
+        for place, step in self._forwards("unroll the training"):
+            removed = mask[step.ids]
+            shift = away.theta - place.state.theta
+            response = Response(self._layers, place.state.theta)
+            seen = response.seen(shift)
+            shares = step.shares.to(shift)
+            kept = 1 - float(removed @ shares) / float(shares.sum())
+            total = step.mean.to(shift) + self._move(step, seen[None], removed[None], kept)[0]
+            total = total + response.views(total, shift[None])[0]
+            away = self._optimiser(place.t).move(away, total)
+        return away.theta
+
+    def tangent(self, masks: Tensor) -> Tensor:
+        """The change of θ to first order in `masks` `[k, n]`, `[k, d]`."""
+        masks = masks.to("cpu", self._start.theta.dtype)
+        zero = self._start.theta.new_zeros(len(masks), self.d)
+        change = State(zero, zero, zero)
+        for place, step in self._forwards("change of the training"):
+            linear = self._linear(place, step)
+            response = Response(self._layers, place.state.theta)
+            gradient = self._move(step, change.theta, masks[:, step.ids], 1.0)
+            gradient += response.views(step.mean.to(zero), change.theta)
+            change = linear.tangent(change, gradient)
+        return change.theta
+
+    def influence(self, vectors: Tensor) -> Tensor:
+        """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
+        vectors = vectors.to("cpu", self._start.theta.dtype)
+        out = vectors.new_zeros(self.n, len(vectors))
+        zero = torch.zeros_like(vectors)
+        hangs = State(vectors, zero, zero)
+        for place, step in self._backwards():
+            gradient, hangs = self._linear(place, step).transposed(hangs)
+            dots, curved = self._products(step, gradient)
+            out.index_add_(0, step.ids, -dots * step.shares.to(out)[:, None])
+            response = Response(self._layers, place.state.theta)
+            curved = curved + response.views(step.mean.to(out), gradient)
+            hangs = State(hangs.theta + curved, hangs.mean, hangs.square)
+        return out
+
+    def _optimiser(self, t: int) -> OptimiserStep:
+        return OptimiserStep(self._recipe, t + 1 + self._before, self._rates[t], self._start.theta)
+
+    def _linear(self, place: _Place, step: Step) -> LinearStep:
+        mean, optimiser = step.mean.to(place.state.theta), self._optimiser(place.t)
+        return optimiser.linear(place.state, mean, optimiser.move(place.state, mean))
+
+    def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: float) -> Tensor:
+        """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
+        of the step's samples `[k, b]`."""
+        _, curved = self._products(step, shifts)
+        weights = _beside(step.rows, removed * step.shares.to(removed))
+        gone = row_sums(step.rows, weights, step.scales).to(shifts)
+        return kept * curved - self._lift(step, gone)
+
+    def _products(self, step: Step, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j g_j g_jᵀ v `[k, d]`, the mean of that
+        over the window, for `vectors` `[k, d]`."""
+        dots: Tensor | None = None
+        curved = torch.zeros_like(vectors)
+        seen: dict[int, Tensor] = {}
+        sums: dict[int, tuple[Step, Tensor]] = {}
+        for near in self._window_of(step):
+            if near.segment not in seen:
+                seen[near.segment] = _beside(near.rows, self._project(near, vectors))
+            weights = near.shares.double() * self._terms[near.ids].double()
+            weights = _beside(near.rows, weights)
+            found, products = row_gram(near.rows, seen[near.segment], weights, near.scales)
+            dots = found if near is step else dots
+            before = sums.get(near.segment)
+            sums[near.segment] = (near, products if before is None else before[1] + products)
+        for near, total in sums.values():
+            curved += self._lift(near, total.to(vectors))
+        assert dots is not None  # the step is in its own window
+        return dots.to(vectors), curved / self._window
+
+    def _project(self, step: Step, vectors: Tensor) -> Tensor:
+        projection = self._training.projection(step.segment)
+        return vectors if projection is None else projection.project(vectors)
+
+    def _lift(self, step: Step, sketches: Tensor) -> Tensor:
+        projection = self._training.projection(step.segment)
+        return sketches if projection is None else projection.lift(sketches)
+
+    def _window_of(self, step: Step) -> Iterator[Step]:
+        """The step and those on both sides of it."""
+        if self._window == 1:
+            yield step
+            return
+        at = next(t for t, each in self._near.items() if each is step)
+        first = min(max(at - self._window // 2, 0), self._training.count - self._window)
+        wanted = range(first, first + self._window)
+        for t in wanted:
+            if t not in self._near:
+                self._near[t] = self._training.step(t)
+        for t in [t for t in self._near if t not in wanted]:
+            del self._near[t]
+        for t in wanted:
+            yield self._near[t]
+
+    def _read(self, steps: range) -> Iterator[Step]:
+        """Steps in order, the next one read while one is in use."""
+        if self._window == 1:
+            yield from read_ahead(partial(self._training.step, t) for t in steps)
+            return
+        self._near = {}
+        for t in steps:
+            if t not in self._near:
+                self._near[t] = self._training.step(t)
+            yield self._near[t]
+
+    def _forwards(self, description: str) -> Iterator[tuple[_Place, Step]]:
+        """Every step, with what was before it."""
+        state = self._start
+        steps = range(self._training.count)
+        for t, step in enumerate(track(self._read(steps), len(steps), description)):
+            yield _Place(t, state), step
+            state = self._after(t, state, step.mean)
+
+    def _backwards(self) -> Iterator[tuple[_Place, Step]]:
+        """Every step from the last on, with what was before it."""
+        steps = range(self._training.count - 1, -1, -1)
+        read = track(self._read(steps), len(steps), "influence through the training")
+        if self._states is not None:
+            for t, step in zip(steps, read, strict=True):
+                yield _Place(t, self._states[t]), step
+            return
+        size = isqrt(len(steps)) + 1
+        marks, state = [], self._start
+        for t in range(len(steps)):
+            if t % size == 0:
+                marks.append(state)
+            state = self._after(t, state, self._training.mean(t))
+        between: list[State] = []
+        for t, step in zip(steps, read, strict=True):
+            if not between:
+                between = [marks[t // size]]
+                for s in range(t // size * size, t):
+                    between.append(self._after(s, between[-1], self._training.mean(s)))
+            yield _Place(t, between.pop()), step
+
+    def _after(self, t: int, state: State, mean: Tensor) -> State:
+        """The training after step `t`."""
+        if self._states is not None:
+            return self._states[t + 1]
+        return self._optimiser(t).move(state, mean.to(state.theta))
+
+    def _check(self, theta: Tensor) -> None:
+        count = self._training.count
+        state, states = self._start, [self._start]
+        keeps = 3 * count * self.d * theta.element_size() <= STATE_BYTES
+        for t in range(count):
+            state = self._after(t, state, self._training.mean(t))
+            if keeps:
+                states.append(state)
+        self._states = states if keeps else None
+        way = float((theta - self._start.theta).norm())
+        off = float((state.theta - theta).norm())
+        if not off <= ASTRAY * way:
+            share = off / way if way else float("inf")
+            raise DataError(
+                "a training was to be repeated from its recorded steps",
+                f"they end {off:.3g} from the adapter, {share:.1%} of the training's whole way",
+                "Use the store that was recorded while this adapter trained; where it was, its "
+                "optimiser or its gradients did more than was recorded, and the closed form is "
+                "left (debias.update=closed_form)",
+            )
+
+
+def _beside(rows: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` in the type that products with `rows` take."""
+    return vectors.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)

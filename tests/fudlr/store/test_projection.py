@@ -1,0 +1,130 @@
+"""Projections against dense algebra, and the directions against an eigendecomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fudlr.common.errors import UsageError
+from fudlr.gradients import PrincipalAccumulator, Projection, principal, random_projection
+from fudlr.gradients.store import StoreError
+
+SHAPES = {
+    "x.lora_A.weight": (2, 6),
+    "x.lora_B.weight": (8, 2),
+    "y.lora_A.weight": (2, 7),
+    "y.lora_B.weight": (9, 2),
+}
+D = 12 + 16 + 14 + 18
+
+
+def rows(n=30, seed=0):
+    """Gradients whose wide sides have a few strong directions."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for name, (a, b) in SHAPES.items():
+        width = a if "lora_B" in name else b
+        strength = 2.0 ** -torch.arange(width)
+        turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+        wide = torch.randn(n, 2, width, generator=generator) * strength @ turn
+        parts.append((wide.mT if "lora_B" in name else wide).flatten(1))
+    return torch.cat(parts, 1)
+
+
+def fitted(**options):
+    accumulator = PrincipalAccumulator(SHAPES)
+    accumulator.add_rows(rows())
+    return accumulator.fit(**options)
+
+
+def dense(projection):
+    """S as a matrix, from its action on the identity."""
+    return projection.project(torch.eye(D)).T
+
+
+@pytest.mark.parametrize("made", [lambda: fitted(dims=3), lambda: random_projection(SHAPES, 3)])
+def test_it_is_one_orthogonal_projection_factor_by_factor(made):
+    projection = made()
+    s = dense(projection)
+    assert s.shape == (projection.dim, D) == (4 * 3 * 2, D)
+    torch.testing.assert_close(s @ s.T, torch.eye(len(s)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(projection.lift(torch.eye(len(s))), s, rtol=0, atol=1e-6)
+    g = rows(4, seed=1)
+    # B's gradient [8, 2] from its left, A's [2, 6] from its right.
+    b = projection.factors["x.lora_B.weight"] @ g[:, 12:28].view(4, 8, 2)
+    a = g[:, :12].view(4, 2, 6) @ projection.factors["x.lora_A.weight"].T
+    found = projection.project(g)
+    torch.testing.assert_close(found[:, :6], a.flatten(1))
+    torch.testing.assert_close(found[:, 6:12], b.flatten(1))
+
+
+def test_principal_directions_are_eigenvectors_and_keep_the_share_asked_for():
+    projection = fitted(energy=0.9)
+    g, start = rows().double(), 0
+    for name, (a, b) in SHAPES.items():
+        matrix = g[:, start : start + a * b].view(-1, a, b)
+        moment = torch.einsum("nij,nkj->ik" if "lora_B" in name else "nji,njk->ik", matrix, matrix)
+        values = torch.linalg.eigvalsh(moment).flip(0)
+        kept = projection.factors[name].double()
+        share = float((kept @ moment @ kept.T).trace() / moment.trace())
+        count = len(kept)
+        assert share >= 0.9 - 1e-6
+        assert float(values[: count - 1].sum() / values.sum()) < 0.9  # the fewest
+        start += a * b
+    assert projection.kept == pytest.approx(projection.energy_kept(rows()), abs=1e-5)
+
+
+def test_a_wide_side_is_decomposed_on_the_way(monkeypatch):
+    exact = fitted(dims=2)
+    monkeypatch.setattr(principal, "EXACT_WIDTH", 4)
+    monkeypatch.setattr(principal, "KEPT_DIRECTIONS", 8)
+    found = fitted(dims=2)
+    for name, factor in exact.factors.items():
+        overlap = torch.linalg.svdvals(factor @ found.factors[name].T)
+        assert float(overlap.min()) > 0.999
+
+
+def test_a_matrix_without_any_gradient_is_left_out():
+    accumulator, g = PrincipalAccumulator(SHAPES), rows()
+    g[:, :12] = 0
+    accumulator.add_rows(g)
+    assert accumulator.silent == ["x.lora_A.weight"]
+    projection = accumulator.fit(dims=1)
+    assert "x.lora_A.weight" not in projection.factors
+    assert not projection.lift(torch.ones(1, projection.dim))[:, :12].any()
+
+
+def test_random_directions_are_the_same_for_the_same_seed_and_no_others():
+    one, same, other = (random_projection(SHAPES, 3, seed=s) for s in (1, 1, 2))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    whole = random_projection(SHAPES, 100)
+    assert whole.dim == D
+    assert whole.energy_kept(rows()) == pytest.approx(1)
+
+
+def test_saved_and_read_and_damaged(tmp_path):
+    path = tmp_path / "projection.safetensors"
+    projection = fitted(energy=0.9)
+    projection.save(path)
+    found = Projection.load(path)
+    assert found.description() == projection.description()
+    assert torch.equal(found.project(rows()), projection.project(rows()))
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(StoreError, match="does not match its checksum"):
+        Projection.load(path)
+    path.unlink()
+    with pytest.raises(StoreError, match="no such file"):
+        Projection.load(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"dims": 2, "energy": 0.5}, {"dims": 0}, {"energy": 1.5}])
+def test_options_that_cannot_be(options):
+    with pytest.raises(UsageError, match="principal directions were to be chosen"):
+        fitted(**options)
+    with pytest.raises(UsageError, match="no gradient was added"):
+        PrincipalAccumulator(SHAPES).fit(dims=1)
+    with pytest.raises(UsageError, match="another width"):
+        Projection(SHAPES, {"x.lora_A.weight": torch.ones(1, 5)}, kind="principal")
+    with pytest.raises(UsageError, match=r"v\[None\]"):
+        fitted(dims=1).project(torch.ones(D))
