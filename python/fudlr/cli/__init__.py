@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,12 +79,24 @@ def _everywhere(
     debug: Annotated[
         bool, typer.Option("--debug", help="Tracebacks, and other libraries.")
     ] = False,
+    metrics_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics-from",
+            metavar="FILE",
+            help="Python file to run, which registers own metrics.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
     ] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"
+    if metrics_from is not None:
+        from fudlr.metrics import load_metrics
+
+        load_metrics(metrics_from)
 
 
 for _command in COMMANDS:

@@ -14,13 +14,20 @@ from typing import Any
 from fudlr.common.errors import RefusedError
 from fudlr.diagnostics.base import Facts, Finding, Look, Severity
 from fudlr.diagnostics.influence import PARTS, chance, no_gradient, noise
-from fudlr.diagnostics.recommender import lists_alike, most_popular, small_groups, training
+from fudlr.diagnostics.recommender import (
+    lists_alike,
+    most_popular,
+    small_groups,
+    ties,
+    training,
+)
 from fudlr.diagnostics.update import loss, oscillation, ranking, shift
 
 BEFORE: dict[str, Look] = {
     "training": training,
     "most_popular": most_popular,
     "lists_alike": lists_alike,
+    "ties": ties,
     "small_groups": small_groups,
     "no_gradient": no_gradient,
     "chance": chance,

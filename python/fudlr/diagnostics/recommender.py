@@ -11,6 +11,8 @@ STILL_FALLING = 0.1
 """Of the loss's whole fall: a tenth an epoch means that the last ten per cent were not learned."""
 ALIKE = 0.4
 """Of a list: one ranking for all users shares about half, for they have seen other items."""
+TIED = 0.05
+"""Of the prompts: more could move a figure by more than its usual interval."""
 FEW, TOO_FEW = 30, 10
 """Users of a group, whose mean has a standard error of 1/√m of a user's spread: more than 18%
 below 30, more than 32% below 10."""
@@ -89,6 +91,23 @@ def lists_alike(facts: Facts) -> Finding | None:
         f"show it (warned of above {ALIKE:.0%}).",
         advice="Go by the surrogates (`arp_soft` and its kin), and see whether the recommender is "
         "one: its AUC and hr@K, or another recommender.kind for the same adapter.",
+    )
+
+
+def ties(facts: Facts) -> Finding | None:
+    """Test prompts in which the last item of the list is one of several with the same score."""
+    if facts.before is None:
+        return None
+    share = facts.before.statistics.tied
+    return graded(
+        "ties",
+        share,
+        {Severity.WARN: TIED},
+        found=f"in {share:.0%} of the test prompts items with one score stand on both sides of the "
+        "list's end",
+        reason=f"The items' ids decide there, not the model (warned of above {TIED:.0%}).",
+        advice="Scores of a trained recommender seldom tie: see whether it was trained, and "
+        "whether it can tell its items apart.",
     )
 
 

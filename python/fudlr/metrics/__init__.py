@@ -1,12 +1,19 @@
 """Metrics of fairness and accuracy: hard on the top K, differentiable on the catalogue softmax."""
 
-from fudlr.metrics.base import Metric, Side, SummedMetric, catalogue_softmax, top_k
+from fudlr.metrics.base import (
+    Metric,
+    Side,
+    SummedMetric,
+    catalogue_softmax,
+    tied_at_k,
+    top_k,
+)
 from fudlr.metrics.evaluate import evaluate, evaluate_lists
 from fudlr.metrics.objective import Objective, Term, metric_gradient
 from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
 from fudlr.metrics.score_function import DrawnLists, from_lists
 from fudlr.metrics.statistics import Statistics, statistics
-from fudlr.metrics.table import METRICS, find_metric, from_function, register
+from fudlr.metrics.table import METRICS, find_metric, from_function, load_metrics, register
 
 __all__ = [
     "METRICS",
@@ -26,9 +33,11 @@ __all__ = [
     "find_metric",
     "from_function",
     "from_lists",
+    "load_metrics",
     "metric_gradient",
     "permutation_null",
     "register",
     "statistics",
+    "tied_at_k",
     "top_k",
 ]

@@ -165,8 +165,9 @@ def _check_scores(scores: Tensor, side: Side) -> None:
 def top_k(scores: Tensor, side: Side) -> Tensor:
     """Return the K best unseen items of each prompt: [n, K] int64, best first.
 
-    Equal scores are taken in the order of the item's index, on every device (torch's own top-k
-    promises no order).
+    Equal scores are taken in the order of the items' ids, which is that of their index whatever the
+    order in the files; on every device (torch's own top-k promises no order). `tied_at_k` counts
+    where that decides.
 
     Raises:
         UsageError: a prompt with fewer than K unseen items.
@@ -193,6 +194,18 @@ def top_k(scores: Tensor, side: Side) -> Tensor:
 SHARED = 2**21
 """Largest number of scores whose softmax is kept for the next metric that asks for the same."""
 _shared: tuple[Tensor, Tensor, tuple[int, int, float], Tensor] | None = None
+
+
+def tied_at_k(scores: Tensor, side: Side) -> Tensor:
+    """Whether an unseen item that is not listed has the score of the list's last: [n] bool.
+
+    Where many prompts have such ties, lists are decided by ids, and say little of the model.
+    """
+    masked = scores.detach().masked_fill(side.seen, -torch.inf)
+    best = masked.topk(min(side.k + 1, masked.shape[1]), dim=1).values
+    if best.shape[1] <= side.k:
+        return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    return (best[:, -1] == best[:, -2]) & (best[:, -1] > -torch.inf)
 
 
 def catalogue_softmax(scores: Tensor, seen: Tensor, tau: float = 1.0) -> Tensor:

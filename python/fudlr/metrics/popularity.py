@@ -1,8 +1,9 @@
 """How far recommendations follow popularity, and how evenly they use the catalogue.
 
 ARP and APLT: Abdollahpouri, Burke, Mobasher, "Managing popularity bias in recommender systems with
-personalized re-ranking" (2019). Gini, entropy and coverage of exposure are as RecBole and Elliot
-have them, on the items' counts in all lists; entropy is in nats.
+personalized re-ranking" (2019). Gini, entropy and coverage of exposure are as Elliot has them, on
+the items' counts in all lists; entropy is in nats. RecBole 1.2.1 counts its padding item as one of
+the catalogue, and divides entropy by the number of listed items.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, SummedMetric, top_k
+from fudlr.metrics.base import Metric, Side, SummedMetric, tied_at_k, top_k
 from fudlr.metrics.popularity import Exposure
 from fudlr.metrics.table import METRICS, FunctionMetric
 
@@ -33,12 +33,15 @@ class Statistics:
         rows: By name, what a metric is a function of the sums of: [n, S] float64.
         leave_out: By name, for metrics of exposure: the value less the value without the prompt,
             [n] float64.
+        tied: Share of the prompts in which an item that is not listed has the score of the last one
+            that is: the items' ids decide there.
     """
 
     top: Tensor
     values: dict[str, float]
     rows: dict[str, Tensor]
     leave_out: dict[str, Tensor]
+    tied: float = 0.0
 
 
 def measurable(side: Side, metrics: Iterable[Metric] | None = None) -> list[Metric]:
@@ -86,11 +89,13 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     wide = [metric for metric in summed if isinstance(metric, Exposure)]
 
     tops: list[Tensor] = []
+    tied = 0
     rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}
     sums: dict[str, Tensor] = {}
     for part, tile in tiles(side):
         own = scores[part]  # one tensor for all metrics, so that they share its softmax
         tops.append(top_k(own, tile))
+        tied += int(tied_at_k(own, tile).sum())
         for metric in narrow:
             rows[metric.soft_key].append(metric.soft_rows(own, tile).double())
         for exposure in wide:
@@ -116,7 +121,8 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
             values[each.soft_key] = float(each.soft_finish(summed_rows, total, side))
         else:
             values[each.soft_key] = float(each.surrogate(scores, side))
-    return Statistics(top, values, joined, left | _soft_leave_out(wide, sums, scores, side))
+    left |= _soft_leave_out(wide, sums, scores, side)
+    return Statistics(top, values, joined, left, tied / n)
 
 
 def _soft_leave_out(

@@ -5,13 +5,15 @@ Command line, objective, evaluation, conformance tests and docs read it.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import UsageError
+from fudlr.common.errors import FudlrError, UsageError
 from fudlr.metrics.accuracy import MRR, NDCG, HitRate
 from fudlr.metrics.attribute import (
     DemographicParity,
@@ -47,6 +49,8 @@ METRICS: dict[str, Metric] = {
         MRR(),
     )
 }
+
+BUILT_IN = frozenset(METRICS)
 
 Soft = Callable[[Tensor, Side], Tensor]
 Hard = Callable[[Tensor, Side], Tensor]
@@ -100,20 +104,54 @@ def from_function(
     return FunctionMetric(name, surrogate, lower_is_better, hard)
 
 
-def register(metric: Metric) -> Metric:
+def register(metric: Metric, *, replace: bool = False) -> Metric:
     """Put a metric into the table, and return it.
+
+    Args:
+        metric: its name is how objectives and files write it.
+        replace: whether it may take the place of an own metric of that name, as when a notebook's
+            cell is run again.
 
     Raises:
         UsageError: a name that is taken, or that an objective could not be written with.
     """
-    if metric.name in METRICS or not re.fullmatch(r"[A-Za-z_]\w*", metric.name):
-        raise UsageError(
-            f"a metric was to be registered as {metric.name!r}",
-            "the name is taken" if metric.name in METRICS else "it is not a plain name",
-            "Choose another one, of letters, digits and underscores",
-        )
+    asked = f"a metric was to be registered as {metric.name!r}"
+    if not re.fullmatch(r"[A-Za-z_]\w*", metric.name):
+        found = "it is not a plain name"
+        raise UsageError(asked, found, "Choose one of letters, digits and underscores")
+    if metric.name in BUILT_IN or (metric.name in METRICS and not replace):
+        again = "" if metric.name in BUILT_IN else ", or give replace=True"
+        raise UsageError(asked, "the name is taken", f"Choose another one{again}")
     METRICS[metric.name] = metric
     return metric
+
+
+def load_metrics(path: Path) -> list[str]:
+    """Run a Python file of one's own that registers metrics; returns their names.
+
+    The file is run with all rights of the caller, as `python FILE` would run it.
+
+    Raises:
+        UsageError: there is no such file, it fails, or it registers nothing.
+    """
+    asked = f"metrics were to be read from {path}"
+    before = dict(METRICS)
+    spec = importlib.util.spec_from_file_location(f"fudlr_metrics_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(asked, "it is no Python file", "Name a .py file that calls register")
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except FudlrError:
+        raise
+    except Exception as error:
+        found = f"running it ended in {type(error).__name__}: {error}"
+        raise UsageError(asked, found, "Mend the file; `python FILE` shows where") from error
+    added = [name for name, metric in METRICS.items() if before.get(name) is not metric]
+    if not added:
+        raise UsageError(
+            asked, "it registers none", "Call fudlr.metrics.register(metric) in it for each"
+        )
+    return added
 
 
 def find_metric(name: str) -> Metric:

@@ -1,6 +1,7 @@
 """The data step: what is missing is said with the command to run, and nothing is half-fetched."""
 
 import subprocess
+import zipfile
 
 import pytest
 from fudlr.common.errors import DataError
@@ -36,18 +37,18 @@ def test_wrong_content_is_not_kept(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(fetch.subprocess, "run", bring_something_else)
-    with pytest.raises(DataError, match="neither a folder nor a whole zip"):
+    with pytest.raises(DataError, match="is another file: its SHA-256"):
         fetch.fetch_ml100k(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_smaller_data_set_of_that_name_is_refused(tmp_path, monkeypatch):
-    from fudlr.data import synthetic
-
-    (tmp_path / fetch.WHEEL).write_bytes(b"")
-    monkeypatch.setattr(fetch, "read_recbole", lambda *_: synthetic(10, 50, 0))
-    with pytest.raises(DataError, match="instead of"):
-        fetch.load_ml100k(tmp_path)
+def test_a_smaller_data_set_of_that_name_is_refused(tmp_path):
+    """Well formed, and not the one that is meant: every reader of it is told."""
+    with zipfile.ZipFile(tmp_path / fetch.WHEEL, "w") as wheel:
+        wheel.writestr("x/ml-100k.inter", "user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3")
+    for read in (fetch.find_ml100k, fetch.load_ml100k):
+        with pytest.raises(DataError, match=f"instead of {fetch.SHA256}"):
+            read(tmp_path)
 
 
 def test_movielens_gives_the_known_numbers():

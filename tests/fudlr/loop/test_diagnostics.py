@@ -94,6 +94,20 @@ def test_what_two_lists_share_is_counted(run):
     assert DIAGNOSTICS["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
 
 
+def test_lists_that_ties_decide_are_warned_of(run):
+    """Of 20 prompts, K = 2: one tie across the list's end passes, two are too many."""
+    side = make_prompts(run.split, run.split.test, run.config.data).side.take(torch.arange(20))
+    side = replace(side, seen=torch.zeros_like(side.seen), k=2)
+    for count, severity in ((0, "passed"), (1, "passed"), (2, "warn")):
+        scores = torch.arange(side.seen.shape[1]).float().expand(20, -1).clone()
+        scores[:count, -3] = scores[:count, -2]  # the second and the third
+        scores[:, 1] = scores[:, 0]  # far from the list
+        facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
+                      before=Measured({}, statistics(scores, side), torch.zeros(20)))  # fmt: skip
+        finding = DIAGNOSTICS["ties"](facts)
+        assert (finding.measured, finding.severity) == (count / 20, severity)
+
+
 def test_a_training_that_still_falls_is_warned_of(run):
     run = replace(run, losses=run.losses[:3])  # the same adapter, as if stopped at the third epoch
     summary = fudlr.debias(run, **QUICK).summary

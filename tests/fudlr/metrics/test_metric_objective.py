@@ -5,7 +5,17 @@ import dataclasses
 import pytest
 import torch
 from fudlr.common.errors import NumericalError, UsageError
-from fudlr.metrics import METRICS, Objective, evaluate, from_function, metric_gradient, register
+from fudlr.metrics import (
+    METRICS,
+    Objective,
+    evaluate,
+    from_function,
+    load_metrics,
+    metric_gradient,
+    register,
+    tied_at_k,
+    top_k,
+)
 from metric_cases import problem
 
 
@@ -170,9 +180,58 @@ def test_a_users_hard_function_takes_weights(table):
 
 
 @pytest.mark.parametrize("name", ["arp", "my metric", "2fast", ""])
-def test_names_that_cannot_be_registered(table, name):
-    with pytest.raises(UsageError, match="Choose another one"):
-        register(from_function(name, lambda s, side: s.mean(), True))
+@pytest.mark.parametrize("replace", [False, True])
+def test_names_that_cannot_be_registered(table, name, replace):
+    with pytest.raises(UsageError, match="Choose "):
+        register(from_function(name, lambda s, side: s.mean(), True), replace=replace)
+
+
+def test_a_cell_that_is_run_again_may_replace_its_metric(table):
+    first = register(from_function("own", lambda s, side: s.mean(), True))
+    with pytest.raises(UsageError, match="replace=True"):
+        register(from_function("own", lambda s, side: s.sum(), True))
+    assert METRICS["own"] is first
+    again = register(from_function("own", lambda s, side: s.sum(), True), replace=True)
+    assert METRICS["own"] is again
+
+
+def test_metrics_of_a_file(table, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fudlr.metrics import from_function, register\n"
+        "def soft(scores, side):\n    return scores.softmax(1)[:, 0].mean()\n"
+        "register(from_function('first_item', soft, True), replace=True)\n"
+    )
+    assert load_metrics(file) == ["first_item"]
+    assert load_metrics(file) == ["first_item"]
+    scores, side = problem()
+    assert Objective.parse("arp + first_item").names == ["arp", "first_item"]
+    assert "first_item" in evaluate(scores, side)
+    for text, said in (
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("x = 1", "registers none"),
+        ("def (", "SyntaxError"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            load_metrics(file)
+    with pytest.raises(UsageError, match="no Python file"):
+        load_metrics(tmp_path / "none.py")
+
+
+def test_ties_at_the_end_of_the_list_are_counted():
+    """K = 2 of the unseen; the third row's tie is with an item that was seen."""
+    _, side = problem()
+    m = side.popularity.numel()
+    rows = torch.arange(m).float().expand(3, -1).clone()
+    rows[1, m - 3] = rows[1, m - 2]
+    rows[2, m - 3] = rows[2, m - 2]
+    seen = torch.zeros(3, m, dtype=torch.bool)
+    seen[2, m - 3] = True
+    side = dataclasses.replace(side.take(torch.arange(3)), seen=seen, k=2,
+                               target=torch.zeros(3, dtype=torch.int64))  # fmt: skip
+    assert tied_at_k(rows, side).tolist() == [False, True, False]
+    assert top_k(rows, side)[1].tolist() == [m - 1, m - 3]
 
 
 def test_the_hard_value_of_a_soft_function(table):
