@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,30 @@ def test_field_names_are_those_that_merge_takes() -> None:
         for inner in (value if isinstance(value, dict) else [""])
     }
     assert set(field_names()) == flat
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lora: {targets: [&a [x, x], " + "".join(
+            f"&{b} [{', '.join([f'*{a}'] * 9)}], " for a, b in itertools.pairwise("abcdefghij")
+         ) + "x]}", "lora.targets.1 is"),
+        ("".join(f"a{n}: 1\n" for n in range(500)), "495 more"),
+        ("[" * 5000, "nested too deep"),
+        ("? [a, b]\n: 1\n", "a key that is no text"),
+        ("out: 2020-99-99\n", "not valid YAML"),
+        ("data: {k: 1" + "0" * 5000 + "}", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_crafted_yaml_is_refused_in_few_words(tmp_path, text, words):
+    """Aliases within aliases printed in full would be 9⁸ elements."""
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words) as found:
+        load_config(tmp_path / "c.yaml")
+    assert len(str(found.value)) < 3000
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "c.yaml")
+    with pytest.raises(UsageError, match="no regular file"):
+        load_config(tmp_path / "c.yaml")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from fudlr.common.errors import UsageError
-from fudlr.config import DebiasConfig, RunConfig, describe_fields, load_config, merge
+from fudlr.config import DebiasConfig, RunConfig, describe_fields, load_config, merge, read_yaml
 
 if TYPE_CHECKING:
     from fudlr.run import Run
@@ -58,14 +57,7 @@ def parse(settings: list[str] | None) -> dict[str, Any]:
             raise UsageError(
                 f"--set {setting} was given", "it has no =", "Write it as --set name=value"
             )
-        try:
-            parsed[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"--set {setting} was given",
-                "its value is not YAML",
-                "Close brackets and quotes, or quote the value",
-            ) from error
+        parsed[name.strip()] = read_yaml(value, f"--set {setting} was given")
     return parsed
 
 

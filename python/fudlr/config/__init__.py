@@ -9,6 +9,7 @@ from fudlr.config.run import (
     load_config,
     merge,
     merge_trained,
+    read_yaml,
     to_plain,
     trained_options,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "load_config",
     "merge",
     "merge_trained",
+    "read_yaml",
     "to_plain",
     "trained_options",
 ]

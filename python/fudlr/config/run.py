@@ -6,6 +6,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import reprlib
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ AFTER_TRAINING = (
     "data.prompt_users", "data.candidates", "record", "debias",
 )  # fmt: skip
 """Fields, and sections, that nothing in a run's training hangs on: they can be set later."""
+SHOWN = 5
+"""Wrong fields that an error names."""
 SEEDED = ("train", "record", "debias")
 """Sections with a seed of their own, which is the run's where they set none."""
 
@@ -86,15 +89,28 @@ def load_config(path: str | Path) -> RunConfig:
     path = Path(path)
     asked = f"the configuration {path} was to be read"
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UsageError(asked, "it is no regular file", "Name a YAML file")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(asked, str(reason), "Name an existing, readable YAML file") from error
-    except yaml.YAMLError as error:
-        raise UsageError(
-            asked, f"it is not valid YAML ({_one_line(str(error))})", "Mend the file"
-        ) from error
+    values = read_yaml(text, asked)
     return _validated(asked, {} if values is None else values)
+
+
+def read_yaml(text: str, asked: str) -> Any:
+    """The value of YAML text.
+
+    Raises:
+        UsageError: It is none, names a key twice, is nested too deep, or holds what cannot be.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        found = f"it is not valid YAML ({_one_line(reason)})"
+        raise UsageError(asked, found, "Close brackets and quotes, or quote the value") from error
 
 
 def dump_config(path: Path, config: RunConfig) -> None:
@@ -169,7 +185,10 @@ def _validated(asked: str, values: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        found = "; ".join(_explain(detail) for detail in error.errors())
+        details = error.errors()
+        shown = [_explain(detail) for detail in details[:SHOWN]]
+        more = [f"{len(details) - SHOWN} more"] if len(details) > SHOWN else []
+        found = "; ".join(shown + more)
         raise UsageError(asked, found, "Correct each field named, or leave it out") from error
 
 
@@ -187,12 +206,14 @@ def _explain(detail: ErrorDetails) -> str:
 def _unknown(dotted: str) -> str:
     close = difflib.get_close_matches(dotted, field_names(), n=3, cutoff=0.5)
     section = dotted.rpartition(".")[0]
-    known = close or [name for name in field_names() if name.startswith(section)] or field_names()
+    known = close or [n for n in field_names() if section and n.startswith(section)]
+    known = known or list(RunConfig.model_fields)
     return f"{dotted} is not a field (there is {', '.join(known)})"
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    # Aliases within aliases are few in memory, and without end in print.
+    text = reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -207,6 +228,10 @@ class _Loader(yaml.SafeLoader):
         """The mapping of `node`, its keys distinct."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key that is no text", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key.value} is given twice", problem_mark=key.start_mark

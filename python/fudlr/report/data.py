@@ -112,6 +112,8 @@ def load_report_data(folder: Path) -> ReportData:
     """
     remedy = "Name the output folder of a finished run"
     summary = read_json(folder / SUMMARY_FILE, dict[str, Any], remedy)
+    if not (folder / MASK_FILE).is_file():  # a pipe would be waited for
+        raise _unusable(f"{folder / MASK_FILE} is missing, or no regular file")
     try:
         mask = pl.read_parquet(folder / MASK_FILE, glob=False)
     except (OSError, PolarsError) as error:

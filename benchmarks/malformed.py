@@ -1,0 +1,55 @@
+"""Thousands of malformed files of runs, results, adapters, bases and options; see docs/tests.
+
+python benchmarks/malformed.py --cases 2000 --out benchmarks/results/malformed.json
+"""
+
+import argparse
+import collections
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fudlr" / "commands"))
+import malformed
+
+SLOW = 20  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    os.environ["FUDLR_QUIET"] = "1"
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        malformed.make(Path(folder) / "sound")
+        outcomes = []
+        for seed in range(options.first, options.first + options.cases):
+            began_case = time.perf_counter()
+            outcome = malformed.try_case(Path(folder) / "sound", Path(folder) / "work", seed)
+            outcomes.append(outcome)
+            if time.perf_counter() - began_case > SLOW:
+                print("slow:", outcome.case, flush=True)
+            if outcome.wrong:
+                print(outcome.case, outcome.wrong, outcome.words[:300], flush=True)
+    record = {
+        "cases": len(outcomes),
+        "first": options.first,
+        "exit codes": dict(sorted(collections.Counter(str(o.code) for o in outcomes).items())),
+        "taken as sound": sum(malformed.REACHED in o.words or o.code == 0 for o in outcomes),
+        "wrong": [f"{o.case}: {o.wrong}" for o in outcomes if o.wrong],
+        "seconds": round(time.perf_counter() - began),
+    }
+    text = json.dumps(record, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
