@@ -27,7 +27,7 @@ from fudlr.run import train_run
 
 RESULT = Path(__file__).parent / "results" / "wait.json"
 USERS, ITEMS, BAR = 6040, 3416, 2.0
-OPTIONS = {"train.epochs": 1, "train.through": "engine", "model.pretrain_epochs": 1}
+OPTIONS = {"train.epochs": 1, "train.through": "engine", "model.pretrain_epochs": 0}
 
 
 def write_data(folder: Path) -> Path:
@@ -48,13 +48,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--per-user", type=int, default=8, help="training samples a user, at most")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.run or Path(temporary) / "run"
         if not folder.is_dir():
             data = write_data(folder.with_name(folder.name + "-data"))
-            train_run(merge(RunConfig(), {**OPTIONS, "data.source": str(data)}), folder)
+            train_run(
+                merge(
+                    RunConfig(),
+                    {
+                        **OPTIONS,
+                        "data.source": str(data),
+                        "data.max_train_per_user": asked.per_user,
+                    },
+                ),
+                folder,
+            )
         run = fudlr.load_run(folder)
         options = {"curve": (), "heldout": False} if asked.quick else {}
         # So brief a training bears signatures of failure.

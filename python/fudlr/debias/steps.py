@@ -38,7 +38,7 @@ from fudlr.run import Run
 
 CURVE = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 """Budgets of the trade-off curve."""
-CURVE_USERS = 1000
+CURVE_USERS = 500
 """Users, at random, that a point of the curve is measured on where there are more."""
 
 
