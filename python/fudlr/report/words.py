@@ -97,7 +97,8 @@ def next_steps(data: ReportData) -> Iterator[tuple[str, str]]:
         yield "Keep the trained adapter. The warnings say why nothing was removed.", ""
         return
     steered = [row for row in told_rows(summary) if row.name != accuracy_metric(summary["before"])]
-    if any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered):
+    unclear = any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered)
+    if unclear:
         yield "The steered metric did not clearly improve: do not use the adapter for it yet.", ""
     if worse(summary):
         yield "Decide whether what got worse is acceptable, or add it to the objective.", ""
@@ -107,10 +108,9 @@ def next_steps(data: ReportData) -> Iterator[tuple[str, str]]:
         yield "Measure on users that the correction did not look at: run without --quick.", ""
     if not section(summary, "retrained"):
         yield "Check it against real retraining:", "fudlr verify DIR"
-    yield (
-        "Load the adapter in place of the trained one:",
-        "PeftModel.from_pretrained(base, DIR/adapter)",
-    )
+    if not unclear:
+        load = "PeftModel.from_pretrained(base, DIR/adapter)"
+        yield "Load the adapter in place of the trained one:", load
 
 
 def diagnostic_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -259,6 +259,7 @@ def test_the_next_step_depends_on_what_is_missing(data: ReportData) -> None:
     assert "fudlr verify" in commands()
     data.summary["heldout"]["intervals"]["change"]["arp"] = [-40.0, 3.0]
     assert "did not clearly improve" in commands()
+    assert "Load the adapter" not in commands()
 
 
 @pytest.mark.parametrize(
