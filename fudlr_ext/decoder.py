@@ -8,7 +8,7 @@ decoder: `fused_call`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ class Stack:
         for layer in self.layers:
             for part in layer.parts.values():
                 yield part.base.weight
-            for norm in layer.norms:
-                yield norm.module.weight  # type: ignore[misc]
+            for norm in (*layer.norms, *(layer.head_norms or ())):
+                yield norm.module.weight
 
 
 def find(model: nn.Module, layout: Layout, known: Stack | None = None) -> Stack:
@@ -99,7 +99,15 @@ def _examine(parent: nn.Module, name: str, layout: Layout) -> Stack:
     if isinstance(dtype, str):
         stack.why_not = dtype
         return stack
-    probed = [probe(layer, dtype, layout.device) for layer in layers]
+    probed = []
+    for i, layer in enumerate(layers):
+        found = probe(layer, dtype, layout.device)
+        if found is None:  # with the other gate, that is Gemma's
+            layers[i] = replace(layer, gelu=True)
+            found = probe(layers[i], dtype, layout.device)
+        probed.append(found)
+        if found is None:
+            break
     wrong = [i for i, found in enumerate(probed) if found is None or found != probed[0]]
     if wrong:
         stack.why_not = f"a probe of {name}.{wrong[0]} gave other numbers than its own code"
@@ -137,15 +145,30 @@ def _describe(module: Any, loras: dict[int, LoraLayer]) -> DecoderLayer | str:
             if not plain_weight(parts[name].base.weight):
                 return f"the weight of {name}_proj is no plain tensor"
         for name in ("input_layernorm", "post_attention_layernorm"):
-            norm = getattr(module, name)
-            eps = getattr(norm, "variance_epsilon", None)
-            norms.append(Norm(norm, float(norm.eps if eps is None else eps)))
-            if norm.weight.dim() != 1:
-                return f"{name} is no vector"
+            norms.append(_norm(getattr(module, name)))
+        heads_normed = None
+        if hasattr(attention, "q_norm") or hasattr(attention, "k_norm"):
+            heads_normed = (_norm(attention.q_norm), _norm(attention.k_norm))
         width, scale = int(attention.head_dim), float(attention.scaling)
     except (AttributeError, TypeError) as error:
         return str(error)
+    if heads_normed is not None and any(len(n.module.weight) != width for n in heads_normed):  # type: ignore[arg-type]
+        return "its norms of queries and keys are not of single heads"
     heads, key_heads = (parts[name].base.out_features // width for name in "qk")
     if not key_heads or heads % key_heads or parts["q"].base.out_features % width or width % 2:
         return f"its heads of {width} do not divide its projections"
-    return DecoderLayer(module, parts, (norms[0], norms[1]), heads, key_heads, scale, width)
+    sizes = (heads, key_heads, scale, width)
+    return DecoderLayer(module, parts, (norms[0], norms[1]), *sizes, heads_normed)
+
+
+@torch.no_grad()
+def _norm(module: Any) -> Norm:
+    """Return what an RMS norm is made of; the probe finds out whether it is one."""
+    eps = getattr(module, "variance_epsilon", None)
+    found = Norm(module, float(module.eps if eps is None else eps))
+    if module.weight.dim() != 1:
+        raise TypeError(f"the weight of {type(module).__name__} is no vector")
+    # Ones, whose norm they nearly are themselves, tell weights from weights beside 1.
+    ones = module(torch.ones_like(module.weight))
+    plain, beside = ((ones - w).abs().sum() for w in (module.weight, 1 + module.weight))
+    return replace(found, offset=int(beside < plain))

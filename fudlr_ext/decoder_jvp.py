@@ -26,6 +26,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fudlr_ext import gates
 from fudlr_ext.decoder_layer import Joint, Pass, Use, ops
 
 PART_BYTES = 6 * 2**20
@@ -154,7 +155,7 @@ class LayerTangents:
         dn = ops.rms_norm_tangent(run.x2, second, run.scale2, dx2, rank)
         inner = run.gate_up.d_out
         dgu = self._along(run.gate_up, run.normed2, run.gu[:, inner:], dn)[:, :inner]
-        hidden = ops.swiglu_tangent(run.gu[:, :inner], dgu, run.down.ranks[-1])
+        hidden = gates.tangent(run.layer.gelu, run.gu[:, :inner], dgu, run.down.ranks[-1])
         self.out = self._along(run.down, run.hidden, run.ud[:, d:], hidden)[:, :d] + dx2
         if run.uses is not None:
             self.dx, self.dx2, self.dgu, self.dqkv = dx, dx2, dgu, along
@@ -184,15 +185,29 @@ class LayerTangents:
         dz = self._along(run.qkv, run.normed, run.u, dn)
         ends = run.qkv.outs
         if packed.wanted is None:
+            self._norm_heads(dz[:, : ends[1]], dz[:, ends[1] : ends[2]])
             ops.rotate_heads(dz[:, : ends[2]], packed.cos, packed.sin, False)
             dq, dk, dv = (dz[:, i:j] for i, j in pairwise(ends))
             return dq, dk, dv
         dk, dv = dz[:, : ends[1]], dz[:, ends[1] : ends[2]]
-        ops.rotate_heads(dk, packed.cos, packed.sin, False)
         some = None if dn is None else self._some(dn, run.only_q.ranks[-1]).flatten(0, 1)
         dq = self._along(run.only_q, run.some, run.uq, some)[:, : run.only_q.d_out]
+        self._norm_heads(dq, dk)
+        ops.rotate_heads(dk, packed.cos, packed.sin, False)
         ops.rotate_heads(dq, *run.at, False)
         return dq, dk, dv
+
+    def _norm_heads(self, dq: Tensor, dk: Tensor) -> None:
+        """Turn tangents of queries and keys into those of their norms, in place."""
+        norms = self.run.head_norms or ()
+        self.raw = [norm.tangent(d, self.k) for norm, d in zip(norms, (dq, dk), strict=False)]
+
+    def _heads_back(self, to_q: Tensor, to_k: Tensor) -> None:
+        """The way back from that, in place."""
+        curved = self.run.uses is not None
+        parts = zip(self.run.head_norms or (), (to_q, to_k), self.raw, strict=False)
+        for norm, grads, dx in parts:
+            norm.back(grads, self.k, dx if curved else None)
 
     def free(self, joint: Joint) -> int:
         """Columns that the way back wants beside the joint's δ'."""
@@ -210,7 +225,9 @@ class LayerTangents:
         if uses is not None:
             again = (uses[run.down].e, self.dgu)
         de = self._back(run.down, run.hidden, run.ud[:, d:], change)
-        changed = ops.swiglu_backward(run.gu[:, :inner], de, *again, self.free(run.gate_up))
+        changed = gates.backward(
+            run.layer.gelu, run.gu[:, :inner], de, again, self.free(run.gate_up)
+        )
         if uses is not None:
             again = (uses[run.gate_up].e, self.dx2)
         de = self._back(run.gate_up, run.normed2, run.gu[:, inner:], changed)
@@ -246,9 +263,11 @@ class LayerTangents:
             columns = to_q.shape[1] + 2 * width
             side = to_q.as_strided((to_q.shape[0], columns + free), to_q.stride())
             ops.rotate_heads(side[:, : columns - width], packed.cos, packed.sin, True)
+            self._heads_back(to_q, to_k)
             return [side]
         ops.rotate_heads(to_k, packed.cos, packed.sin, True)
         ops.rotate_heads(to_q, *run.at, True)
+        self._heads_back(to_q, to_k)
         room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self.free(run.only_q))
         room[:, : to_q.shape[1]] = to_q
         return [to_k.as_strided((to_k.shape[0], 2 * width + free), to_k.stride()), room]

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fudlr_ext import gates
+from fudlr_ext.head_norms import HeadNorm
 from fudlr_ext.layers import LoraLayer
 from fudlr_ext.packed import Packed
 
@@ -151,15 +153,16 @@ Take = Callable[[Use], None]
 
 @dataclass(frozen=True)
 class Norm:
-    """weight · x · (mean x² + eps)^(-1/2)."""
+    """(offset + weight) · x · (mean x² + eps)^(-1/2); the offset is 1 in Gemma's."""
 
     module: nn.Module
     eps: float
+    offset: int = 0
 
-    @property
-    def weight(self) -> Tensor:
-        """[d]."""
-        return self.module.weight.detach()  # type: ignore[operator]
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """What x is multiplied by, [d]."""
+        weight = self.module.weight.detach().to(dtype)  # type: ignore[operator]
+        return weight + self.offset if self.offset else weight
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ class DecoderLayer:
     key_heads: int
     scale: float
     width: int  # of a head
+    head_norms: tuple[Norm, Norm] | None = None  # of queries and keys
+    gelu: bool = False  # GeGLU, not SwiGLU
 
     @property
     def adapted(self) -> bool:
@@ -194,8 +199,10 @@ class Pass:
     def __init__(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> None:
         self.layer, self.packed, self.x = layer, packed, x
         self.uses: dict[Joint, Use] | None = None
+        self.head_norms: tuple[HeadNorm, HeadNorm] | None = None
+        self._keeping = False
         first, second = layer.norms
-        self.norms = tuple(norm.weight.to(x.dtype) for norm in layer.norms)
+        self.norms = tuple(norm.weight(x.dtype) for norm in layer.norms)
         self.normed, self.scale, _ = ops.rms_norm(x, None, self.norms[0], first.eps)
         self._project()
         self.attended = ops.attention(*self._attention())
@@ -207,7 +214,7 @@ class Pass:
         )
         self.gate_up = layer.joint(x.dtype, "gate", "up")
         self.gu = self.gate_up.forward(self.normed2)
-        self.hidden = ops.swiglu(self.gu[:, : self.gate_up.d_out])
+        self.hidden = gates.gated(layer.gelu, self.gu[:, : self.gate_up.d_out])
         self.down = layer.joint(x.dtype, "down")
         self.ud = self.down.forward(self.hidden)
         self.out = self.x2 + self.ud[:, : x.shape[1]]
@@ -224,6 +231,7 @@ class Pass:
             self.qkv = layer.joint(self.x.dtype, "q", "k", "v")
             z = self.qkv.forward(self.normed)
             ends = self.qkv.outs
+            self._norm_heads(z[:, : ends[1]], z[:, ends[1] : ends[2]])
             ops.rotate_heads(z[:, : ends[2]], packed.cos, packed.sin, False)
             self.q, self.k, self.v = (z[:, i:j] for i, j in pairwise(ends))
             self.u = z[:, ends[-1] :]
@@ -233,12 +241,27 @@ class Pass:
         z = self.qkv.forward(self.normed)
         middle, end = self.qkv.outs[1:]
         self.k, self.v, self.u = z[:, :middle], z[:, middle:end], z[:, end:]
-        ops.rotate_heads(self.k, packed.cos, packed.sin, False)
         self.some = self.normed[packed.wanted]
         self.at = (packed.cos[packed.wanted], packed.sin[packed.wanted])
         zq = self.only_q.forward(self.some)
         self.q, self.uq = zq[:, : self.only_q.d_out], zq[:, self.only_q.d_out :]
+        self._norm_heads(self.q, self.k)
+        ops.rotate_heads(self.k, packed.cos, packed.sin, False)
         ops.rotate_heads(self.q, *self.at, False)
+
+    def _norm_heads(self, q: Tensor, k: Tensor) -> None:
+        """Normalise the heads of queries and keys in place, where the layer does."""
+        if self.layer.head_norms is not None:
+            for_q, for_k = self.layer.head_norms
+            self.head_norms = (
+                HeadNorm(q, for_q.weight(q.dtype), for_q.eps),
+                HeadNorm(k, for_k.weight(k.dtype), for_k.eps),
+            )
+
+    def _heads_back(self, to_q: Tensor, to_k: Tensor) -> None:
+        """The way back from that, in place."""
+        for norm, grads in zip(self.head_norms or (), (to_q, to_k), strict=False):
+            norm.backward(grads, self._keeping)
 
     def _attention(self) -> tuple[Any, ...]:
         packed, layer = self.packed, self.layer
@@ -257,6 +280,7 @@ class Pass:
         """Bytes that it holds, merged weights included."""
         tensors = [each for each in self.__dict__.values() if isinstance(each, Tensor)]
         tensors += [joint.whole for joint in self.joints]
+        tensors += [norm.raw for norm in self.head_norms or ()]
         storages = {each.untyped_storage().data_ptr(): each for each in tensors}
         return sum(each.untyped_storage().nbytes() for each in storages.values())
 
@@ -270,6 +294,9 @@ class Pass:
         for name, value in self.__dict__.items():
             if isinstance(value, Tensor):
                 setattr(found, name, value[rows if name in _OF_KEYS else queries])
+        if self.head_norms is not None:
+            for_q, for_k = self.head_norms
+            found.head_norms = (for_q.part(queries), for_k.part(rows))
         if self.uses is not None:
             found.uses = {
                 joint: use.part(rows if joint is self.qkv else queries)
@@ -280,6 +307,7 @@ class Pass:
     def keep(self, delta: Tensor, below: bool) -> Tensor | None:
         """Go back as `backward` does, and keep what it finds."""
         uses: dict[Joint, Use] = {}
+        self._keeping = True
         grad = self.backward(lambda use: uses.update({use.joint: use}), delta, below)
         self.uses = uses
         return grad
@@ -289,7 +317,8 @@ class Pass:
         d, packed, (first, second) = self.x.shape[1], self.packed, self.norms
         e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
         inner = self.gate_up.d_out
-        to_gu = ops.swiglu_backward(self.gu[:, :inner], e)
+        assert e is not None
+        to_gu = gates.backward(self.layer.gelu, self.gu[:, :inner], e)
         uses = (self.normed2, self.gu[:, inner:], to_gu)
         e = self._back(take, self.gate_up, uses, self.offsets)
         at_x2 = ops.rms_norm_backward(self.x2, second, self.scale2, e, delta)
@@ -300,10 +329,12 @@ class Pass:
             side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
             turned = side[:, : columns - to_v.shape[1]]
             ops.rotate_heads(turned, packed.cos, packed.sin, True)
+            self._heads_back(to_q, to_k)
         else:
             side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
             ops.rotate_heads(to_k, packed.cos, packed.sin, True)
             ops.rotate_heads(to_q, *self.at, True)
+            self._heads_back(to_q, to_k)
         e = self._back(take, self.qkv, (self.normed, self.u, side), packed.offsets, below)
         if packed.wanted is not None:
             eq = self._back(take, self.only_q, (self.some, self.uq, to_q), self.offsets, below)

@@ -3,7 +3,16 @@
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from fudlr_ext import label_logits, label_loss
 
@@ -24,10 +33,12 @@ class CleanNorm(nn.Module):
 
     def __init__(self, norm):
         super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
+        self.weight, self.eps = norm.weight, getattr(norm, "variance_epsilon", None) or norm.eps
+        self.offset = int(type(norm).__name__.startswith("Gemma"))
 
     def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (self.offset + self.weight) * x * scale
 
 
 def clean(model):
@@ -47,6 +58,24 @@ def llama(**changes):
 def qwen2(**changes):
     """Biases on query, key and value."""
     return Qwen2ForCausalLM(Qwen2Config(**{**SIZES, "tie_word_embeddings": False, **changes}))
+
+
+def qwen3(**changes):
+    """Norms of single heads, none of whose weights is one."""
+    model = Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "head_dim": 8, **changes}))
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(p, mean=1.0, std=0.3)
+    return model
+
+
+def gemma(**changes):
+    """Norms with weights beside 1, and a gate by GELU."""
+    model = GemmaForCausalLM(GemmaConfig(**{**SIZES, "head_dim": 8, **changes}))
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(p, std=0.3)
+    return model
 
 
 def adapted(model, dtype=torch.float32, adapter="default", **changes):

@@ -5,6 +5,7 @@ The right value is always autograd's, one sample a batch, in float64, by the mod
 
 import types
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from engine_models import (
     adapted,
     batch_of,
     clean,
+    gemma,
     llama,
     lora_parameters,
     plain_grads,
     qwen2,
+    qwen3,
     relative,
 )
 from peft import (
@@ -36,7 +39,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fudlr_ext import Engine, EngineError, UnsupportedLayerError, label_logits, label_loss
+from fudlr_ext import (
+    Engine,
+    EngineError,
+    UnsupportedLayerError,
+    decoder,
+    label_logits,
+    label_loss,
+    passes,
+)
 
 FACE = (label_logits, label_loss)
 
@@ -95,6 +106,18 @@ def test_the_plain_case_is_fused():
     engine = check(tiny(), batch_of())
     assert fused(engine)
     assert str(engine.report()) == "first order: 2 of 2 decoder layers fused."
+
+
+@pytest.mark.parametrize("base", [qwen3, gemma])
+def test_norms_of_heads_and_gates_by_gelu_are_fused(base):
+    engine = check(tiny(base), batch_of())
+    assert fused(engine)
+    vectors = torch.randn(2, engine.d, dtype=torch.float64)
+    got = engine.ggn_vp(*FACE, batch_of(), vectors)
+    assert fused(engine)
+    with mock.patch.object(passes, "find", return_value=decoder.Stack()):
+        plain = engine.ggn_vp(*FACE, batch_of(), vectors)
+    assert relative(got, plain) <= 1e-10
 
 
 # Attention that is not causal.

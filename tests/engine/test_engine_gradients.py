@@ -1,13 +1,25 @@
 """The engine's first-order numbers against one backward pass a sample, and against opacus."""
 
 import copy
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
-from engine_models import adapted, batch_of, llama, plain_grads, qwen2, relative
+from engine_models import (
+    adapted,
+    batch_of,
+    gemma,
+    llama,
+    lora_parameters,
+    plain_grads,
+    qwen2,
+    qwen3,
+    relative,
+)
 from opacus import GradSampleModule
 
-from fudlr_ext import Engine, label_logits, label_loss, label_targets
+from fudlr_ext import Engine, decoder, label_logits, label_loss, label_targets, passes
 from fudlr_ext.reducers import Dots, Rows
 
 pytestmark = pytest.mark.numerics
@@ -135,26 +147,32 @@ def test_a_graph_knows_what_its_fused_layers_hold():
     assert many - few > 38 * 8 * layers * 10 * hidden * 4, "ten vectors a position and layer"
 
 
-def test_bfloat16_model():
-    """Half-precision gradients err as plain PyTorch's do, at most twice as much."""
-    exact = adapted(llama(), torch.float64)
-    half = copy.deepcopy(exact).to(torch.bfloat16)
-    exact.load_state_dict({k: v.double() for k, v in half.state_dict().items()})
-    batch = batch_of()
-    truth = plain_grads(exact, batch)
-    got = Engine(half).sample_grads(*FACE, batch)
-    assert got.dtype == torch.float32
-    assert relative(got, truth) <= 2 * relative(plain_grads(half, batch), truth)
+@pytest.mark.parametrize("way", ["fused", "layer by layer"])
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("base", [llama, qwen3, gemma])
+def test_bfloat16_base(base, adapter, way):
+    """Half-precision gradients err as plain PyTorch's do, at most twice as much.
 
-
-def test_bfloat16_base_with_float32_adapter():
-    model = adapted(llama().to(torch.bfloat16), None)
-    assert model.base_model.model.lm_head.weight.dtype == torch.bfloat16
-    engine, batch = Engine(model), batch_of()
-    assert engine.parameters()[0].dtype == torch.float32
-    truth = plain_grads(copy.deepcopy(model).double(), batch)
-    got = engine.sample_grads(*FACE, batch)
-    assert relative(got, truth) <= 2 * relative(plain_grads(model, batch), truth)
+    One batch's error is a draw of roundings, which another processor draws again; their root mean
+    square over several models, batches and samples is not.
+    """
+    ours = plain = 0.0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = adapted(base(attention_dropout=0.0), torch.bfloat16, lora_dropout=0.0).eval()
+        for p in lora_parameters(model):
+            p.data = p.data.to(adapter)
+        batch = batch_of(n=5, t=7 + seed, seed=seed)
+        truth = plain_grads(copy.deepcopy(model).double(), batch)
+        engine = Engine(model)
+        stack = decoder.Stack()
+        with nullcontext() if way == "fused" else patch.object(passes, "find", return_value=stack):
+            got = engine.sample_grads(*FACE, batch)
+        assert got.dtype == torch.float32
+        assert bool(engine.report().fused_layers) == (way == "fused")
+        ours += relative(got, truth) ** 2
+        plain += relative(plain_grads(model, batch), truth) ** 2
+    assert ours**0.5 <= 2 * plain**0.5
 
 
 def test_a_layer_that_is_used_twice():
