@@ -45,17 +45,27 @@ SIZES = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "n_group": 1, "topk_group": 1, "max_seq_len": 32, "q_lora_rank": 8, "kv_lora_rank": 8,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "sliding_window": 16,
-    "first_k_dense_replace": 1, "layer_types": None, "attention_dropout": 0.0,
+    "first_k_dense_replace": 1, "attention_dropout": 0.0,
 }  # fmt: skip
 
 
 def small(kind: str) -> nn.Module:
     """Return a model of this type, as small as its configuration allows."""
     config = AutoConfig.for_model(kind)
-    known = {name: value for name, value in SIZES.items() if hasattr(config, name)}
+    known = {name: value for name, value in SIZES.items() if name in config.to_dict()}
+    if "qk_rope_head_dim" in known:
+        known.pop("head_dim", None)
     if kind == "gpt_neo":
         known |= {"attention_types": [[["global", "local"], 1]], "window_size": 4}
-    config = AutoConfig.for_model(kind, **known)
+    for _ in range(4):  # some names are set by others
+        try:
+            config = AutoConfig.for_model(kind, **known)
+            break
+        except Exception as error:
+            named = [name for name in known if f"'{name}'" in str(error)]
+            if not named:
+                raise
+            known.pop(named[0])
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if size > 3_000_000:
@@ -83,11 +93,10 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def plain(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Per-sample gradients by autograd, one sample a batch, its padding cut off."""
+    """Per-sample gradients by autograd, one sample a batch, its padding as it is."""
     rows = []
     for i in range(SAMPLES):
-        real = int(batch["attention_mask"][i].sum()) if "attention_mask" in batch else POSITIONS
-        one = {k: v[i : i + 1, :real] for k, v in batch.items() if k != "attention_mask"}
+        one = {k: v[i : i + 1] for k, v in batch.items()}
         loss = label_loss(label_logits(model, one), one)[0]
         found = torch.autograd.grad(
             loss, matrices(model), allow_unused=True, materialize_grads=True
@@ -136,6 +145,18 @@ def adapted(base: nn.Module, config: Any) -> nn.Module:
     return model
 
 
+def used(base: nn.Module, names: set[str]) -> set[str]:
+    """Those linears that a causal call without images or encoders runs."""
+    found: set[str] = set()
+    handles = [
+        base.get_submodule(n).register_forward_hook(lambda *_, n=n: found.add(n)) for n in names
+    ]
+    label_logits(base, batches()[0])
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def model_row(kind: str) -> dict[str, Any]:
     """One type of model."""
     try:
@@ -147,6 +168,7 @@ def model_row(kind: str) -> dict[str, Any]:
         }
         head = base.get_output_embeddings()  # type: ignore[operator]
         linears = {n for n in linears if base.get_submodule(n) is not head and "router" not in n}
+        linears = used(base.eval(), linears)
         model = adapted(base, LoraConfig(r=2, target_modules=sorted(linears)))
         plain(model.eval(), batches()[0])
     except Exception as error:
@@ -158,8 +180,7 @@ def llama() -> nn.Module:
     """The base of all adapters."""
     torch.manual_seed(0)
     sizes = {name: value for name, value in SIZES.items() if hasattr(LlamaConfig(), name)}
-    sizes |= {"attention_bias": True, "layer_types": None}
-    sizes.pop("layer_types")
+    sizes["attention_bias"] = True
     return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
