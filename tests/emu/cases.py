@@ -62,8 +62,7 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 # Where not all cases are run: of samples, rows, catalogues, heads, attention and the decoder
 # every so many, prime to the number of dtypes.
 STEPS = {
-    Shape: 3, RowShape: 19, CatalogueShape: 17, HeadShape: 7, AttentionSize: 11,
-    None: 9,
+    Shape: 7, RowShape: 37, CatalogueShape: 31, HeadShape: 13, AttentionSize: 19, None: 13,
 }  # fmt: skip
 
 
@@ -281,7 +280,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
         shape, *powers = FAR_OUT.get(type(case.shapes[0]), (None,))
         jobs += [partial(_far_out, case, shape, power) for power in powers]
         # A sketch is two of torch's products before the kernels of sample_grads.
-        step = 11 if case.name == "sample_sketch" else STEPS.get(type(case.shapes[0]), 3)
+        step = 23 if case.name == "sample_sketch" else STEPS.get(type(case.shapes[0]), 3)
         yield "fudlr", case.name, jobs, step
     for case in OP_CASES:
         if case.name in BACKWARDS:

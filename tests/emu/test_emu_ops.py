@@ -1,8 +1,8 @@
 """The kernels' own source, run on the CPU, over the rows of OP_CASES and the ops beside them.
 
-A stated part of the cases, all ops among them: of the sample ops every third, of the others fewer,
-under three schedules. `make emu-full` runs them all, with twenty seeds, and under the race checker
-and the sanitizers.
+A stated part of the cases, all ops among them: of the sample ops every seventh, of the others
+fewer, under three schedules. `make emu-full` runs them all, with twenty seeds, and under the race
+checker and the sanitizers.
 """
 
 import json
