@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -214,30 +213,23 @@ def history_groups(samples: Samples, membership: Floats) -> Floats:
     return rows
 
 
-def tail_items(popularity: Ints, share: float | Literal["elliot"] = 0.2) -> Bools:
+def tail_items(popularity: Ints, share: float = 0.2) -> Bools:
     """Mark the long tail: [M] bool. Equally popular items are taken in the order of their index.
 
     Args:
         popularity: [M] counts in training data.
-        share: the tail is all but this share of the items, the most popular ones; or `"elliot"`:
-            all but the most popular items that together make up 80% of the interactions (the rule
-            of the Elliot framework).
+        share: the tail is all but this share of the items, the most popular ones.
 
     Raises:
-        UsageError: a share outside (0, 1), or another rule.
+        UsageError: a share outside (0, 1).
     """
-    order = np.argsort(-popularity, kind="stable")
-    if share == "elliot":
-        running = np.cumsum(popularity[order])
-        n_head = int(np.searchsorted(running, 0.8 * running[-1])) + 1
-    elif isinstance(share, int | float) and 0 < share < 1:
-        n_head = max(round(share * popularity.size), 1)
-    else:
+    if not 0 < share < 1:
         raise UsageError(
             f"a tail by {share!r} was asked for",
-            "it is neither a share between 0 and 1 nor a known rule",
-            "Give a share such as 0.2, or 'elliot'",
+            "it is no share between 0 and 1",
+            "Give a share such as 0.2",
         )
+    order = np.argsort(-popularity, kind="stable")
     tail = np.ones(popularity.size, dtype=bool)
-    tail[order[:n_head]] = False
+    tail[order[: max(round(share * popularity.size), 1)]] = False
     return tail

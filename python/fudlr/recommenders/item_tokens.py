@@ -141,12 +141,6 @@ class ItemTokens(Recommender):
         assert isinstance(outputs, Tensor)
         return cross_entropy(outputs.float(), batch["target"], reduction="none")
 
-    def draw_labels(self, outputs: Outputs, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with each next item drawn from the softmax over the catalogue."""
-        assert isinstance(outputs, Tensor)
-        chance = outputs.float().softmax(dim=1)
-        return {**batch, "target": torch.multinomial(chance, 1, generator=generator)[:, 0]}
-
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The outputs themselves, [n, M]."""
         assert isinstance(outputs, Tensor)

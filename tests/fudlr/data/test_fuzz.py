@@ -17,7 +17,7 @@ from fudlr.common.errors import FudlrError
 from fudlr.data import DataWarning
 from typer.testing import CliRunner
 
-INPUTS = 260
+INPUTS = 210
 GOOD = {**forms.TABLES, **forms.INSTRUCTIONS}
 runner = CliRunner()
 
