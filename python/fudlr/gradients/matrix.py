@@ -167,40 +167,6 @@ class MemoryRows:
         return self.matrix[index]
 
 
-class CentredRows:
-    """Rows g_i − c: products with another origin, the rows stay as they are.
-
-    Args:
-        rows: `[n, d]`.
-        centre: c `[d]`.
-    """
-
-    def __init__(self, rows: GradientMatrix, centre: Tensor) -> None:
-        self._rows, self._centre = rows, centre
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self._rows.n
-
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self._rows.d
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """(G − 1 cᵀ) Vᵀ, `[n, k]`, for `vectors` `[k, d]`."""
-        return self._rows.dots(vectors) - vectors @ self._centre.to(vectors)
-
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i (g_i − c), `[w, d]`, for `weights` `[w, n]`."""
-        return self._rows.sum(weights) - weights.sum(1, keepdim=True) * self._centre.to(weights)
-
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n of the rows as they are: the curvature has no other origin."""
-        return self._rows.gram_product(vectors, weights)
-
-
 class StreamedRows:
     """Rows computed again by the engine for each product; peak memory does not grow with n.
 

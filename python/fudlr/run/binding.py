@@ -24,8 +24,7 @@ from fudlr.config import RunConfig, to_plain
 from fudlr.data import Interactions
 
 FILE = "binding.json"
-FILES = ("config.yaml", "recommender.json", "train.json", "adam.safetensors",
-         "base/*", "start/*", "adapter/*")  # fmt: skip
+FILES = ("config.yaml", "recommender.json", "train.json", "base/*", "start/*", "adapter/*")
 """What is bound in a run's folder; stores and trajectories have checksums of their own."""
 NOT_READ = ("README.md", ".*")
 """Names that nothing hangs on."""

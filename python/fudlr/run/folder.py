@@ -4,7 +4,6 @@ RUN/config.yaml        every option, as `--config` reads it
 RUN/base/              the base model and its tokenizer, Hugging Face's files
 RUN/start/             θ₀, the adapter before training, peft's files
 RUN/adapter/           θ*, the trained adapter, peft's files
-RUN/adam.safetensors   the optimiser's state at the end, where the adapter was trained here
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
@@ -50,7 +49,6 @@ from fudlr.run.adopt import show
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
-from fudlr.train.adam import Adam
 from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
@@ -78,8 +76,6 @@ class Run:
     """Where θ* is from, if it is another one than the folder's own."""
     model: str | None = None
     """Digest of the base model's weights, where it is known already."""
-    adam: Adam | None = None
-    """The optimiser's state at the end of the training; None where that is not known."""
     bound: Binding | None = None
     """Of stores that were merged; else what the fields give."""
     notes: tuple[str, ...] = ()
@@ -246,9 +242,7 @@ def _train(run: Run, folder: Path, clock: StageClock) -> None:
         training = train_adapter(
             *face, config.train, run.start, recorder=recorder, checkpoint=_checkpoint(run)
         )
-    run.theta, run.losses, run.adam = training.theta, training.losses, training.adam
-    if run.adam is not None:
-        run.adam.save(folder)
+    run.theta, run.losses = training.theta, training.losses
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -344,7 +338,6 @@ def load_run(
         folder=folder,
         adapter=adapter,
         model=bound.model,
-        adam=Adam.load(folder),
     )
 
 

@@ -26,7 +26,6 @@ from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
 from fudlr.gradients.recording import RunRecorder
 from fudlr.recommenders import Recommender
-from fudlr.train.adam import Adam
 from fudlr.train.checkpoint import Checkpoint, State, adam_moments, load_moments
 from fudlr_ext import Engine
 from fudlr_ext.reducers import Reducer, Sums
@@ -42,12 +41,10 @@ class Training:
     Attributes:
         theta: The parameters [d].
         losses: The mean weighted loss of each epoch.
-        adam: The optimiser's state at the end; None where nothing was trained here.
     """
 
     theta: Tensor
     losses: list[float]
-    adam: Adam | None = None
 
 
 def batch_order(n: int, config: TrainConfig) -> Iterator[tuple[int, Tensor]]:
@@ -147,7 +144,7 @@ def train_adapter(
                 )
             keeper.keep(step, engine, optimiser, totals)
     keeper.clear()
-    return Training(engine.theta(), [float(t) for t in totals], _adam(optimiser, config, steps))
+    return Training(engine.theta(), [float(t) for t in totals])
 
 
 def _through_peft(recommender: Recommender, samples: Samples, weights: Tensor | None) -> float:
@@ -278,13 +275,6 @@ def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: floa
         for p, start in zip(parameters, centre, strict=True):
             assert p.grad is not None  # checked before
             p.grad.add_(p - start, alpha=l2)
-
-
-def _adam(optimiser: torch.optim.Adam, config: TrainConfig, steps: int) -> Adam:
-    """Adam's second moment without its bias, and the sum of the rates of all `steps`."""
-    group = optimiser.param_groups[0]
-    _, squares = adam_moments(optimiser, group["params"])
-    return Adam(squares / (1 - group["betas"][1] ** steps), sum(learning_rates(config, steps)))
 
 
 def learning_rates(config: TrainConfig, steps: int) -> list[float]:

@@ -55,7 +55,6 @@ CHANGES = {
     "start/adapter_model.safetensors": shift,
     "adapter/adapter_model.safetensors": shift,
     "adapter/adapter_config.json": lambda path: edit(path, '"lora_alpha": 16', '"lora_alpha": 17'),
-    "adam.safetensors": shift,
     "config.yaml": lambda path: edit(path, "epochs: 20", "epochs: 21"),
     "train.json": lambda path: edit(path, '"training": ', '"training": 9'),
     "recommender.json": lambda path: edit(path, '"item_ids": [', '"item_ids": [ '),

@@ -4,7 +4,7 @@ import fudlr
 import pytest
 import torch
 from fudlr import load_run
-from fudlr.gradients.store import record_rows
+from fudlr.gradients.matrix import record_rows
 from fudlr.influence.curvature import CURVATURES
 from fudlr.influence.solvers import SOLVERS, Solution, Status
 
