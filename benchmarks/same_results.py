@@ -45,8 +45,12 @@ JOBS = {
     "grouped": ["grouped", "--objective", "arp", "--by", "occupation", "--rows", "store",
                 "--set", "debias.force=true"],
 }  # fmt: skip
-LEFT_OUT = {"seconds", "cpu_seconds", "wall_seconds", "cost", "versions", "config", "run", "time"}
-"""Of a tree or a machine, not of the method."""
+LEFT_OUT = {"seconds", "cpu_seconds", "wall_seconds", "cost", "versions", "config", "run", "time",
+            "intervals"}  # fmt: skip
+"""Of a tree or a machine, not of the method; and intervals, which were centred on their figure
+since: those before excluded it (coverage, Gini, entropy)."""
+RENAMED = {"signatures": "diagnostics", "slope_left": "gradient_left"}
+"""Names of before by those of after."""
 
 
 def fudlr(tree: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -123,9 +127,10 @@ def flat(path: str, value: object) -> dict[str, float]:
         return {path: float(value)}
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     found: dict[str, float] = {}
-    for name, part in parts:
+    for at, part in parts:
+        name = part.get("name", at) if isinstance(part, dict) else at
         if name not in LEFT_OUT:
-            found |= flat(f"{path}/{name}", part)
+            found |= flat(f"{path}/{RENAMED.get(name, name)}", part)
     return found
 
 
