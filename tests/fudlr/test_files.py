@@ -342,3 +342,16 @@ def test_json_is_read_from_regular_files_alone(tmp_path: Path) -> None:
             read_json(tmp_path / name, Form)
     write_json(tmp_path / "value.json", {"losses": [1, 2.5], "more": None})
     assert read_json(tmp_path / "value.json", Form).losses == [1, 2.5]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "deep"])
+def test_an_odd_marker_is_no_leave_to_replace(tmp_path: Path, kind: str) -> None:
+    _written(tmp_path / "result", "old")
+    marker = tmp_path / "result" / MARKER
+    marker.unlink()
+    if kind == "pipe":
+        os.mkfifo(marker)  # reading it would wait for ever
+    else:
+        marker.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"no regular file|damaged"):
+        check_replaceable(tmp_path / "result", "result")

@@ -338,12 +338,15 @@ def _special(path: Path) -> str | None:
 
 def _why_not_ours(folder: Path, kind: str) -> str | None:
     """Why `folder` is not one of `kind` that we wrote with nothing else in it; None if it is."""
+    path = folder / MARKER
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        return f"its {MARKER} is no regular file"
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = json.loads(path.read_text(encoding="utf-8"))
         ours, written = str(marker["kind"]), frozenset(map(str, marker["files"]))
     except FileNotFoundError:
         return f"it holds other files, and no {MARKER} that says that fudlr wrote it"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {MARKER} is damaged"
     if ours != kind:
         return f"it holds a folder of another kind: {ours}"

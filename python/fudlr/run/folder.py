@@ -221,9 +221,9 @@ def _adapted(base: nn.Module, config: RunConfig) -> tuple[PeftModel, Engine, Ten
     """The base with the adapter as training begins, and θ* of one that was trained elsewhere."""
     if config.lora.adapter is None:
         model = lora.attach(base, config.lora, config.seed)
-        return model, Engine(model), None
+        return model, Engine(model, check=True), None
     model = lora.load(base, Path(config.lora.adapter))
-    engine = Engine(model)
+    engine = Engine(model, check=True)
     trained = engine.theta()
     # Its start is not known; the base model's function is that of B = 0, whatever A was.
     engine.load(lora.without_b(engine, trained))
@@ -319,7 +319,8 @@ def load_run(
     model = lora.load(start_model.unload(), adapter or folder / "adapter")
     model.eval()
     recommender = kind.create(model, tokenizer, split.interactions, config, record)
-    engine = Engine(model)
+    # One row of the first batch is held to plain autograd.
+    engine = Engine(model, check=True)
     if engine.d != len(start):
         raise ModelError(
             f"the adapter in {adapter} was to be used in the run {folder}",

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 TINY = {"data.source": "synthetic", "data.k": 5, "model.hidden": 16, "model.heads": 2,
         "model.kv_heads": 1, "model.layers": 1, "model.intermediate": 16, "train.epochs": 1,
-        "model.pretrain_epochs": 0, "lora.rank": 2, "record.ride": False, "debias.heldout": False,
-        "debias.curve": [], "debias.damping": 0.1, "debias.force": True}  # fmt: skip
+        "model.pretrain_epochs": 0, "lora.rank": 2, "record.epochs": "none",
+        "debias.damping": 0.1, "debias.force": True}  # fmt: skip
 ODD = [None, True, -1, 0, 2**70, 1e308, "", "\x1b[31m", "../../etc/passwd", [], {}, [[]], [None],
        {"a": {"b": []}}, "NaN", 1.5, "a" * 10_000]  # fmt: skip
 REACHED = "the whole way"
@@ -55,7 +55,10 @@ class Outcome:
 def make(folder: Path) -> None:
     """A run, a result of it, figures, a configuration and data, all sound."""
     run = train_run(merge(RunConfig(), TINY), folder / "run")
-    write_result(folder / "result", fudlr.debias(load_run(folder / "run"), objective="arp"))
+    write_result(
+        folder / "result",
+        fudlr.debias(load_run(folder / "run"), objective="arp", curve=(), heldout=False),
+    )
     (folder / "figures.json").write_text(json.dumps({"arp": 0.5, "ndcg@5": 0.1}))
     (folder / "config.yaml").write_text((folder / "run" / "config.yaml").read_text())
     shutil.copytree(folder / "run" / "adapter", folder / "adapter")

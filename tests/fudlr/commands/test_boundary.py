@@ -131,7 +131,7 @@ def test_a_command_is_silent_about_what_others_say(tmp_path):
     """Loading a run with transformers and peft: no bars, no FutureWarning, no path."""
     base = [f"--set={each}" for each in (
         "model.hidden=16", "model.heads=2", "model.kv_heads=1", "model.pretrain_epochs=0",
-        "train.epochs=1", "lora.rank=2", "record.ride=false")]  # fmt: skip
+        "train.epochs=1", "lora.rank=2", "record.epochs=none")]  # fmt: skip
     done = fudlr("train", "--data", "synthetic", "--out", tmp_path / "run", *base)
     assert done.returncode == 0, done.stderr
     done = fudlr("evaluate", tmp_path / "run")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).resolve().parents[3]
 TINY = {"data.source": "synthetic", "data.k": 5, "model.hidden": 16, "model.heads": 2,
         "model.kv_heads": 1, "model.pretrain_epochs": 0, "train.epochs": 1, "lora.rank": 2,
-        "record.ride": False}  # fmt: skip
+        "record.epochs": "none"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
