@@ -89,7 +89,8 @@ def batches() -> list[dict[str, Tensor]]:
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
     """The LoRA matrices in the engine's order."""
-    return [p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n]
+    parts = (".lora_A.default.", ".lora_B.default.")
+    return [p for n, p in model.named_parameters() if any(part in n for part in parts)]
 
 
 def plain(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -273,7 +273,11 @@ def _origin(hook: Any) -> str:
 
 def _check_config(model: nn.Module, adapter: str) -> None:
     """Refuse adapters that are no LoRA, or that train the base's biases as well."""
-    found = (vars(module).get("peft_config") for module in model.modules())
+    found = (
+        vars(module).get(name)
+        for module in model.modules()
+        for name in ("peft_config", "_peft_config")  # the latter of prompts
+    )
     config = next((c[adapter] for c in found if isinstance(c, dict) and adapter in c), None)
     kind = str(getattr(config, "peft_type", "LORA")).rpartition(".")[2].upper()
     if kind != "LORA":

@@ -26,6 +26,7 @@ from peft import (
     LoHaConfig,
     LoraConfig,
     OFTConfig,
+    PromptTuningConfig,
     VeraConfig,
     get_peft_model,
 )
@@ -527,6 +528,7 @@ KINDS = {
     "LOHA": LoHaConfig(r=2, target_modules=["q_proj"]),
     "VERA": VeraConfig(r=2, target_modules=["q_proj"]),
     "ADALORA": AdaLoraConfig(init_r=2, target_r=2, total_step=10, target_modules=["q_proj"]),
+    "PROMPT_TUNING": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
     "OFT": OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"]),
 }
 
