@@ -129,7 +129,8 @@ def flat(path: str, value: object) -> dict[str, float]:
     found: dict[str, float] = {}
     for at, part in parts:
         name = part.get("name", at) if isinstance(part, dict) else at
-        if name not in LEFT_OUT:
+        interval = path.startswith("grouped/grouped/sets/") and name == "change"
+        if name not in LEFT_OUT and not interval:
             found |= flat(f"{path}/{RENAMED.get(name, name)}", part)
     return found
 
