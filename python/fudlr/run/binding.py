@@ -25,7 +25,7 @@ from fudlr.data import Interactions
 
 FILE = "binding.json"
 FILES = ("config.yaml", "recommender.json", "train.json", "base/*", "start/*", "adapter/*")
-"""What is bound in a run's folder; stores and trajectories have checksums of their own."""
+"""What is bound in a run's folder; stores have checksums of their own."""
 NOT_READ = ("README.md", ".*")
 """Names that nothing hangs on."""
 WORDS = {

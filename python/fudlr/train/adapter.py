@@ -277,11 +277,6 @@ def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: floa
             p.grad.add_(p - start, alpha=l2)
 
 
-def learning_rates(config: TrainConfig, steps: int) -> list[float]:
-    """The rate of each of `steps` steps."""
-    return [config.learning_rate * factor for factor in map(_schedule(config, steps), range(steps))]
-
-
 def _schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
     if config.schedule == "cosine":
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
