@@ -22,7 +22,7 @@ SMALL = {
     "data.k": 5, "data.window": 6, "data.user_group": "gender",
     "model.hidden": 16, "model.heads": 2, "model.kv_heads": 1, "model.layers": 1,
     "model.intermediate": 16, "model.pretrain_epochs": 4, "model.pretrain_learning_rate": 0.02,
-    "lora.rank": 2, "train.epochs": 4, "record.ride": False,
+    "lora.rank": 2, "train.epochs": 4, "record.epochs": "none",
 }  # fmt: skip
 
 

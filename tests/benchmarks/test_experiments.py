@@ -104,7 +104,7 @@ def test_lambdas(tmp_path):
 
 
 def test_scale(tmp_path):
-    cells = run_tiny("scale", tmp_path, **{"record.batch": 256, "train.batch": 256})
+    cells = run_tiny("scale", tmp_path, **{"train.batch": 256})
     assert [cell["interactions"] for cell in cells.values()] == [1000, 3000]
     for cell in cells.values():
         samples = 47 * cell["interactions"] // 50

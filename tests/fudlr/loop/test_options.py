@@ -142,7 +142,7 @@ def test_an_option_acts_or_is_refused(run, usual, command, option, monkeypatch):
         ({"rows": "auto", "store": "x", "candidates": 0.5}, "candidates"),
         ({"rows": "auto", "update": "unrolled", "damping": 0.1}, "debias.damping"),
         ({"update": "unrolled"}, "debias.rows=memory"),
-        ({"rows": "auto", "update": "unrolled"}, "no batch was kept"),
+        ({"rows": "auto", "update": "unrolled", "store": "nowhere"}, "there is no store"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(run, options, why):
