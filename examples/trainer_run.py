@@ -101,7 +101,7 @@ def main(out: str, samples: str | None = None) -> dict[str, float]:
     ending = DebiasAtTheEnd(folder / "store", histories)
     arguments = TrainingArguments(
         str(folder / "trainer"), num_train_epochs=8, per_device_train_batch_size=64,
-        learning_rate=1e-2, lr_scheduler_type="cosine", remove_unused_columns=False,
+        learning_rate=5e-3, lr_scheduler_type="cosine", remove_unused_columns=False,
         save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     data = rows.map(tokens, remove_columns=rows.column_names)
