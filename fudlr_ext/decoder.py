@@ -33,6 +33,7 @@ class Stack:
         probed: What the probe found of their own code.
         why_not: Why they are not fused; empty where they are.
         snapshot: All of their modules, as they were.
+        stale: Whether a call found that they are no longer as they were.
     """
 
     parent: nn.Module | None = None
@@ -42,6 +43,7 @@ class Stack:
     probed: Probed | None = None
     why_not: str = "the model has no stack of decoder layers with self_attn and mlp"
     snapshot: Unchanged | None = None
+    stale: bool = False
 
     def weights(self) -> Iterator[Tensor | None]:
         """Yield all weights that the fused layers read."""
@@ -57,9 +59,11 @@ def find(model: nn.Module, layout: Layout, known: Stack | None = None) -> Stack:
 
     To be called in evaluation mode, with the model's own forwards in place.
     """
-    if known is not None and known.snapshot is not None and not known.snapshot.broken():
-        same = not known.layers or _same_weights(known, layout)
-        if same:
+    if known is not None and known.snapshot is not None:
+        # Each call of the decoder looks at the snapshot of layers that are fused.
+        same = bool(known.layers and not known.stale) or not known.snapshot.broken()
+        if same and (not known.layers or _same_weights(known, layout)):
+            known.stale = False
             return known
     stack = Stack()
     for parent in model.modules():

@@ -113,7 +113,9 @@ class FusedCall:
         if torch.is_autocast_enabled(next(self.stack.weights()).device.type):  # type: ignore[union-attr]
             return "autocast is on"
         assert self.stack.snapshot is not None
-        return self.stack.snapshot.broken()
+        problem = self.stack.snapshot.broken()
+        self.stack.stale = self.stack.stale or bool(problem)
+        return problem
 
     def unserved(self, reason: str) -> UnservedError:
         """Return the error that has the pass done again without fused layers."""

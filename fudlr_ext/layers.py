@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fudlr_ext.errors import EngineError, UnsupportedLayerError
-from fudlr_ext.unchanged import PLAIN, Unchanged, altered, plain_weight
+from fudlr_ext.unchanged import PLAIN, Unchanged, plain_weight
 
 PROOF = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative difference between a layer's own code and ours that rounding explains."""
@@ -205,9 +205,10 @@ class Layout:
 
     def check_state(self, model: nn.Module) -> None:
         """Raise where the model is wrapped or compiled, or a layer is not in the state it needs."""
-        for name, module in model.named_modules():
-            if type(module).__name__ in WRAPPERS or altered(module) == "is compiled":
-                kind = type(module).__name__
+        for module in model.modules():
+            kind = module.__class__.__name__
+            if kind in WRAPPERS or module._compiled_call_impl is not None:
+                name = next(name for name, m in model.named_modules() if m is module)
                 _refuse(
                     name,
                     f"it is compiled or wrapped ({kind}), which runs other code than the model's",

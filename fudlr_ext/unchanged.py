@@ -65,7 +65,9 @@ def altered(module: nn.Module) -> str:
         if hooks and any(getattr(h, "__module__", None) != INERT for h in hooks.values()):
             return "has hooks"
     forward = module.__dict__.get("forward")
-    if forward is not None and type(forward) is not Patch:
+    if type(forward) is Patch:
+        forward = forward.before  # somebody's, which the engine's own would hide
+    if forward is not None:
         return "has a forward of its own"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "is compiled"
@@ -94,25 +96,35 @@ class Unchanged:
 
     def __init__(self, named: Iterable[tuple[str, nn.Module]]) -> None:
         self._states = [
-            (name, module, _code(module), _attributes(module), _children(module))
+            (name, module, module.__class__, _attributes(module), _children(module))
             for name, module in named
         ]
         configs = {id(c): c for _, m, *_ in self._states if (c := _config(m)) is not None}
         self._configs = [(config, dict(vars(config))) for config in configs.values()]
         kinds = {module.__class__: None for _, module, *_ in self._states}
+        self._kinds = [(kind, kind.forward, kind.__call__) for kind in kinds]
         self._globals = [each for kind in kinds for each in _called(kind)]
 
     def broken(self) -> str:
         """Say what is altered, or has changed since; nothing where all is as it was."""
         if any_global_hook():
             return "a hook on all modules is set"
-        for name, module, code, values, children in self._states:
-            if problem := altered(module):
+        for name, module, kind, values, children in self._states:
+            own = module.__dict__
+            hooked = any(map(own.__getitem__, HOOKS)) or "forward" in own
+            if hooked and (problem := altered(module)):
                 return f"{name} {problem}"
             now = _attributes(module)
             same = len(now) == len(values) and all(map(is_, values, now))
-            if not same or _code(module) != code or _children(module) != children:
+            if not same or module.__class__ is not kind or _children(module) != children:
                 return f"{name} was changed"
+        return self._broken_elsewhere()
+
+    def _broken_elsewhere(self) -> str:
+        """Say what has changed of the modules' classes, configurations and what they call."""
+        for kind, forward, call in self._kinds:
+            if kind.forward is not forward or kind.__call__ is not call:
+                return f"{kind.__name__} was changed"
         for config, before in self._configs:
             if vars(config) != before:
                 return f"{type(config).__name__} was changed"
@@ -120,11 +132,6 @@ class Unchanged:
             if names.get(name) is not value:
                 return f"{name}(), which a layer calls, was replaced"
         return ""
-
-
-def _code(module: nn.Module) -> tuple[Any, ...]:
-    kind = module.__class__
-    return kind, kind.forward, kind.__call__
 
 
 def _attributes(module: nn.Module) -> list[Any]:
