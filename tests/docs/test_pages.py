@@ -109,7 +109,7 @@ def test_the_readme_quotes_the_result_files():
     first, further = ([float(c[i].rstrip("%")) for c in costs] for i in (0, 1))
     said = f"{min(first)} to {max(first)}% of the training's CPU time with its recording"
     assert " ".join(said.split()) in " ".join(text.split())
-    assert f"{min(further)} to {max(further)}% (`python" in " ".join(text.split())
+    assert f"{min(further)} to {max(further)}% (`benchmarks" in " ".join(text.split())
     speeds = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in figures.scoring()}
     for name in ("fudlr_ext", "bergson 2.5.1", "dattri-llm 0.1.0", "opacus 1.6.0",
                  "kronfluence 1.0.1, identity"):  # fmt: skip
