@@ -62,7 +62,7 @@ def push_adapter(
         text = json.dumps({**config, "base_model_name_or_path": known}, indent=2)
         (staged / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
         card = (folder / CARD).read_text(encoding="utf-8")
-        card = re.sub(r"(?m)^base_model: .*$", f"base_model: {known}", card, count=1)
+        card = _with_base(card, known)
         card = _without_paths(card, result)
         (staged / CARD).write_text(card, encoding="utf-8")
         try:
@@ -81,6 +81,13 @@ def push_adapter(
                 "Log in (`hf auth login`, or HF_TOKEN), and check the name and the network",
             ) from error
     return str(made)
+
+
+def _with_base(card: str, name: str) -> str:
+    """The card with the base model's public name in its front matter and its example."""
+    card = re.sub(r"(?m)^base_model: .*\n", "", card, count=1)
+    card = card.replace("library_name: peft\n", f"library_name: peft\nbase_model: {name}\n", 1)
+    return card.replace("PATH OF THE BASE MODEL", name)
 
 
 def _without_paths(card: str, result: Path) -> str:

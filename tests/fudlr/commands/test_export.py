@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import yaml
 from fudlr.cli import app, is_expected
+from fudlr.report.rows import metric_rows
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_recommenders_cli import OWN, TINY, fudlr
@@ -122,15 +123,17 @@ def test_model_card_says_what_was_removed_and_what_changed(folders):
     card = (adapter / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "peft"
-    assert front["base_model"] == "small-llama"
+    assert "base_model" not in front, "nobody else can load it"
+    assert "PATH OF THE BASE MODEL" in card
     summary = json.loads((folders / "result" / "summary.json").read_text())
     assert f"{summary['samples']['removed']} of {summary['samples']['training']:,}" in card
     assert "`arp`" in card
-    rows = [line for line in card.splitlines() if line.startswith("| arp |")]
+    labels = {row.name: row.label for row in metric_rows(summary)}
+    rows = [line for line in card.splitlines() if line.startswith(f"| {labels['arp']} |")]
     assert len(rows) == 1
     assert "not measured" in rows[0], "nothing was retrained"
     for metric in summary["before"]:
-        assert f"| {metric} |" in card
+        assert f"| {labels[metric]} |" in card
 
 
 def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, tmp_path, monkeypatch):

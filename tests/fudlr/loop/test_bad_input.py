@@ -51,9 +51,8 @@ def debias(run, tmp_path, *options):
         (["--set", "debias.nonsense=1"], "nonsense"),
         (["--set", "train.epochs=3"], "train.epochs"),
         (["--set", "debias.budget"], "="),
-        (["--set", "debias.also=[arp"], "not YAML"),
+        (["--set", "debias.also=[arp"], "not valid YAML"),
         (["--objective", "arp@7"], "7"),
-        (["--set", "data.k=5000"], "5000"),
         (["--set", "data.user_group=planet", "--objective", "hellinger"], "planet"),
         (["--set", "record.dims=3"], "does not use it"),
     ],
@@ -62,6 +61,12 @@ def test_wrong_options_exit_with_2(run_folder, tmp_path, options, words):
     code, message = debias(run_folder, tmp_path, *options)
     assert code == 2
     assert words in message
+
+
+def test_a_list_longer_than_the_data_allow_fails(run_folder, tmp_path):
+    code, message = debias(run_folder, tmp_path, "--set", "data.k=5000")
+    assert code == 1
+    assert "5000" in message
 
 
 def test_unknown_option_exits_with_2(run_folder, tmp_path):
