@@ -145,7 +145,7 @@ class KeptLoss:
         self.engine, self.theta, self._start, self._l2 = engine, theta, start, l2
         self._face, self._batches = (forward, loss), batches
         self._weights = (1 - mask.to(theta)) / rows.n
-        everything = torch.full((1, rows.n), 1 / rows.n).to(theta)
+        everything = torch.full((1, rows.n), 1 / rows.n, dtype=theta.dtype, device=theta.device)
         self._held = rows.sum(everything)[0] + l2 * (theta - start)  # ∇L(θ*)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:

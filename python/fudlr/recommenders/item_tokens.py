@@ -139,7 +139,11 @@ class ItemTokens(Recommender):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """−log softmax over the catalogue at the next item, [n]."""
         assert isinstance(outputs, Tensor)
-        return cross_entropy(outputs.float(), batch["target"], reduction="none")
+        return cross_entropy(
+            outputs if outputs.dtype == torch.float64 else outputs.float(),
+            batch["target"],
+            reduction="none",
+        )
 
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The outputs themselves, [n, M]."""
