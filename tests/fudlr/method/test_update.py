@@ -65,13 +65,12 @@ def test_newton_steps_go_to_retraining_s_optimum(bed, face, rows, hessian, remov
     assert one_step > 0.05  # what the steps mend
     found = [newton_update(first, kept, lambda: hessian(weights), steps) for steps in (2, 7)]
     errors = [abs(change(bed, each.theta) / actual - 1) for each in found]
-    # Each step lowers the loss. The metric need not follow: of 20% removed it is .119 off after two
-    # steps and .118 after none.
-    assert errors[0] < one_step or float(mask.mean()) > 0.1
+    assert errors[0] < one_step
     assert errors[1] < 1e-4
     steps = found[0].details["newton"]
-    assert steps[1]["gradient"] < steps[0]["gradient"]
+    # Armijo's rule promises a lower loss; the gradient's norm may rise on the way (.1177 to .1194).
     assert steps[1]["value"] < steps[0]["value"]
+    assert found[1].details["newton"][-1]["gradient"] < 1e-2 * steps[0]["gradient"]
     assert torch.equal(bed.engine.theta(), bed.theta)
 
 
