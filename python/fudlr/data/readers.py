@@ -44,13 +44,14 @@ class Reader:
     Args:
         about: what it is, for messages and the documentation.
         matches: whether a path holds data of this form, by a look at names and first lines.
-        read: path, name and columns to tables, or to rows of instructions with their labels.
+        read: path, name and columns to interactions, to tables that become ones, or to rows of
+            instructions with their labels.
         columns: whether a mapping of columns means anything to it.
     """
 
     about: str
     matches: Callable[[Path, str | None, Columns], bool]
-    read: Callable[[Path, str | None, Columns], Tables | Iterator[tuple[str, Row]]]
+    read: Callable[[Path, str | None, Columns], Interactions | Tables | Iterator[tuple[str, Row]]]
     columns: bool = False
 
 
@@ -229,6 +230,8 @@ def read_data(
                     "Leave data.columns out",
                 )
             read = reader.read(inside, name, columns)
+            if isinstance(read, Interactions):
+                return read
             if isinstance(read, Tables):
                 return assemble(read, columns)
             return read_instruction_rows(read, path.stem)
