@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -6,3 +8,12 @@ import torch
 def _one_thread():
     """Tests run side by side: threads of their own would only fight over the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_metrics_stay_in_their_test():
+    """A metric that a test registers would be evaluated in every later test of the process."""
+    yield
+    if table := sys.modules.get("fudlr.metrics.table"):
+        for name in set(table.METRICS) - table.BUILT_IN:
+            del table.METRICS[name]

@@ -47,7 +47,6 @@ CLAIMS = {
     "catalogue_top_kernel": (128, {"wide", "tensor in 16 bits"}),
     "catalogue_mean_finish_kernel": (256, set()),
     "catalogue_gradient_finish_kernel": (256, set()),
-    "catalogue_merge_kernel": (256, set()),
     "check_seen_kernel": (1024, set()),
     "target_loss_kernel": (256, {"wide"}),
     "check_targets_kernel": (1024, set()),

@@ -14,7 +14,6 @@ import pytest
 import typer
 from fudlr.cli import app
 from fudlr.config import RunConfig, field_names, merge
-from fudlr.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -90,14 +89,12 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda path: path.name)
-def test_python_blocks_run(page, tiny, tmp_path, monkeypatch, request):
+def test_python_blocks_run(page, tiny, tmp_path, monkeypatch):
     """One after the other, in the names of the page's prelude (pages.py) and of those before."""
     monkeypatch.setenv("FUDLR_QUIET", "1")
     own = tmp_path / "page"
     shutil.copytree(tiny, own)
     monkeypatch.chdir(own)
-    own_metrics = dict(METRICS)
-    request.addfinalizer(lambda: (METRICS.clear(), METRICS.update(own_metrics)))
     names = pages.prelude(page.stem, own)
     for number, block in enumerate(blocks(page, "python")):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)

@@ -121,7 +121,7 @@ def source_lines(name: str, codes: list[int]) -> list[str]:
 def separately(script: str, *arguments: str, variant: str) -> subprocess.CompletedProcess:
     """Run a script of this folder in a process of its own, with what the variant needs."""
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     if variant == "sanitize":
         compiler = os.environ.get("CXX", "g++")
         environment["LD_PRELOAD"] = subprocess.run(

@@ -253,7 +253,9 @@ def test_compute_sanitizer():
     if tool is None:
         pytest.skip("compute-sanitizer is not installed")
     script = "from cases import every_job\nfor job in every_job('cuda', some=True): job.run()\n"
-    paths = os.pathsep.join([str(Path(__file__).parents[1] / "emu"), *sys.path])
+    paths = os.pathsep.join(
+        [str(Path(__file__).parents[1] / "emu"), os.environ.get("PYTHONPATH", "")]
+    )
     for check in ("memcheck", "racecheck"):
         done = subprocess.run(
             [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c", script],

@@ -19,15 +19,6 @@ from fudlr.metrics import (
 from metric_cases import problem
 
 
-@pytest.fixture
-def table(monkeypatch):
-    """Let a test register metrics without leaving them behind."""
-    before = dict(METRICS)
-    yield METRICS
-    METRICS.clear()
-    METRICS.update(before)
-
-
 @pytest.mark.parametrize(
     ("text", "terms"),
     [
@@ -149,7 +140,7 @@ def test_metrics_without_a_usable_gradient_say_so(function, message):
         metric_gradient(from_function("own", function, True), scores, side)
 
 
-def test_a_users_own_metric_joins_objective_and_evaluation(table):
+def test_a_users_own_metric_joins_objective_and_evaluation():
     scores, side = problem()
     register(from_function("own", lambda s, side: s.sigmoid().mean(), lower_is_better=False))
     objective = Objective.parse("arp + 2*own")
@@ -160,7 +151,7 @@ def test_a_users_own_metric_joins_objective_and_evaluation(table):
     assert "own_soft" not in measured
 
 
-def test_a_users_hard_function_takes_weights(table):
+def test_a_users_hard_function_takes_weights():
     scores, side = problem()
     metric = register(
         from_function(
@@ -181,12 +172,12 @@ def test_a_users_hard_function_takes_weights(table):
 
 @pytest.mark.parametrize("name", ["arp", "my metric", "2fast", ""])
 @pytest.mark.parametrize("replace", [False, True])
-def test_names_that_cannot_be_registered(table, name, replace):
+def test_names_that_cannot_be_registered(name, replace):
     with pytest.raises(UsageError, match="Choose "):
         register(from_function(name, lambda s, side: s.mean(), True), replace=replace)
 
 
-def test_a_cell_that_is_run_again_may_replace_its_metric(table):
+def test_a_cell_that_is_run_again_may_replace_its_metric():
     first = register(from_function("own", lambda s, side: s.mean(), True))
     with pytest.raises(UsageError, match="replace=True"):
         register(from_function("own", lambda s, side: s.sum(), True))
@@ -195,7 +186,7 @@ def test_a_cell_that_is_run_again_may_replace_its_metric(table):
     assert METRICS["own"] is again
 
 
-def test_metrics_of_a_file(table, tmp_path):
+def test_metrics_of_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from fudlr.metrics import from_function, register\n"
@@ -234,7 +225,7 @@ def test_ties_at_the_end_of_the_list_are_counted():
     assert top_k(rows, side)[1].tolist() == [m - 1, m - 3]
 
 
-def test_the_hard_value_of_a_soft_function(table):
+def test_the_hard_value_of_a_soft_function():
     _, side = problem()
     metric = from_function("own", lambda s, side: s.mean(), True)
     with pytest.raises(UsageError, match="without a function for it"):
