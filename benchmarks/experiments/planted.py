@@ -48,7 +48,7 @@ def _of_seed(options: Options, seed: int):
     users = SMALL_USERS if options.small else USERS
     data = options.out / "data" / f"{users}-{seed}"
     truth_file = write_planted(data, planted_data(users, SHARE, seed=seed))
-    settings = {"data.source": str(data), "data.name": "planted", "seed": seed}
+    settings = {"data.source": str(data), "seed": seed}
     run = trained(options, settings, f"seed-{seed}")
     result = debias(run, budget=SHARE, curve=(), heldout=False)
     table = mask_table(result)

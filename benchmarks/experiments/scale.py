@@ -116,7 +116,7 @@ def _model(options: Options, stream: Stream) -> Path:
     source = options.out / "data" / f"{stream.n_items}-{stream.block_users}-{stream.seed}"
     if not (source / "stream.inter").is_file():
         write_recbole(source, "stream", stream.first(TRAINED))
-    settings = {"data.source": str(source), "data.name": "stream", "seed": stream.seed}
+    settings = {"data.source": str(source), "seed": stream.seed}
     return trained(options, settings, f"seed-{stream.seed}").folder
 
 

@@ -74,7 +74,7 @@ def test_one_of_each_is_added_with_one_line(added, tmp_path, monkeypatch):
     monkeypatch.setenv("FUDLR_QUIET", "1")
     data = tmp_path / "bookings.trips"
     data.write_text(json.dumps({"n_users": 90, "n_items": 120, "seed": 0}))
-    own = {"data.source": str(data), "data.form": "trips", "recommender.kind": "reversed"}
+    own = {"data.source": str(data), "recommender.kind": "reversed"}
     run = fudlr.train_run(merge(RunConfig(), {**SMALL, **own}), tmp_path / "run")
     assert type(fudlr.load_run(tmp_path / "run").recommender) is Reversed
 

@@ -34,8 +34,6 @@ def fetch(
 def check(
     data: Annotated[str, typer.Argument(help="ml-100k, synthetic, or a file or folder.")],
     *,
-    form: Annotated[str | None, typer.Option(help="Its form, where it is not told apart.")] = None,
-    name: Annotated[str | None, typer.Option(help="One of several in a folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -44,8 +42,7 @@ def check(
     from fudlr.data import check_data, print_check
     from fudlr.run import read_data
 
-    options = {"data.source": data, "data.form": form, "data.name": name}
-    chosen = configure(config, settings, None, options).data
+    chosen = configure(config, settings, None, {"data.source": data}).data
     check = check_data(lambda: read_data(chosen), chosen)
     if as_json:
         typer.echo(json.dumps(check.to_plain(), indent=2, allow_nan=False))

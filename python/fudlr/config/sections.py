@@ -50,10 +50,6 @@ class DataConfig(Record):
 
     source: Name = "ml-100k"
     """`ml-100k`, `synthetic`, or a file or folder in a form of `fudlr.data.READERS`."""
-    name: Name | None = None
-    """File name without ending in a folder that holds several data sets."""
-    form: Name | None = None
-    """Form of the data, a name in `fudlr.data.READERS`; found by a look at the files without it."""
     columns: dict[Name, Name] = {}
     """Columns that are `user`, `item`, `time`, `title` or `genres` under names of their own; their
     numbers where a file has no header; `row` for the time where the rows stand in its order."""
@@ -128,10 +124,6 @@ class RecommenderConfig(Record):
     """Longest prompt; the oldest titles are left out beyond it, and counted."""
     negatives: Annotated[int, Field(ge=0)] = 1
     """yes_no: items drawn for each sample to be answered with no, beside its target's yes."""
-    distance: Literal["l2", "dot", "cosine"] = "l2"
-    """grounded: how near a state is to an item's embedding."""
-    query: Literal["generated", "prompt"] = "generated"
-    """grounded: the state at the end of the title that the model writes, or of the prompt."""
 
 
 class LoraSettings(Record):

@@ -3,7 +3,7 @@
 from fudlr.data.build import build_interactions
 from fudlr.data.candidates import Candidates, candidate_items
 from fudlr.data.check import DataCheck, check_data, print_check
-from fudlr.data.fetch import fetch_ml100k, find_ml100k, load_ml100k
+from fudlr.data.fetch import fetch_ml100k, load_ml100k
 from fudlr.data.groups import (
     count_groups,
     groups_or_none,
@@ -14,8 +14,7 @@ from fudlr.data.groups import (
 )
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
 from fudlr.data.readers import READERS, read_data
-from fudlr.data.recbole import read_recbole
-from fudlr.data.splits import drawn, holdout_users, leave_last_out, split_as, time_split
+from fudlr.data.splits import drawn, holdout_users, leave_last_out, make_split, time_split
 from fudlr.data.synthetic import synthetic
 
 __all__ = [
@@ -32,17 +31,15 @@ __all__ = [
     "count_groups",
     "drawn",
     "fetch_ml100k",
-    "find_ml100k",
     "groups_or_none",
     "history_groups",
     "holdout_users",
     "item_groups",
     "leave_last_out",
     "load_ml100k",
+    "make_split",
     "print_check",
     "read_data",
-    "read_recbole",
-    "split_as",
     "synthetic",
     "tail_items",
     "time_split",

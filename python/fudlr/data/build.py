@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from fudlr.common.errors import DataError
-from fudlr.data.interactions import DataWarning, Interactions, Ints
-from fudlr.data.text import listed
+from fudlr.data.interactions import Interactions, Ints
+from fudlr.data.text import Table, listed, unread, warn
 
 TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")
@@ -18,15 +16,6 @@ YEAR_COLUMNS = ("year", "release_year", "publication_year")
 
 LISTED = r"""^\s*\[?\s*(?:'[^']*'|"[^"]*")(?:\s*,\s*(?:'[^']*'|"[^"]*"))*\s*\]?\s*$"""
 """A list as Python or JSON prints it, with brackets or without: 'Books', 'Literature & Fiction'."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns as they were read, what to call them in messages, and the line of the first row."""
-
-    frame: pl.DataFrame
-    label: str
-    first: int = 2
 
 
 @dataclass(frozen=True)
@@ -39,85 +28,39 @@ class Tables:
     items: Table | None = None
 
 
-def examples(values: pl.Series, most: int = 3) -> str:
-    """Name a few values, for a message."""
-    return listed(values.head(most + 1).to_list(), most)
+def _indexed(ids: pl.Series, given: pl.DataFrame | None, source: str) -> tuple[pl.DataFrame, Ints]:
+    """The side table, one row an id and in the order of ids, and the row that each of `ids` names.
 
-
-@dataclass(frozen=True)
-class _Side:
-    """One side of the interactions: users or items."""
-
-    key: str
-    source: str
-
-    def table(self, ids: pl.Series, given: pl.DataFrame | None) -> pl.DataFrame:
-        """Return the side table with one row an id, made from the ids alone where none is given."""
-        if given is None:
-            return _in_order(ids.unique().alias(self.key).to_frame(), self.key)
-        table = given.unique(maintain_order=True)
-        if table.height < given.height:
-            warnings.warn(
-                f"{self.source}: {given.height - table.height} repeated rows of the {self.key} "
-                "table were read once",
-                DataWarning,
-                stacklevel=4,
-            )
-        twice = table.filter(pl.col(self.key).is_duplicated())[self.key].unique(maintain_order=True)
-        if twice.len():
-            raise DataError(
-                f"{self.source} was to be read",
-                f"the {self.key} table describes {twice.len()} ids more than once and differently "
-                f"({examples(twice)})",
-                "Keep one row an id",
-            )
-        return _in_order(table.select(self.key, pl.exclude(self.key)), self.key)
-
-    def index(self, ids: pl.Series, table: pl.DataFrame) -> Ints:
-        """Return the row of `table` that each id names."""
-        rows = table.select(self.key).with_row_index("row")
-        found = (
-            ids.alias(self.key)
-            .to_frame()
-            .join(rows, on=self.key, how="left", maintain_order="left")["row"]
-        )
-        if found.null_count():
-            lost = ids.filter(found.is_null()).unique(maintain_order=True)
-            share = "none" if found.null_count() == found.len() else "not all"
-            raise DataError(
-                f"{self.source} was to be read",
-                f"{share} of the interactions' {self.key} values are in the {self.key} table: "
-                f"{lost.len()} are missing ({examples(lost)})",
-                "Check that both files belong to one data set, or leave the side table out",
-            )
-        return found.cast(pl.Int64).to_numpy().copy()
-
-
-def _in_order(table: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Sort by id, the number at its end by value: 2 before 10, and u2 before u10.
-
-    So nothing hangs on the order of a file's rows: no draw, no tie, no embedding of an item.
+    Made from the ids alone where none is given.
     """
-    number = pl.col(key).str.extract(r"(\d{1,18})$")
-    text = pl.col(key).str.replace(r"\d{1,18}$", "")
-    return table.sort(text, number.cast(pl.Int64), key, nulls_last=False)
-
-
-def _first_of_each_pair(user: Ints, item: Ints, order: Ints, source: str) -> Ints:
-    """Drop later interactions of a user with an item: seen items are never recommended again."""
-    pair = user[order] * (item.max() + 1) + item[order]
-    _, first = np.unique(pair, return_index=True)
-    if first.size < order.size:
-        warnings.warn(
-            DataWarning(
-                f"{source}: {order.size - first.size} repeated interactions of a user with the "
-                "same item were dropped; the first is kept",
-                kind="repeats",
-                count=order.size - first.size,
-            ),
-            stacklevel=3,
+    key = ids.name
+    given = ids.unique().to_frame() if given is None else given
+    table = given.unique(maintain_order=True)
+    if table.height < given.height:
+        repeated = given.height - table.height
+        warn(f"{source}: {repeated} repeated rows of the {key} table were read once")
+    twice = table.filter(pl.col(key).is_duplicated())[key].unique(maintain_order=True)
+    if twice.len():
+        found = f"the {key} table describes {twice.len()} ids more than once and differently"
+        raise unread(source, f"{found} ({listed(twice, 3)})", "Keep one row an id")
+    # The number at an id's end counts by value, 2 before 10 and u2 before u10, so that nothing
+    # depends on the order of a file's rows: no draw, no tie, no embedding of an item.
+    number = pl.col(key).str.extract(r"(\d{1,18})$").cast(pl.Int64)
+    table = table.select(key, pl.exclude(key)).sort(
+        pl.col(key).str.replace(r"\d{1,18}$", ""), number, key, nulls_last=False
+    )
+    rows = table.select(key).with_row_index("row")
+    found_rows = ids.to_frame().join(rows, on=key, how="left", maintain_order="left")["row"]
+    if found_rows.null_count():
+        lost = ids.filter(found_rows.is_null()).unique(maintain_order=True)
+        share = "none" if found_rows.null_count() == ids.len() else "not all"
+        raise unread(
+            source,
+            f"{share} of the interactions' {key} values are in the {key} table: "
+            f"{lost.len()} are missing ({listed(lost, 3)})",
+            "Check that both files belong to one data set, or leave the side table out",
         )
-    return order[np.sort(first)]
+    return table, found_rows.cast(pl.Int64).to_numpy().copy()
 
 
 def build_interactions(
@@ -136,45 +79,38 @@ def build_interactions(
         source: what to call the data in messages.
 
     Users and items stand in the order of their ids, and a user's interactions at the same time in
-    that of their items, so that nothing hangs on the order of a file's rows.
+    that of their items, so that nothing depends on the order of a file's rows. Of a user's
+    interactions with one item the first is kept: seen items are never recommended again.
 
     Raises:
         DataError: no events, ids without a row, ids with two different rows, times out of range.
     """
     if events.is_empty():
-        raise DataError(f"{source} was to be read", "it has no interactions", "Check the file")
-    user_side, item_side = _Side("user_id", source), _Side("item_id", source)
-    users = user_side.table(events["user_id"], users)
-    items = _with_titles(item_side.table(events["item_id"], items))
-    user = user_side.index(events["user_id"], users)
-    item = item_side.index(events["item_id"], items)
+        raise unread(source, "it has no interactions", "Check the file")
+    users, user = _indexed(events["user_id"], users, source)
+    items, item = _indexed(events["item_id"], items, source)
+    items = _with_titles(items)
     time = events["time"].to_numpy()
     if not (np.abs(time.astype(np.float64)) < 2.0**62).all():
-        raise DataError(f"{source} was to be read", "a time is out of range", "Give finite times")
+        raise unread(source, "a time is out of range", "Give finite times")
 
     active = np.unique(user)
-    if active.size < users.height:
-        _say_idle(source, "users", users.height - active.size, "are left out")
+    if idle := users.height - active.size:
+        warn(f"{source}: {idle} users without interactions are left out")
         users = users[active]
         user = np.searchsorted(active, user).astype(np.int64)
-    idle = items.height - np.unique(item).size
-    if idle:
-        _say_idle(source, "items", idle, "stay in the catalogue with popularity 0")
+    if idle := items.height - np.unique(item).size:
+        fate = "stay in the catalogue with popularity 0"
+        warn(f"{source}: {idle} items without interactions {fate}")
 
     order = np.lexsort((item, time, user))
-    order = _first_of_each_pair(user, item, order, source)
+    _, first = np.unique(user[order] * (item.max() + 1) + item[order], return_index=True)
+    if repeats := order.size - first.size:
+        text = f"{repeats} repeated interactions of a user with the same item were dropped"
+        warn(f"{source}: {text}; the first is kept", "repeats", repeats)
+        order = order[np.sort(first)]
     whole = (time if time.dtype == np.int64 else np.floor(time)).astype(np.int64)[order]
     return Interactions(user[order], item[order], whole, users, items)
-
-
-def _say_idle(source: str, what: str, count: int, fate: str) -> None:
-    message = f"{source}: {count} {what} without interactions {fate}"
-    warnings.warn(message, DataWarning, stacklevel=3)
-
-
-def _rename_first(items: pl.DataFrame, candidates: tuple[str, ...], name: str) -> pl.DataFrame:
-    found = next((column for column in candidates if column in items.columns), None)
-    return items if found in (None, name) else items.rename({str(found): name})
 
 
 def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
@@ -184,9 +120,9 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
     because a title that names two items could be grounded in neither. Genres written as one text
     are split: at `|`, `;` or `,`, the first of these that the column holds, or where quotes are.
     """
-    items = _rename_first(items, TITLE_COLUMNS, "title")
-    items = _rename_first(items, GENRE_COLUMNS, "genres")
-    items = _rename_first(items, YEAR_COLUMNS, "year")
+    for names in (TITLE_COLUMNS, GENRE_COLUMNS, YEAR_COLUMNS):
+        found = next((name for name in names if name in items.columns), names[0])
+        items = items.rename({found: names[0]}, strict=False)
     if "genres" in items.columns:
         items = items.with_columns(split_texts(items["genres"]))
     if items.schema.get("title") == pl.List(pl.String):
@@ -198,14 +134,13 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
     if "year" in items.columns:
         year = pl.col("year").cast(pl.String).str.extract(r"^(\d{4})(?:\.0)?$")
         title = pl.when(year.is_null()).then(title).otherwise(title + " (" + year + ")")
-        items = items.with_columns(title=title, year=year.cast(pl.Int64))
+        items = items.with_columns(year=year.cast(pl.Int64), title=title)
     else:
         items = items.with_columns(title=title)
     twin = pl.col("title").is_duplicated()
     labelled = pl.col("title") + " [" + pl.col("item_id") + "]"
     items = items.with_columns(title=pl.when(twin).then(labelled).otherwise(pl.col("title")))
-    rest = [name for name in items.columns if name not in ("item_id", "title")]
-    return items.select("item_id", "title", *rest)
+    return items.select("item_id", "title", pl.exclude("item_id", "title"))
 
 
 def split_texts(values: pl.Series, marks: str = "|;,") -> pl.Series:

@@ -44,7 +44,6 @@ class Candidates:
             assert self._count is not None  # else nobody asks
             return candidate_items(samples, self._count, 0)
         starts, items = self._of(samples.interactions)
-        targets = samples.target.tolist()
         own = [items[starts[u] : starts[u + 1]] for u in samples.user.tolist()]
         if empty := sum(not len(row) for row in own):
             raise DataError(
@@ -52,12 +51,10 @@ class Candidates:
                 f"it names none for {empty} of the {len(own)} users that are asked",
                 "Add them, or draw candidates with data.candidates",
             )
-        width = max((len(row) for row in own), default=0) + 1
-        rows = [
-            np.concatenate([row, np.full(width - len(row), target)])
-            for row, target in zip(own, targets, strict=True)
-        ]
-        return np.sort(np.array(rows, dtype=np.int64).reshape(-1, width), axis=1)
+        rows = np.repeat(samples.target[:, None], max(map(len, own), default=0) + 1, axis=1)
+        for row, mine in zip(rows, own, strict=True):
+            row[: len(mine)] = mine
+        return np.sort(rows, axis=1)
 
     def mask(self, samples: Samples) -> Bools:
         """The same as [n, M] bool."""
@@ -67,8 +64,8 @@ class Candidates:
 
     def _of(self, data: Interactions) -> tuple[Ints, Ints]:
         """Where each user's items start [U + 1], and the items, from the file."""
-        assert self._lists is not None  # asked before
         if self._read is None or self._read[0] is not data:
+            assert self._lists is not None  # asked before
             self._read = (data, *_by_user(self._lists, data))
         return self._read[1:]
 
@@ -77,28 +74,22 @@ def _by_user(path: Path, data: Interactions) -> tuple[Ints, Ints]:
     asked = f"the candidates in {path} were to be read"
     if ending(path) not in READ or not path.is_file():
         raise DataError(asked, "it is no file of a known form", f"Name one with {', '.join(READ)}")
-    table = READ[ending(path)](path)
-    missing = [name for name in ("user_id", "item_id") if name not in table.columns]
-    if missing:
-        raise DataError(
-            asked,
-            f"it has no column {missing[0]}",
-            "Write user_id and item_id: a row for each candidate, or a list of them in a row",
-        )
+    table = READ[ending(path)](path).frame
+    if missing := [name for name in ("user_id", "item_id") if name not in table.columns]:
+        remedy = "Write user_id and item_id: a row for each candidate, or a list of them in a row"
+        raise DataError(asked, f"it has no column {missing[0]}", remedy)
     table = table.select("user_id", "item_id")
     if table.schema["item_id"] == pl.List:
         table = table.explode("item_id")
     table = table.select(pl.all().cast(pl.String)).drop_nulls().unique()
-    users = data.users.select("user_id").with_row_index("user")
     items = data.items.select("item_id").with_row_index("item")
     found = table.join(items, on="item_id", how="left")
     unknown = found.filter(pl.col("item").is_null())["item_id"]
     if len(unknown):
-        raise DataError(
-            asked,
-            f"{unknown.n_unique()} of its items are not in the data (the first: {unknown[0]!r})",
-            "Correct the ids, or add the items to the item table",
-        )
+        of_them = f"{unknown.n_unique()} of its items are not in the data"
+        remedy = "Correct the ids, or add the items to the item table"
+        raise DataError(asked, f"{of_them} (the first: {unknown[0]!r})", remedy)
+    users = data.users.select("user_id").with_row_index("user")
     found = found.join(users, on="user_id", how="inner").sort("user", "item")
     starts = np.searchsorted(found["user"].to_numpy(), np.arange(data.n_users + 1))
     return starts.astype(np.int64), found["item"].to_numpy().astype(np.int64)
@@ -115,12 +106,9 @@ def candidate_items(samples: Samples, count: int, seed: int) -> Ints:
     Raises:
         UsageError: A sample has fewer unseen items.
     """
-    n_items = samples.interactions.n_items
     rows = np.zeros((len(samples), count), dtype=np.int64)
-    for i, (position, target) in enumerate(
-        zip(samples.position.tolist(), samples.target.tolist(), strict=True)
-    ):
-        free = np.ones(n_items, dtype=bool)
+    for i, (position, target) in enumerate(zip(samples.position, samples.target, strict=True)):
+        free = np.ones(samples.interactions.n_items, dtype=bool)
         free[samples.history(i)] = False
         free[target] = False
         others = np.flatnonzero(free)
@@ -130,7 +118,6 @@ def candidate_items(samples: Samples, count: int, seed: int) -> Ints:
                 f"a user has only {others.size + 1} items left that are not seen",
                 "Lower data.candidates, or leave it out for the whole catalogue",
             )
-        rng = np.random.default_rng((seed, position))
-        drawn = rng.choice(others, count - 1, replace=False)
-        rows[i] = np.sort(np.append(drawn, target))
+        rng = np.random.default_rng((seed, int(position)))
+        rows[i] = np.sort(np.append(rng.choice(others, count - 1, replace=False), target))
     return rows

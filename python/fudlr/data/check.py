@@ -19,11 +19,10 @@ from fudlr.common import terminal
 from fudlr.common.errors import DataError
 from fudlr.config import DataConfig
 from fudlr.data.candidates import Candidates
-from fudlr.data.groups import UNKNOWN, count_groups, groups_or_none
+from fudlr.data.groups import SMALL_GROUP, UNKNOWN, count_groups, groups_or_none
 from fudlr.data.interactions import DataWarning, Interactions
-from fudlr.data.splits import drawn, split_as
+from fudlr.data.splits import make_split
 
-SMALL_GROUP = 10  # as `user_groups` has it: the gap to so few users is chance
 SHOWN_GROUPS = 12
 # Numbers in this range are taken for seconds since 1970 (1980 to 2100) and shown as dates too; so
 # are milliseconds, microseconds and nanoseconds.
@@ -95,21 +94,6 @@ class DataCheck:
         return dataclasses.asdict(self)
 
 
-def _ties(data: Interactions) -> int:
-    return int(((np.diff(data.user) == 0) & (np.diff(data.time) == 0)).sum())
-
-
-def _twins(items: pl.DataFrame) -> int:
-    label = pl.lit(" [") + pl.col("item_id") + "]"
-    return int(items.select(pl.col("title").str.ends_with(label).sum()).item())
-
-
-def _unknown_users(data: Interactions) -> int:
-    """Interactions of users whose id is a way of writing "unknown"."""
-    unknown = data.users["user_id"].str.strip_chars().str.to_lowercase().is_in(UNKNOWN)
-    return int(unknown.to_numpy()[data.user].sum())
-
-
 def _groups(table: pl.DataFrame, what: str) -> list[GroupSizes]:
     found = []
     for column in table.columns[1:]:
@@ -134,34 +118,35 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
     """
     config = config or DataConfig()
     problems: list[str] = []
-    split = None
+    split, samples = None, {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         data = read()
         groups_or_none(data, config.user_group, config.item_group)
         try:
-            split = drawn(split_as(config, data), config)
+            split = make_split(data, config)
+            samples = {part: len(getattr(split, part)) for part in ("train", "valid", "test")}
             if config.candidates is not None:
                 Candidates(config).items(split.test)
         except DataError as error:
             problems.append(str(error))
     said = [w.message for w in caught if isinstance(w.message, DataWarning)]
-    missing = len(data) if any(w.kind == "no_user_id" for w in said) else _unknown_users(data)
-    parts = ("train", "valid", "test")
-    chosen = np.bincount(data.item, minlength=data.n_items)
+    unknown = data.users["user_id"].str.strip_chars().str.to_lowercase().is_in(UNKNOWN)
+    missing = int(unknown.to_numpy()[data.user].sum())
+    twin = pl.col("title").str.ends_with(pl.lit(" [") + pl.col("item_id") + "]")
     return DataCheck(
         users=data.n_users,
         items=data.n_items,
         interactions=len(data),
         time=(int(data.time.min()), int(data.time.max())),
-        ties=_ties(data),
+        ties=int(((np.diff(data.user) == 0) & (np.diff(data.time) == 0)).sum()),
         repeats=sum(w.count for w in said if w.kind == "repeats"),
-        missing_user_ids=missing,
-        idle_items=int((chosen == 0).sum()),
+        missing_user_ids=len(data) if any(w.kind == "no_user_id" for w in said) else missing,
+        idle_items=data.n_items - np.unique(data.item).size,
         no_popularity=int((split.popularity == 0).sum()) if split else None,
-        title_twins=_twins(data.items),
+        title_twins=int(data.items.select(twin.sum()).item()),
         left_out=split.left_out if split else data.n_users,
-        samples={part: len(getattr(split, part)) for part in parts} if split else {},
+        samples=samples,
         trained=len(split.train) / len(data) if split else 0.0,
         groups=_groups(data.users, "users") + _groups(data.items, "items"),
         warnings=[str(w) for w in said],
@@ -180,37 +165,33 @@ def print_check(check: DataCheck, console: Console | None = None) -> None:
     """Show the record as tables; texts of the data are never read as markup."""
     console = console or terminal.console()
     facts = Table(show_header=False, box=None)
-    rows: list[tuple[str, object]] = [
-        ("users", check.users),
-        ("items", check.items),
-        ("interactions", check.interactions),
-        ("first time", _date(check.time[0])),
-        ("last time", _date(check.time[1])),
-        ("ties in time", check.ties),
-        ("repeats dropped", check.repeats),
-        ("without user id", check.missing_user_ids),
-        ("items nobody chose", check.idle_items),
-        ("items without popularity", "no split" if not check.samples else check.no_popularity),
-        ("title twins", check.title_twins),
-        ("users left out by the split", check.left_out),
-        *((f"{part} samples", n) for part, n in check.samples.items()),
-        ("interactions trained on", f"{check.trained:.1%}"),
-    ]
-    for name, value in rows:
+    rows = {
+        "users": check.users,
+        "items": check.items,
+        "interactions": check.interactions,
+        "first time": _date(check.time[0]),
+        "last time": _date(check.time[1]),
+        "ties in time": check.ties,
+        "repeats dropped": check.repeats,
+        "without user id": check.missing_user_ids,
+        "items nobody chose": check.idle_items,
+        "items without popularity": "no split" if not check.samples else check.no_popularity,
+        "title twins": check.title_twins,
+        "users left out by the split": check.left_out,
+        **{f"{part} samples": n for part, n in check.samples.items()},
+        "interactions trained on": f"{check.trained:.1%}",
+    }
+    for name, value in rows.items():
         facts.add_row(name, str(value))
     console.print(facts)
     if check.groups:
-        console.print(_group_table(check.groups))
+        table = Table("column", "groups", "sizes", "small", "unknown", box=None)
+        for group in check.groups:
+            sizes = ", ".join(f"{label[:40]} {n}" for label, n in group.sizes.items())
+            more = ", …" if group.groups > len(group.sizes) else ""
+            numbers = (str(group.small), str(group.unknown))
+            table.add_row(Text(group.column), str(group.groups), Text(sizes + more), *numbers)
+        console.print(table)
     for kind, texts in (("warning", check.warnings), ("problem", check.problems)):
         for text in texts:
             console.print(f"{kind}: {text}", markup=False, soft_wrap=True)
-
-
-def _group_table(groups: list[GroupSizes]) -> Table:
-    table = Table("column", "groups", "sizes", "small", "unknown", box=None)
-    for group in groups:
-        sizes = ", ".join(f"{label[:40]} {n}" for label, n in group.sizes.items())
-        more = ", …" if group.groups > len(group.sizes) else ""
-        numbers = (str(group.small), str(group.unknown))
-        table.add_row(Text(group.column), str(group.groups), Text(sizes + more), *numbers)
-    return table

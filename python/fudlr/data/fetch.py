@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fudlr.common.errors import DataError
 from fudlr.data.interactions import Interactions
-from fudlr.data.recbole import read_recbole
+from fudlr.data.readers import read_data
 
 PACKAGE = "recbole==1.2.1"
 WHEEL = "recbole-1.2.1-py3-none-any.whl"
@@ -56,7 +56,7 @@ def load_ml100k(cache: Path | None = None) -> Interactions:
     Raises:
         DataError: missing, or another file.
     """
-    return read_recbole(find_ml100k(cache), "ml-100k")
+    return read_data(find_ml100k(cache))
 
 
 def fetch_ml100k(cache: Path | None = None) -> Path:

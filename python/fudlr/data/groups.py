@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -10,25 +9,24 @@ import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DataConfig
-from fudlr.data.interactions import Bools, DataWarning, Floats, Interactions, Ints, Samples
+from fudlr.data.interactions import Bools, Floats, Interactions, Ints, Samples
+from fudlr.data.text import warn
 
 # A numeric column with at most so many values is a code, and each value a group; so is a longer
 # list of whole numbers that are many rows each, such as MovieLens' 21 occupations.
 MAX_CODES, MAX_LONG_CODES, ROWS_A_CODE = 8, 32, 10
 QUANTITIES = ("age", "year", "price", "income")
 """Columns of these names are no codes, however few their values."""
+SMALL_GROUP = 10  # users: the gap to fewer is chance
 # What data sets write where they do not know: no group.
 UNKNOWN = ("", "unknown", "nan", "null", "none", "n/a", "(no genres listed)", "no genres listed")
 
 
-def _column(table: pl.DataFrame, column: str, what: str) -> pl.Series:
+def _column(table: pl.DataFrame, column: str, asked: str) -> pl.Series:
     known = table.columns[1:]
     if column not in known:
-        raise UsageError(
-            f"{what} groups by {column!r} were asked for",
-            "there is no such column",
-            f"The columns are {', '.join(known)}" if known else "The data have none for grouping",
-        )
+        there = f"The columns are {', '.join(known)}" if known else "The data have none"
+        raise UsageError(asked, "there is no such column", f"{there} for grouping")
     return table[column]
 
 
@@ -40,20 +38,19 @@ def _known(values: pl.Series) -> pl.Series:
     return known.alias(values.name)
 
 
-def _binned(values: pl.Series, bins: int) -> tuple[Ints, list[str]] | None:
-    """Cut numbers at their quantiles; None where the values are not numbers to be cut."""
+def _binned(values: pl.Series) -> tuple[Ints, list[str]] | None:
+    """Cut numbers at their quartiles; None where the values are not numbers to be cut."""
     numbers = values.cast(pl.Float64, strict=False)
     if numbers.null_count() > values.null_count() or values.n_unique() <= MAX_CODES:
         return None
-    known_values = numbers.drop_nulls()
-    count = known_values.n_unique()
-    whole = bool((known_values == known_values.floor()).all())
-    many = ROWS_A_CODE * count <= known_values.len()
+    given = numbers.drop_nulls()
+    count, whole = given.n_unique(), bool((given == given.floor()).all())
+    many = ROWS_A_CODE * count <= given.len()
     if whole and many and count <= MAX_LONG_CODES and values.name.lower() not in QUANTITIES:
         return None
     array = numbers.to_numpy()
     known = np.isfinite(array)
-    edges = np.unique(np.quantile(array[known], np.arange(1, bins) / bins))
+    edges = np.unique(np.quantile(array[known], [0.25, 0.5, 0.75]))
     codes = np.where(known, np.searchsorted(edges, array, side="right"), -1).astype(np.int64)
     used = np.unique(codes[known])
     labels = [f"{array[codes == c].min():g} to {array[codes == c].max():g}" for c in used]
@@ -66,74 +63,72 @@ def _coded(values: pl.Series) -> tuple[Ints, list[str]]:
     return np.where(values.is_null().to_numpy(), -1, codes).astype(np.int64), labels.to_list()
 
 
-def count_groups(values: pl.Series, bins: int = 4) -> tuple[dict[str, int], int]:
-    """Sizes of the groups of a column, the largest first, and the rows without a group.
-
-    Rows of lists count in each group that they name; numbers are cut as `user_groups` cuts them.
-    """
+def _members(values: pl.Series) -> tuple[Ints, Ints, list[str]]:
+    """Rows, the group that each is in, and the groups' names; rows of lists are in several."""
     if values.dtype == pl.List:
         rows = pl.DataFrame({"row": np.arange(values.len()), "v": values}).explode("v")
         rows = rows.with_columns(v=_known(rows["v"])).drop_nulls().unique()
         codes, labels = _coded(rows["v"])
-        unknown = values.len() - rows["row"].n_unique()
-    else:
-        values = _known(values)
-        codes, labels = _binned(values, bins) or _coded(values)
-        unknown = int((codes < 0).sum())
-    size = np.bincount(codes[codes >= 0], minlength=len(labels))
+        return rows["row"].to_numpy(), codes, labels
+    values = _known(values)
+    codes, labels = _binned(values) or _coded(values)
+    row = np.flatnonzero(codes >= 0)
+    return row, codes[row], labels
+
+
+def count_groups(values: pl.Series) -> tuple[dict[str, int], int]:
+    """Sizes of the groups of a column, the largest first, and the rows without a group.
+
+    Rows of lists count in each group that they name; numbers are cut as `user_groups` cuts them.
+    """
+    row, codes, labels = _members(values)
+    size = np.bincount(codes, minlength=len(labels))
     order = np.argsort(-size, kind="stable")
-    return {labels[i]: int(size[i]) for i in order}, unknown
+    return {labels[i]: int(size[i]) for i in order}, values.len() - np.unique(row).size
 
 
 def user_groups(
-    interactions: Interactions, column: str, min_size: int = 10, bins: int = 4
+    interactions: Interactions, column: str, min_size: int = SMALL_GROUP
 ) -> tuple[Ints, list[str]]:
     """Group users by a column of their table.
 
-    Numbers with more than a few values are cut into `bins` at their quantiles. Groups of fewer than
-    `min_size` users are left out with a warning: the gap to a handful of users is chance.
+    Numbers with more than a few values are cut at their quartiles. Groups of fewer than `min_size`
+    users are left out with a warning: the gap to a handful of users is chance.
 
     Returns:
         codes: [U] int64, -1 for users without a group.
         labels: the groups' names, in the order of the codes.
 
     Raises:
-        UsageError: no such column.
+        UsageError: no such column, or one of lists.
         DataError: fewer than two groups of `min_size` users.
     """
-    values = _column(interactions.users, column, "user")
+    asked = f"user groups by {column!r} were asked for"
+    values = _column(interactions.users, column, asked)
     if values.dtype == pl.List:
-        raise UsageError(
-            f"user groups by {column!r} were asked for",
-            "it holds lists, and a user is in one group",
-            "Choose a column with one value a user",
-        )
-    values = _known(values)
-    codes, labels = _binned(values, bins) or _coded(values)
-    size = np.bincount(codes[codes >= 0], minlength=len(labels))
+        found = "it holds lists, and a user is in one group"
+        raise UsageError(asked, found, "Choose a column with one value a user")
+    row, codes, labels = _members(values)
+    size = np.bincount(codes, minlength=len(labels))
     large = np.flatnonzero(size >= min_size)
     if large.size < 2:
         shown = ", ".join(f"{label} ({n})" for label, n in list(zip(labels, size, strict=True))[:6])
         raise DataError(
-            f"user groups by {column!r} were asked for",
+            asked,
             f"{large.size} of {len(labels)} groups have at least {min_size} users: {shown}",
             "Choose another column, or a lower min_size where so few users are enough",
         )
     if large.size < len(labels):
         small = ", ".join(f"{labels[i]} ({size[i]})" for i in np.flatnonzero(size < min_size))
-        warnings.warn(
-            f"groups of {column!r} with fewer than {min_size} users are left out: {small}",
-            DataWarning,
-            stacklevel=2,
-        )
-    renumber = np.full(len(labels) + 1, -1, dtype=np.int64)
+        warn(f"groups of {column!r} with fewer than {min_size} users are left out: {small}")
+    renumber = np.full(len(labels), -1, dtype=np.int64)
     renumber[large] = np.arange(large.size)
-    return renumber[codes], [labels[i] for i in large]
+    groups = np.full(values.len(), -1, dtype=np.int64)
+    groups[row] = renumber[codes]
+    return groups, [labels[i] for i in large]
 
 
-def item_groups(
-    interactions: Interactions, column: str = "genres", bins: int = 4
-) -> tuple[Floats, list[str]]:
+def item_groups(interactions: Interactions, column: str = "genres") -> tuple[Floats, list[str]]:
     """Group items by a column of their table; an item in several groups is split equally.
 
     Returns:
@@ -144,22 +139,14 @@ def item_groups(
         UsageError: no such column.
         DataError: fewer than two groups, or as many as items.
     """
-    values = _column(interactions.items, column, "item")
-    if values.dtype == pl.List:
-        rows = pl.DataFrame({"row": np.arange(values.len()), "v": values}).explode("v")
-        rows = rows.with_columns(v=_known(rows["v"])).drop_nulls().unique()
-        codes, labels = _coded(rows["v"])
-        row = rows["row"].to_numpy()
-    else:
-        codes, labels = _binned(_known(values), bins) or _coded(_known(values))
-        row = np.flatnonzero(codes >= 0)
-        codes = codes[row]
-    membership = np.zeros((values.len(), len(labels)))
+    asked = f"item groups by {column!r} were asked for"
+    row, codes, labels = _members(_column(interactions.items, column, asked))
+    membership = np.zeros((interactions.n_items, len(labels)))
     membership[row, codes] = 1.0
     n_known = int(membership.any(axis=1).sum())
     if len(labels) < 2 or len(labels) >= n_known:
         raise DataError(
-            f"item groups by {column!r} were asked for",
+            asked,
             f"it has {len(labels)} groups for {n_known} items",
             "Choose a column that puts the items into two or more groups of several items",
         )
@@ -180,28 +167,25 @@ def groups_or_none(
     Raises:
         UsageError: a column that was named, being no default, and does not exist.
     """
-    codes, labels = np.full(interactions.n_users, -1, dtype=np.int64), list[str]()
-    membership = np.zeros((interactions.n_items, 0))
+    users = np.full(interactions.n_users, -1, dtype=np.int64), list[str]()
+    items = np.zeros((interactions.n_items, 0)), list[str]()
     for field, column, table in (
         ("user_group", user_column, interactions.users),
         ("item_group", item_column, interactions.items),
     ):
-        try:
-            if column not in table.columns[1:]:
-                if column != DataConfig.model_fields[field].default:
-                    _column(table, column, field.removesuffix("_group"))
-                found = f"the data have no column {column!r}"
-            elif field == "user_group":
-                codes, labels = user_groups(interactions, column)
+        if column not in table.columns and column == DataConfig.model_fields[field].default:
+            found = f"the data have no column {column!r}"
+        else:
+            try:
+                if field == "user_group":
+                    users = user_groups(interactions, column)
+                else:
+                    items = item_groups(interactions, column)
                 continue
-            else:
-                membership, _ = item_groups(interactions, column)
-                continue
-        except DataError as error:
-            found = f"by {column!r}, {error.found}"
-        text = f"metrics that need groups (data.{field}) are left out: {found}"
-        warnings.warn(DataWarning(text, "no_groups"), stacklevel=3)
-    return codes, labels, membership
+            except DataError as error:
+                found = f"by {column!r}, {error.found}"
+        warn(f"metrics that need groups (data.{field}) are left out: {found}", "no_groups")
+    return *users, items[0]
 
 
 def history_groups(samples: Samples, membership: Floats) -> Floats:
@@ -224,11 +208,8 @@ def tail_items(popularity: Ints, share: float = 0.2) -> Bools:
         UsageError: a share outside (0, 1).
     """
     if not 0 < share < 1:
-        raise UsageError(
-            f"a tail by {share!r} was asked for",
-            "it is no share between 0 and 1",
-            "Give a share such as 0.2",
-        )
+        found = "it is no share between 0 and 1"
+        raise UsageError(f"a tail by {share!r} was asked for", found, "Give a share such as 0.2")
     order = np.argsort(-popularity, kind="stable")
     tail = np.ones(popularity.size, dtype=bool)
     tail[order[: max(round(share * popularity.size), 1)]] = False

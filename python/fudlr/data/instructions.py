@@ -11,9 +11,7 @@ Forms of `input`, after the data that both projects publish:
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ import polars as pl
 
 from fudlr.common.errors import DataError
 from fudlr.data.build import build_interactions
-from fudlr.data.interactions import DataWarning, Interactions
-from fudlr.data.tables import Row, json_rows
-from fudlr.data.text import shown
+from fudlr.data.interactions import Interactions
+from fudlr.data.json_rows import Row, json_rows
+from fudlr.data.text import shown, warn
 
 FIELDS = ("instruction", "input", "output")
 PARTS = ("train", "valid", "val", "test")
@@ -32,14 +30,6 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 CLOSING = re.compile(r'"(?=\s*(?:,|\?|written by\b|$))')
 LIKED = ("User Preference:", "User Unpreference:", "Whether the user will like")
 ANSWERS = {"yes": True, "no": False}
-
-
-@dataclass
-class _Prompt:
-    """What one row says: chosen items, oldest first, and items named without being chosen."""
-
-    chosen: list[str]
-    named: list[str] = field(default_factory=list)
 
 
 def titles_in(text: str) -> list[str]:
@@ -55,10 +45,11 @@ def titles_in(text: str) -> list[str]:
     return found
 
 
-def parse_prompt(prompt: str, output: str) -> _Prompt | None:
-    """Titles of one row, or None where it is of neither known form.
+def parse_prompt(prompt: str, output: str) -> tuple[list[str], list[str]] | None:
+    """Titles chosen in one row, oldest first, and those named without being chosen.
 
-    A title that the user did not like is no choice: it is in the catalogue alone.
+    A title that the user did not like is no choice: it is in the catalogue alone. None for a row of
+    neither known form.
     """
     yes = ANSWERS.get(output.strip().strip('".').lower())
     if yes is not None:
@@ -71,11 +62,11 @@ def parse_prompt(prompt: str, output: str) -> _Prompt | None:
         target = titles_in(rest)
         if len(target) != 1:
             return None
-        return _Prompt(parts[1] + target * yes, parts[2] + target * (not yes))
+        return parts[1] + target * yes, parts[2] + target * (not yes)
     answer = output.strip().strip('"').strip()
     _, colon, listed = prompt.partition("before:")
     history = titles_in(listed)
-    return _Prompt([*history, answer]) if colon and history and answer else None
+    return ([*history, answer], []) if colon and history and answer else None
 
 
 def _extra(row: Row) -> dict[str, str]:
@@ -108,20 +99,31 @@ def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Inter
         if prompt is None:
             strange.append(label)
             continue
-        named |= dict.fromkeys(prompt.chosen + prompt.named)
-        if not prompt.chosen:
+        chosen, others = prompt
+        named |= dict.fromkeys(chosen + others)
+        if not chosen:
             continue
         users.append({"user_id": label, **_extra(row)})
-        events["user_id"] += [label] * len(prompt.chosen)
-        events["item_id"] += prompt.chosen
-        events["time"] += range(len(prompt.chosen))
+        events["user_id"] += [label] * len(chosen)
+        events["item_id"] += chosen
+        events["time"] += range(len(chosen))
     if not users:
         raise DataError(
             f"{source} was to be read as instructions",
             f"the titles of no row could be told ({len(strange)} are of neither known form)",
             "Give prompts as TALLRec or BIGRec write them, or a table with user, item and time",
         )
-    _say(source, len(users), strange)
+    warn(
+        f"{source}: instruction data name no user, so that each of the {len(users)} rows counts as "
+        "a user of its own, and metrics between groups of users are impossible unless the rows "
+        "hold the group as a further field; items are told apart by title alone",
+        "no_user_id",
+        len(users),
+    )
+    if strange:
+        text = f"{len(strange)} rows are of no known form and were left out"
+        shortened = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        warn(f"{source}: {text} ({shortened})", "unread_rows", len(strange))
     frame = pl.DataFrame(
         events, schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Float64}
     )
@@ -130,55 +132,24 @@ def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Inter
     return build_interactions(frame, side, pl.DataFrame({"item_id": list(named)}), source)
 
 
-def _say(source: str, n_users: int, strange: list[str]) -> None:
-    warnings.warn(
-        DataWarning(
-            f"{source}: instruction data name no user, so that each of the {n_users} rows counts "
-            "as a user of its own, and metrics between groups of users are impossible unless the "
-            "rows hold the group as a further field; items are told apart by title alone",
-            kind="no_user_id",
-            count=n_users,
-        ),
-        stacklevel=3,
-    )
-    if strange:
-        warnings.warn(
-            DataWarning(
-                f"{source}: {len(strange)} rows are of no known form and were left out "
-                f"({', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})",
-                kind="unread_rows",
-                count=len(strange),
-            ),
-            stacklevel=3,
-        )
-
-
-def instruction_files(path: Path, name: str | None) -> list[Path]:
-    """The file `path`; or in a folder the files called `name`, or its train, valid and test."""
+def instruction_files(path: Path) -> list[Path]:
+    """The file `path`; or in a folder its train, valid and test, or the only one there is."""
     if not path.is_dir():
         return [path] if path.name.endswith(SUFFIXES) and path.is_file() else []
-    stems = (name,) if name else PARTS
-    found = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
-    found = [file for file in found if file.is_file()]
-    if found or name:
-        return found
     rest = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and f.is_file())
-    return rest if len(rest) == 1 else []
+    found = [f for part in PARTS for f in rest if f.name.split(".")[0] == part]
+    return found or (rest if len(rest) == 1 else [])
 
 
-def instruction_rows(path: Path, name: str | None = None) -> Iterator[tuple[str, Row]]:
-    """Rows of instruction JSON or JSONL, each with what to call it; a folder's parts together.
+def read_instructions(path: Path) -> Interactions:
+    """Read instruction JSON or JSONL; a folder's parts together.
 
     Raises:
-        DataError: no such file, or not JSON.
+        DataError: not JSON, or as in `read_instruction_rows`.
     """
-    files = instruction_files(path, name)
-    if not files:
-        raise DataError(
-            f"instructions were to be read from {path}",
-            "there is no such .json or .jsonl file",
-            f"Name the file, or call it {PARTS[0]}.json",
-        )
-    for file in files:
-        for number, row in json_rows(file):
-            yield f"{file.name.split('.')[0]} row {number}", row
+    rows = (
+        (f"{file.name.split('.')[0]} row {number}", row)
+        for file in instruction_files(path)
+        for number, row in json_rows(file)
+    )
+    return read_instruction_rows(rows, path.stem)

@@ -16,18 +16,15 @@ from pathlib import Path, PurePosixPath
 from fudlr.common.errors import DataError, UsageError
 from fudlr.data.build import Tables
 from fudlr.data.columns import KEYS, assemble, check_columns, roles
-from fudlr.data.instructions import (
-    FIELDS,
-    instruction_files,
-    instruction_rows,
-    read_instruction_rows,
-)
+from fudlr.data.instructions import FIELDS, instruction_files, read_instructions
 from fudlr.data.interactions import Interactions
+from fudlr.data.json_rows import json_rows
 from fudlr.data.movielens import read_dat, read_u_data
-from fudlr.data.recbole import ENDINGS, recbole_tables
-from fudlr.data.saved_datasets import is_saved_dataset, saved_tables
+from fudlr.data.recbole import ENDINGS, inter_files, recbole_tables
+from fudlr.data.saved_datasets import MARKERS, saved_tables
 from fudlr.data.sequences import is_sequences, sequence_files, sequence_tables
-from fudlr.data.tables import READ, Row, find_table, json_rows, table_tables
+from fudlr.data.tables import READ, find_table, table_tables
+from fudlr.data.text import unread
 
 Columns = Mapping[str, str]
 HEAD = 4096  # bytes of a file that are looked at
@@ -44,14 +41,13 @@ class Reader:
     Args:
         about: what it is, for messages and the documentation.
         matches: whether a path holds data of this form, by a look at names and first lines.
-        read: path, name and columns to interactions, to tables that become ones, or to rows of
-            instructions with their labels.
+        read: path and columns to interactions, or to tables that become ones.
         columns: whether a mapping of columns means anything to it.
     """
 
     about: str
-    matches: Callable[[Path, str | None, Columns], bool]
-    read: Callable[[Path, str | None, Columns], Interactions | Tables | Iterator[tuple[str, Row]]]
+    matches: Callable[[Path, Columns], bool]
+    read: Callable[[Path, Columns], Interactions | Tables]
     columns: bool = False
 
 
@@ -62,29 +58,13 @@ def _head(path: Path) -> bytes:
         return file.read(HEAD)
 
 
-def _is_recbole(path: Path, name: str | None, _: Columns) -> bool:
-    if path.is_dir():
-        return any(name in (None, file.stem) for file in path.rglob("*.inter"))
-    if not _head(path).startswith(ZIP):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(PurePosixPath(member).suffix in ENDINGS for member in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return True  # its reader says what is wrong
-
-
-def _is_dat(path: Path, *_: object) -> bool:
+def _is_dat(path: Path, _: Columns) -> bool:
     file = path / "ratings.dat" if path.is_dir() else path
     return RATING_LINE.match(_head(file)) is not None
 
 
-def _is_u_data(path: Path, *_: object) -> bool:
-    return (path / "u.data").is_file() if path.is_dir() else path.name == "u.data"
-
-
-def _is_instructions(path: Path, name: str | None, columns: Columns) -> bool:
-    files = instruction_files(path, name)
+def _is_instructions(path: Path, columns: Columns) -> bool:
+    files = instruction_files(path)
     if not files:
         return False
     try:
@@ -94,47 +74,47 @@ def _is_instructions(path: Path, name: str | None, columns: Columns) -> bool:
     return set(FIELDS) <= set(row) and roles(list(row), columns) < set(KEYS)
 
 
-def _is_sequences(path: Path, name: str | None, columns: Columns) -> bool:
-    files = sequence_files(path, name)
+def _is_sequences(path: Path, columns: Columns) -> bool:
+    files = sequence_files(path)
     return bool(files) and not columns and is_sequences(_head(files[0]))
 
 
 READERS: dict[str, Reader] = {
     "recbole": Reader(
-        "RecBole's atomic files: NAME.inter, NAME.item, NAME.user; also inside a zip or wheel",
-        _is_recbole,
-        lambda path, name, _: recbole_tables(path, name),
+        "RecBole's atomic files: NAME.inter, NAME.item, NAME.user",
+        lambda path, _: bool(inter_files(path)),
+        lambda path, _: recbole_tables(path),
         columns=True,
     ),
     "movielens-dat": Reader(
         "MovieLens' ratings.dat, users.dat, movies.dat with ::",
         _is_dat,
-        lambda path, *_: read_dat(path),
+        lambda path, _: read_dat(path),
     ),
     "movielens-u": Reader(
         "MovieLens-100k's u.data, u.user, u.item",
-        _is_u_data,
-        lambda path, *_: read_u_data(path),
+        lambda path, _: path.name == "u.data" or (path / "u.data").is_file(),
+        lambda path, _: read_u_data(path),
     ),
     "datasets": Reader(
         "a folder that Hugging Face `datasets` wrote with save_to_disk",
-        lambda path, *_: is_saved_dataset(path),
+        lambda path, _: any((path / marker).is_file() for marker in MARKERS),
         saved_tables,
         columns=True,
     ),
     "instructions": Reader(
         "JSON or JSONL of instruction, input, output, as TALLRec and BIGRec write them",
         _is_instructions,
-        lambda path, name, _: instruction_rows(path, name),
+        lambda path, _: read_instructions(path),
     ),
     "sequences": Reader(
         "a line a user, `user item item ...`; a folder's train and test together",
         _is_sequences,
-        lambda path, name, _: sequence_tables(path, name),
+        lambda path, _: sequence_tables(path),
     ),
     "table": Reader(
         "CSV, TSV, Parquet, JSON or JSONL of interactions, also .gz; users.* and items.* beside it",
-        lambda path, name, columns: find_table(path, name, columns) is not None,
+        lambda path, columns: find_table(path, columns) is not None,
         table_tables,
         columns=True,
     ),
@@ -143,21 +123,23 @@ READERS: dict[str, Reader] = {
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
-    """A zip archive's tables in a folder that is there for as long; another path as it is."""
-    if not _head(path).startswith(ZIP) or _is_recbole(path, None, {}):
+    """The tables in a zip archive or wheel as a folder for as long; another path as it is."""
+    if not _head(path).startswith(ZIP):
         yield path
         return
     asked = f"data were to be read from {path}"
-    with tempfile.TemporaryDirectory(prefix="fudlr.") as folder, zipfile.ZipFile(path) as archive:
-        known = {*READ, ".gz", ".data", ".user", ".item", ".genre"}
-        members = [
-            m for m in archive.infolist()
-            if PurePosixPath(m.filename).suffix.lower() in known and "__MACOSX" not in m.filename
-        ]  # fmt: skip
-        if sum(member.file_size for member in members) > LARGEST:
-            raise DataError(asked, "it unpacks to more than 64 GiB", "Unpack it yourself")
+    with tempfile.TemporaryDirectory(prefix="fudlr.") as folder:
+        known = {*READ, *ENDINGS, ".gz", ".data", ".genre"}
         try:
-            archive.extractall(folder, members)
+            with zipfile.ZipFile(path) as archive:
+                members = [
+                    m for m in archive.infolist()
+                    if PurePosixPath(m.filename).suffix.lower() in known
+                    and "__MACOSX" not in m.filename
+                ]  # fmt: skip
+                if sum(member.file_size for member in members) > LARGEST:
+                    raise DataError(asked, "it unpacks to more than 64 GiB", "Unpack it yourself")
+                archive.extractall(folder, members)
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise DataError(asked, str(error), "Unpack it yourself, or fetch it again") from error
         inside = Path(folder)
@@ -166,80 +148,52 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield inside
 
 
-def find_form(path: Path, name: str | None = None, columns: Columns | None = None) -> str:
+def find_form(path: Path, columns: Columns | None = None) -> str:
     """The first form of `READERS` that the data at `path` have.
 
     Raises:
         DataError: there is nothing, or it is of no known form.
     """
     asked = f"data were to be read from {path}"
-    try:
-        there = path.exists()
-        found = [f for f, r in READERS.items() if there and r.matches(path, name, columns or {})]
-    except OSError as error:
-        raise DataError(asked, str(error.strerror), "Check the path and its permissions") from error
-    if not there:
+    if not path.exists():
         raise DataError(asked, "there is no such file or folder", "Check the path")
+    found = [form for form, reader in READERS.items() if reader.matches(path, columns or {})]
     if not found:
         forms = "; ".join(f"{form}: {reader.about}" for form, reader in READERS.items())
+        several = "Where a folder holds several tables, name the file"
         raise DataError(
-            asked,
-            "what is there has no form that is known" + (f" under the name {name}" if name else ""),
-            f"The forms are {forms}. Where a folder holds several tables, name the file",
+            asked, "what is there has no form that is known", f"The forms are {forms}. {several}"
         )
     return found[0]
 
 
-def read_data(
-    path: Path | str,
-    name: str | None = None,
-    form: str | None = None,
-    columns: Columns | None = None,
-) -> Interactions:
-    """Read data of any form of `READERS`.
+def read_data(path: Path | str, columns: Columns | None = None) -> Interactions:
+    """Read data of any form of `READERS`, found by a look at the files.
 
     Args:
-        path: a file, or a folder with the files of one data set.
-        name: the data set's name without ending, where a folder holds several.
-        form: a name in `READERS`; found by a look at the files where it is not given.
+        path: a file, or a folder with the files of one data set; or a zip archive of one.
         columns: which column is `user`, `item` and `time` in tables, and `title` and `genres` in
             the items' table, where they have names of their own.
 
     Raises:
-        UsageError: no such form, a mapping that means nothing, or a column that is not there.
+        UsageError: a mapping that means nothing, or a column that is not there.
         DataError: what is missing, truncated or does not match, with the file, and the line where
             there is one.
     """
     path, columns = Path(path), check_columns(columns)
-    if form is not None and form not in READERS:
-        raise UsageError(
-            f"data of the form {form!r} were to be read",
-            "there is none",
-            f"The forms are {', '.join(READERS)}",
-        )
-    if form is not None and not path.exists():
-        raise DataError(f"data were to be read from {path}", "there is none", "Check the path")
     try:
         with _unpacked(path) as inside:
-            found = form or find_form(inside, name, columns)
-            reader = READERS[found]
+            form = find_form(inside, columns)
+            reader = READERS[form]
             if columns and not reader.columns:
                 raise UsageError(
                     f"columns of {path} were named",
-                    f"data of the form {found} have fixed columns",
+                    f"data of the form {form} have fixed columns",
                     "Leave data.columns out",
                 )
-            read = reader.read(inside, name, columns)
-            if isinstance(read, Interactions):
-                return read
-            if isinstance(read, Tables):
-                return assemble(read, columns)
-            return read_instruction_rows(read, path.stem)
+            read = reader.read(inside, columns)
+            return assemble(read, columns) if isinstance(read, Tables) else read
     except OSError as error:
-        raise DataError(
-            f"{path} was to be read", str(error.strerror or error), "Check its permissions"
-        ) from error
+        raise unread(path, str(error.strerror or error), "Check its permissions") from error
     except MemoryError as error:
-        raise DataError(
-            f"{path} was to be read", "it does not fit into memory", "Give fewer interactions"
-        ) from error
+        raise unread(path, "it does not fit into memory", "Give fewer interactions") from error

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DataConfig
-from fudlr.data.interactions import Bools, DataWarning, Interactions, Ints, Samples, Split
+from fudlr.data.interactions import Bools, Interactions, Ints, Samples, Split
+from fudlr.data.text import warn
 
 
 def leave_last_out(
-    interactions: Interactions,
-    max_train_per_user: int = 8,
-    pretrain_share: float = 0.5,
-    min_history: int = 1,
+    interactions: Interactions, max_train_per_user: int = 8, pretrain_share: float = 0.5
 ) -> Split:
     """Split every user's interactions by their own time.
 
     With c interactions of a user, the oldest floor(pretrain_share · c) are for pretraining. Of the
     rest, the last is the test target, the one before it the validation target, and the up to
-    `max_train_per_user` latest ones before these are training targets. Targets need at least
-    `min_history` earlier interactions.
+    `max_train_per_user` latest ones before these are training targets. Targets need an earlier
+    interaction.
 
     Popularity counts every interaction before a user's validation target, pretraining's included,
     and all interactions of users that are left out.
@@ -32,47 +29,34 @@ def leave_last_out(
         UsageError: a setting out of range.
         DataError: no user has a training, a validation and a test target.
     """
-    if max_train_per_user < 1 or not 0 <= pretrain_share < 1 or min_history < 0:
-        raise UsageError(
-            "a split was asked for",
-            f"max_train_per_user={max_train_per_user}, pretrain_share={pretrain_share}, "
-            f"min_history={min_history}",
-            "At least 1, a share from 0 to below 1, and at least 0 are needed",
-        )
+    _check(max_train_per_user, pretrain_share)
     starts, stops = interactions.user_starts[:-1], interactions.user_starts[1:]
-    count = stops - starts
-    half = starts + np.floor(pretrain_share * count).astype(np.int64)
-    earliest = np.maximum(half, starts + min_history)
+    half = starts + np.floor(pretrain_share * (stops - starts)).astype(np.int64)
+    earliest = np.maximum(half, starts + 1)
     kept = stops - earliest >= 3
-    left_out = int((~kept).sum())
     if not kept.any():
+        longest = (stops - starts).max()
         raise DataError(
             "a split into training, validation and test was asked for",
-            f"no user has three targets (the longest history has {count.max()} interactions)",
-            "Lower pretrain_share or min_history, or bring longer histories",
+            f"no user has three targets (the longest history has {longest} interactions)",
+            "Lower pretrain_share, or bring longer histories",
         )
-    if left_out:
-        warnings.warn(
-            f"{left_out} of {count.size} users have too few interactions for a training, a "
-            "validation and a test target; they are left out of all three",
-            DataWarning,
-            stacklevel=2,
+    if not kept.all():
+        warn(
+            f"{int((~kept).sum())} of {kept.size} users have too few interactions for a training, "
+            "a validation and a test target; they are left out of all three"
         )
-    first = np.maximum(earliest, stops - 2 - max_train_per_user)[kept]
-    train = _ranges(first, stops[kept] - 2)
-    pretrain = np.stack([np.arange(count.size), starts, half], axis=1)[half > starts]
-
+    first = np.maximum(earliest, stops - 2 - max_train_per_user)
     counts = np.ones(len(interactions), dtype=bool)
     counts[stops[kept] - 2] = False
     counts[stops[kept] - 1] = False
-    return _split(interactions, pretrain, train, kept, counts)
+    return _split(interactions, half, _ranges(first[kept], stops[kept] - 2), kept, counts)
 
 
 def time_split(
     interactions: Interactions,
     max_train_per_user: int = 8,
     pretrain_share: float = 0.5,
-    min_history: int = 1,
     time_share: float = 0.8,
 ) -> Split:
     """Split at one time for all users: nothing that trains is younger than a prompt's target.
@@ -88,22 +72,16 @@ def time_split(
         UsageError: a setting out of range.
         DataError: no training target before the cut, or fewer than two users with two from it on.
     """
-    if max_train_per_user < 1 or not 0 <= pretrain_share < 1 or not 0 < time_share < 1:
-        raise UsageError(
-            "a split at one time was asked for",
-            f"max_train_per_user={max_train_per_user}, pretrain_share={pretrain_share}, "
-            f"time_share={time_share}",
-            "At least 1, a share from 0 to below 1, and one between 0 and 1 are needed",
-        )
+    _check(max_train_per_user, pretrain_share, time_share)
     place = int(time_share * len(interactions))
     cut = int(np.partition(interactions.time, place)[place])
     early = interactions.time < cut
     starts, stops = interactions.user_starts[:-1], interactions.user_starts[1:]
     middle = starts + np.bincount(interactions.user[early], minlength=starts.size)
     half = starts + np.floor(pretrain_share * (middle - starts)).astype(np.int64)
-    first = np.maximum(np.maximum(half, starts + min_history), middle - max_train_per_user)
+    first = np.maximum(np.maximum(half, starts + 1), middle - max_train_per_user)
     train = _ranges(np.minimum(first, middle), middle)
-    kept = (stops - middle >= 2) & (stops - 2 >= starts + min_history)
+    kept = (stops - middle >= 2) & (stops - starts >= 3)
     if not train.size or kept.sum() < 2:
         raise DataError(
             f"a split at one time was asked for, with {time_share:.0%} of the interactions before",
@@ -111,27 +89,40 @@ def time_split(
             "users with a validation and a test target from it on",
             "Split each user's own time (data.split=leave_last_out)",
         )
-    left_out = int((~kept).sum())
-    if left_out:
-        warnings.warn(
-            f"{left_out} of {starts.size} users have fewer than two interactions from time {cut} "
-            "on; they have no validation and no test target",
-            DataWarning,
-            stacklevel=2,
+    if not kept.all():
+        warn(
+            f"{int((~kept).sum())} of {kept.size} users have fewer than two interactions from time "
+            f"{cut} on; they have no validation and no test target"
         )
-    pretrain = np.stack([np.arange(starts.size), starts, half], axis=1)[half > starts]
-    return _split(interactions, pretrain, train, kept, early)
+    return _split(interactions, half, train, kept, early)
+
+
+def _check(max_train_per_user: int, pretrain_share: float, time_share: float = 0.8) -> None:
+    if max_train_per_user < 1 or not 0 <= pretrain_share < 1 or not 0 < time_share < 1:
+        raise UsageError(
+            "a split was asked for",
+            f"max_train_per_user={max_train_per_user}, pretrain_share={pretrain_share}, "
+            f"time_share={time_share}",
+            "At least 1, a share from 0 to below 1, and one between 0 and 1 are needed",
+        )
+
+
+def _ranges(starts: Ints, stops: Ints) -> Ints:
+    """Concatenate `arange(start, stop)` over all pairs."""
+    size = stops - starts
+    offset = np.repeat(np.cumsum(size) - size, size)
+    return np.arange(size.sum()) - offset + np.repeat(starts, size)
 
 
 def _split(
-    interactions: Interactions, pretrain: Ints, train: Ints, kept: Bools, counts: Bools
+    interactions: Interactions, half: Ints, train: Ints, kept: Bools, counts: Bools
 ) -> Split:
     """The last two of every user that is `kept` are targets; popularity is of what `counts`."""
-    stops = interactions.user_starts[1:][kept]
+    starts, stops = interactions.user_starts[:-1], interactions.user_starts[1:][kept]
     popularity = np.bincount(interactions.item[counts], minlength=interactions.n_items)
     return Split(
         interactions,
-        pretrain,
+        np.stack([np.arange(starts.size), starts, half], axis=1)[half > starts],
         Samples(interactions, train),
         Samples(interactions, stops - 2),
         Samples(interactions, stops - 1),
@@ -140,16 +131,14 @@ def _split(
     )
 
 
-def split_as(config: DataConfig, interactions: Interactions) -> Split:
-    """`interactions` split as the options say.
+def make_split(interactions: Interactions, config: DataConfig) -> Split:
+    """`interactions` split, and drawn from, as the options say.
 
     Raises:
-        DataError: as the split's.
+        DataError: as of the split, or nobody is left.
     """
-    given = (interactions, config.max_train_per_user, config.pretrain_share)
-    if config.split == "time":
-        return time_split(*given)
-    return leave_last_out(*given)
+    split = time_split if config.split == "time" else leave_last_out
+    return drawn(split(interactions, config.max_train_per_user, config.pretrain_share), config)
 
 
 def drawn(split: Split, config: DataConfig) -> Split:
@@ -163,25 +152,20 @@ def drawn(split: Split, config: DataConfig) -> Split:
     Raises:
         DataError: nobody is left.
     """
-    wanted = config.k
-    if isinstance(config.candidates, int):
-        wanted = max(wanted, config.candidates)
+    wanted = max(config.k, config.candidates if isinstance(config.candidates, int) else 0)
     starts = split.interactions.user_starts[split.test.user]
-    unseen = split.interactions.n_items - (split.test.position - starts)
-    kept = unseen >= wanted
+    n_items = split.interactions.n_items
+    kept = n_items - (split.test.position - starts) >= wanted
     if not kept.all():
+        short = int((~kept).sum())
         found = (
-            f"{int((~kept).sum())} of {kept.size} users have fewer than {wanted} of the "
-            f"{split.interactions.n_items} items left unseen"
+            f"{short} of {kept.size} users have fewer than {wanted} of the {n_items} items left "
+            "unseen"
         )
         if not kept.any():
-            raise DataError(
-                f"prompts with {wanted} items to choose from were asked for",
-                found,
-                "Lower data.k or data.candidates",
-            )
-        text = f"{found}; they have no prompts"
-        warnings.warn(DataWarning(text, "short_prompts", int((~kept).sum())), stacklevel=2)
+            asked = f"prompts with {wanted} items to choose from were asked for"
+            raise DataError(asked, found, "Lower data.k or data.candidates")
+        warn(f"{found}; they have no prompts", "short_prompts", short)
         split = replace(split, valid=split.valid.take(kept), test=split.test.take(kept))
     rng = np.random.default_rng(0)
 
@@ -197,13 +181,6 @@ def drawn(split: Split, config: DataConfig) -> Split:
         valid=split.valid.take(users),
         test=split.test.take(users),
     )
-
-
-def _ranges(starts: Ints, stops: Ints) -> Ints:
-    """Concatenate `arange(start, stop)` over all pairs."""
-    size = stops - starts
-    offset = np.repeat(np.cumsum(size) - size, size)
-    return np.arange(size.sum()) - offset + np.repeat(starts, size)
 
 
 def holdout_users(samples: Samples, share: float, seed: int) -> tuple[Ints, Ints]:

@@ -8,6 +8,7 @@ import io
 import warnings
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,50 @@ import polars as pl
 from fudlr.common.errors import DataError
 from fudlr.data.interactions import DataWarning
 
-GZIP = b"\x1f\x8b"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 UNIT, RECORD = "\x1f", "\x1e"  # separators that are in no text
+
+
+def unread(label: object, found: str, remedy: str) -> DataError:
+    """The error that something could not be read."""
+    return DataError(f"{label} was to be read", found, remedy)
+
+
+def warn(text: str, kind: str = "", count: int = 0) -> None:
+    """Say what a person should know of data that are used all the same."""
+    warnings.warn(DataWarning(text, kind, count), stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as they were read, what to call them in messages, and the line of the first row."""
+
+    frame: pl.DataFrame
+    label: str
+    first: int = 2
+
+    def refuse(
+        self, bad: pl.Series, found: str, remedy: str, values: pl.Series | None = None
+    ) -> None:
+        """Refuse the first row that is `bad`, naming its line and its value."""
+        if bad.any():
+            row = int(bad.arg_max() or 0)
+            value = "" if values is None else f"{shown(values[row])} "
+            raise unread(self.label, f"line {row + self.first} has {value}{found}", remedy)
+
+    def numbers(self, column: pl.Series) -> pl.Series:
+        """A column of text as numbers; an empty field is null, others must be finite numbers.
+
+        Whole numbers stay whole: as floats, nanoseconds less than 256 apart would be equal.
+        """
+        text = column.replace("", None)
+        values = text.cast(pl.Int64, strict=False)
+        if values.null_count() == text.null_count():
+            return values
+        values = text.cast(pl.Float64, strict=False)
+        bad = (values.is_null() & (column != "")) | ~values.is_finite().fill_null(True)
+        found = f"in the number column `{column.name}`"
+        self.refuse(bad, found, "Give a finite number", column)
+        return values
 
 
 def read_bytes(path: Path) -> bytes:
@@ -27,17 +69,16 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: It cannot be read, or it is empty.
     """
-    asked = f"{path} was to be read"
     try:
         raw = path.read_bytes()
-        if raw.startswith(GZIP):
+        if raw.startswith(b"\x1f\x8b"):
             raw = gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(asked, f"it is no whole gzip file ({error})", "Fetch it again") from error
+        raise unread(path, f"it is no whole gzip file ({error})", "Fetch it again") from error
     except OSError as error:
-        raise DataError(asked, str(error.strerror or error), "Check the path") from error
+        raise unread(path, str(error.strerror or error), "Check the path") from error
     if not raw.strip():
-        raise DataError(asked, "it is empty", "Fetch or write it again")
+        raise unread(path, "it is empty", "Fetch or write it again")
     return raw
 
 
@@ -50,36 +91,30 @@ def decode(raw: bytes, label: str, *encodings: str, quiet: bool = False) -> byte
     Raises:
         DataError: None fits, or there are zero bytes; the message names the line.
     """
-    failed: UnicodeDecodeError | LookupError | None = None
-    for encoding in ("utf-16",) if raw[:2] in UTF16 else encodings:
+    failed: UnicodeDecodeError | None = None
+    for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else encodings:
         try:
             text = raw.decode(encoding)
             break
-        except (UnicodeDecodeError, LookupError) as error:
+        except UnicodeDecodeError as error:
             failed = failed or error
     else:
-        start = failed.start if isinstance(failed, UnicodeDecodeError) else 0
-        raise DataError(
-            f"{label} was to be read as {' or '.join(encodings)}",
-            f"line {_line(raw, start)} is not ({failed})",
+        raise unread(
+            f"{label}, as {' or '.join(encodings)},",
+            f"line {_line(raw, failed)} is not ({failed})",
             "Write it as UTF-8 (older data sets are often in latin-1)",
         ) from failed
-    if isinstance(failed, UnicodeDecodeError) and not quiet:
-        where = f"line {_line(raw, failed.start)} is not UTF-8"
-        warnings.warn(
-            DataWarning(f"{label}: {where}, so that it was read as {encoding}", "encoding"),
-            stacklevel=2,
-        )
+    if failed and not quiet:
+        where = f"line {_line(raw, failed)} is not UTF-8"
+        warn(f"{label}: {where}, so that it was read as {encoding}", "encoding")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(
-            f"{label} was to be read", f"line {line} holds zero bytes", "Write it as text"
-        )
+        raise unread(label, f"line {line} holds zero bytes", "Write it as text")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").encode()
 
 
-def _line(raw: bytes, at: int) -> int:
-    return raw.count(b"\n", 0, at) + 1
+def _line(raw: bytes, error: UnicodeDecodeError | None) -> int:
+    return raw.count(b"\n", 0, error.start if error else 0) + 1
 
 
 def unquoted(text: bytes, label: str, n_columns: int, separator: str, first: int = 2) -> bytes:
@@ -91,13 +126,11 @@ def unquoted(text: bytes, label: str, n_columns: int, separator: str, first: int
     Raises:
         DataError: A row with too few or too many fields, or a quote that is never closed.
     """
+    if UNIT.encode() in text or RECORD.encode() in text:
+        raise unread(label, "it is not text", "Write it again")
     for escape in (None, "\\") if b'\\"' in text else (None,):
-        lines = csv.reader(
-            io.StringIO(text.decode(), newline=""),
-            delimiter=separator,
-            escapechar=escape,
-            strict=True,
-        )
+        source = io.StringIO(text.decode(), newline="")
+        lines = csv.reader(source, delimiter=separator, escapechar=escape, strict=True)
         rows, found, number = [], "", first
         try:
             for row in lines:
@@ -110,32 +143,33 @@ def unquoted(text: bytes, label: str, n_columns: int, separator: str, first: int
             found = f"line {number}: {error}, which is no end of a quoted field"
         if not found:
             return RECORD.join(rows).encode()
-    raise DataError(
-        f"{label} was to be read",
-        found,
-        'Mend the line: a quoted field ends with a quote, and quotes in it are doubled ("")',
-    )
-
-
-def check_fields(text: bytes, label: str, n_columns: int, separator: str = "\t") -> None:
-    """Refuse a row with more or fewer fields than there should be: a truncated or broken file."""
-    data = np.frombuffer(text, dtype=np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
-    fields = np.add.reduceat(data == ord(separator), starts, dtype=np.int64) + 1
-    wrong = np.flatnonzero(fields != n_columns)
-    if wrong.size:
-        raise DataError(
-            f"{label} was to be read",
-            f"line {wrong[0] + 1} has {fields[wrong[0]]} fields, {n_columns} are expected"
-            + (f" ({wrong.size} such lines)" if wrong.size > 1 else ""),
-            "The file is truncated, damaged or of another form: fetch it again, or mend the line",
-        )
+    remedy = 'Mend the line: a quoted field ends with a quote, and quotes in it are doubled ("")'
+    raise unread(label, found, remedy)
 
 
 def read_fields(
-    text: bytes, label: str, separator: str, columns: tuple[str, ...], ends: str = "\n"
+    text: bytes,
+    label: str,
+    separator: str,
+    columns: tuple[str, ...],
+    *,
+    first: int = 2,
+    ends: str = "\n",
 ) -> pl.DataFrame:
-    """Parse lines without a header, whose fields were counted, into columns of text."""
+    """Parse lines without a header into columns of text.
+
+    Raises:
+        DataError: A row with more or fewer fields than columns: a truncated or broken file.
+    """
+    data = np.frombuffer(text, dtype=np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(data[:-1] == ord(ends)) + 1])
+    fields = np.add.reduceat(data == ord(separator), starts, dtype=np.int64) + 1
+    wrong = np.flatnonzero(fields != len(columns))
+    if wrong.size:
+        found = f"{fields[wrong[0]]} fields, {len(columns)} are expected"
+        more = f" ({wrong.size} such lines)" if wrong.size > 1 else ""
+        remedy = "The file is truncated, damaged or of another form: fetch it again, or mend it"
+        raise unread(label, f"line {wrong[0] + first} has {found}{more}", remedy)
     try:
         frame = pl.read_csv(
             text,
@@ -147,58 +181,8 @@ def read_fields(
             eol_char=ends,
         )
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise DataError(
-            f"{label} was to be read", one_line(error), "Mend the file, or write it again"
-        ) from error
+        raise unread(label, one_line(error), "Mend the file, or write it again") from error
     return frame.fill_null("")
-
-
-def numbers(column: pl.Series, label: str, first: int = 2) -> pl.Series:
-    """Parse a column of numbers; an empty field is null, anything else must be a finite number.
-
-    Whole numbers stay whole: as floats, nanoseconds less than 256 apart would be equal.
-
-    Args:
-        column: [N] text.
-        label: what to call the file.
-        first: the line of the first value.
-    """
-    text = column.replace("", None)
-    values = text.cast(pl.Int64, strict=False)
-    if values.null_count() == text.null_count():
-        return values
-    values = text.cast(pl.Float64, strict=False)
-    bad = (values.is_null() & (column != "")) | ~values.is_finite().fill_null(True)
-    if bad.any():
-        row = int(bad.arg_max() or 0)
-        raise DataError(
-            f"{label} was to be read",
-            f"line {row + first} has {shown(column[row])} in the number column `{column.name}`",
-            "Give a finite number",
-        )
-    return values
-
-
-def refuse_blank(ids: pl.Series, label: str, first: int = 2) -> None:
-    """Refuse a row without an id."""
-    blank = (ids.str.strip_chars() == "").fill_null(True)
-    if blank.any():
-        raise DataError(
-            f"{label} was to be read",
-            f"line {int(blank.arg_max() or 0) + first} has an empty `{ids.name}`",
-            "Every row needs its id",
-        )
-
-
-def refuse_missing(times: pl.Series, label: str, first: int = 2) -> None:
-    """Refuse a row without a time."""
-    blank = times.is_null()
-    if blank.any():
-        raise DataError(
-            f"{label} was to be read",
-            f"line {int(blank.arg_max() or 0) + first} has no {times.name}",
-            "Without times there is no order to learn from: give one for every row",
-        )
 
 
 def shown(value: object, most: int = 60) -> str:

@@ -1,11 +1,11 @@
 """Titles grounded in the catalogue (BIGRec): a hidden state against every item's embedding.
 
-    s_j = −‖q − e_j‖ / σ,   q · e_j / σ   or   cos(q, e_j) / σ
+    s_j = −‖q − e_j‖ / σ
 
 e_j is the last hidden state at the end of title j, written after a prompt without history by the
 base model (the adapter off, so that the catalogue does not move with θ). q is the state at the end
 of the title that the model writes itself (greedily; which tokens it writes is held fixed in the
-gradient), or at the prompt's end. Without gradients, loss and q share one pass over the prompt.
+gradient). Without gradients, loss and q share one pass over the prompt.
 σ, the spread of the items' own scores, makes the catalogue softmax neither flat nor a single item.
 The loss is the title's, as in `titles`.
 
@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import DynamicCache
 
 from fudlr.data.interactions import Samples
@@ -47,7 +46,7 @@ class Grounded(Prompted):
         """e [M, hidden], made once."""
         if self._embeddings is None:
             self._embeddings = self._embed()
-            own = self._against(self._embeddings, self._embeddings)
+            own = _nearness(self._embeddings, self._embeddings)
             self._spread = float(own.std(1).mean().clamp(min=1e-12))
         return self._embeddings
 
@@ -74,10 +73,7 @@ class Grounded(Prompted):
         if not torch.is_grad_enabled():
             return self._read(model, batch)
         prompt = batch["prompt"]
-        tokens = prompt["input_ids"][:, :0]
-        if self.config.query == "generated":
-            tokens = self._written(model, batch)
-        row, end = followed(prompt, tokens, self.pieces.pad)
+        row, end = followed(prompt, self._written(model, batch), self.pieces.pad)
         return label_logits(model, given), states_at(model, row, end)[:, 0]
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -88,34 +84,10 @@ class Grounded(Prompted):
         """Nearness of every item, [n, M]."""
         states = scores_of(outputs)
         states = states if states.dtype == torch.float64 else states.float()
-        embeddings = self.embeddings.to(states)
-        scores = self._against(states, embeddings) / self._spread
+        scores = _nearness(states, self.embeddings.to(states)) / self._spread
         if "candidates" not in batch:
             return scores
         return scattered(scores.gather(1, batch["candidates"]), batch["candidates"], self.n_items)
-
-    def states(self, samples: Samples, size: int = 16) -> dict[str, Tensor]:
-        """What is held against the embeddings, [n, hidden], by `recommender.query`.
-
-        At the end of each prompt, and at that of the title which is written after it. In
-        evaluation mode and without gradients.
-        """
-        found: dict[str, list[Tensor]] = {"prompt": [], "generated": []}
-        with evaluating(self.model), torch.no_grad():
-            for batch in self.batches(samples, size, scoring=True):
-                begun = step(self.model, batch["prompt"], DynamicCache(), last=True)
-                found["prompt"].append(begun.states[:, -1])
-                found["generated"].append(self._write(self.model, batch, begun))
-        return {name: torch.cat(parts) for name, parts in found.items()}
-
-    def _against(self, states: Tensor, embeddings: Tensor) -> Tensor:
-        if self.config.distance == "dot":
-            return states @ embeddings.T
-        if self.config.distance == "cosine":
-            return normalize(states) @ normalize(embeddings).T
-        square = states.square().sum(1)[:, None] + embeddings.square().sum(1)
-        # Not torch.cdist, whose gradient is not a number at distance 0.
-        return -(square - 2 * states @ embeddings.T).clamp(min=1e-6).sqrt()
 
     def _embed(self) -> Tensor:
         """States at the ends of all titles below a prompt without history, in one tree."""
@@ -137,15 +109,13 @@ class Grounded(Prompted):
         """What `forward` gives, with the prompt computed once: without gradients alone."""
         prompt = batch["prompt"]
         begun = step(model, prompt, DynamicCache(), last=True)
-        logits, state = begun.logits, begun.states[:, -1]
+        logits = begun.logits
         answer = label_targets(batch)[:, :-1]
         if answer.shape[1]:
             row, _ = followed(prompt, answer, self.pieces.pad)
             after = step(model, row, fork(begun.cache), skip=prompt["input_ids"].shape[1])
             logits = torch.cat([logits, after.logits], 1)
-        if self.config.query == "generated":
-            state = self._write(model, batch, begun)
-        return logits, state
+        return logits, self._write(model, batch, begun)
 
     def _written(self, model: nn.Module, batch: Batch) -> Tensor:
         """Tokens [n, w] that the model writes after the prompts, `NONE` where it has ended."""
@@ -173,6 +143,12 @@ class Grounded(Prompted):
             state = torch.where(open_[:, None], now.states[:, -1], state)
         batch["written"] = _Written(tokens, _versions(model))
         return state
+
+
+def _nearness(states: Tensor, embeddings: Tensor) -> Tensor:
+    square = states.square().sum(1)[:, None] + embeddings.square().sum(1)
+    # Not torch.cdist, whose gradient is not a number at distance 0.
+    return -(square - 2 * states @ embeddings.T).clamp(min=1e-6).sqrt()
 
 
 @dataclass(frozen=True)

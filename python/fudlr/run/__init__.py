@@ -1,14 +1,13 @@
 """A run: data, base model, start and trained adapter, in memory and as a folder."""
 
 from fudlr.run.base import Base, make_base
-from fudlr.run.folder import Run, load_run, make_split, read_data, train_run, versions
+from fudlr.run.folder import Run, load_run, read_data, train_run, versions
 
 __all__ = [
     "Base",
     "Run",
     "load_run",
     "make_base",
-    "make_split",
     "read_data",
     "train_run",
     "versions",

@@ -35,11 +35,9 @@ from fudlr.data import (
     DataWarning,
     Interactions,
     Split,
-    drawn,
-    find_ml100k,
-    read_recbole,
+    load_ml100k,
+    make_split,
     readers,
-    split_as,
     synthetic,
 )
 from fudlr.gradients.recording import STORE, bind, recording
@@ -133,16 +131,10 @@ def read_data(config: DataConfig) -> Interactions:
         DataError: The source is missing, damaged or inconsistent; raised by the readers.
     """
     if config.source == "ml-100k":
-        return read_recbole(find_ml100k(), "ml-100k")
+        return load_ml100k()
     if config.source == "synthetic":
         return synthetic()
-    return readers.read_data(config.source, config.name, config.form, config.columns)
-
-
-def make_split(interactions: Interactions, config: DataConfig) -> Split:
-    """A split and a draw from it, as the configuration says."""
-    split = split_as(config, interactions)
-    return drawn(split, config)
+    return readers.read_data(config.source, config.columns)
 
 
 def versions() -> dict[str, str]:

@@ -79,7 +79,7 @@ def test_a_mapping_names_the_columns(form, tmp_path, truth):
     with pytest.raises(DataError, match="no column is known to be the `user`; there is 'who'"):
         read_data(folder)
     assert_same(read_data(folder, columns=columns), truth)
-    configured = read_configured(DataConfig(source=str(folder), form="table", columns=columns))
+    configured = read_configured(DataConfig(source=str(folder), columns=columns))
     assert_same(configured, truth)
 
 
@@ -228,11 +228,9 @@ def test_bad_tables_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"form": "xml"}, "The forms are recbole"),
         ({"columns": {"when": "time"}}, "when is no role"),
         ({"columns": {"user": "uid"}}, "'uid' of .* was named for `user`"),
         ({"columns": {"user": "item"}}, "one column stands for two roles"),
-        ({"form": "movielens-dat", "columns": {"user": "user"}}, "have fixed columns"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, arguments, message):

@@ -12,7 +12,7 @@ from fudlr.data import (
     drawn,
     holdout_users,
     leave_last_out,
-    split_as,
+    make_split,
     synthetic,
     time_split,
 )
@@ -88,8 +88,8 @@ def test_leave_last_out_by_hand():
 
 def test_training_never_reaches_into_pretraining_nor_lacks_history():
     assert leave_last_out(one_user(8)).train.ids.tolist() == [4, 5]
-    split = leave_last_out(one_user(8), pretrain_share=0.0, min_history=3)
-    assert split.train.ids.tolist() == [3, 4, 5]
+    split = leave_last_out(one_user(8), pretrain_share=0.0)
+    assert split.train.ids.tolist() == [1, 2, 3, 4, 5]
     assert split.pretrain.shape == (0, 3)
 
 
@@ -114,9 +114,7 @@ def test_no_user_is_long_enough():
         leave_last_out(one_user(4))
 
 
-@pytest.mark.parametrize(
-    "setting", [{"max_train_per_user": 0}, {"pretrain_share": 1.0}, {"min_history": -1}]
-)
+@pytest.mark.parametrize("setting", [{"max_train_per_user": 0}, {"pretrain_share": 1.0}])
 def test_split_settings_out_of_range(setting):
     with pytest.raises(UsageError, match="a split was asked for"):
         leave_last_out(one_user(10), **setting)
@@ -148,8 +146,8 @@ def test_time_split_by_hand():
     assert split.left_out == 2
     assert data.time[split.train.ids].max() < data.time[split.valid.ids].min()
     late = users_at([*range(20), 30, 31], [*range(40, 44)])  # 80% lie before time 40
-    chosen = merge(RunConfig(), {"data.split": "time"}).data
-    assert split_as(chosen, late).valid.ids.tolist() == [20, 24]
+    chosen = merge(RunConfig(), {"data.split": "time", "data.k": 1}).data
+    assert make_split(late, chosen).valid.ids.tolist() == [20, 24]
 
 
 def test_time_split_that_leaves_a_part_empty_is_refused():
@@ -200,7 +198,7 @@ def test_a_draw_keeps_users_together_and_popularity_whole():
     assert len(set(split.valid.user)) == 12
     assert (split.popularity == whole.popularity).all()
     other = drawn(whole, DataConfig(prompt_users=12))
-    assert other.test.ids.tolist() == split.test.ids.tolist(), "prompts hang on nothing else"
+    assert other.test.ids.tolist() == split.test.ids.tolist(), "prompts depend on nothing else"
     every = drawn(whole, DataConfig(prompt_users=10**6))
     assert every.train.ids.tolist() == whole.train.ids.tolist()
     assert every.test.ids.tolist() == whole.test.ids.tolist()

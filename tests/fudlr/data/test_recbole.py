@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 from fudlr.common.errors import DataError
-from fudlr.data import DataWarning, read_recbole
+from fudlr.data import DataWarning, read_data
 
 INTER = """user_id:token\titem_id:token\trating:float\ttimestamp:float
 7\ta\t3\t300
@@ -34,7 +34,7 @@ def write(folder, inter=INTER, item=ITEM, user=USER):
 
 
 def test_reads_sorted_by_user_then_time_with_ties_by_item(tmp_path):
-    data = read_recbole(write(tmp_path), "toy")
+    data = read_data(write(tmp_path))
     assert data.users["user_id"].to_list() == ["7", "9"]
     assert data.items.columns[:2] == ["item_id", "title"]
     assert data.user.tolist() == [0, 0, 1, 1, 1]
@@ -44,7 +44,7 @@ def test_reads_sorted_by_user_then_time_with_ties_by_item(tmp_path):
 
 
 def test_titles_are_told_apart_and_genres_are_lists(tmp_path):
-    items = read_recbole(write(tmp_path), "toy").items
+    items = read_data(write(tmp_path)).items
     assert items["title"].to_list() == ["The Film (1995) [a]", "The Film (1995) [b]", "The Film"]
     assert items["genres"].to_list() == [["Drama", "War"], ["Comedy"], []]
     assert items["year"].to_list() == [1995, 1995, None]
@@ -58,50 +58,44 @@ def test_reads_in_place_from_an_archive(tmp_path):
     with zipfile.ZipFile(archive, "w") as target:
         for file in folder.iterdir():
             target.write(file, f"inside/deep/{file.name}")
-    from_zip, from_folder = read_recbole(archive, "toy"), read_recbole(folder, "toy")
+    from_zip, from_folder = read_data(archive), read_data(folder)
     assert from_zip.items.equals(from_folder.items)
     assert np.array_equal(from_zip.item, from_folder.item)
 
 
 def test_side_tables_may_be_missing(tmp_path):
-    data = read_recbole(write(tmp_path, item=None, user=None), "toy")
+    data = read_data(write(tmp_path, item=None, user=None))
     assert data.items["title"].to_list() == ["a", "b", "c"]
     assert data.users.columns == ["user_id"]
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):
     raw = b"\xef\xbb\xbf" + INTER.replace("\n", "\r\n").encode()
-    assert len(read_recbole(write(tmp_path, inter=raw), "toy")) == 5
+    assert len(read_data(write(tmp_path, inter=raw))) == 5
 
 
 def test_quotes_are_characters(tmp_path):
-    data = read_recbole(write(tmp_path, item=ITEM.replace("The Film\t", '"Film\t', 1)), "toy")
+    data = read_data(write(tmp_path, item=ITEM.replace("The Film\t", '"Film\t', 1)))
     assert data.items["title"][0] == '"Film (1995)'
-
-
-def test_latin1_is_read_where_it_is_named(tmp_path):
-    item = ITEM.replace("The Film", "Délicatessen", 1).encode("latin-1")
-    data = read_recbole(write(tmp_path, item=item), "toy", encoding="latin-1")
-    assert data.items["title"][0] == "Délicatessen (1995)"
 
 
 def test_repeated_interactions_keep_the_first(tmp_path):
     with pytest.warns(DataWarning, match="1 repeated interactions"):
-        data = read_recbole(write(tmp_path, inter=INTER + "9\ta\t2\t900\n"), "toy")
+        data = read_data(write(tmp_path, inter=INTER + "9\ta\t2\t900\n"))
     assert len(data) == 5
     assert data.time.tolist() == [100, 300, 200, 200, 200]
 
 
 def test_repeated_rows_of_a_side_table_are_read_once(tmp_path):
     with pytest.warns(DataWarning, match="1 repeated rows"):
-        data = read_recbole(write(tmp_path, user=USER + "9\t53\tF\n"), "toy")
+        data = read_data(write(tmp_path, user=USER + "9\t53\tF\n"))
     assert data.n_users == 2
 
 
 def test_idle_users_leave_and_idle_items_stay(tmp_path):
     user, item = USER.replace("7\t", "1\t1\tF\n7\t"), ITEM + "z\tOther\t1990\tWar\n"
     with pytest.warns(DataWarning) as caught:
-        data = read_recbole(write(tmp_path, user=user, item=item), "toy")
+        data = read_data(write(tmp_path, user=user, item=item))
     assert sorted(str(w.message) for w in caught) == [
         "toy: 1 items without interactions stay in the catalogue with popularity 0",
         "toy: 1 users without interactions are left out",
@@ -149,45 +143,15 @@ BAD = {
 @pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_content_is_refused(tmp_path, changed, message):
     with pytest.raises(DataError, match=message):
-        read_recbole(write(tmp_path, **changed), "toy")
+        read_data(write(tmp_path, **changed))
 
 
-def test_unknown_encoding(tmp_path):
-    with pytest.raises(DataError, match="unknown encoding"):
-        read_recbole(write(tmp_path), "toy", encoding="utf-99")
-
-
-def test_wrong_path(tmp_path):
-    with pytest.raises(DataError, match="there is no such folder or archive"):
-        read_recbole(tmp_path / "nowhere", "toy")
-
-
-def test_wrong_name_lists_what_is_there(tmp_path):
-    with pytest.raises(DataError, match=r"there is no tay.inter. Name one of toy"):
-        read_recbole(write(tmp_path), "tay")
-
-
-def test_the_only_data_set_needs_no_name(tmp_path):
-    with pytest.raises(DataError, match=r"it holds 0\. Check the path: it has no \.inter file"):
-        read_recbole(tmp_path)
-    assert len(read_recbole(write(tmp_path))) == 5
+def test_the_only_data_set_is_found_and_of_several_one_is_named(tmp_path):
+    assert len(read_data(write(tmp_path))) == 5
     (tmp_path / "other.inter").write_text(INTER)
-    with pytest.raises(DataError, match=r"it holds 2\. Name one of other, toy"):
-        read_recbole(tmp_path)
-
-
-def test_two_data_sets_of_one_name(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write(tmp_path / name)
-    with pytest.raises(DataError, match="there are several"):
-        read_recbole(tmp_path, "toy")
-
-
-def test_not_an_archive(tmp_path):
-    (tmp_path / "broken.whl").write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(DataError, match="neither a folder nor a whole zip"):
-        read_recbole(tmp_path / "broken.whl", "toy")
+    with pytest.raises(DataError, match=r"it holds 2\. Name one of other\.inter, toy\.inter"):
+        read_data(tmp_path)
+    assert read_data(tmp_path / "toy.inter").items["title"][2] == "The Film"
 
 
 def test_damaged_member_of_an_archive(tmp_path):
@@ -196,5 +160,5 @@ def test_damaged_member_of_an_archive(tmp_path):
         target.writestr("toy.inter", INTER)
     data = archive.read_bytes()
     archive.write_bytes(data.replace(b"7\ta\t3", b"7\ta\t4"))
-    with pytest.raises(DataError, match="Check or fetch it again"):
-        read_recbole(archive, "toy")
+    with pytest.raises(DataError, match="or fetch it again"):
+        read_data(archive)

@@ -307,27 +307,17 @@ def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkey
     assert len(written) == 2
 
 
-NEARNESS = {
-    "l2": lambda q, e: -torch.cdist(q, e),
-    "dot": lambda q, e: q @ e.T,
-    "cosine": lambda q, e: torch.cosine_similarity(q[:, None], e[None], dim=2),
-}
-
-
-@pytest.mark.parametrize("query", ["generated", "prompt"])
-@pytest.mark.parametrize("distance", NEARNESS)
-def test_states_are_what_scores_are_made_of(data, query, distance):
-    changes = {"recommender.query": query, "recommender.distance": distance}
-    made, samples = recommender("grounded", data, **changes), data.valid
-    scores, _ = made.evaluate(samples, 4)
-    states = made.states(samples, 3)
-    assert not states[query].requires_grad
-    items, near = made.embeddings.double(), NEARNESS[distance]
+def test_states_are_what_scores_are_made_of(data):
+    made, samples = recommender("grounded", data), data.valid
+    scores, _ = made.evaluate(samples, len(samples))
+    with torch.no_grad():
+        states = made.forward(made.model, made.collate(samples, scoring=True))[1].double()
+    items = made.embeddings.double()
     # An item's distance to itself is 0 to the root of rounding.
-    assert made._spread == pytest.approx(float(near(items, items).std(1).mean()), rel=5e-3)
-    expected = near(states[query].double(), items) / made._spread
+    spread = float(torch.cdist(items, items).std(1).mean())
+    assert made._spread == pytest.approx(spread, rel=5e-3)
+    expected = -torch.cdist(states, items) / made._spread
     torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(states["generated"], states["prompt"])
 
 
 def test_a_title_that_ends_early_is_read_where_it_ends(data):
