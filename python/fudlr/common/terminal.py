@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from rich import box
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 _CONTROLS = re.compile(
@@ -34,6 +36,24 @@ def console(*, stderr: bool = False) -> Console:
 def say(text: str, style: str = "") -> None:
     """One line for a person, on stderr: stdout is for what programs read."""
     console(stderr=True).print(Text(visible(text).replace("\n", "\\n"), style=style))
+
+
+def table(
+    heads: Iterable[str], rows: Iterable[Iterable[str | Text]], *, left: int = 1, title: str = ""
+) -> Table:
+    """A table without lines; its first `left` columns stand left, the others right."""
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),  # of 80 columns
+    )
+    for place, head in enumerate(heads):
+        made.add_column(head, justify="left" if place < left else "right")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
 
 
 class _Visible(RenderHook):

@@ -8,11 +8,12 @@ compared as curves and not at the strength that suits one of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +21,32 @@ from torch import Tensor
 from fudlr.config import DebiasConfig
 from fudlr.debias import Result, debias
 from fudlr.evaluation import Prompts, make_prompts
-from fudlr.metrics import METRICS, Objective
+from fudlr.gradients.matrix import Forward, Loss
+from fudlr.metrics import METRICS, Objective, Side
 from fudlr.run import Run
-from fudlr.verify import Job, Retrained, retrain
+from fudlr.verify import Job, retrain
 
 Ranker = Callable[[Tensor, Prompts], Tensor]
 """From the trained adapter's scores [n, M] of prompts to other scores [n, M]."""
+
+
+class Cost(NamedTuple):
+    """Wall and CPU seconds, of all processes."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def plus(self, other: Cost, sign: float = 1.0) -> Cost:
+        """Both together, or what lies between them."""
+        return Cost(*(a + sign * b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = Cost()
+
+
+def clock() -> Cost:
+    """Seconds since some moment: two of them have a cost between them."""
+    return Cost(time.perf_counter(), time.process_time())
 
 
 @dataclass(frozen=True)
@@ -38,20 +59,14 @@ class Point:
         ranker: What is done with its scores; nothing where None.
         soft: Whether the scores are those of a model, so that metrics on the catalogue softmax mean
             something; a greedy list has none.
-        cost: `seconds` and `cpu_seconds` of all that the point needs, of all processes.
-        mask: m [n], where samples were removed.
+        cost: Of all that the point needs.
     """
 
     strength: str
     theta: Tensor | None = None
     ranker: Ranker | None = None
     soft: bool = True
-    cost: Mapping[str, float] = field(default_factory=dict)
-    mask: Tensor | None = None
-
-    def spent(self, name: str) -> float:
-        """`seconds` or `cpu_seconds`."""
-        return self.cost.get(name, 0.0)
+    cost: Cost = NOTHING
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class Setting:
     config: DebiasConfig
     folder: Path | None = None
     processes: int = 1
-    _results: dict[float, tuple[Result, dict[str, float]]] = field(default_factory=dict)
+    _results: dict[float, tuple[Result, Cost]] = field(default_factory=dict)
 
     @cached_property
     def valid(self) -> Prompts:
@@ -115,60 +130,44 @@ class Setting:
         """How many the budget removes."""
         return int(self.config.budget * self.n + 1e-9)
 
-    def ours(self, budget: float | None = None) -> tuple[Result, dict[str, float]]:
+    @property
+    def face(self) -> tuple[Forward, Loss]:
+        """What the engine's gradients are taken of."""
+        return self.run.recommender.forward, self.run.recommender.loss
+
+    def ours(self, budget: float | None = None) -> tuple[Result, Cost]:
         """Our own result under `budget`, and what the stages that it needs cost.
 
         Wall seconds are measured by stage; CPU seconds are the same share of the whole call's.
         """
         budget = self.config.budget if budget is None else budget
         if budget not in self._results:
-            watch = Stopwatch()
+            before = clock()
             # Whether there is anything to remove was decided on all users, not on these.
             found = debias(
                 self.run, self.config, budget=budget, curve=(), heldout=False, force=True
             )
-            whole, seconds = watch.read(), float(found.summary["cost"]["seconds"])
-            cpu = whole["cpu_seconds"] * seconds / whole["seconds"]
-            self._results[budget] = (found, {"seconds": seconds, "cpu_seconds": cpu})
+            whole, seconds = clock().plus(before, -1), float(found.summary["cost"]["seconds"])
+            cost = Cost(seconds, whole.cpu_seconds * seconds / whole.seconds)
+            self._results[budget] = (found, cost)
             self.run.engine.load(self.run.theta)
         return self._results[budget]
 
-    def retrain(self, jobs: list[Job], description: str) -> list[Retrained]:
-        """Really retrain."""
-        return retrain(self.run, jobs, self.folder, self.processes, description)
+    def forgotten(self) -> Iterator[tuple[Any, int]]:
+        """Batches of the samples that our mask names, and how many samples those are."""
+        index = self.ours()[0].mask.nonzero().flatten().numpy()
+        samples = self.run.split.train.take(index)
+        for batch in self.run.recommender.batches(samples, self.config.batch):
+            yield batch, len(samples)
 
     def retrained(self, weights: list[tuple[str, Tensor]], description: str) -> list[Point]:
         """A point for each weighting [n], retrained with it."""
-        done = self.retrain([Job(name, each) for name, each in weights], description)
+        jobs = [Job(name, each) for name, each in weights]
+        done = retrain(self.run, jobs, self.folder, self.processes, description)
         return [
-            Point(name, each.theta, cost=costs(each))
-            for (name, _), each in zip(weights, done, strict=True)
+            Point(job.name, each.theta, cost=Cost(each.seconds, each.cpu_seconds))
+            for job, each in zip(jobs, done, strict=True)
         ]
-
-
-def costs(done: Retrained) -> dict[str, float]:
-    """What a retraining cost."""
-    return {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds}
-
-
-def together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    """The sum of two costs."""
-    return {name: value + other.get(name, 0.0) for name, value in one.items()}
-
-
-class Stopwatch:
-    """Seconds and CPU seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = (time.perf_counter(), time.process_time())
-
-    def read(self, before: Mapping[str, float] | None = None) -> dict[str, float]:
-        """A point's cost, with what was spent `before`."""
-        spent = {
-            "seconds": time.perf_counter() - self._start[0],
-            "cpu_seconds": time.process_time() - self._start[1],
-        }
-        return together(spent, before or {})
 
 
 @contextmanager
@@ -181,8 +180,15 @@ def loaded(setting: Setting, theta: Tensor) -> Iterator[None]:
         setting.run.engine.load(setting.run.theta)
 
 
-def as_scores(lists: Tensor, n_items: int) -> Tensor:
-    """Scores [n, M] whose top K are the `lists` [n, K], best first."""
-    n, k = lists.shape
-    scores = torch.full((n, n_items), -1.0)
-    return scores.scatter_(1, lists, torch.arange(k, 0, -1.0).expand(n, k))
+def item_classes(setting: Setting, side: Side | None = None) -> Tensor:
+    """Shares of each item in groups [M, G] by the objective: head, middle, tail; or genres."""
+    side = side or setting.valid.side
+    if not setting.by_popularity and side.item_groups is not None:
+        return side.item_groups.float()
+    place = side.popularity.argsort(descending=True, stable=True).argsort() / len(side.popularity)
+    kind = (place >= HEAD).long() + (place >= TAIL).long()
+    return torch.nn.functional.one_hot(kind, 3).float()
+
+
+HEAD, TAIL = 0.2, 0.8
+"""Quantiles of popularity between head and middle, and middle and tail."""

@@ -9,10 +9,9 @@ there; where there is none, the nearest in accuracy, marked. The plot has all po
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +22,14 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
-from fudlr.common.files import write_json
-from fudlr.compare.base import Point, Rival, Setting
-from fudlr.compare.most_popular import RIVAL as MOST_POPULAR
-from fudlr.compare.ours import CLOSED_FORM, CONFIGURED, RETRAINED
-from fudlr.compare.table import RIVALS
+from fudlr.common.files import read_json, write_json
+from fudlr.compare import rankers, retrained, updates
+from fudlr.compare.base import Cost, Point, Rival, Setting
 from fudlr.config import DebiasConfig
 from fudlr.data import holdout_users
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.metrics import (
     METRICS,
-    Objective,
     Statistics,
     bootstrap,
     evaluate,
@@ -42,6 +38,25 @@ from fudlr.metrics import (
 )
 from fudlr.run import Run
 
+RIVALS: dict[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        retrained.CLOSED_FORM,
+        retrained.RETRAINED,
+        retrained.RANDOM,
+        retrained.POPULAR,
+        retrained.INVERSE_POPULARITY,
+        retrained.ITEM_SIDE,
+        updates.ASCENT,
+        updates.ERASER,
+        updates.FINE_TUNING,
+        rankers.PENALTY,
+        rankers.XQUAD,
+        rankers.CALIBRATION,
+        rankers.MOST_POPULAR,
+    )
+}
+"""In the order of tables; our own first."""
 NEAR = 0.02
 """Relative difference in NDCG within which two points are equally accurate: well below what an
 interval over a thousand users can tell apart."""
@@ -49,133 +64,89 @@ KEPT = 0.95
 """Share of the trained adapter's NDCG that is comparable where our own is not in the table."""
 
 
-@dataclass
-class Judged:
-    """A point with its figures.
-
-    Attributes:
-        point: What was judged.
-        test: Statistics of its scores on test prompts.
-        steering: Figures on the prompts that steered it.
-        kl: Mean divergence from retraining, in nats; None for lists, or without a retraining.
-    """
-
-    point: Point
-    test: Statistics
-    steering: dict[str, float]
-    kl: float | None
-
-
-@dataclass
 class Comparison:
     """One comparison.
 
-    Attributes:
+    Args:
         run: Trained.
         config: Objective, budget and λ's.
         out: Where finished rivals and retrainings are kept.
         processes: Workers for retraining.
-        retrained: Whether divergences from retraining without our masks are wanted.
+        divergences: Whether those from retraining without our masks are wanted.
     """
 
-    run: Run
-    config: DebiasConfig
-    out: Path | None = None
-    processes: int = 1
-    retrained: bool = True
-    _points: dict[str, list[list[Point]]] = field(default_factory=dict)
-
-    @cached_property
-    def valid(self) -> Prompts:
-        """All validation prompts."""
-        return make_prompts(self.run.split, self.run.split.valid, self.run.config.data)
-
-    @cached_property
-    def test(self) -> Prompts:
-        """All test prompts."""
-        return make_prompts(self.run.split, self.run.split.test, self.run.config.data)
-
-    @cached_property
-    def whole(self) -> Setting:
-        """The setting of rivals that no user steers."""
-        return Setting(self.run, self.config, self._kept, self.processes)
+    def __init__(
+        self,
+        run: Run,
+        config: DebiasConfig,
+        out: Path | None = None,
+        processes: int = 1,
+        divergences: bool = True,
+    ) -> None:
+        self.run, self.config, self.out, self.divergences = run, config, out, divergences
+        kept = None if out is None else out / "retrainings"
+        self.whole = Setting(run, config, kept, processes)  # of rivals that no user steers
+        self.valid = self.whole.valid
+        self.test = make_prompts(run.split, run.split.test, run.config.data)
+        first = METRICS[self.whole.objective.names[0]]
+        self.steered, self.lower_is_better = first.hard_key(self.test.side.k), first.lower_is_better
+        self.ndcg = METRICS["ndcg"].hard_key(self.test.side.k)
+        self._points: dict[str, list[list[Point]]] = {}
 
     @cached_property
     def parts(self) -> list[tuple[Setting, Tensor, Tensor]]:
         """(setting, its users, the others) of both halves."""
-        halves = [
-            torch.from_numpy(h) for h in holdout_users(self.run.split.valid, 0.5, self.config.seed)
-        ]
-        found = []
+        split, found = self.run.split, []
+        halves = [torch.from_numpy(h) for h in holdout_users(split.valid, 0.5, self.config.seed)]
         for own, other in (halves, halves[::-1]):
-            split = replace(self.run.split, valid=self.run.split.valid.take(own.numpy()))
-            setting = Setting(
-                replace(self.run, split=split), self.config, self._kept, self.processes
-            )
-            found.append((setting, own, other))
+            run = replace(self.run, split=replace(split, valid=split.valid.take(own.numpy())))
+            found.append((replace(self.whole, run=run, _results={}), own, other))
         return found
 
     @cached_property
-    def trained(self) -> Judged:
-        """The trained adapter as it is."""
+    def trained(self) -> tuple[Tensor, Tensor, Statistics]:
+        """Scores of the adapter as it is on test and validation prompts, and figures."""
         test, valid = self._of(Point(""))
-        return self._judge(Point(""), test, valid)
+        return test, valid, statistics(test, self.test.side)
 
     @cached_property
     def truth(self) -> Tensor | None:
         """Log-probabilities [n, M] of the adapters retrained without our masks, joined."""
-        if not self.retrained:
+        if not self.divergences:
             return None
-        _, test, _ = next(self.scores(RETRAINED))
+        _, test, _ = next(self.scores(retrained.RETRAINED))
         return self._log(test)
-
-    @property
-    def steered(self) -> str:
-        """The metric that the table chooses by: the objective's first, on the lists."""
-        return METRICS[Objective.parse(self.config.objective).names[0]].hard_key(self.test.side.k)
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Its direction."""
-        return METRICS[Objective.parse(self.config.objective).names[0]].lower_is_better
-
-    @property
-    def ndcg(self) -> str:
-        """NDCG's name in the figures."""
-        return METRICS["ndcg"].hard_key(self.test.side.k)
-
-    def points(self, rival: Rival) -> list[list[Point]]:
-        """The rival's points; one list for each half where users steer it."""
-        if rival.name not in self._points:
-            settings = [each for each, _, _ in self.parts] if rival.uses_users else [self.whole]
-            self._points[rival.name] = [rival.points(setting) for setting in settings]
-        return self._points[rival.name]
 
     def scores(self, rival: Rival) -> Iterator[tuple[Point, Tensor, Tensor]]:
         """Each point with scores [n, M] on test and on steering prompts, halves joined."""
-        for point, *other in zip(*self.points(rival), strict=True):
+        if rival.name not in self._points:
+            settings = [each for each, _, _ in self.parts] if rival.uses_users else [self.whole]
+            self._points[rival.name] = [rival.points(setting) for setting in settings]
+        for point, *other in zip(*self._points[rival.name], strict=True):
             test, valid = self._of(point)
-            if not other:
+            if other:
+                (_, first, second), _ = self.parts
+                test_other, valid_other = self._of(other[0])
+                test[first], valid[second] = test_other[first], valid_other[second]
+                mean = Cost(*(each / 2 for each in point.cost.plus(other[0].cost)))
+                yield replace(point, cost=mean), test, valid
+            else:
                 yield point, test, valid
-                continue
-            (_, first, second), _ = self.parts
-            test_other, valid_other = self._of(other[0])
-            test[first], valid[second] = test_other[first], valid_other[second]
-            cost = {n: (v + other[0].spent(n)) / 2 for n, v in point.cost.items()}
-            yield replace(point, cost=cost), test, valid
 
     def record_of(self, rival: Rival) -> dict[str, Any]:
         """The rival's points as plain data; read where they are kept."""
-        kept = self._rival_file(rival)
-        if kept is not None and kept.is_file():
-            found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-            return found
-        judged = [self._judge(*each) for each in self.scores(rival)]
+        kept = None
+        if self.out is not None:
+            parts = self.config.model_dump(mode="json"), self.run.theta, self.divergences
+            slug = re.sub(r"\W+", "-", rival.name).strip("-")
+            kept = self.out / "rivals" / f"{slug}-{digest(*parts)[:12]}.json"
+            if kept.is_file():
+                return read_json(kept, dict[str, Any], "Delete it: it will be made again")
         record = {
             "about": rival.about,
             "uses_users": rival.uses_users,
             "names_samples": rival.names_samples,
-            "points": [self._plain(each) for each in judged],
+            "points": [self._plain(*each) for each in self.scores(rival)],
         }
         if kept is not None:
             write_json(kept, record)
@@ -183,7 +154,8 @@ class Comparison:
 
     def head(self) -> dict[str, Any]:
         """The trained adapter's own row, and what permuted groups give."""
-        null = permutation_null(self.trained.test, self.test.side, seed=self.config.seed)
+        test, valid, found = self.trained
+        null = permutation_null(found, self.test.side, seed=self.config.seed)
         return {
             "objective": self.config.objective,
             "steered": self.steered,
@@ -191,65 +163,53 @@ class Comparison:
             "budget": self.config.budget,
             "samples": len(self.run.split.train),
             "training_seconds": self.run.train_seconds,
-            "trained": self.trained.test.values,
-            "trained_steering": self.trained.steering,
-            "trained_kl_to_retrained": self.trained.kl,
+            "trained": found.values,
+            "trained_steering": evaluate(valid, self.valid.side),
+            "trained_kl_to_retrained": self._distance(test),
             "null": {
                 name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
                 for name, n in null.items()
             },
         }
 
-    def _judge(self, point: Point, test: Tensor, valid: Tensor) -> Judged:
-        kl = self._distance(test) if point.soft and self.truth is not None else None
-        steering = evaluate(valid, self.valid.side)
-        return Judged(point, statistics(test, self.test.side), steering, kl)
-
     def _of(self, point: Point) -> tuple[Tensor, Tensor]:
         """Scores [n, M] of the point on test and on validation prompts."""
-        self.run.engine.load(self.run.theta if point.theta is None else point.theta)
-        both = []
-        for prompts in (self.test, self.valid):
-            scores, _ = self.run.recommender.evaluate(prompts.samples, self.config.batch)
-            both.append(scores if point.ranker is None else point.ranker(scores, prompts))
-        self.run.engine.load(self.run.theta)
-        return both[0], both[1]
 
-    def _plain(self, each: Judged) -> dict[str, Any]:
-        pair = {"before": self.trained.test, "after": each.test}
-        drawn = bootstrap(pair, self.test.side, seed=self.config.seed)["after - before"]
-        hard = {metric.hard_key(self.test.side.k) for metric in METRICS.values()}
-        names = [name for name in each.test.values if each.point.soft or name in hard]
+        def scores(prompts: Prompts) -> Tensor:
+            found, _ = self.run.recommender.evaluate(prompts.samples, self.config.batch)
+            return found if point.ranker is None else point.ranker(found, prompts)
+
+        self.run.engine.load(self.run.theta if point.theta is None else point.theta)
+        both = scores(self.test), scores(self.valid)
+        self.run.engine.load(self.run.theta)
+        return both
+
+    def _plain(self, point: Point, test: Tensor, valid: Tensor) -> dict[str, Any]:
+        side, found = self.test.side, statistics(test, self.test.side)
+        steering = evaluate(valid, self.valid.side)
+        pair = {"before": self.trained[2], "after": found}
+        drawn = bootstrap(pair, side, seed=self.config.seed)["after - before"]
+        hard = {metric.hard_key(side.k) for metric in METRICS.values()}
+        names = [name for name in found.values if point.soft or name in hard]
         return {
-            "strength": each.point.strength,
-            "seconds": each.point.spent("seconds"),
-            "cpu_seconds": each.point.spent("cpu_seconds"),
-            "steering": {name: each.steering[name] for name in (self.steered, self.ndcg)},
-            "figures": {name: each.test.values[name] for name in names},
+            "strength": point.strength,
+            **point.cost._asdict(),
+            "steering": {name: steering[name] for name in (self.steered, self.ndcg)},
+            "figures": {name: found.values[name] for name in names},
             "change": {name: list(drawn[name][1:]) for name in names if name in drawn},
-            "kl_to_retrained": each.kl,
+            "kl_to_retrained": self._distance(test) if point.soft else None,
         }
 
-    def _distance(self, scores: Tensor) -> float:
+    def _distance(self, scores: Tensor) -> float | None:
         """Mean over test prompts of KL(retrained without our mask ‖ these scores), in nats."""
-        truth, other = self.truth, self._log(scores)
-        assert truth is not None
-        kl = torch.where(truth.isfinite(), truth.exp() * (truth - other), 0.0).sum(1)
+        if self.truth is None:
+            return None
+        gap = self.truth - self._log(scores)
+        kl = torch.where(self.truth.isfinite(), self.truth.exp() * gap, 0.0).sum(1)
         return float(kl.mean())
 
     def _log(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(self.test.side.seen, -torch.inf).log_softmax(1)
-
-    @property
-    def _kept(self) -> Path | None:
-        return None if self.out is None else self.out / "retrainings"
-
-    def _rival_file(self, rival: Rival) -> Path | None:
-        if self.out is None:
-            return None
-        parts = self.config.model_dump(mode="json"), self.run.theta, self.retrained
-        slug = re.sub(r"\W+", "-", rival.name).strip("-")
-        return self.out / "rivals" / f"{slug}-{digest(*parts)[:12]}.json"
 
 
 def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: str) -> None:
@@ -261,8 +221,8 @@ def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: 
         ndcg: NDCG's name in the figures.
     """
     reference = KEPT * head["trained_steering"][ndcg]
-    if CLOSED_FORM.name in rivals:
-        reference = rivals[CLOSED_FORM.name]["points"][CONFIGURED]["steering"][ndcg]
+    if ours := rivals.get(retrained.CLOSED_FORM.name):
+        reference = ours["points"][retrained.CONFIGURED]["steering"][ndcg]
     sign = 1 if head["lower_is_better"] else -1
     for record in rivals.values():
         points = [point["steering"] for point in record["points"]]
@@ -291,7 +251,7 @@ def find_rivals(names: Sequence[str]) -> list[str]:
                 "there is no rival of that name",
                 f"{'Did you mean' if near else 'Choose from'}: {words}",
             )
-    wanted = {known[name.casefold()] for name in names} | {MOST_POPULAR.name}
+    wanted = {known[name.casefold()] for name in names} | {rankers.MOST_POPULAR.name}
     return [name for name in RIVALS if name in wanted]
 
 
@@ -316,9 +276,9 @@ def compare_run(
     """
     names = find_rivals(rivals or list(RIVALS))
     run.engine.load(run.theta)
-    truth = RETRAINED.name in names
+    truth = retrained.RETRAINED.name in names
     whole = Comparison(run, config or run.config.debias, out, processes, truth)
-    Objective.parse(whole.config.objective).check(whole.valid.side)
+    whole.whole.objective.check(whole.valid.side)
     records = {name: whole.record_of(RIVALS[name]) for name in names}
     head = whole.head()
     choose(head, records, whole.ndcg)

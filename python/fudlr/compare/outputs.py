@@ -7,16 +7,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import matplotlib
 import polars as pl
-from rich import box
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from fudlr.common import terminal
 from fudlr.common.files import atomic_file, write_json
-
-matplotlib.use("agg")
 
 RUINED = 0.5
 """Share of the trained NDCG below which a point is not drawn."""
@@ -52,28 +48,19 @@ def comparison_table(record: Mapping[str, Any]) -> pl.DataFrame:
 
 def print_comparison(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a row a rival: figures on held-out users, changes with intervals, cost."""
-    steered, ndcg = record["steered"], ndcg_key(record)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("rival", "strength", steered, "change 95%", ndcg, "change 95%", "CPU s", "KL"):
-        table.add_column(head)
-    before = record["trained"]
+    steered, ndcg, before = record["steered"], ndcg_key(record), record["trained"]
+    heads = ("rival", "strength", steered, "change 95%", ndcg, "change 95%", "CPU s", "KL")
     start = _kl(record["trained_kl_to_retrained"])
-    table.add_row("trained", "", f"{before[steered]:.4g}", "", f"{before[ndcg]:.4g}", "", "", start)
+    rows = [["trained", "", f"{before[steered]:.4g}", "", f"{before[ndcg]:.4g}", "", "", start]]
     for name, rival in record["rivals"].items():
         point = rival["points"][rival["chosen"]]
-        change = rival["intervals"]["change"]
-        table.add_row(
-            name if rival["comparable"] else f"{name} *",
-            point["strength"],
-            f"{point['figures'][steered]:.4g}",
-            _span(change[steered]),
-            f"{point['figures'][ndcg]:.4g}",
-            _span(change[ndcg]),
-            f"{point['cpu_seconds']:.1f}",
-            _kl(point["kl_to_retrained"]),
-        )
+        row = [name if rival["comparable"] else f"{name} *", point["strength"]]
+        for metric in (steered, ndcg):
+            low, high = rival["intervals"]["change"][metric]
+            row += [f"{point['figures'][metric]:.4g}", f"{low:+.3g} … {high:+.3g}"]
+        rows.append([*row, f"{point['cpu_seconds']:.1f}", _kl(point["kl_to_retrained"])])
     console = console or terminal.console()
-    console.print(table)
+    console.print(terminal.table(heads, rows, left=len(heads)))
     if not all(rival["comparable"] for rival in record["rivals"].values()):
         console.print("* no point within 2% of the accuracy compared at; the nearest is shown")
 
@@ -87,14 +74,12 @@ def ndcg_key(record: Mapping[str, Any]) -> str:
     return next(name for name in record["trained"] if name.startswith("ndcg@"))
 
 
-def pareto(record: Mapping[str, Any]) -> Any:
+def pareto(record: Mapping[str, Any]) -> Figure:
     """NDCG against the steered metric: a line a rival, intervals at the table's points.
 
     Points that keep less than `RUINED` of the trained NDCG would squeeze all others: they are
     named beside the plot.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     steered, ndcg = record["steered"], ndcg_key(record)
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
@@ -115,16 +100,14 @@ def pareto(record: Mapping[str, Any]) -> Any:
         chosen, change = rival["points"][rival["chosen"]]["figures"], rival["intervals"]["change"]
         if chosen not in shown:
             continue
-        axes.errorbar(
-            chosen[steered],
-            chosen[ndcg],
-            xerr=_around(change[steered], chosen[steered] - before[steered]),
-            yerr=_around(change[ndcg], chosen[ndcg] - before[ndcg]),
-            ms=8,
-            lw=0.7,
-            label=name,
-            **style,
-        )
+        ends = {
+            f"{axis}err": [[max(v - low, 0.0)], [max(high - v, 0.0)]]
+            for axis, metric in (("x", steered), ("y", ndcg))
+            for v in [chosen[metric] - before[metric]]
+            for low, high in [change[metric]]
+        }
+        style |= {"ms": 8, "lw": 0.7, "label": name, **ends}
+        axes.errorbar(chosen[steered], chosen[ndcg], **style)
     axes.set_xlabel(f"{steered} ({'lower' if record['lower_is_better'] else 'higher'} is fairer)")
     axes.set_ylabel(f"{ndcg}, users that did not steer")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -132,12 +115,3 @@ def pareto(record: Mapping[str, Any]) -> Any:
         text = f"Not drawn, with less than half of the trained {ndcg}: " + "; ".join(beyond)
         figure.text(0.02, -0.02, fill(text, 110), fontsize=7, va="top")
     return figure
-
-
-def _around(span: list[float], middle: float) -> list[list[float]]:
-    """Distances of an interval's ends from its value, as matplotlib wants them."""
-    return [[max(middle - span[0], 0.0)], [max(span[1] - middle, 0.0)]]
-
-
-def _span(pair: list[float]) -> str:
-    return f"{pair[0]:+.3g} … {pair[1]:+.3g}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fudlr.common.progress import duration
 from fudlr.report.data import number, section
@@ -13,40 +12,36 @@ from fudlr.report.numbers import label, share
 RETRAINING = "retraining"
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Seconds of the update, and of training, which is `retraining` where that was done."""
 
     update: float
     training: float | None
     word: str
 
-    @property
-    def share(self) -> str | None:
-        """The update's share of training's time."""
-        return share(self.update / self.training) if self.training else None
+    def share(self, seconds: float) -> str:
+        """Their share of training's time; empty where that is not known."""
+        return share(seconds / self.training) if self.training else ""
 
 
-@dataclass(frozen=True)
-class StageRow:
+class StageRow(NamedTuple):
     """One line of the table of times."""
 
     name: str
     time: str
     share: str
-    total: bool = False
+    total: bool
 
 
 def cost(summary: Mapping[str, Any]) -> Cost | None:
     """The cost that the summary states, else the sum over its stages; None where there is none."""
     stated = section(summary, "cost")
-    seconds = _seconds(summary)
-    retraining = seconds.pop(RETRAINING, None)
+    seconds, retraining = _seconds(summary)
     update = number(stated.get("seconds"))
     if update is None:
-        update = sum(seconds.values()) if seconds else None
-    if update is None:
-        return None
+        if not seconds:
+            return None
+        update = sum(seconds.values())
     word = RETRAINING if retraining else "training"
     return Cost(update, retraining or number(stated.get("training_seconds")), word)
 
@@ -59,22 +54,15 @@ def stage_rows(summary: Mapping[str, Any]) -> Iterator[StageRow]:
     known = cost(summary)
     if known is None:
         return
-    seconds = _seconds(summary)
-    seconds.pop(RETRAINING, None)
-    needed = section(summary, "cost").get("stages")
-    own = [name for name in seconds if needed is None or name in needed]
-
-    def row(name: str, value: float, total: bool = False) -> StageRow:
-        part = share(value / known.training) if known and known.training else ""
-        return StageRow(label(name), duration(value), part, total)
-
-    yield from (row(name, seconds[name]) for name in own)
-    yield row("the request in all", known.update, total=True)
-    if known.training:
-        yield row(known.word, known.training, total=True)
-    yield from (
-        row(f"{name} (measuring)", value) for name, value in seconds.items() if name not in own
-    )
+    seconds, _ = _seconds(summary)
+    stages = section(summary, "cost").get("stages")
+    needed = seconds if stages is None else stages
+    lines = [(name, value, False) for name, value in seconds.items() if name in needed]
+    lines += [("the request in all", known.update, True)]
+    lines += [(known.word, known.training, True)] if known.training else []
+    lines += [(f"{n} (measuring)", v, False) for n, v in seconds.items() if n not in needed]
+    for name, value, total in lines:
+        yield StageRow(label(name), duration(value), known.share(value), total)
 
 
 def time_line(summary: Mapping[str, Any]) -> str:
@@ -82,17 +70,18 @@ def time_line(summary: Mapping[str, Any]) -> str:
     spent = cost(summary)
     if spent is None:
         return ""
-    against = f", {spent.share} of {spent.word}" if spent.share else ""
+    part = spent.share(spent.update)
+    against = f", {part} of {spent.word}" if part else ""
     stated = section(summary, "cost")
-    whole = number(stated.get("command_seconds"))
-    cpu = number(stated.get("command_cpu_seconds"))
-    if whole is None:
-        whole = sum(value for name, value in _seconds(summary).items() if name != RETRAINING)
+    whole, cpu = (number(stated.get(f"command_{kind}seconds")) for kind in ("", "cpu_"))
+    whole = sum(_seconds(summary)[0].values()) if whole is None else whole
     used = f" ({duration(cpu)} of CPU)" if cpu is not None else ""
     measuring = f"; {duration(whole)}{used} with all measuring" if whole > spent.update else ""
     return f"time: {duration(spent.update)} for the request{against}{measuring}"
 
 
-def _seconds(summary: Mapping[str, Any]) -> dict[str, float]:
+def _seconds(summary: Mapping[str, Any]) -> tuple[dict[str, float], float | None]:
+    """Of each stage, and of retraining."""
     values = {name: number(value) for name, value in section(summary, "seconds").items()}
-    return {name: value for name, value in values.items() if value is not None}
+    known = {name: value for name, value in values.items() if value is not None}
+    return known, known.pop(RETRAINING, None)

@@ -20,6 +20,7 @@ CURVE_FILE = "curve.json"
 
 INFLUENCE = "influence_"
 ACCURACY = "accuracy"
+REMEDY = "Name the output folder of a finished run"
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,17 @@ class ReportData:
     """A finished run as plain data.
 
     Attributes:
-        summary: `before` and `after`, flat dictionaries of metric name to value; and, each
-            where it was measured or known:
-            `retrained`, the same after retraining without the masked samples;
-            `predicted`, the value that first-order influence foretold for `after`;
-            `intervals`: {`before` | `after` | `retrained`: {metric: [low, high]}}, and under
-            `change` and `retrained_change` the paired intervals of (value - before);
-            `heldout`: {`before` | `after` | `retrained`: {metric: value}} on users that the
-            gradient did not see, and its own `intervals` in the same form;
-            `null`: {metric: value, or {`mean`, `interval`, `p`}} with the groups permuted;
+        summary: `before` and `after`, {metric: value}; and, each where it was measured or known:
+            `retrained` and `predicted` (by first-order influence), the same;
+            `intervals`: {`before` | `after` | `retrained` | `change` | `retrained_change`:
+            {metric: [low, high]}}, the changes paired with `before`;
+            `heldout`: {`before` | `after`: {metric: value}} on users that the gradient did not
+            see, and its own `intervals`;
+            `null`: {metric: {`mean`, `interval`, `p`}} with the groups permuted;
             `most_popular`: {metric: value} of the most popular items for everyone;
             `directions`: {metric: `lower` or `higher`}, which is better;
-            `descriptions`: {metric: one sentence};
             `seconds`: {stage: seconds}, `retraining` among them;
-            `cost`: {`seconds` of the update alone, `training_seconds`, and `stages`, the names
-            of those that the update needs}, without which all stages but `retraining` count;
+            `cost`: {`seconds` of the update alone, `training_seconds`, `stages` that it needs};
             `verification`: {check: what `fudlr verify` found of it}, see `report.verification`;
             `diagnostics`: a list of {`name`, `severity`, `measured`, `threshold`,
             `found`, `reason`, `advice`};
@@ -85,17 +82,16 @@ class ReportData:
             DataError: A value of the mask is missing, no number, or not between 0 and 1.
         """
         mask = self.mask["mask"]
-        wrong: Any = self.mask.height
-        if mask.dtype.is_numeric():
-            mask = mask.cast(pl.Float64)
-            wrong = self.mask.height - mask.is_between(0, 1).fill_null(value=False).sum()
-        if wrong:
+        known = mask if mask.dtype.is_numeric() else pl.Series([None] * len(mask), dtype=pl.Float64)
+        numbers = known.cast(pl.Float64)
+        right = numbers.is_between(0, 1).fill_null(value=False).sum()
+        if right < len(mask):
             raise DataError(
                 "the mask was to weight a training",
-                f"{wrong} of its {self.mask.height} values are not between 0 and 1",
-                "Debias again, without steering that signs its mask",
+                f"{len(mask) - right} of its {len(mask)} values are not between 0 and 1",
+                "Debias again",
             )
-        return 1.0 - mask
+        return 1.0 - numbers
 
     @property
     def influences(self) -> tuple[str, ...]:
@@ -110,16 +106,16 @@ def load_report_data(folder: Path) -> ReportData:
     Raises:
         DataError: A file is missing, damaged, or does not hold what a report needs.
     """
-    remedy = "Name the output folder of a finished run"
-    summary = read_json(folder / SUMMARY_FILE, dict[str, Any], remedy)
+    summary = read_json(folder / SUMMARY_FILE, dict[str, Any], REMEDY)
     if not (folder / MASK_FILE).is_file():  # a pipe would be waited for
         raise _unusable(f"{folder / MASK_FILE} is missing, or no regular file")
     try:
         mask = pl.read_parquet(folder / MASK_FILE, glob=False)
     except (OSError, PolarsError) as error:
-        raise _unusable(f"{folder / MASK_FILE} cannot be read ({_first_line(error)})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _unusable(f"{folder / MASK_FILE} cannot be read ({reason})") from error
     points = folder / CURVE_FILE
-    curve = read_json(points, list[dict[str, Any]], remedy) if points.exists() else []
+    curve = read_json(points, list[dict[str, Any]], REMEDY) if points.exists() else []
     return ReportData(summary, mask, tuple(curve))
 
 
@@ -146,10 +142,12 @@ def pair(value: Any) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def section(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The dictionary `parent[name]`; empty where there is none."""
-    value = parent.get(name)
-    return value if isinstance(value, Mapping) else {}
+def section(parent: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The dictionary `parent[name][name]…`; empty where there is none."""
+    for name in names:
+        value = parent.get(name)
+        parent = value if isinstance(value, Mapping) else {}
+    return parent
 
 
 def _finite(value: Any) -> Any:
@@ -162,13 +160,5 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _unusable(found: str) -> DataError:
-    return DataError(
-        "a report was to be made from a run's results",
-        found,
-        "Name the output folder of a finished run",
-    )
+    return DataError("a report was to be made from a run's results", found, REMEDY)

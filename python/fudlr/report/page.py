@@ -1,4 +1,4 @@
-"""The page: what the template shows, gathered, and written as one file."""
+"""The page and the model card: what the templates show, gathered, and written as one file each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fudlr.common.files import atomic_file
+from fudlr.metrics import METRICS
 from fudlr.report import plots
 from fudlr.report.cost import stage_rows, time_line
-from fudlr.report.data import ReportData, section
-from fudlr.report.glossary import glossary
+from fudlr.report.data import ReportData, number, section
+from fudlr.report.numbers import label, share
 from fudlr.report.rows import MetricRow, key_rows, metric_rows
-from fudlr.report.samples import by_target, by_user, influence_columns, top_samples
+from fudlr.report.samples import group_tables, influence_columns, top_samples
 from fudlr.report.verification import verification_tables
 from fudlr.report.words import (
     agreement_sentences,
@@ -32,6 +33,13 @@ KINDS = {
     "catalogue": "On the probabilities of the whole catalogue, which is what was steered by",
     "other": "Ranking and losses",
 }
+OPTIONAL = {
+    "retrained": "retrained",
+    "heldout": "heldout_after",
+    "null": "null",
+    "popular": "popular",
+}
+"""Columns that are shown where any row has a value in them, and the field that has it."""
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -45,60 +53,93 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The report as one HTML page that refers to nothing outside itself."""
+    summary = data.summary
+    rows, columns = metric_rows(summary), influence_columns(data)
+    drawn = [*plots.tradeoffs(data), *plots.changes(rows), *plots.scores(data)]
+    return _render(
+        "report.html.j2",
+        headline=headline(data),
+        agreement=list(agreement_sentences(summary)),
+        worse=worse_sentence(summary),
+        popular=popular_sentence(summary),
+        next=list(next_steps(data)),
+        warnings=[str(warning) for warning in summary.get("warnings") or []],
+        key=key_rows(summary),
+        kinds=[
+            (title, of)
+            for kind, title in KINDS.items()
+            if (of := [row for row in rows if row.kind == kind])
+        ],
+        has={
+            column: any(getattr(row, name).value is not None for row in rows)
+            for column, name in OPTIONAL.items()
+        },
+        first=drawn[0] if drawn else None,
+        plots=drawn[1:],
+        columns=columns,
+        samples=list(top_samples(data, columns)),
+        groups=list(group_tables(data)),
+        checks=list(verification_tables(summary)),
+        diagnostics=diagnostic_rows(summary),
+        diagnostic_line=diagnostic_line(summary),
+        stages=list(stage_rows(summary)),
+        time=time_line(summary),
+        made={n: list(_flat(section(summary, n))) for n in ("solver", "config", "versions")},
+        seed=summary.get("seed"),
+        named=dict(map(_named, rows)),
+    )
+
+
+def model_card(data: ReportData, base: str) -> str:
+    """Markdown with the front matter that model hubs read: what the debiased adapter is.
+
+    Args:
+        data: What `fudlr debias` found.
+        base: Name of the base model on a hub, or a local path, which the card does not repeat.
+    """
+    summary = data.summary
+    owner, _, rest = base.partition("/")
+    public = bool(owner.strip(".~") and rest and "/" not in rest)
+    source = str(section(summary, "config", "data").get("source", "data not named"))
+    debias = section(summary, "config", "debias")
+    return _render(
+        "card.md.j2",
+        base=base if public else None,
+        headline=headline(data),
+        sentences=[worse_sentence(summary), *agreement_sentences(summary)],
+        kind=section(summary, "config", "recommender").get("kind", "not known"),
+        source=source.replace("\\", "/").rstrip("/").rpartition("/")[2],  # of a path its last part
+        total=data.mask.height,
+        removed=data.removed.height,
+        share=share(data.removed.height / max(data.mask.height, 1)),
+        objective=summary.get("objective", ""),
+        rows=metric_rows(summary),
+        settings={
+            "budget": debias.get("budget"),
+            "curvature": debias.get("curvature"),
+            "damping": number(section(summary, "solver").get("damping")),
+        },
+        warnings=summary.get("warnings") or [],
+    )
+
+
+def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("fudlr.report"),
-        autoescape=True,
+        autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(_view(data))
+    return environment.get_template(template).render(values)
 
 
-def _view(data: ReportData) -> dict[str, Any]:
-    summary = data.summary
-    rows, columns = metric_rows(summary), influence_columns(data)
-    drawings = [*plots.tradeoffs(data), plots.changes(rows), plots.scores(data)]
-    shown = [plot for plot in drawings if plot is not None]
-    made = {name: list(_flat(section(summary, name))) for name in ("solver", "config", "versions")}
-    return {
-        "headline": headline(data),
-        "agreement": list(agreement_sentences(summary)),
-        "worse": worse_sentence(summary),
-        "popular": popular_sentence(summary),
-        "next": list(next_steps(data)),
-        "warnings": [str(warning) for warning in summary.get("warnings") or []],
-        "key": key_rows(summary),
-        "kinds": [(title, of) for kind, title in KINDS.items() if (of := _of(rows, kind))],
-        "has": _has(rows),
-        "first": shown[0] if shown else None,
-        "plots": shown[1:],
-        "columns": columns,
-        "samples": top_samples(data, columns),
-        "groups": [table for table in (by_target(data), by_user(data)) if table],
-        "checks": list(verification_tables(summary)),
-        "diagnostics": diagnostic_rows(summary),
-        "diagnostic_line": diagnostic_line(summary),
-        "stages": list(stage_rows(summary)),
-        "time": time_line(summary),
-        "made": made,
-        "seed": summary.get("seed"),
-        "glossary": list(glossary(row.name for row in rows)),
-    }
-
-
-def _of(rows: list[MetricRow], kind: str) -> list[MetricRow]:
-    return [row for row in rows if row.kind == kind]
-
-
-def _has(rows: list[MetricRow]) -> dict[str, bool]:
-    """Which columns there is anything for."""
-    return {
-        "retrained": any(row.retrained.value is not None for row in rows),
-        "heldout": any(row.heldout_after.value is not None for row in rows),
-        "null": any(row.null.value is not None for row in rows),
-        "popular": any(row.popular.value is not None for row in rows),
-    }
+def _named(row: MetricRow) -> tuple[str, tuple[str, str]]:
+    """For the glossary: a figure's bare name, its label, and what an own metric's class says."""
+    name = row.name.partition("@")[0].removesuffix("_soft")
+    lines = (type(METRICS[name]).__doc__ or "").splitlines() if name in METRICS else []
+    return name, (label(name), lines[0] if lines else "")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,45 +12,59 @@ from matplotlib.ticker import MaxNLocator
 
 from fudlr.report.data import ReportData, number, section
 from fudlr.report.numbers import figure, label, share
-from fudlr.report.rows import ACCURACY_METRICS, Change, MetricRow, objective_metrics
+from fudlr.report.rows import ACCURACY_METRICS, MetricRow, objective_metrics
 from fudlr.report.svg import BLUE, INK, ORANGE, PALE, Plot, canvas, legend_above, to_svg
 
-_KINDS = {"predicted": ("o--", BLUE), "measured": ("s-", ORANGE)}
-_WORDS = {"predicted": "predicted (update)", "measured": "measured (retrained)"}
+_KINDS = {
+    "predicted": ("o--", BLUE, "predicted (update)"),
+    "measured": ("s-", ORANGE, "measured (retrained)"),
+}
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     kind: str
     budget: float
     accuracy: float
     metric: float
 
 
-def tradeoffs(data: ReportData) -> list[Plot]:
+def tradeoffs(data: ReportData) -> Iterator[Plot]:
     """One plot for each metric of the objective that the curve knows."""
     # Gaps between groups on lists are mostly noise; their catalogue twin has the plain name.
-    names = [min(keys, key=len) for keys in objective_metrics(data.summary)]
-    plots = [_tradeoff(data, name) for name in names]
-    return [plot for plot in plots if plot is not None]
+    for metric in (min(keys, key=len) for keys in objective_metrics(data.summary)):
+        for accuracy in _accuracies(data, metric):
+            points = sorted(_points(data, accuracy, metric), key=lambda point: point[:2])
+            if points:
+                yield _tradeoff(data, accuracy, metric, points)
+                break
 
 
-def _tradeoff(data: ReportData, metric: str) -> Plot | None:
-    choice = _axis_and_points(data, metric)
-    if choice is None:
-        return None
-    accuracy, points = choice
+def _accuracies(data: ReportData, metric: str) -> list[str]:
+    """The accuracy metrics that the curve has, the preferred one first."""
+    known = {name for point in data.curve for kind in _KINDS for name in section(point, kind)}
+    names = sorted(known - {metric})
+    return [n for wanted in ACCURACY_METRICS for n in names if n.partition("@")[0] == wanted]
+
+
+def _points(data: ReportData, accuracy: str, metric: str) -> Iterator[_Point]:
+    for point in data.curve:
+        for kind in _KINDS:
+            x, y = (number(section(point, kind).get(name)) for name in (accuracy, metric))
+            if x is not None and y is not None:
+                yield _Point(kind, float(point["budget"]), x, y)
+
+
+def _tradeoff(data: ReportData, accuracy: str, metric: str, points: list[_Point]) -> Plot:
     with canvas(3.5) as (drawing, axes):
-        _draw_before(axes, section(data.summary, "before"), accuracy, metric)
-        for kind, (style, colour) in _KINDS.items():
-            line = [point for point in points if point.kind == kind]
+        x, y = (number(section(data.summary, "before").get(name)) for name in (accuracy, metric))
+        if x is not None and y is not None:
+            axes.plot(x, y, "D", color=INK, label="before", linestyle="none")
+        for kind, (style, colour, word) in _KINDS.items():
+            line = [(p.accuracy, p.metric) for p in points if p.kind == kind]
             if line:
-                xs, ys = [p.accuracy for p in line], [p.metric for p in line]
-                axes.plot(
-                    xs, ys, style, color=colour, markersize=5, linewidth=1.4, label=_WORDS[kind]
-                )
-        _draw_chosen(axes, data.summary, points)
-        _draw_budgets(axes, points)
+                xs, ys = zip(*line, strict=True)
+                axes.plot(xs, ys, style, color=colour, markersize=5, linewidth=1.4, label=word)
+        _draw_budgets(data, axes, points)
         axes.margins(0.14)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(_axis_label(data, accuracy))
@@ -71,58 +84,15 @@ def _tradeoff(data: ReportData, metric: str) -> Plot | None:
     return Plot(f"{label(metric)} against {label(accuracy)}, by budget", svg, caption)
 
 
-def _axis_and_points(data: ReportData, metric: str) -> tuple[str, list[_Point]] | None:
-    """The preferred accuracy metric that the curve has values of, with its points by budget."""
-    names = sorted({name for point in data.curve for name in _values(point)} - {metric})
-    for wanted in ACCURACY_METRICS:
-        for accuracy in names:
-            if accuracy.partition("@")[0] == wanted:
-                points = _points(data, accuracy, metric)
-                if points:
-                    return accuracy, points
-    return None
-
-
-def _values(point: Mapping[str, Any]) -> set[str]:
-    return {name for kind in _KINDS for name in section(point, kind)}
-
-
-def _points(data: ReportData, accuracy: str, metric: str) -> list[_Point]:
-    points = []
-    for point in data.curve:
-        for kind in _KINDS:
-            x = number(section(point, kind).get(accuracy))
-            y = number(section(point, kind).get(metric))
-            if x is not None and y is not None:
-                points.append(_Point(kind, float(point["budget"]), x, y))
-    return sorted(points, key=lambda point: (point.kind, point.budget))
-
-
-def _draw_before(axes: Axes, before: Mapping[str, Any], accuracy: str, metric: str) -> None:
-    x, y = number(before.get(accuracy)), number(before.get(metric))
-    if x is not None and y is not None:
-        axes.plot(x, y, "D", color=INK, label="before", linestyle="none")
-
-
-def _draw_chosen(axes: Axes, summary: Mapping[str, Any], points: list[_Point]) -> None:
-    chosen = number(section(section(summary, "config"), "debias").get("budget"))
-    ring: str | None = "chosen budget"
+def _draw_budgets(data: ReportData, axes: Axes, points: list[_Point]) -> None:
+    """Each point's budget beside it, and a ring around the chosen one."""
+    chosen = number(section(data.summary, "config", "debias").get("budget"))
+    ring: dict[str, Any] = {"markersize": 12, "fillstyle": "none", "color": INK}
+    name: str | None = "chosen budget"
     for point in points:
         if chosen is not None and abs(point.budget - chosen) < 1e-9:
-            axes.plot(
-                point.accuracy,
-                point.metric,
-                "o",
-                markersize=12,
-                fillstyle="none",
-                color=INK,
-                label=ring,
-            )
-            ring = None  # one legend entry for both rings
-
-
-def _draw_budgets(axes: Axes, points: list[_Point]) -> None:
-    for point in points:
+            axes.plot(point.accuracy, point.metric, "o", label=name, **ring)
+            name = None  # one legend entry for both rings
         side = 1 if point.kind == "measured" else -1  # the two lines often run close together
         axes.annotate(
             share(point.budget),
@@ -141,19 +111,24 @@ def _axis_label(data: ReportData, metric: str) -> str:
     return f"{label(metric)} ({direction} is better)" if direction else label(metric)
 
 
-def changes(rows: Sequence[MetricRow]) -> Plot | None:
+def changes(rows: Sequence[MetricRow]) -> Iterator[Plot]:
     """Bars of relative change, the update beside retraining, of lists and losses."""
     shown = [row for row in rows if row.change.value is not None and row.kind != "catalogue"]
     if not shown:
-        return None
+        return
     series = [("update", BLUE, [row.change for row in shown])]
     if any(row.retrained_change.value is not None for row in shown):
         series.append(("retrained", ORANGE, [row.retrained_change for row in shown]))
     height = 0.76 / len(series)
     with canvas(0.9 + (0.16 + 0.13 * len(series)) * len(shown)) as (drawing, axes):
         for order, (name, colour, cells) in enumerate(series):
-            offset = (order - (len(series) - 1) / 2) * height
-            _bars(axes, cells, offset=offset, height=height * 0.9, colour=colour, name=name)
+            at = np.arange(len(cells)) + (order - (len(series) - 1) / 2) * height
+            widths = [np.nan if cell.value is None else 100 * cell.value for cell in cells]
+            axes.barh(at, widths, height * 0.9, color=colour, label=name)
+            for place, cell in zip(at, cells, strict=True):
+                if cell.interval is not None:
+                    ends = [100 * end for end in cell.interval]
+                    axes.plot(ends, [place] * 2, color=INK, linewidth=1.1)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(shown)), [f"{row.label} {row.arrow}" for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -166,51 +141,33 @@ def changes(rows: Sequence[MetricRow]) -> Plot | None:
         )
         svg = to_svg(drawing, "changes", f"Relative changes: {words}")
     caption = "The arrow says which direction is better; a dark line is the 95% interval."
-    return Plot("Relative change of each metric", svg, caption)
+    yield Plot("Relative change of each metric", svg, caption)
 
 
-def _bars(
-    axes: Axes, cells: Sequence[Change], *, offset: float, height: float, colour: str, name: str
-) -> None:
-    known = [(index, cell) for index, cell in enumerate(cells) if cell.value is not None]
-    axes.barh(
-        [index + offset for index, _ in known],
-        [100 * (cell.value or 0.0) for _, cell in known],
-        height,
-        color=colour,
-        label=name,
-    )
-    for index, cell in known:
-        if cell.interval is not None:
-            ends = [100 * end for end in cell.interval]
-            axes.plot(ends, [index + offset] * 2, color=INK, linewidth=1.1)
-
-
-def scores(data: ReportData) -> Plot | None:
+def scores(data: ReportData) -> Iterator[Plot]:
     """Histogram of the samples' scores, the removed ones coloured, with the threshold."""
     if "score" not in data.mask.columns:
-        return None
+        return
     values = data.mask["score"].cast(float).to_numpy()
     gone = data.mask["mask"].cast(float).to_numpy() > 0
     known = np.isfinite(values)
     values, gone = values[known], gone[known]
     if len(values) == 0:
-        return None
+        return
+    words = f"Scores of {len(values):,} samples, {int(gone.sum()):,} removed"
     with canvas(2.7) as (drawing, axes):
         low, high = np.quantile(values, [0.001, 0.999])
         edges = np.linspace(low, high if high > low else low + 1, 61).tolist()
         inside = np.clip(values, low, high)
         axes.hist(inside, edges, color=PALE, label="kept", histtype="stepfilled")
         axes.hist(inside[gone], edges, color=ORANGE, label="removed", histtype="stepfilled")
-        threshold = float(values[gone].max()) if gone.any() else None
-        if threshold is not None:
+        if gone.any():
+            threshold = float(values[gone].max())
             axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label="threshold")
+            words += f", threshold {figure(threshold)}"
         axes.set_xlabel("score (lower: removing it helps the objective more)")
         axes.set_ylabel("samples")
         legend_above(axes, columns=3)
-        words = f"Scores of {len(values):,} samples, {int(gone.sum()):,} removed"
-        if threshold is not None:
-            words += f", threshold {figure(threshold)}"
         svg = to_svg(drawing, "scores", words)
     caption = "The outermost 0.1% at each end are drawn at the edge."
-    return Plot("Where the line was drawn: scores of the samples", svg, caption)
+    yield Plot("Where the line was drawn: scores of the samples", svg, caption)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fudlr.metrics import METRICS
 from fudlr.report.data import number, pair, section
 from fudlr.report.numbers import figure, label, relative, signed, span
 
-Verdict = Literal["better", "worse", "within noise", "unchanged", ""]
-Kind = Literal["lists", "catalogue", "other"]
 ACCURACY_METRICS = ("ndcg", "hr", "mrr", "auc", "val_loss", "test_loss")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, with its interval where it has one."""
+    """A value, with its interval where it has one."""
 
     value: float | None = None
     interval: tuple[float, float] | None = None
@@ -35,12 +33,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A relative change, and whether it is for the better."""
+class Change(Cell):
+    """A relative change; `verdict` is better, worse, within noise, unchanged, or nothing."""
 
-    value: float | None = None
-    interval: tuple[float, float] | None = None
-    verdict: Verdict = ""
+    verdict: str = ""
 
     @property
     def text(self) -> str:
@@ -55,11 +51,11 @@ class Change:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric, all that is known of it."""
+    """One metric, all that is known of it; `kind` is lists, catalogue or other."""
 
     name: str
     label: str
-    kind: Kind
+    kind: str
     direction: str
     before: Cell
     predicted: Cell
@@ -87,58 +83,54 @@ class MetricRow:
 
 def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
     """A row for each metric named under `before`, `after` or `retrained`, in that order."""
-    names = list(section(summary, "before"))
-    for part in ("after", "retrained"):
-        names += [name for name in section(summary, part) if name not in names]
+    parts = ("before", "after", "retrained")
+    names = dict.fromkeys(name for part in parts for name in section(summary, part))
     return [_row(summary, name) for name in names]
 
 
 def _row(summary: Mapping[str, Any], name: str) -> MetricRow:
-    heldout = section(summary, "heldout")
     direction = str(section(summary, "directions").get(name, ""))
-    null = section(summary, "null").get(name)
-    spread = null if isinstance(null, Mapping) else {"mean": null}
-    shown, of = label(name), kind(summary, name)
+    null = section(summary, "null", name)
+    metric = METRICS.get(name.partition("@")[0].removesuffix("_soft"))
+    kind, shown = "other", label(name)
+    if metric is not None:
+        kind = "lists" if name == metric.hard_key(_k(summary)) else "catalogue"
+    if kind == "catalogue" and not name.endswith("_soft"):
+        shown += " (catalogue)"
+
+    def cell(part: str, of: Mapping[str, Any] = summary) -> Cell:
+        interval = section(of, "intervals", part).get(name)
+        return Cell(number(section(of, part).get(name)), pair(interval))
+
+    def change(part: str, interval: str, of: Mapping[str, Any] = summary) -> Change:
+        before = cell("before", of).value
+        value = relative(before, cell(part, of).value)
+        ends = pair(section(of, "intervals", interval).get(name))
+        around = (ends[0] / abs(before), ends[1] / abs(before)) if before and ends else None
+        return Change(value, around, _verdict(value, around, direction))
+
+    heldout = section(summary, "heldout")
     return MetricRow(
         name=name,
-        label=shown if of != "catalogue" or name.endswith("_soft") else f"{shown} (catalogue)",
-        kind=of,
+        label=shown,
+        kind=kind,
         direction=direction,
-        before=_cell(summary, "before", name),
-        predicted=_cell(summary, "predicted", name),
-        after=_cell(summary, "after", name),
-        change=_change(summary, "after", "change", name, direction),
-        retrained=_cell(summary, "retrained", name),
-        retrained_change=_change(summary, "retrained", "retrained_change", name, direction),
-        heldout_before=_cell(heldout, "before", name),
-        heldout_after=_cell(heldout, "after", name),
-        heldout_change=_change(heldout, "after", "change", name, direction),
-        null=Cell(number(spread.get("mean")), pair(spread.get("interval"))),
-        null_p=number(spread.get("p")),
-        popular=_cell(summary, "most_popular", name),
+        before=cell("before"),
+        predicted=cell("predicted"),
+        after=cell("after"),
+        change=change("after", "change"),
+        retrained=cell("retrained"),
+        retrained_change=change("retrained", "retrained_change"),
+        heldout_before=cell("before", heldout),
+        heldout_after=cell("after", heldout),
+        heldout_change=change("after", "change", heldout),
+        null=Cell(number(null.get("mean")), pair(null.get("interval"))),
+        null_p=number(null.get("p")),
+        popular=cell("most_popular"),
     )
 
 
-def _cell(parent: Mapping[str, Any], part: str, name: str) -> Cell:
-    interval = section(section(parent, "intervals"), part).get(name)
-    return Cell(number(section(parent, part).get(name)), pair(interval))
-
-
-def _change(
-    parent: Mapping[str, Any], part: str, interval_name: str, name: str, direction: str
-) -> Change:
-    before = number(section(parent, "before").get(name))
-    after = number(section(parent, part).get(name))
-    absolute = pair(section(section(parent, "intervals"), interval_name).get(name))
-    value = relative(before, after)
-    if before and absolute is not None:
-        interval = (absolute[0] / abs(before), absolute[1] / abs(before))
-    else:
-        interval = None
-    return Change(value, interval, _verdict(value, interval, direction))
-
-
-def _verdict(value: float | None, interval: tuple[float, float] | None, direction: str) -> Verdict:
+def _verdict(value: float | None, interval: tuple[float, float] | None, direction: str) -> str:
     if value is None:
         return ""
     if interval is not None and interval[0] <= 0 <= interval[1]:
@@ -150,16 +142,8 @@ def _verdict(value: float | None, interval: tuple[float, float] | None, directio
     return "better" if (value < 0) == (direction == "lower") else "worse"
 
 
-def kind(summary: Mapping[str, Any], name: str) -> Kind:
-    """Whether a figure is of the lists, of its metric's twin on the catalogue, or of neither."""
-    metric = METRICS.get(name.partition("@")[0].removesuffix("_soft"))
-    if metric is None:
-        return "other"
-    return "lists" if name == metric.hard_key(_k(summary)) else "catalogue"
-
-
 def _k(summary: Mapping[str, Any]) -> int:
-    named = number(section(section(summary, "config"), "data").get("k"))
+    named = number(section(summary, "config", "data").get("k"))
     if named is not None:
         return int(named)
     ks = (name.partition("@")[2] for name in section(summary, "before"))
@@ -172,37 +156,36 @@ def objective_metrics(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     Without a configuration it is the first figure.
     """
     known = section(summary, "before")
-    debias = section(section(summary, "config"), "debias")
+    objective = str(section(summary, "config", "debias").get("objective", ""))
     found = []
-    for word in dict.fromkeys(re.findall(r"[a-z_]\w*", str(debias.get("objective", "")))):
+    for word in dict.fromkeys(re.findall(r"[a-z_]\w*", objective)):
         metric = METRICS.get(word)
         keys = (word,) if metric is None else (metric.hard_key(_k(summary)), metric.soft_key)
         found.append(tuple(key for key in dict.fromkeys(keys) if key in known))
     return [keys for keys in found if keys] or [(name,) for name in list(known)[:1]]
 
 
-def accuracy_metric(names: Mapping[str, Any]) -> str | None:
-    """The metric that tells the cost: ranking accuracy where it is known, else a loss."""
-    for wanted in ACCURACY_METRICS:
-        for name in names:
-            if name.partition("@")[0] == wanted and number(names[name]) is not None:
-                return name
-    return None
+def accuracy_metric(summary: Mapping[str, Any]) -> str | None:
+    """The figure that tells the cost: ranking accuracy where it is known, else a loss."""
+    names = section(summary, "before")
+    known = [name for name in names if number(names[name]) is not None]
+    found = (n for wanted in ACCURACY_METRICS for n in known if n.partition("@")[0] == wanted)
+    return next(found, None)
 
 
-def key_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
-    """What the first screen shows: the steered metrics, lists and catalogue, then accuracy."""
+def key_rows(summary: Mapping[str, Any], twins: bool = True) -> list[MetricRow]:
+    """What the first screen shows: the steered metrics, lists and catalogue, then accuracy.
+
+    Without `twins` each steered metric is there once, as users see it.
+    """
     rows = {row.name: row for row in metric_rows(summary)}
-    names = [name for keys in objective_metrics(summary) for name in keys]
-    paid = accuracy_metric(section(summary, "before"))
+    steered = objective_metrics(summary)
+    names = [name for keys in steered for name in (keys if twins else keys[:1])]
+    paid = accuracy_metric(summary)
     return [rows[name] for name in dict.fromkeys([*names, *([paid] if paid else [])])]
 
 
 def worse(summary: Mapping[str, Any]) -> list[MetricRow]:
     """What got worse beyond its noise, by the change to go by, of lists and of losses."""
-    rows = metric_rows(summary)
-    return [
-        row
-        for row in rows
-        if row.kind != "catalogue" and row.judged.verdict == "worse" and row.judged.interval
-    ]
+    rows = (row for row in metric_rows(summary) if row.kind != "catalogue")
+    return [row for row in rows if row.judged.verdict == "worse" and row.judged.interval]

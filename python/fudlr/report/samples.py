@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -17,8 +16,7 @@ TOP_GROUPS = 10
 HISTORY_SHOWN = 4
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """An influence column in a unit that needs no zeros: three digits for the largest."""
 
     name: str
@@ -37,36 +35,13 @@ class Column:
         return figure(known if known is None else known / 10.0**self.exponent, self.places)
 
 
-@dataclass(frozen=True)
-class SampleRow:
-    """One removed sample: who, after what, chose what, and what that did."""
-
-    sample: str
-    user: str
-    target: str
-    history: str
-    influences: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class GroupTable:
+class GroupTable(NamedTuple):
     """Removed samples by item or user; the influence is the sum over their removed samples."""
 
     title: str
     heading: str
     influence: Column | None
-    rows: list[GroupRow]
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """Removed samples of one item or user."""
-
-    name: str
-    removed: int
-    share_of_removed: str
-    share_of_own: str
-    influence: str
+    rows: list[dict[str, Any]]
 
 
 def influence_columns(data: ReportData) -> list[Column]:
@@ -82,37 +57,27 @@ def _column(name: str, values: pl.Series) -> Column:
     return Column(name, shown, exponent, decimals(largest / 10.0**exponent, 3))
 
 
-def top_samples(data: ReportData, columns: Sequence[Column]) -> list[SampleRow]:
+def top_samples(data: ReportData, columns: list[Column]) -> Iterator[dict[str, Any]]:
     """The removed samples with the lowest scores: those that the objective most wants gone."""
     removed = data.removed
     if "score" in removed.columns:
         removed = removed.sort("score", nulls_last=True)
-    return [
-        SampleRow(
-            sample=str(row["sample_id"]),
-            user=_text(row.get("user_id")),
-            target=_text(row.get("target_title", row.get("target"))),
-            history=_history(row.get("history")),
-            influences=tuple(column.text(row[INFLUENCE + column.name]) for column in columns),
-        )
-        for row in removed.head(TOP_SAMPLES).iter_rows(named=True)
-    ]
+    for row in removed.head(TOP_SAMPLES).iter_rows(named=True):
+        influences = [column.text(row[INFLUENCE + column.name]) for column in columns]
+        target = row.get("target_title", row.get("target"))
+        history = _history(row.get("history"))
+        yield {**row, "target": target, "history": history, "influences": influences}
 
 
-def by_target(data: ReportData) -> GroupTable | None:
-    """Target items with the most removed samples."""
-    named = "target_title" if "target_title" in data.mask.columns else "target"
-    return _grouped(data, named, "Item", "Target items with the most removed samples")
+def group_tables(data: ReportData) -> Iterator[GroupTable]:
+    """Items and users with the most removed samples."""
+    titled = "target_title" if "target_title" in data.mask.columns else "target"
+    for key, heading, of in ((titled, "Item", "Target items"), ("user_id", "User", "Users")):
+        if key in data.mask.columns and not data.removed.is_empty():
+            yield _grouped(data, key, heading, f"{of} with the most removed samples")
 
 
-def by_user(data: ReportData) -> GroupTable | None:
-    """Users with the most removed samples."""
-    return _grouped(data, "user_id", "User", "Users with the most removed samples")
-
-
-def _grouped(data: ReportData, key: str, heading: str, title: str) -> GroupTable | None:
-    if key not in data.mask.columns or data.removed.is_empty():
-        return None
+def _grouped(data: ReportData, key: str, heading: str, title: str) -> GroupTable:
     metric = next(iter(data.influences), None)
     influence = pl.lit(None) if metric is None else pl.col(INFLUENCE + metric).sum()
     own = data.mask.group_by(key).agg(pl.len().alias("own"))
@@ -124,28 +89,23 @@ def _grouped(data: ReportData, key: str, heading: str, title: str) -> GroupTable
         .head(TOP_GROUPS)
     )
     column = None if metric is None else _column(metric, table["influence"])
-    total = data.removed.height
     rows = [
-        GroupRow(
-            name=_text(row[key]),
-            removed=row["removed"],
-            share_of_removed=share(row["removed"] / total),
-            share_of_own=f"{share(row['removed'] / row['own'])} of {row['own']:,}",
-            influence="" if column is None else column.text(row["influence"]),
-        )
+        {
+            "name": row[key],
+            "removed": row["removed"],
+            "share_of_removed": share(row["removed"] / data.removed.height),
+            "share_of_own": f"{share(row['removed'] / row['own'])} of {row['own']:,}",
+            "influence": "" if column is None else column.text(row["influence"]),
+        }
         for row in table.iter_rows(named=True)
     ]
     return GroupTable(title, heading, column, rows)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
 def _history(value: Any) -> str:
     if value is None or isinstance(value, str):
-        return _text(value)
-    items = [_text(item) for item in value]
-    if len(items) <= HISTORY_SHOWN:
-        return ", ".join(items)
-    return f"… {len(items) - HISTORY_SHOWN} earlier, " + ", ".join(items[-HISTORY_SHOWN:])
+        return value or ""
+    items = ["" if item is None else str(item) for item in value]
+    earlier = len(items) - HISTORY_SHOWN
+    shown = ", ".join(items[-HISTORY_SHOWN:])
+    return f"… {earlier} earlier, {shown}" if earlier > 0 else shown

@@ -1,18 +1,17 @@
-"""The summary on the terminal: sentences first, then the table."""
+"""The summary on the terminal: sentences first, then the table; and what the checks found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fudlr.common import terminal
 from fudlr.report.cost import time_line
 from fudlr.report.rows import Change, MetricRow, metric_rows
+from fudlr.report.verification import verification_tables
 from fudlr.report.words import (
     agreement_sentences,
     diagnostic_line,
@@ -28,7 +27,13 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console = console or terminal.console()
     for sentence in agreement_sentences(summary):
         console.print(Text(sentence, style="bold"))
-    console.print(_table(metric_rows(summary)))
+    rows = metric_rows(summary)
+    retrained = any(row.retrained.value is not None for row in rows)
+    heldout = any(row.heldout_after.value is not None for row in rows)
+    heads = ["metric", "before", "after", "change"]
+    heads += ["retrained", "change"] if retrained else []
+    heads += ["held out"] if heldout else []
+    console.print(terminal.table(heads, [_row(row, retrained, heldout) for row in rows]))
     lines = [
         (worse_sentence(summary), "red"),
         (popular_sentence(summary), ""),
@@ -41,22 +46,19 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
             console.print(Text(line, style=style))
 
 
-def _table(rows: list[MetricRow]) -> Table:
-    retrained = any(row.retrained.value is not None for row in rows)
-    heldout = any(row.heldout_after.value is not None for row in rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric")
-    headings = ["before", "after", "change"]
-    headings += ["retrained", "change"] if retrained else []
-    headings += ["held out"] if heldout else []
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        cells = [Text(f"{row.name} {row.arrow}".rstrip()), Text(row.before.text)]
-        cells += [Text(row.after.text), _change(row.change)]
-        cells += [Text(row.retrained.text), _change(row.retrained_change)] if retrained else []
-        table.add_row(*cells, *([_change(row.heldout_change)] if heldout else []))
-    return table
+def print_checks(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print every check that `fudlr verify` did; the permutation null is in the report alone."""
+    console = console or terminal.console()
+    for check in verification_tables(summary, without=("null",)):
+        found = terminal.table(check.head, check.rows, left=len(check.head), title=check.title)
+        console.print(found)
+
+
+def _row(row: MetricRow, retrained: bool, heldout: bool) -> list[str | Text]:
+    cells: list[str | Text] = [f"{row.name} {row.arrow}".rstrip(), row.before.text]
+    cells += [row.after.text, _change(row.change)]
+    cells += [row.retrained.text, _change(row.retrained_change)] if retrained else []
+    return [*cells, *([_change(row.heldout_change)] if heldout else [])]
 
 
 def _change(change: Change) -> Text:

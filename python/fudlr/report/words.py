@@ -10,9 +10,9 @@ from fudlr.report.cost import cost
 from fudlr.report.data import ReportData, number, section
 from fudlr.report.numbers import figure, share, signed
 from fudlr.report.rows import (
-    Change,
     MetricRow,
     accuracy_metric,
+    key_rows,
     metric_rows,
     objective_metrics,
     worse,
@@ -27,27 +27,21 @@ def headline(data: ReportData) -> str:
     removed, total = data.removed.height, data.mask.height
     if removed == 0:
         return f"Nothing was removed: all {total:,} training samples were kept."
-    told = told_rows(summary)
+    told = key_rows(summary, twins=False)
     sentence = f"Taking out {removed:,} of {total:,} training samples ({share(removed / total)}) "
-    sentence += " and ".join(_movement(row, row.judged) for row in told)
+    sentence += " and ".join(_movement(row) for row in told)
     if told and told[0].heldout_change.value is not None:
         sentence += " for users that it did not look at"
     spent = cost(summary)
     if spent is not None:
-        of_training = f"{spent.share} of the time of {spent.word}" if spent.share else ""
-        sentence += f", in {of_training or duration(spent.update)}"
+        part = spent.share(spent.update)
+        took = f"{part} of the time of {spent.word}" if part else duration(spent.update)
+        sentence += f", in {took}"
     return sentence + "."
 
 
-def told_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
-    """Each steered metric as users see it, then accuracy."""
-    rows = {row.name: row for row in metric_rows(summary)}
-    names = [keys[0] for keys in objective_metrics(summary)]
-    paid = accuracy_metric(section(summary, "before"))
-    return [rows[name] for name in dict.fromkeys([*names, *([paid] if paid else [])])]
-
-
-def _movement(row: MetricRow, change: Change) -> str:
+def _movement(row: MetricRow) -> str:
+    change = row.judged
     if change.value is None:
         return f"left {row.label} {change.text}"
     if signed(change.value).startswith("±"):
@@ -65,7 +59,7 @@ def worse_sentence(summary: Mapping[str, Any]) -> str:
 
 def popular_sentence(summary: Mapping[str, Any]) -> str:
     """What the most popular items for everyone would give in accuracy; empty where not measured."""
-    paid = accuracy_metric(section(summary, "before"))
+    paid = accuracy_metric(summary)
     row = next((row for row in metric_rows(summary) if row.name == paid), None)
     if row is None or row.popular.value is None:
         return ""
@@ -96,7 +90,8 @@ def next_steps(data: ReportData) -> Iterator[tuple[str, str]]:
     if data.removed.height == 0:
         yield "Keep the trained adapter. The warnings say why nothing was removed.", ""
         return
-    steered = [row for row in told_rows(summary) if row.name != accuracy_metric(summary["before"])]
+    paid = accuracy_metric(summary)
+    steered = [row for row in key_rows(summary, twins=False) if row.name != paid]
     unclear = any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered)
     if unclear:
         yield "The steered metric did not clearly improve: do not use the adapter for it yet.", ""

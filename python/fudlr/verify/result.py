@@ -22,6 +22,7 @@ from fudlr.report import (
     ReportData,
     load_report_data,
     model_card,
+    print_checks,
     print_summary,
     save_report_data,
     write_report,
@@ -32,7 +33,6 @@ from fudlr.verify.case import Case, Checks
 from fudlr.verify.checks import CHECKS
 from fudlr.verify.heldout import null
 from fudlr.verify.retraining import removal
-from fudlr.verify.terminal import print_checks
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def verify_result(
     with atomic_file(folder / "adapter" / "README.md") as temporary:
         temporary.write_text(model_card(data, run.config.model.base), encoding="utf-8")
     print_summary(summary)
-    print_checks(summary["verification"])
+    print_checks(summary)
     return data
 
 

@@ -8,9 +8,9 @@ import torch
 from fudlr import load_run
 from fudlr.common.errors import UsageError
 from fudlr.compare import RIVALS, compare_run, pareto, print_comparison, write_comparison
-from fudlr.compare.base import Setting, as_scores
+from fudlr.compare.base import Setting, item_classes
 from fudlr.compare.comparison import Comparison, choose, find_rivals
-from fudlr.compare.groups import item_classes
+from fudlr.compare.rankers import as_scores
 from fudlr.metrics import evaluate, top_k
 from rich.console import Console
 
@@ -150,8 +150,9 @@ def test_lists_become_scores_with_that_top(run, config):
 
 
 def test_classes_of_popularity_are_a_head_a_middle_and_a_tail(run, config):
-    side = Setting(run, config).valid.side
-    head, middle, tail = item_classes(side, by_popularity=True).bool().T
+    setting = Setting(run, config)
+    side = setting.valid.side
+    head, middle, tail = item_classes(setting).bool().T
     assert head.sum() == int(0.2 * len(head))
     assert side.popularity[head].min() >= side.popularity[middle].max()
     assert side.popularity[middle].min() >= side.popularity[tail].max()
