@@ -156,7 +156,7 @@ class RunRecorder:
         recorded = max(0, done - self._first * self._steps)
         if recorded == 0 or self.ended:
             return True
-        return self._recorder.resume(recorded, done // self._steps + 1)
+        return self._recorder.resume(recorded)
 
     @contextmanager
     def batch(self, epoch: int, index: Tensor, rate: float) -> Iterator[None]:

@@ -12,7 +12,14 @@ import torch
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import RecordConfig
 from fudlr.gradients import random_projection
-from fudlr.gradients.store import Recorder, Store, StoreError, digest, model_fingerprint
+from fudlr.gradients.store import (
+    Recorder,
+    Store,
+    StoreError,
+    StoreWriter,
+    digest,
+    model_fingerprint,
+)
 from fudlr.gradients.store.shards import read_header
 from fudlr.gradients.store.steps import StepRecorder, Taken
 from fudlr.influence.unroll import Unrolled
@@ -136,9 +143,8 @@ def test_gradient_checkpointing_neither_doubles_nor_loses_rows(tmp_path, reentra
     check(store, model)
 
 
-def trained(folder, epochs=3, *, stop=None, kind=torch.optim.AdamW, clip=0.05, **options):
-    """Train by two batches of 4 a step, with a falling rate, decay and clipping, recorded or not;
-    `stop` is a step at which a kill ends it."""
+def trained(folder, epochs=3, *, kind=torch.optim.AdamW, clip=0.05, **options):
+    """Train by two batches of 4 a step, with a falling rate, decay and clipping."""
     model, batch = adapted_llama(), samples()
     optimiser = kind([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
@@ -146,9 +152,7 @@ def trained(folder, epochs=3, *, stop=None, kind=torch.optim.AdamW, clip=0.05, *
     recorder = folder and Recorder(model, folder, data="samples", **given)
     order = torch.Generator().manual_seed(2)
     index = torch.cat([torch.randperm(N, generator=order) for _ in range(epochs)]).split(8)
-    for step, chosen in enumerate(index):
-        if step == stop:
-            return None
+    for chosen in index:
         optimiser.zero_grad()
         for part in chosen.split(4):
             with recorder.batch(IDS[part], divisor=8) if recorder else nullcontext():
@@ -191,12 +195,35 @@ def test_a_whole_training_can_be_unrolled(tmp_path, kind):
         Unrolled.of(store, engine.shapes, order=ids, theta=theta + 0.01)
 
 
-def test_a_training_that_starts_again_goes_on_with_its_recording(tmp_path):
-    trained(tmp_path / "whole")
-    for stop in (2, 5, 8):
-        trained(tmp_path / "s", stop=stop)
-        gc.collect()  # the killed process's lock
-    trained(tmp_path / "s")
+class Killed(BaseException):
+    pass
+
+
+def test_a_training_that_starts_again_goes_on_with_its_recording(tmp_path, monkeypatch):
+    """Killed after every shard, a step each but for those that directions are chosen from: at an
+    epoch's end and within; and directions change on the way."""
+    monkeypatch.setitem(StoreWriter.__init__.__kwdefaults__, "shard_bytes", 1)
+    options = {"config": RecordConfig(energy=0.999, fit_samples=16)}
+    trained(tmp_path / "whole", **options)
+    whole = Store.open(tmp_path / "whole")
+    assert whole.projection(0).fingerprint != whole.projection().fingerprint
+    assert [shard.header.steps for shard in whole.shards] == [2, 1] * 3
+    write = StoreWriter._write
+
+    def killed(self):
+        write(self)
+        if len(self._shards) > len(written):
+            written.append(1)
+            raise Killed
+
+    written = []
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "_write", killed)
+        for _ in whole.shards:
+            with pytest.raises(Killed):
+                trained(tmp_path / "s", **options)
+            gc.collect()  # the killed process's lock
+    trained(tmp_path / "s", **options)
     names = sorted(path.name for path in (tmp_path / "whole").glob("*.*"))
     assert names == sorted(path.name for path in (tmp_path / "s").glob("*.*"))
     for name in names:

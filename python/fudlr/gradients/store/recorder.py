@@ -276,14 +276,13 @@ class Recorder:
         if self._steps is not None:
             self._steps.flush()
 
-    def resume(self, steps: int, epoch: int = 1) -> bool:
-        """At a checkpoint's `steps` steps, the next one being of `epoch`: whether they are here."""
+    def resume(self, steps: int) -> bool:
+        """Go on at a checkpoint's `steps` steps: whether they are here."""
         if self._steps is None:
             self.begin()
         assert self._steps is not None
         self._passed = steps
-        self.begin_epoch(epoch)
-        return self._steps.resume(steps, epoch)
+        return self._steps.resume(steps)
 
     def finish(self) -> Store:
         """Put the store in place, bound to the adapter as the model has it now.

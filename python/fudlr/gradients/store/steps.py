@@ -70,8 +70,7 @@ class StepRecorder:
         self._fixed = projection or ready_projection(shapes, config)
         self.projection: Projection | None = None
         self._held: list[Taken] = []
-        self.epoch = 0
-        self._use(self._fixed)
+        self.resume(self.writer.steps)
 
     @property
     def steps(self) -> int:
@@ -83,11 +82,12 @@ class StepRecorder:
         """Samples in them."""
         return self.writer.rows + sum(len(step.ids) for step in self._held)
 
-    def resume(self, steps: int, epoch: int) -> bool:
-        """Go on after `steps` steps, the next one being of `epoch`; whether they are here."""
+    def resume(self, steps: int) -> bool:
+        """Go on after `steps` steps; whether they are here."""
         found = self.writer.rewind(steps)
-        self._held, self.epoch = [], epoch if steps else 0
-        self._use(self._fixed or (self.writer.projection() if steps and found else None))
+        # The epoch of the last step: where the next one begins another, directions are looked at.
+        self._held, self.epoch = [], self.writer.epoch
+        self._use(self._fixed or self.writer.projection())
         return found
 
     def begin_epoch(self, epoch: int) -> None:
@@ -143,18 +143,20 @@ class StepRecorder:
             accumulator.add_rows(rows)
             last = fit(accumulator, self._config)
         self._use(last)
-        for step in self._held:
+        held, self._held = self._held, []
+        for step in held:
             step.rows = last.project(step.rows)
-            self._store(step)
-        self._held = []
+            self._store(step, whole=step is held[-1])
 
     def _use(self, projection: Projection | None) -> None:
         self.projection = projection
         if projection is not None:
             self.writer.use(projection)
 
-    def _store(self, step: Taken) -> None:
-        more = {"shares": step.shares, "rate": step.rate, "epoch": step.epoch}
+    def _store(self, step: Taken, *, whole: bool = True) -> None:
+        """Store a step; where not `whole`, the next one goes into its shard: those that were held
+        are stored together or not at all, for a recording that goes on to hold them again."""
+        more = {"shares": step.shares, "rate": step.rate, "epoch": step.epoch, "cut": whole}
         self.writer.append(step.ids, step.rows, step.mean, **more)  # type: ignore[arg-type]
 
 

@@ -166,7 +166,7 @@ class RecorderCallback(TrainerCallback):
             )
             self._recorder.begin_epoch(epoch)
             if self._resumed is not None:
-                self._recorder.resume(step - self._first, epoch)
+                self._recorder.resume(step - self._first)
                 self._resumed = None
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:

@@ -130,6 +130,11 @@ class StoreWriter:
         return stored + sum(len(step.ids) for step in self._buffer)
 
     @property
+    def epoch(self) -> int:
+        """Of the last step that is in a shard; 0 before any."""
+        return int(self._shards[-1].table()["epochs"][-1]) if self._shards else 0
+
+    @property
     def segments(self) -> int:
         """Projections used so far."""
         return len(self._manifest.segments)
@@ -167,6 +172,7 @@ class StoreWriter:
         shares: Tensor | None = None,
         rate: float = 0.0,
         epoch: int = 1,
+        cut: bool = True,
     ) -> None:
         """Add one step.
 
@@ -177,6 +183,7 @@ class StoreWriter:
             shares: u `[b]`; 1/b each where None.
             rate: The optimiser's learning rate at this step.
             epoch: From 1.
+            cut: Whether a shard may end after it.
 
         Raises:
             UsageError: Shapes that do not fit.
@@ -195,14 +202,14 @@ class StoreWriter:
             )
         _check_finite(ids, rows, mean)
         names = ids.detach().to("cpu", torch.int64).clone()
-        self.put(Step(names, *encode(rows, self._manifest.dtype), shares, mean, rate, epoch))
+        self.put(Step(names, *encode(rows, self._manifest.dtype), shares, mean, rate, epoch), cut)
 
-    def put(self, step: Step) -> None:
+    def put(self, step: Step, cut: bool = True) -> None:
         """Add a step whose rows are encoded."""
         self._buffer.append(step)
         about = self._manifest
         self._size += len(step.ids) * row_bytes(self.dim, about.dtype) + 4 * about.d
-        if self._size >= self._shard_bytes:
+        if cut and self._size >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
