@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import written
 import yaml
 from fudlr.cli import app, is_expected
 from fudlr.report.rows import metric_rows
@@ -18,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+# So little training fails diagnostics, which are not what these tests look at.
+FAST = ("--quick", "--force")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +29,10 @@ def folders(tmp_path_factory):
     (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
     chosen = ["recommender.kind=titles", f"recommender.template={folder / 'own.yaml'}"]
     settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
-    fudlr("train", "--data", "synthetic", "--out", folder / "run", *settings)
-    fudlr("debias", folder / "run", "--out", folder / "result", "--objective", "arp")
+    (folder / "data").mkdir()
+    data = written.parquet(folder / "data")
+    fudlr("train", "--data", data, "--out", folder / "run", *settings)
+    fudlr("debias", folder / "run", "--out", folder / "result", "--objective", "arp", *FAST)
     return folder
 
 
@@ -86,13 +91,14 @@ def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(folders, tmp_path):
               f"lora.adapter={folders / 'run' / 'adapter'}"]  # fmt: skip
     settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
     base = folders / "run" / "base"
-    fudlr("train", "--data", "synthetic", "--base", base, "--out", tmp_path / "run", *settings)
+    data = folders / "data"
+    fudlr("train", "--data", data, "--base", base, "--out", tmp_path / "run", *settings)
     kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     start = load_file(tmp_path / "run" / "start" / "adapter_model.safetensors")
     for name, matrix in theirs.items():
         assert kept[name].equal(matrix), name
         assert start[name].equal(matrix if ".lora_A." in name else matrix * 0), name
-    fudlr("debias", tmp_path / "run", "--out", tmp_path / "result", "--force")
+    fudlr("debias", tmp_path / "run", "--out", tmp_path / "result", *FAST)
     found = load_file(tmp_path / "result" / "adapter" / "adapter_model.safetensors")
     assert not all(found[name].equal(theirs[name]) for name in theirs)
 
