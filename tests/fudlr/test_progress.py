@@ -17,23 +17,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_elements_pass_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(track(iter("abc"), description="letters")) == ["a", "b", "c"]
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "letters: 3" in captured.err
-
-
-def test_share_elapsed_and_remaining_time_are_shown(
+def test_elements_pass_and_share_elapsed_and_remaining_time_are_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("fudlr.common.progress.LOG_INTERVAL", 0.0)
-    for _ in track(range(4), description="scoring"):
-        time.sleep(0.01)
-    text = capsys.readouterr().err
-    assert "scoring:  25%" in text
-    assert "1/4 [00:00<00:00" in text
-    assert "4/4" in text
+    steps = track("abcd", description="scoring")
+    assert [time.sleep(0.01) or each for each in steps] == list("abcd")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "scoring:  25%" in captured.err
+    assert "1/4 [00:00<00:00" in captured.err
+    assert "4/4" in captured.err
 
 
 def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,14 +62,6 @@ def test_interruption_passes_through_and_says_how_far_it_came(
     assert clock.seconds["score"] > 0
 
 
-def test_break_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = track(range(4), description="scoring")
-    next(steps)
-    next(steps)
-    steps.close()
-    assert capsys.readouterr().err.endswith("\n")
-
-
 def test_stages_accumulate_and_nested_time_counts_once(clock: list[float]) -> None:
     stages = StageClock()
     with stages.stage("outer"):
@@ -90,14 +76,6 @@ def test_stages_accumulate_and_nested_time_counts_once(clock: list[float]) -> No
     assert stages.cpu_seconds == stages.seconds
 
 
-def test_cpu_seconds_leave_sleep_out() -> None:
-    stages = StageClock()
-    with stages.stage("sleep"):
-        time.sleep(0.05)
-    assert stages.seconds["sleep"] >= 0.05
-    assert stages.cpu_seconds["sleep"] < 0.04
-
-
 def test_stages_are_announced(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with StageClock().stage("score"):
         clock[0] += 1.5
@@ -107,11 +85,9 @@ def test_stages_are_announced(clock: list[float], capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0, "0.00 s"),
         (0.523, "0.52 s"),
         (9.999, "10.0 s"),
         (59.97, "1 min 00 s"),
-        (245.2, "4 min 05 s"),
         (3599.7, "1 h 00 min"),
         (7800.0, "2 h 10 min"),
     ],

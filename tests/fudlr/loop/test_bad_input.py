@@ -69,74 +69,51 @@ def test_a_list_longer_than_the_data_allow_fails(run_folder, tmp_path):
     assert "5000" in message
 
 
-def test_unknown_option_exits_with_2(run_folder, tmp_path):
+def test_unknown_option_and_a_folder_that_is_no_run(run_folder, tmp_path):
     assert debias(run_folder, tmp_path, "--magic")[0] == 2
-
-
-def test_folder_that_is_no_run(tmp_path):
     code, message = debias(tmp_path, tmp_path)
     assert code == 2
     assert "config.yaml" in message
 
 
-def test_missing_adapter(run_folder, tmp_path):
-    code, message = debias(run_folder, tmp_path, "--adapter", tmp_path / "none")
+def changed(path, change):
+    """Write the tensors of a file anew, `change` applied to each."""
+    state = {name: change(tensor) for name, tensor in load_file(path).items()}
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def of_other_layers(path):
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "target_modules": ["no_such_layer"]}))
+
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        (SETTINGS, lambda path: path.unlink(), "adapter_config.json is missing"),
+        (SETTINGS, of_other_layers, "adapter"),
+        (WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:200]), "damaged"),
+        (WEIGHTS, lambda path: changed(path, lambda t: t / 0), "NaN or infinity"),
+        (WEIGHTS, lambda path: changed(path, lambda t: torch.cat([t, t], 1)),
+         "not for this base model"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_used(run_folder, tmp_path, name, damage, words):
+    adapter = shutil.copytree(run_folder / "adapter", tmp_path / "adapter")
+    damage(adapter / name)
+    code, message = debias(run_folder, tmp_path, "--adapter", adapter)
     assert code == 1
-    assert "adapter_config.json is missing" in message
-
-
-@pytest.fixture
-def own_adapter(run_folder, tmp_path):
-    """A copy of the run's adapter that a test may damage."""
-    return shutil.copytree(run_folder / "adapter", tmp_path / "adapter")
-
-
-def test_truncated_adapter(run_folder, own_adapter, tmp_path):
-    path = own_adapter / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:200])
-    code, message = debias(run_folder, tmp_path, "--adapter", own_adapter)
-    assert code == 1
-    assert "damaged" in message
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_adapter_that_is_not_finite(run_folder, own_adapter, tmp_path, value):
-    path = own_adapter / "adapter_model.safetensors"
-    state = load_file(path)
-    next(iter(state.values()))[0, 0] = value
-    save_file(state, path)
-    code, message = debias(run_folder, tmp_path, "--adapter", own_adapter)
-    assert code == 1
-    assert "NaN or infinity" in message
+    assert words in message
 
 
 def test_base_that_is_not_finite(run_folder, tmp_path):
     base = shutil.copytree(run_folder / "base", tmp_path / "base")
-    path = base / "model.safetensors"
-    state = load_file(path)
-    next(iter(state.values())).view(-1)[0] = torch.nan
-    save_file(state, path, metadata={"format": "pt"})
+    changed(base / "model.safetensors", lambda t: t / 0)
     with pytest.raises(FudlrError, match="NaN or infinity"):
         load_base(base)
-
-
-def test_adapter_for_another_base(run_folder, own_adapter, tmp_path):
-    path = own_adapter / "adapter_model.safetensors"
-    state = {name: torch.cat([t, t], 1) for name, t in load_file(path).items()}
-    save_file(state, path)
-    code, message = debias(run_folder, tmp_path, "--adapter", own_adapter)
-    assert code == 1
-    assert "not for this base model" in message
-
-
-def test_adapter_without_lora(run_folder, own_adapter, tmp_path):
-    config = own_adapter / "adapter_config.json"
-    record = json.loads(config.read_text())
-    record["target_modules"] = ["no_such_layer"]
-    config.write_text(json.dumps(record))
-    code, message = debias(run_folder, tmp_path, "--adapter", own_adapter)
-    assert code == 1
-    assert "adapter" in message
 
 
 def test_out_that_holds_something_else(run_folder, tmp_path):
@@ -178,10 +155,6 @@ def test_missing_movielens_says_how_to_fetch_it(tmp_path, monkeypatch):
     code, message = fudlr("train", "--out", tmp_path / "run", "--data", "ml-100k")
     assert code == 1
     assert "fudlr data fetch ml-100k" in message
-
-
-def test_verify_without_a_result(tmp_path):
-    assert fudlr("verify", tmp_path)[0] == 1
 
 
 def test_interruption_exits_with_130_and_leaves_nothing(run_folder, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from fudlr import load_run, write_result
 from fudlr.cli import app
 from fudlr.common.errors import RefusedError
-from fudlr.diagnostics import DIAGNOSTICS, Facts, Severity, look
+from fudlr.diagnostics import DIAGNOSTICS, Facts
 from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
 from fudlr.influence.curvature import CURVATURES, Identity
@@ -22,23 +22,31 @@ from fudlr.pipeline import request
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
 
-pytestmark = pytest.mark.numerics
-
 QUICK = {"curve": (), "heldout": False}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(run_folder):
     return load_run(run_folder)
+
+
+@pytest.fixture(scope="module")
+def unseen(run):
+    """The test prompts where nobody has seen anything."""
+    side = make_prompts(run.split, run.split.test, run.config.data).side
+    return replace(side, seen=torch.zeros_like(side.seen))
 
 
 def found(summary, name):
     return next((each for each in summary["diagnostics"] if each["name"] == name), None)
 
 
-def measured_of(scores, side):
+def diagnosed(name, scores, side, **plan):
+    """What a diagnostic finds in lists by `scores` on the test prompts `side`."""
     kept = statistics(scores, side)
-    return Measured(kept.values, kept, torch.zeros(len(scores)))
+    facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side), **plan),
+                  before=Measured(kept.values, kept, torch.zeros(len(scores))))  # fmt: skip
+    return DIAGNOSTICS[name](facts)
 
 
 def changed(run, **arrays):
@@ -56,99 +64,81 @@ def grouped(run, codes):
     return replace(run, split=split)
 
 
-@pytest.mark.parametrize("objective", ["arp", "arp + 0.5*hellinger", "hellinger"])
+@pytest.mark.numerics
+@pytest.mark.parametrize("objective", ["arp", "hellinger"])
 def test_a_healthy_run_passes(run, objective):
     summary = fudlr.debias(run, objective=objective, **QUICK).summary
     assert {each["severity"] for each in summary["diagnostics"]} == {"passed"}
     expected = set(DIAGNOSTICS) - {"oscillation"}
-    expected -= {"arp": {"chance", "small_groups"}, "hellinger": set()}.get(objective, {"chance"})
+    expected -= {"arp": {"chance", "small_groups"}, "hellinger": set()}[objective]
     assert {each["name"] for each in summary["diagnostics"]} == expected
 
 
-def test_lists_that_do_not_depend_on_the_user_are_warned_of(run):
-    """Nobody has seen anything: one ranking for all shares all, drawn ones K of M."""
-    side = make_prompts(run.split, run.split.test, run.config.data).side
-    side = replace(side, seen=torch.zeros_like(side.seen))
-    plan = SimpleNamespace(test=SimpleNamespace(side=side))
+def test_lists_that_do_not_depend_on_the_user_are_warned_of(unseen):
+    """One ranking for all shares all, drawn ones K of M; of three lists the pairs are counted."""
     for seed in range(3):
-        drawn = torch.rand(side.seen.shape, generator=torch.Generator().manual_seed(seed))
+        drawn = torch.rand(unseen.seen.shape, generator=torch.Generator().manual_seed(seed))
         for scores, severity, share in (
             (drawn[:1].expand_as(drawn).contiguous(), "warn", 1.0),
-            (drawn, "passed", side.k / side.seen.shape[1]),
+            (drawn, "passed", unseen.k / unseen.seen.shape[1]),
         ):
-            facts = Facts(plan, before=measured_of(scores, side))
-            finding = DIAGNOSTICS["lists_alike"](facts)
+            finding = diagnosed("lists_alike", scores, unseen)
             assert finding.severity == severity
             assert finding.measured == pytest.approx(share, abs=0.02)
-
-
-def test_what_two_lists_share_is_counted(run):
-    """Of three users, K = 2."""
-    side = make_prompts(run.split, run.split.test, run.config.data).side.take(torch.arange(3))
-    side = replace(side, seen=torch.zeros_like(side.seen), k=2)
-    scores = torch.zeros(side.seen.shape)
+    three = replace(unseen.take(torch.arange(3)), k=2)
+    scores = torch.zeros(three.seen.shape)
     scores[:, :4] = torch.tensor([[4.0, 3, 2, 1], [4, 1, 3, 2], [3, 4, 1, 2]])
-    facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
-                  before=Measured({}, statistics(scores, side), torch.zeros(3)))  # fmt: skip
     # Lists {0, 1}, {0, 2}, {1, 0}: pairs share 1, 2 and 1 of 2 items.
-    assert DIAGNOSTICS["lists_alike"](facts).measured == pytest.approx(4 / 3 / 2)
+    assert diagnosed("lists_alike", scores, three).measured == pytest.approx(4 / 3 / 2)
 
 
-def test_lists_that_ties_decide_are_warned_of(run):
+def test_lists_that_ties_decide_are_warned_of(unseen):
     """Of 20 prompts, K = 2: one tie across the list's end passes, two are too many."""
-    side = make_prompts(run.split, run.split.test, run.config.data).side.take(torch.arange(20))
-    side = replace(side, seen=torch.zeros_like(side.seen), k=2)
+    side = replace(unseen.take(torch.arange(20)), k=2)
     for count, severity in ((0, "passed"), (1, "passed"), (2, "warn")):
         scores = torch.arange(side.seen.shape[1]).float().expand(20, -1).clone()
         scores[:count, -3] = scores[:count, -2]  # the second and the third
         scores[:, 1] = scores[:, 0]  # far from the list
-        facts = Facts(SimpleNamespace(test=SimpleNamespace(side=side)),
-                      before=Measured({}, statistics(scores, side), torch.zeros(20)))  # fmt: skip
-        finding = DIAGNOSTICS["ties"](facts)
+        finding = diagnosed("ties", scores, side)
         assert (finding.measured, finding.severity) == (count / 20, severity)
 
 
-def test_a_training_that_still_falls_is_warned_of(run):
-    run = replace(run, losses=run.losses[:3])  # the same adapter, as if stopped at the third epoch
-    summary = fudlr.debias(run, **QUICK).summary
-    assert found(summary, "training")["severity"] == "warn"
-    assert any("has not converged" in said for said in summary["warnings"])
-
-
-def test_small_groups_are_warned_of_and_tiny_ones_refused(run):
+def test_short_training_small_groups_and_flat_metrics_are_warned_of_or_refused(run):
+    """The same adapter, as if stopped at the third epoch, judged by few users of one group."""
     valid = run.split.valid
     group = run.interactions.users["gender"].gather(valid.user).to_numpy()
     of_b = (group == "B").cumsum() * (group == "B")
-    few, tiny = (changed(run, valid=valid.take(np.flatnonzero(of_b <= size))) for size in (12, 3))
-    summary = fudlr.debias(few, objective="hellinger", **QUICK).summary
-    assert found(summary, "small_groups")["severity"] == "warn"
+    few, tiny = (valid.take(np.flatnonzero(of_b <= size)) for size in (12, 3))
+    flat = {"popularity": run.split.popularity * 0 + 7}
+    odd = replace(changed(run, valid=few, **flat), losses=run.losses[:3])
+    summary = fudlr.debias(odd, objective="hellinger", also=("arp",), **QUICK).summary
+    for name in ("training", "small_groups", "no_gradient"):
+        assert found(summary, name)["severity"] == "warn"
     assert found(summary, "small_groups")["measured"] == 12
+    assert any("has not converged" in said for said in summary["warnings"])
     with pytest.raises(RefusedError, match=r"'B', has 3 of"):
-        fudlr.debias(tiny, objective="hellinger", **QUICK)
-
-
-def test_a_metric_without_gradient_is_refused(run):
-    equal = changed(run, popularity=run.split.popularity * 0 + 7)
+        fudlr.debias(changed(run, valid=tiny), objective="hellinger", **QUICK)
     with pytest.raises(RefusedError, match="arp has no gradient"):
-        fudlr.debias(equal, objective="arp", lambda_acc=0.0, **QUICK)
-    summary = fudlr.debias(equal, objective="hellinger", also=("arp",), **QUICK).summary
-    assert found(summary, "no_gradient")["severity"] == "warn"
+        fudlr.debias(changed(run, **flat), objective="arp", lambda_acc=0.0, **QUICK)
 
 
+@pytest.mark.numerics
 def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
     generator = torch.Generator().manual_seed(4)
     codes = torch.randint(2, (run.interactions.n_users,), generator=generator)
-    result = fudlr.debias(grouped(run, codes.numpy().astype(str)), objective="dp", **QUICK)
+    run = grouped(run, codes.numpy().astype(str))
+    result = fudlr.debias(run, objective="dp", **QUICK)
     assert found(result.summary, "chance")["severity"] == "keep"
     assert int(result.mask.sum()) == 0
     assert torch.equal(result.theta, run.theta)
     assert any("Nothing here to remove" in said for said in result.summary["warnings"])
-    swept = sweep_run(grouped(run, codes.numpy().astype(str)), Grid(), result.config)
+    swept = sweep_run(run, Grid(), result.config)
     assert any("Nothing here to remove" in said for said in swept["warnings"])
     write_result(tmp_path / "r", result)
     assert "Nothing here to remove" in (tmp_path / "r" / "report.html").read_text()
 
 
+@pytest.mark.numerics
 def test_influence_that_is_noise_leaves_nothing_to_remove(run):
     """Random answers in place of the users' own: what ranks them higher is noise."""
     valid = run.split.valid
@@ -186,16 +176,15 @@ def test_a_mask_that_oscillates_is_refused(run, monkeypatch):
         fudlr.debias(run, **descent)
 
 
-def test_a_recommender_no_better_than_most_popular_is_warned_of(run, monkeypatch):
+def test_a_recommender_no_better_than_most_popular_is_warned_of(run):
     """Of 200 users: hits of its own for a tenth of them more, and for none more."""
     side = make_prompts(run.split, run.split.test, run.config.data).side
     popular = side.popularity.expand(len(side.target), -1).clone()
-    plan = SimpleNamespace(test=SimpleNamespace(side=side), config=run.config.debias)
     better = popular.clone()
     better[torch.arange(len(better)), side.target] = 1e6  # the target first for everyone
     for scores, severity in ((popular, "warn"), (better, "passed"), (better.flip(0), "warn")):
-        facts = Facts(plan, before=measured_of(scores, side))
-        assert DIAGNOSTICS["most_popular"](facts).severity == severity
+        finding = diagnosed("most_popular", scores, side, config=run.config.debias)
+        assert finding.severity == severity
 
 
 def test_the_ranking_looks_at_its_interval(run):
@@ -233,26 +222,19 @@ class Overconfident(Identity):
         return cls()
 
 
-def test_a_destructive_update_is_refused_unless_forced(run, run_folder, tmp_path, monkeypatch):
+def test_a_destructive_update_is_refused_unless_forced(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(CURVATURES, "overconfident", Overconfident)
-    options = {"curvature": "overconfident", "damping": 1.0, "lambda_acc": 0.0, **QUICK}
-    with pytest.raises(RefusedError, match="diagnostic shift"):
-        fudlr.debias(run, **options)
     settings = ["--set", "debias.curvature=overconfident", "--set", "debias.lambda_acc=0"]
-    arguments = ["debias", str(run_folder), "--out", str(tmp_path / "r"), *settings, "--damping=1"]
+    arguments = ["debias", str(run_folder), "--out", str(tmp_path / "r"), *settings,
+                 "--damping=1", "--quick"]  # fmt: skip
     refused = CliRunner().invoke(app, arguments)
     assert isinstance(refused.exception, RefusedError)
+    assert "diagnostic shift" in str(refused.exception)
     assert not (tmp_path / "r").exists()
-    forced = CliRunner().invoke(app, [*arguments, "--quick", "--force"], catch_exceptions=False)
+    forced = CliRunner().invoke(app, [*arguments, "--force"], catch_exceptions=False)
     assert forced.exit_code == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     severities = {each["name"]: each["severity"] for each in summary["diagnostics"]}
     assert severities["shift"] == severities["loss"] == "refuse"
     assert severities["ranking"] in ("warn", "refuse")
     assert any(said.startswith("Forced: The update shifts") for said in summary["warnings"])
-
-
-def test_severities_are_ordered():
-    ranks = [each.rank for each in Severity]
-    assert ranks == sorted(ranks)
-    assert look({}, None) == []

@@ -139,6 +139,7 @@ def test_an_option_acts_or_is_refused(run, usual, command, option, monkeypatch):
         ({"curvature": "ggn", "solver": "direct"}, "no closed form"),
         ({"candidates": 0.5, "newton_steps": 1}, "those of all samples"),
         ({"rows": "store", "curvature": "ggn"}, "curvature ggn"),
+        ({"rows": "store", "newton_steps": 1}, "Newton steps"),
         ({"rows": "auto", "store": "x", "candidates": 0.5}, "candidates"),
         ({"rows": "auto", "update": "unrolled", "damping": 0.1}, "debias.damping"),
         ({"update": "unrolled"}, "debias.rows=memory"),

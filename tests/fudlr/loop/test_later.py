@@ -23,19 +23,14 @@ def parts(run_folder, tmp_path_factory):
     cut = sorted(run.split.train.time)[len(run.split.train) * 3 // 4]
     older = later_run(run, run.split.train.between(0, cut))
     new = later_run(run, run.split.train.between(cut, float("inf")))
+    assert older.split.train.time.max() < new.split.train.time.min()
+    assert len(older.split.train) + len(new.split.train) == len(run.split.train)
     for name, part in (("older", older), ("new", new)):
         record_run(part, folder / name, projection=projection)
     both = append_run(older, new, (folder / "older", folder / "new"), folder / "both")
     once = later_run(run, both.split.train)
     record_run(once, folder / "once", projection=projection)
     return folder, run, older, new, both, once
-
-
-def test_a_time_cut_divides_the_samples(parts):
-    _, run, older, new, *_ = parts
-    assert 0 < len(new.split.train) < len(run.split.train)
-    assert older.split.train.time.max() < new.split.train.time.min()
-    assert len(older.split.train) + len(new.split.train) == len(run.split.train)
 
 
 def test_all_is_answered_as_if_recorded_at_once(parts):

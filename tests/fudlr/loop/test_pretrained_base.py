@@ -32,26 +32,12 @@ def test_a_pretrained_model_goes_through_the_loop(base, tmp_path):
         assert result.exit_code == 0, result.output
         return result
 
-    settings = [
-        "data.k=5", "train.epochs=2", "lora.rank=2",
-    ]  # fmt: skip
-    options = [word for setting in settings for word in ("--set", setting)]
-    run("train", "--data", "synthetic", "--base", base, "--out", tmp_path / "run", *options)
-    # Two epochs on random weights are no training, and a signature says so.
-    run(
-        "debias",
-        tmp_path / "run",
-        "--out",
-        tmp_path / "result",
-        "--objective",
-        "gini",
-        "--quick",
-        "--force",
-    )
-    out = tmp_path / "figures.json"
-    run(
-        "evaluate", tmp_path / "run", "--adapter", tmp_path / "result" / "adapter", "--out", out
-    )  # fmt: skip
-    summary = json.loads((tmp_path / "result" / "summary.json").read_text())
+    options = ["--set", "data.k=5", "--set", "train.epochs=1", "--set", "lora.rank=2"]
+    trained, result, out = (tmp_path / name for name in ("run", "result", "figures.json"))
+    run("train", "--data", "synthetic", "--base", base, "--out", trained, *options)
+    # An epoch on random weights is no training, and a diagnostic says so.
+    run("debias", trained, "--out", result, "--objective", "gini", "--quick", "--force")
+    run("evaluate", trained, "--adapter", result / "adapter", "--out", out)
+    summary = json.loads((result / "summary.json").read_text())
     for name, value in json.loads(out.read_text()).items():
         assert value == pytest.approx(summary["after"][name], rel=1e-5, abs=1e-7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import fudlr
 import pytest
 import torch
 from fudlr import load_run, lora, train_run
@@ -15,6 +14,8 @@ from fudlr.gradients.recording import shortfall
 from fudlr.gradients.store import Recorder, RecordingWarning, Store, StoreError, StoreWriter
 from fudlr.gradients.store import steps as recording_steps
 from fudlr.gradients.store.recorder import BatchGradients
+from fudlr.pipeline.evidence import gather
+from fudlr.pipeline.plan import prepare
 from fudlr.record import record_run
 
 from fudlr_ext.backward_hook import BackwardHook
@@ -57,16 +58,8 @@ def test_a_shortfall_of_energy_is_said(run, monkeypatch):
     said = shortfall(store, run.config)
     assert said.startswith("The store keeps 71.0% of the gradients' energy where 90% was asked for")
     monkeypatch.setattr(run, "store", lambda: store)
-    found = fudlr.debias(run, objective="arp", curve=(), heldout=False)
-    assert found.summary["warnings"][0] == said
-
-
-def test_recording_does_not_change_what_is_trained(run, tmp_path, tiny_config):
-    config = merge(tiny_config, {"record.epochs": "none"})
-    alone = train_run(config, tmp_path / "run")
-    assert torch.equal(alone.theta, run.theta)
-    assert alone.losses == run.losses
-    assert alone.store() is None
+    evidence = gather(prepare(run, run.config.debias))
+    assert evidence.warnings[0] == said
 
 
 def test_a_scoring_pass_gives_the_rows_at_the_adapter_itself(run, gradients, tmp_path):
@@ -115,20 +108,6 @@ def too_large(monkeypatch):
     return "GiB"
 
 
-def dropout(monkeypatch):
-    attach = lora.attach
-
-    def attach_and_drop(*args):
-        model = attach(*args)
-        for module in model.modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.1
-        return model
-
-    monkeypatch.setattr(lora, "attach", attach_and_drop)
-    return "dropout of"
-
-
 def full(monkeypatch):
     free = SimpleNamespace(free=9)
     monkeypatch.setattr("fudlr.gradients.store.steps.shutil.disk_usage", lambda _: free)
@@ -149,19 +128,46 @@ def two_uses(monkeypatch):
     return "rows are not the samples"
 
 
-BRIEF = {"model.pretrain_epochs": 0, "train.epochs": 2}
+BRIEF = {
+    "data.train_samples": 300, "model.pretrain_epochs": 0, "train.epochs": 2,
+    "train.batch": 64,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "hindrance", [too_large, dropout, full, two_uses], ids=lambda f: f.__name__
-)
-def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, hindrance):
+@pytest.fixture(scope="module")
+def brief(tiny_config):
+    return merge(tiny_config, BRIEF)
+
+
+@pytest.fixture(scope="module")
+def alone(brief, tmp_path_factory):
+    """What is trained without a recording, by the way that makes the gradients."""
+    trained = {}
+    for through in ("peft", "engine"):
+        config = merge(brief, {"record.epochs": "none", "train.through": through})
+        trained[through] = train_run(config, tmp_path_factory.mktemp("alone") / "run")
+        assert trained[through].store() is None
+    return trained
+
+
+def same(found, alone):
+    assert torch.equal(found.theta, alone.theta)
+    assert found.losses == alone.losses
+
+
+@pytest.mark.parametrize("through", ["peft", "engine"])
+def test_recording_does_not_change_what_is_trained(tmp_path, brief, alone, through):
+    found = train_run(merge(brief, {"train.through": through}), tmp_path / "run")
+    same(found, alone[through])
+    assert found.store().whole_training
+
+
+@pytest.mark.parametrize("hindrance", [too_large, full, two_uses], ids=lambda f: f.__name__)
+def test_a_training_that_cannot_be_recorded(tmp_path, brief, alone, monkeypatch, hindrance):
     said = hindrance(monkeypatch)
-    brief = merge(tiny_config, BRIEF)
-    alone = train_run(merge(brief, {"record.epochs": "none"}), tmp_path / "alone")
     with pytest.warns(RecordingWarning, match=f"goes on without a store: .*{said}"):
         found = train_run(brief, tmp_path / "run")
-    assert torch.equal(found.theta, alone.theta)
+    same(found, alone["peft"])
     assert found.store() is None
     assert not list((tmp_path / "run").glob("store*"))
     monkeypatch.setattr("fudlr.run.folder.train_adapter", None)  # not reached
@@ -170,12 +176,9 @@ def test_a_training_that_cannot_be_recorded(tmp_path, tiny_config, monkeypatch, 
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.parametrize("through", ["peft", "engine"])
 @pytest.mark.parametrize("fails", ["begin", "finish", "writer", "an arrival"])
-def test_what_fails_later_ends_the_recording_alone(
-    tmp_path, tiny_config, monkeypatch, *, fails, through
-):
-    brief = merge(tiny_config, {**BRIEF, "train.through": through})
+def test_what_fails_later_ends_the_recording_alone(tmp_path, brief, alone, monkeypatch, fails):
+    through = "engine" if fails == "writer" else "peft"
 
     def fail(*args, **more):
         raise StoreError("a shard was to be written", "the disk is full", "Make room")
@@ -184,8 +187,6 @@ def test_what_fails_later_ends_the_recording_alone(
     if fails == "writer":
         owner, name = StoreWriter, "append"
     if fails == "an arrival":
-        if through == "engine":
-            return
         said, owner, name = "rows are not the samples", BackwardHook, "open"
         opened = BackwardHook.open
 
@@ -196,38 +197,25 @@ def test_what_fails_later_ends_the_recording_alone(
         monkeypatch.setattr("fudlr.gradients.recording.rehearse", lambda *_: None)
     monkeypatch.setattr(owner, name, fail)
     with pytest.warns(RecordingWarning, match=f"{said}.*`fudlr record`"):
-        found = train_run(brief, tmp_path / "run")
+        found = train_run(merge(brief, {"train.through": through}), tmp_path / "run")
     monkeypatch.undo()
-    alone = train_run(merge(brief, {"record.epochs": "none"}), tmp_path / "alone")
-    assert torch.equal(found.theta, alone.theta)
-    assert found.losses == alone.losses
+    same(found, alone[through])
     assert not list((tmp_path / "run").glob("store*"))
-    assert record_run(load_run(tmp_path / "run")).n == len(found.split.train)
+    if fails == "finish":
+        assert record_run(load_run(tmp_path / "run")).n == len(found.split.train)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, StoreError])
-def test_an_audit_that_fails_leaves_training_and_store_as_they_are(
-    tmp_path, tiny_config, monkeypatch, error
-):
+def test_an_audit_that_fails_leaves_training_and_store_as_they_are(tmp_path, brief, monkeypatch):
     def fail(*_):
-        raise error("the figures", "were lost", "Look")
+        raise RuntimeError("the figures were lost")
 
     monkeypatch.setattr("fudlr.gradients.recording.audit_rows", fail)
     with pytest.warns(RecordingWarning, match=r"store is whole, \d+ rows, .*were lost.*`fudlr rec"):
-        found = train_run(merge(tiny_config, BRIEF), tmp_path / "run")
-    store = load_run(tmp_path / "run").store()
-    assert store.n == len(found.split.train)
-    assert store.audit == {}
+        found = train_run(brief, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.store().n == len(found.split.train)
+    assert run.store().audit == {}
     with pytest.warns(RecordingWarning, match="were lost"):
-        record_run(load_run(tmp_path / "run"))
+        record_run(run)
     monkeypatch.undo()
-    assert record_run(load_run(tmp_path / "run")).audit["samples"] == 64
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"record.energy": None}, {"record.projection": "random"}, {"record.dtype": "float16"}],
-)
-def test_options_that_do_not_fit(tiny_config, wrong):
-    with pytest.raises(UsageError, match="record"):
-        merge(tiny_config, wrong)
+    assert record_run(run).audit["samples"] == 64
