@@ -22,6 +22,10 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def percent(values: Any, digits: int = 1) -> list[str]:
+    return [f"{value:+.{digits}%}" for value in values]
+
+
 def loop() -> list[str]:
     found = result("loop")["results"]
     shown = {
@@ -30,98 +34,73 @@ def loop() -> list[str]:
     }
     rows = []
     for objective, metrics in shown.items():
-        figures, held = (
-            found[objective][key] for key in ("figures", "heldout_mean_relative_change")
-        )
+        held = found[objective]["heldout_mean_relative_change"]
         for metric in metrics:
-            each = figures[metric]
-            rows.append(
-                row(
-                    objective,
-                    metric,
-                    f"{each['mean']['before']:.4g}",
-                    f"{each['mean_relative_change']:+.1%}",
-                    f"{each['mean_relative_change_retrained']:+.1%}",
-                    f"{held[metric]:+.1%}",
-                )
-            )
+            each = found[objective]["figures"][metric]
+            changes = [each[f"mean_relative_change{of}"] for of in ("", "_retrained")]
+            before = f"{each['mean']['before']:.4g}"
+            rows.append(row(objective, metric, before, *percent([*changes, held[metric]])))
     return rows
 
 
 def ties() -> list[str]:
     rows = []
     for name, label in (("loop", "by item (default)"), ("loop_ties_file", "as in the file")):
-        arp, gap = (result(name)["results"][key]["figures"] for key in ("arp", "hellinger"))
-        rows.append(
-            row(
-                label,
-                f"{arp['arp']['mean_relative_change']:+.1%}",
-                f"{arp['arp']['closed_form_over_retraining']:.2f}",
-                f"{gap['hellinger']['mean_relative_change']:+.1%}",
-                f"{gap['hellinger']['closed_form_over_retraining']:.2f}",
-            )
-        )
+        cells = []
+        for key in ("arp", "hellinger"):
+            found = result(name)["results"][key]["figures"][key]
+            cells += percent([found["mean_relative_change"]])
+            cells.append(f"{found['closed_form_over_retraining']:.2f}")
+        rows.append(row(label, *cells))
     return rows
 
 
 def null() -> list[str]:
     found = result("loop")
-    values = found["results"]["hellinger"]["figures"]["hellinger"]["before"]
-    nulls = found["results"]["hellinger"]["null"]
+    gap = found["results"]["hellinger"]
+    values = gap["figures"]["hellinger"]["before"]
+    nulls = [each["hellinger"] for each in gap["null"]]
     return [
         row(seed, f"{value:.4f}", f"{each['mean']:.4f}", f"{each['p']:.3f}")
-        for seed, value, each in zip(
-            found["seeds"], values, (n["hellinger"] for n in nulls), strict=True
-        )
+        for seed, value, each in zip(found["seeds"], values, nulls, strict=True)
     ]
 
 
 def lds() -> list[str]:
-    rows = []
-    for kind, metrics in result("lds")["pooled"].items():
-        for metric, each in metrics.items():
-            low, high = each["spearman_interval"]
-            a, b = each["slope_interval"]
-            rows.append(
-                row(
-                    kind,
-                    metric,
-                    each["removals"],
-                    f"{each['spearman']:.2f} ({low:.2f} to {high:.2f})",
-                    f"{each['slope']:.2f} ({a:.2f} to {b:.2f})",
-                )
-            )
-    return rows
+    def cell(each: dict[str, Any], name: str) -> str:
+        low, high = each[f"{name}_interval"]
+        return f"{each[name]:.2f} ({low:.2f} to {high:.2f})"
+
+    return [
+        row(kind, metric, each["removals"], cell(each, "spearman"), cell(each, "slope"))
+        for kind, metrics in result("lds")["pooled"].items()
+        for metric, each in metrics.items()
+    ]
 
 
 def rivals() -> list[str]:
     rows = []
-    found = {name: result(f"compare_{name}") for name in ("arp", "hellinger")}
-    for rival in found["arp"]["records"][0]["rivals"]:
+    found = [result(f"compare_{name}")["records"] for name in ("arp", "hellinger")]
+    for rival in found[0][0]["rivals"]:
         cells = [rival]
-        for records in (each["records"] for each in found.values()):
-            metric = records[0]["steered"]
+        for records in found:
             points = [each["rivals"][rival] for each in records]
             chosen = [each["points"][each["chosen"]] for each in points]
-            for key in (metric, "ndcg@10"):
-                cells.append(
-                    f"{mean(p['figures'][key] / r['trained'][key] - 1 for p, r in zip(chosen, records, strict=True)):+.1%}"  # noqa: E501
-                )
+            for key in (records[0]["steered"], "ndcg@10"):
+                changes = [
+                    point["figures"][key] / each["trained"][key] - 1
+                    for point, each in zip(chosen, records, strict=True)
+                ]
+                cells += percent([mean(changes)])
         cells.append(f"{mean(each['cpu_seconds'] for each in chosen):.1f}")
         rows.append(row(*cells, "yes" if points[0]["names_samples"] else "no"))
     return rows
 
 
 def record_once() -> list[str]:
+    kinds = {"first": 1, "further": 1, "full_method": 1, "effect": 0, "of_retraining": 0}
     return [
-        row(
-            request,
-            f"{mean(e['first'] for e in seeds):.1%}",
-            f"{mean(e['further'] for e in seeds):.1%}",
-            f"{mean(e['full_method'] for e in seeds):.1%}",
-            f"{mean(e['effect'] for e in seeds):.0%}",
-            f"{mean(e['of_retraining'] for e in seeds):.0%}",
-        )
+        row(request, *(f"{mean(e[kind] for e in seeds):.{n}%}" for kind, n in kinds.items()))
         for request, seeds in result("record_once")["shares"].items()
     ]
 
@@ -132,31 +111,30 @@ def brief() -> list[str]:
     names = {"identity": "closed form", "replay": "unrolled"}
     rows = []
     for removal in ("drawn 1", "most popular targets", "chosen, replay"):
-        for way, label in names.items():
-            found = [each["removals"][removal] for each in seeds]
-            ways = [each["ways"][way] for each in found]
-            rows.append(
-                row(
-                    removal.replace(", replay", " by unrolling"),
-                    label,
-                    f"{mean(each['cosine'] for each in ways):.2f}",
-                    f"{mean(each['changes']['arp'] for each in ways):+.1f}",
-                    f"{mean(each['retrained']['arp'] for each in found):+.1f}",
-                )
-            )
+        label = removal.replace(", replay", " by unrolling")
+        found = [each["removals"][removal] for each in seeds]
+        retrained = f"{mean(each['retrained']['arp'] for each in found):+.1f}"
+        for name, way in names.items():
+            ways = [each["ways"][name] for each in found]
+            cosine = f"{mean(each['cosine'] for each in ways):.2f}"
+            change = f"{mean(each['changes']['arp'] for each in ways):+.1f}"
+            rows.append(row(label, way, cosine, change, retrained))
     return rows
 
 
+def by_width(name: str, figure: str, sign: int) -> list[str]:
+    """A row a way with its figure at every width, the best at the first width first."""
+    cases = [case["rows"] for case in result(name)["cases"]]
+    names = sorted(cases[0], key=lambda way: sign * cases[0][way][figure])
+    return [row(way, *(f"{rows[way][figure]:.2f}" for rows in cases)) for way in names]
+
+
 def scoring() -> list[str]:
-    cases = {case["hidden"]: case["rows"] for case in result("scoring")["cases"]}
-    names = sorted(cases[512], key=lambda name: -cases[512][name]["speed"])
-    return [row(name, *(f"{rows[name]['speed']:.2f}" for rows in cases.values())) for name in names]
+    return by_width("scoring", "speed", -1)
 
 
 def curvature() -> list[str]:
-    cases = {case["hidden"]: case["rows"] for case in result("curvature_products")["cases"]}
-    names = sorted(cases[512], key=lambda name: cases[512][name]["cost"])
-    return [row(name, *(f"{rows[name]['cost']:.2f}" for rows in cases.values())) for name in names]
+    return by_width("curvature_products", "cost", 1)
 
 
 def large() -> list[str]:
@@ -171,29 +149,23 @@ def large() -> list[str]:
         )
         for cell in result("experiment_scale")["cells"].values()
     ]
-    stream = result("store_stream")
+    stream, memory = result("store_stream"), result("scoring_memory")["rows"]
     forms = result("data_large")["forms"]
-    catalogue = result("catalogue")["expectation"]["float32"]
-    memory = result("scoring_memory")["rows"]
-    return [
-        *sizes,
-        row(
-            f"`store_stream`: product with a store of {stream['store_gb']:.1f} GB from disk",
-            f"{stream['share_of_disk_bandwidth']:.0%} of the speed of reading its files",
+    peaks = [f"{form['peak_bytes'] / 2**30:.1f} GiB ({name})" for name, form in forms.items()]
+    catalogue = result("catalogue")["expectation"]["float32"]["times_chunked"]
+    others = {
+        f"`store_stream`: product with a store of {stream['store_gb']:.1f} GB from disk": (
+            f"{stream['share_of_disk_bandwidth']:.0%} of the speed of reading its files"
         ),
-        row(
-            "`data_large`: reading 10⁷ interactions, peak memory",
-            ", ".join(f"{f['peak_bytes'] / 2**30:.1f} GiB ({name})" for name, f in forms.items()),
+        "`data_large`: reading 10⁷ interactions, peak memory": ", ".join(peaks),
+        "`catalogue`: expectations over 10⁶ items with gradients": (
+            f"{catalogue:.2f} times the speed of chunked torch (2 was asked for)"
         ),
-        row(
-            "`catalogue`: expectations over 10⁶ items with gradients",
-            f"{catalogue['times_chunked']:.2f} times the speed of chunked torch (2 was asked for)",
+        "`scoring_memory`: growth of memory from 10³ to 10⁵ samples": (
+            f"{memory[-1]['grown_mb'] - memory[0]['grown_mb']:.1f} MB"
         ),
-        row(
-            "`scoring_memory`: growth of memory from 10³ to 10⁵ samples",
-            f"{memory[-1]['grown_mb'] - memory[0]['grown_mb']:.1f} MB",
-        ),
-    ]
+    }
+    return [*sizes, *(row(*each) for each in others.items())]
 
 
 def experiments() -> list[str]:
@@ -209,20 +181,13 @@ def llm() -> list[str]:
     rows = []
     for name, label in (("llm", "first request"), ("llm_clean", "second request")):
         found = result(name)
-        arp, shifts = found["results"]["arp"], found["shifts"]["arp"]
+        arp, cosine = found["results"]["arp"], f"{found['shifts']['arp']['cosine']:.2f}"
         for metric in ("arp", "arp_soft"):
+            before = arp["before"][metric]
             low, high = arp["intervals"]["retrained_change"][metric]
-            rows.append(
-                row(
-                    label,
-                    metric,
-                    f"{arp['before'][metric]:.4g}",
-                    f"{arp['after'][metric] - arp['before'][metric]:+.3g}",
-                    f"{arp['retrained'][metric] - arp['before'][metric]:+.3g}",
-                    f"{low:+.3g} to {high:+.3g}",
-                    f"{shifts['cosine']:.2f}",
-                )
-            )
+            changes = [f"{arp[of][metric] - before:+.3g}" for of in ("after", "retrained")]
+            interval = f"{low:+.3g} to {high:+.3g}"
+            rows.append(row(label, metric, f"{before:.4g}", *changes, interval, cosine))
     return rows
 
 

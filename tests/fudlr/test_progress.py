@@ -8,6 +8,11 @@ import pytest
 from fudlr.common.progress import StageClock, duration, track
 
 
+@pytest.fixture(autouse=True)
+def _not_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FUDLR_QUIET", raising=False)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test sets by hand, instead of the real ones."""
@@ -97,7 +102,6 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def test_a_loop_shows_itself_only_after_its_delay(capsys, monkeypatch):
-    monkeypatch.delenv("FUDLR_QUIET", raising=False)
     monkeypatch.setattr("fudlr.common.progress.LOG_INTERVAL", 0.0)
 
     def shown(delay):
