@@ -8,8 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fudlr_ext import Engine, EngineError, label_logits, label_loss
 
-pytestmark = pytest.mark.numerics
-
 FACE = (label_logits, label_loss)
 
 
@@ -142,6 +140,7 @@ def test_linear_loss_has_no_gauss_newton_part(tiny):
     assert not got.any()
 
 
+@pytest.mark.numerics
 def test_float32_and_fused_attention():
     torch.manual_seed(0)
     model = adapted(llama(attn_implementation="sdpa"))

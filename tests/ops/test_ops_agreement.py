@@ -6,8 +6,6 @@ import torch
 from fudlr_ext import _C, ops
 from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
 
-pytestmark = pytest.mark.numerics
-
 MIXED = Shape((3, 0, 1, 20, 7, 5, 9), 8, 50)
 PACKED = [case for case in OP_CASES if case.packed]
 EVERY = [(case, dtype) for case in OP_CASES for dtype in case.dtypes]
@@ -46,6 +44,7 @@ def test_agrees_with_reference(case, dtype):
         _C.set_isa(before)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_any_strides(case):
     for dtype in case.dtypes:
@@ -98,6 +97,7 @@ def padded(packed, offsets, t):
     return out
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_padded_samples(case):
     left, right, *rest, offsets = case.make(MIXED, torch.float32)

@@ -70,7 +70,6 @@ def test_mask_table_has_one_readable_row_a_sample(result_folder, run_folder, sum
     assert str(removed.sort("score")["user_id"][0]) in page, "the report names the samples"
 
 
-@pytest.mark.numerics
 def test_closed_form_goes_where_retraining_goes(summary):
     before, after, retrained, predicted = (
         summary[state]["arp_soft"] for state in ("before", "after", "retrained", "predicted")

@@ -42,7 +42,6 @@ def test_steps_are_the_trainings(folder):
     assert torch.allclose(first.rows.float(), sketched, rtol=2**-7, atol=1e-6)
 
 
-@pytest.mark.numerics
 def test_it_ends_nearer_to_a_retraining_than_the_closed_form(folder, popular):
     run = load_run(folder)
     mask = popular(run)
