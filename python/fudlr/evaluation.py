@@ -25,7 +25,6 @@ from fudlr.data import (
 )
 from fudlr.metrics import Side, Statistics, evaluate_lists, statistics, top_k
 from fudlr.metrics.pairwise import pairwise
-from fudlr.metrics.statistics import tiles
 from fudlr.recommenders import Recommender, Titles
 
 
@@ -108,7 +107,7 @@ def most_popular(side: Side) -> dict[str, float]:
 
     Of lists alone, since there are no scores.
     """
-    tops = [top_k(side.popularity.expand_as(tile.seen), tile) for _, tile in tiles(side)]
+    tops = [top_k(side.popularity.expand_as(tile.seen), tile) for _, tile in side.tiles()]
     return evaluate_lists(torch.cat(tops), side)
 
 

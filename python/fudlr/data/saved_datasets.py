@@ -1,11 +1,9 @@
-"""Folders that Hugging Face `datasets` wrote with `save_to_disk`; read where it is installed."""
+"""Folders that Hugging Face `datasets` wrote with `save_to_disk`: Arrow streams in folders."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -21,21 +19,16 @@ MARKERS = ("dataset_dict.json", "state.json")
 
 
 def _load(path: Path) -> dict[str, pl.DataFrame]:
-    asked = f"the data set in {path} was to be read"
+    """The splits by name: a folder of Arrow streams each; one alone has the events' name."""
+    whole = (path / "dataset_dict.json").is_file()
+    parts = [f.parent for f in sorted(path.glob("*/state.json"))] if whole else [path]
     try:
-        library = importlib.import_module("datasets")
-    except ImportError as error:
-        raise DataError(
-            asked,
-            "it was saved by Hugging Face's `datasets`, which is not installed",
-            "Run `pip install datasets`, or save the data as Parquet",
-        ) from error
-    try:
-        loaded: Any = library.load_from_disk(str(path))
-        parts = loaded if isinstance(loaded, dict) else {EVENT_FILES[0]: loaded}
-        return {name: pl.DataFrame(part.with_format("arrow")[:]) for name, part in parts.items()}
-    except Exception as error:  # the library documents none of its own
+        tables = [pl.concat(map(pl.read_ipc_stream, sorted(p.glob("*.arrow")))) for p in parts]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        asked = f"the data set in {path} was to be read"
         raise DataError(asked, one_line(error), "Save it again with save_to_disk") from error
+    names = [part.name for part in parts] if whole else [EVENT_FILES[0]]
+    return dict(zip(names, tables, strict=True))
 
 
 def saved_tables(path: Path, columns: Mapping[str, str]) -> Tables | Interactions:
@@ -45,7 +38,7 @@ def saved_tables(path: Path, columns: Mapping[str, str]) -> Tables | Interaction
     test together; these may also hold instructions.
 
     Raises:
-        DataError: `datasets` is not installed, or the folder is damaged or of another kind.
+        DataError: The folder is damaged or of another kind.
     """
     tables = _load(path)
     main = next((stem for stem in EVENT_FILES if stem in tables), None)

@@ -49,7 +49,7 @@ def most_popular(facts: Facts) -> Finding | None:
     if facts.before is None or len(facts.before.losses) < 2:
         return None
     side, key = facts.plan.test.side, f"ndcg@{facts.plan.test.side.k}"
-    popular = NDCG().hard_rows(_most_popular(side), side)[:, 0]
+    popular = NDCG.hard_rows(_most_popular(side), side)[:, 0]
     gain = facts.before.statistics.rows[key][:, 0] - popular
     error = 1.96 * float(gain.std()) / len(gain) ** 0.5
     low, high = float(gain.mean()) - error, float(gain.mean()) + error

@@ -28,8 +28,8 @@ from fudlr.gradients import Space
 from fudlr.gradients.metric import MetricGradients, metric_gradients
 from fudlr.groups.sets import UserSet
 from fudlr.metrics import Objective, bootstrap, evaluate
+from fudlr.metrics.attribute import Within
 from fudlr.metrics.resample import Interval
-from fudlr.metrics.within import Within
 from fudlr.pipeline.plan import Plan, collected_warnings, prepare
 from fudlr.pipeline.request import Answer, Gradients, Scored, choose_mask, solve
 from fudlr.run import Run
@@ -188,8 +188,12 @@ def _members(each: UserSet, prompts: Prompts) -> Tensor:
 
 
 def _within(objective: Objective, label: str, member: Tensor) -> Objective:
-    terms = (replace(t, metric=Within(t.metric, member, label)) for t in objective.terms)
-    return Objective(tuple(terms))
+    return Objective(
+        tuple(
+            replace(term, metric=Within(term.metric, member, f"{term.metric.name}[{label}]"))
+            for term in objective.terms
+        )
+    )
 
 
 def _gradients(plan: Plan, sets: _Sets) -> MetricGradients:

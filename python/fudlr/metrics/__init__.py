@@ -8,11 +8,10 @@ from fudlr.metrics.base import (
     tied_at_k,
     top_k,
 )
-from fudlr.metrics.evaluate import evaluate, evaluate_lists
 from fudlr.metrics.objective import Objective, Term, metric_gradient
 from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
 from fudlr.metrics.score_function import DrawnLists, from_lists
-from fudlr.metrics.statistics import Statistics, statistics
+from fudlr.metrics.statistics import Statistics, evaluate, evaluate_lists, statistics
 from fudlr.metrics.table import METRICS, find_metric, from_function, load_metrics, register
 
 __all__ = [

@@ -7,15 +7,17 @@ direct optimization of information retrieval measures" (2010).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fudlr.metrics.base import MeanMetric, Side, catalogue_softmax
+from fudlr.metrics.base import Side, SummedMetric, catalogue_softmax
 
 
-def hits(top: Tensor, side: Side) -> Tensor:
-    """Return where in the list the target stands: [n, K] bool, at most one in a row."""
-    return top == side.target[:, None]
+def hit(top: Tensor, side: Side) -> Tensor:
+    """Return 1 where the target is in the list: [n, 1] float64."""
+    return (top == side.target[:, None]).any(1, keepdim=True).double()
 
 
 def target_probability(scores: Tensor, side: Side) -> Tensor:
@@ -33,57 +35,22 @@ def smooth_rank(scores: Tensor, side: Side) -> Tensor:
     return 1 + torch.where(others, ahead, 0.0).sum(1, keepdim=True)
 
 
-def _gain(top: Tensor, side: Side, gain: Tensor) -> Tensor:
-    return hits(top, side).double() @ gain.to(top.device)[:, None]
+def _ranked(name: str, gain: Callable[[Tensor], Tensor]) -> SummedMetric:
+    """The mean of gain(rank), 0 beyond K; softly, with the smooth rank."""
+
+    def hard(top: Tensor, side: Side) -> Tensor:
+        rank = torch.arange(1, side.k + 1, dtype=torch.float64, device=top.device)
+        return (top == side.target[:, None]).double() @ gain(rank)[:, None]
+
+    def soft(scores: Tensor, side: Side) -> Tensor:
+        return gain(smooth_rank(scores, side))
+
+    return SummedMetric(name, hard, soft, lower_is_better=False, at_k=True)
 
 
-class HitRate(MeanMetric):
-    """HR@K: share of prompts whose target is in the list; softly, the target's probability."""
-
-    name = "hr"
-    lower_is_better = False
-    at_k = True
-    bounds = (0.0, 1.0)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return 1 for a hit."""
-        return _gain(top, side, torch.ones(side.k, dtype=torch.float64))
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the target's probability."""
-        return target_probability(scores, side)
-
-
-class NDCG(MeanMetric):
-    """NDCG@K: mean of 1 / log₂(1 + rank), 0 beyond K; softly, with the smooth rank."""
-
-    name = "ndcg"
-    lower_is_better = False
-    at_k = True
-    bounds = (0.0, 1.0)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return the discount at the target's rank."""
-        rank = torch.arange(1, side.k + 1, dtype=torch.float64)
-        return _gain(top, side, 1 / torch.log2(1 + rank))
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the discount at the smooth rank."""
-        return 1 / torch.log2(1 + smooth_rank(scores, side))
-
-
-class MRR(MeanMetric):
-    """MRR@K: mean of 1 / rank, 0 beyond K; softly, with the smooth rank."""
-
-    name = "mrr"
-    lower_is_better = False
-    at_k = True
-    bounds = (0.0, 1.0)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return the reciprocal of the target's rank."""
-        return _gain(top, side, 1 / torch.arange(1, side.k + 1, dtype=torch.float64))
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the reciprocal of the smooth rank."""
-        return 1 / smooth_rank(scores, side)
+HIT_RATE = SummedMetric("hr", hit, target_probability, lower_is_better=False, at_k=True)
+"""HR@K: share of prompts whose target is in the list; softly, the target's probability."""
+NDCG = _ranked("ndcg", lambda rank: 1 / torch.log2(1 + rank))
+"""NDCG@K: mean of 1 / log₂(1 + rank)."""
+MRR = _ranked("mrr", lambda rank: 1 / rank)
+"""MRR@K: mean of 1 / rank."""

@@ -8,34 +8,75 @@ al., "Item-side fairness of large language model-based recommendation system" (2
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fudlr.metrics.accuracy import hits, target_probability
-from fudlr.metrics.base import Side, SummedMetric, catalogue_softmax
+from fudlr.metrics.accuracy import hit, target_probability
+from fudlr.metrics.base import Finish, Metric, Rows, Side, SummedMetric, catalogue_softmax
 
-
-def _has_item_groups(side: Side) -> bool:
-    return side.item_groups is not None and side.item_groups.shape[1] > 1
-
-
-def _item_groups(side: Side, dtype: torch.dtype) -> Tensor:
-    if side.item_groups is None:
-        raise AssertionError("missing() was to be asked first")
-    return side.item_groups.to(dtype)
+Gap = Callable[[Tensor, Tensor], Tensor]
+"""(means [R, U, C] of U groups, which of them are there [R, U]) to the gap between them, [R]."""
 
 
 def _list_exposure(top: Tensor, side: Side) -> Tensor:
     """Return the item groups' mean shares in each list: [n, G] float64."""
-    return _item_groups(side, torch.float64)[top].mean(1)
+    assert side.item_groups is not None  # missing() was asked first
+    return side.item_groups.double()[top].mean(1)
 
 
 def _soft_exposure(scores: Tensor, side: Side) -> Tensor:
     """Return the item groups' expected shares under the catalogue softmax: [n, G]."""
+    assert side.item_groups is not None
     p = catalogue_softmax(scores, side.seen)
-    return p @ _item_groups(side, p.dtype)
+    return p @ side.item_groups.to(p.dtype)
+
+
+class GroupGap(SummedMetric):
+    """A gap between the means over user groups of some features [n, C] of each prompt.
+
+    Prompts without a group do not count; a group that has no weight is not compared.
+
+    Args:
+        name: As the objective and the files write it.
+        hard: Features from the lists, float64.
+        soft: The same from the catalogue softmax.
+        gap: Between groups.
+        attributes: Those of `Metric`, where they are not its defaults.
+    """
+
+    def __init__(self, name: str, hard: Rows, soft: Rows, gap: Gap, **attributes: Any) -> None:
+        super().__init__(
+            name,
+            lambda top, side: _by_group(hard(top, side), side),
+            lambda scores, side: _by_group(soft(scores, side), side),
+            self._compared,
+            lower_is_better=True,
+            needs_groups=True,
+            at_k=True,
+            soft_suffix="",
+            **attributes,
+        )
+        self.gap = gap
+
+    def _compared(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
+        """Divide by each group's weight and compare."""
+        sums = sums.unflatten(1, (side.n_groups, -1))
+        weight = sums[:, :, :1]
+        return self.gap(sums[:, :, 1:] / weight.clamp_min(1e-30), weight[:, :, 0] > 0)
+
+
+def _by_group(features: Tensor, side: Side) -> Tensor:
+    """Put each prompt's (1, features) into its group's place: [n, U (1 + C)] float64.
+
+    Gaps are small differences of large means, hence the precision.
+    """
+    features = features.double()
+    member = side.user_group[:, None] == torch.arange(side.n_groups, device=features.device)
+    counted = torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
+    return (member.to(features.dtype)[:, :, None] * counted[:, None, :]).flatten(1)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -44,176 +85,101 @@ def _root(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
 
-class GroupGap(SummedMetric):
-    """A gap between the means over user groups of some features of each prompt.
-
-    Prompts without a group do not count; a group that has no weight is not compared.
-    """
-
-    lower_is_better = True
-    needs_groups = True
-    at_k = True
-    soft_suffix = ""
-    bounds = (0.0, 1.0)
-
-    @abstractmethod
-    def hard_features(self, top: Tensor, side: Side) -> Tensor:
-        """Return what is averaged within groups, from the lists: [n, C] float64."""
-
-    @abstractmethod
-    def soft_features(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the same from the catalogue softmax: [n, C]."""
-
-    @abstractmethod
-    def gap(self, means: Tensor, present: Tensor) -> Tensor:
-        """Return the gap between groups with means [R, U, C], where `present` [R, U]: [R]."""
-
-    def group_rows(self, features: Tensor, user_group: Tensor, n_groups: int) -> Tensor:
-        """Put each prompt's (1, features) into its group's place: [n, U (1 + C)] float64.
-
-        Gaps are small differences of large means, hence the precision.
-        """
-        features = features.double()
-        member = user_group[:, None] == torch.arange(n_groups, device=user_group.device)
-        counted = torch.cat([torch.ones_like(features[:, :1]), features], dim=1)
-        return (member.to(features.dtype)[:, :, None] * counted[:, None, :]).flatten(1)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return the features in their group's place."""
-        return self.group_rows(self.hard_features(top, side), side.user_group, side.n_groups)
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the soft features in their group's place."""
-        return self.group_rows(self.soft_features(scores, side), side.user_group, side.n_groups)
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Divide by each group's weight and compare."""
-        sums = sums.unflatten(1, (side.n_groups, -1))
-        weight = sums[:, :, :1]
-        return self.gap(sums[:, :, 1:] / weight.clamp_min(1e-30), weight[:, :, 0] > 0)
-
-
 def _largest_difference(means: Tensor, present: Tensor) -> Tensor:
     """Return the largest difference between two present groups in any feature: [R]."""
     absent = ~present[:, :, None]
     high = means.masked_fill(absent, -torch.inf).amax(1)
     low = means.masked_fill(absent, torch.inf).amin(1)
-    gap = (high - low).amax(1)
-    return torch.where(present.any(1), gap, 0.0)
+    return torch.where(present.any(1), (high - low).amax(1), 0.0)
 
 
-class _ExposureGap(GroupGap):
-    """A gap between the groups' mean distributions over item groups."""
-
-    def missing(self, side: Side) -> str | None:
-        """Ask for item groups too."""
-        if not _has_item_groups(side):
-            return "it compares item groups, and the items have none"
-        return super().missing(side)
-
-    def hard_features(self, top: Tensor, side: Side) -> Tensor:
-        """Return the shares of item groups in each list."""
-        return _list_exposure(top, side)
-
-    def soft_features(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the expected shares of item groups."""
-        return _soft_exposure(scores, side)
-
-    def gap(self, means: Tensor, present: Tensor) -> Tensor:
-        """Make the means distributions (items of unknown group count for none) and compare."""
-        mass = means.sum(2, keepdim=True)
-        return self.distance(means / mass.clamp_min(1e-30), present)
-
-    @abstractmethod
-    def distance(self, shares: Tensor, present: Tensor) -> Tensor:
-        """Return the distance between the present groups' distributions [R, U, G]: [R]."""
+def _hellinger(shares: Tensor, present: Tensor) -> Tensor:
+    root = _root(shares)
+    squared = (root[:, :, None] - root[:, None, :]).square().sum(3) / 2
+    both = present[:, :, None] & present[:, None, :]
+    return _root(squared.masked_fill(~both, 0.0).flatten(1).amax(1))
 
 
-class Hellinger(_ExposureGap):
-    """Hellinger distance √(½ Σ_g (√p_g - √q_g)²) between the two groups that differ most."""
+def _exposure_gap(name: str, distance: Gap) -> GroupGap:
+    """A gap between the groups' mean distributions; items of unknown group count for none."""
 
-    name = "hellinger"
+    def gap(means: Tensor, present: Tensor) -> Tensor:
+        return distance(means / means.sum(2, keepdim=True).clamp_min(1e-30), present)
 
-    def distance(self, shares: Tensor, present: Tensor) -> Tensor:
-        """Take the largest over all pairs of groups."""
-        root = _root(shares)
-        squared = (root[:, :, None] - root[:, None, :]).square().sum(3) / 2
-        both = present[:, :, None] & present[:, None, :]
-        return _root(squared.masked_fill(~both, 0.0).flatten(1).amax(1))
+    return GroupGap(name, _list_exposure, _soft_exposure, gap, needs_items=True)
 
 
-class DemographicParity(_ExposureGap):
-    """DP: the largest gap between two groups' mean shares of any item group."""
-
-    name = "dp"
-
-    def distance(self, shares: Tensor, present: Tensor) -> Tensor:
-        """Take the largest over item groups and pairs."""
-        return _largest_difference(shares, present)
+HELLINGER = _exposure_gap("hellinger", _hellinger)
+"""Hellinger distance √(½ Σ_g (√p_g - √q_g)²) between the two groups that differ most."""
+DP = _exposure_gap("dp", _largest_difference)
+"""Demographic parity: the largest gap between two groups' mean shares of any item group."""
+HIT_GAP = GroupGap("hit_gap", hit, target_probability, _largest_difference)
+"""The largest gap between two groups' HR@K; the surrogate has the target's probability."""
 
 
-class HitGap(GroupGap):
-    """The largest gap between two groups' HR@K; the surrogate has the target's probability."""
-
-    name = "hit_gap"
-
-    def hard_features(self, top: Tensor, side: Side) -> Tensor:
-        """Return whether the target is in the list."""
-        return hits(top, side).any(1, keepdim=True).double()
-
-    def soft_features(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the target's probability."""
-        return target_probability(scores, side)
-
-    def gap(self, means: Tensor, present: Tensor) -> Tensor:
-        """Take the largest over pairs."""
-        return _largest_difference(means, present)
-
-
-class _Unfairness(SummedMetric):
+def _unfairness(name: str, of: Callable[[Tensor], Tensor]) -> SummedMetric:
     """A function of group unfairness: item groups' mean shares recommended minus in histories."""
 
-    lower_is_better = True
-    at_k = True
-    soft_suffix = ""
-    bounds = (0.0, math.inf)
+    def less_history(exposure: Rows) -> Rows:
+        def rows(given: Tensor, side: Side) -> Tensor:
+            assert side.history_groups is not None
+            shares = exposure(given, side)
+            return shares - side.history_groups.to(shares.dtype)
+
+        return rows
+
+    finish: Finish = lambda sums, total, side: of(sums / total[:, None])  # noqa: E731
+    return SummedMetric(
+        name,
+        less_history(_list_exposure),
+        less_history(_soft_exposure),
+        finish,
+        lower_is_better=True,
+        needs_history=True,
+        at_k=True,
+        soft_suffix="",
+        bounds=(0.0, math.inf),
+    )
+
+
+MGU = _unfairness("mgu", lambda unfairness: unfairness.abs().mean(1))
+"""Mean over item groups of |share recommended - share in histories|."""
+DGU = _unfairness("dgu", lambda unfairness: unfairness.amax(1) - unfairness.amin(1))
+"""Largest minus smallest difference, the most favoured item group's to the least's."""
+
+
+class Within(Metric):
+    """A metric of some of the prompts alone: F_c(scores) = F(scores of the prompts in c).
+
+    ∂F_c/∂scores is zero outside of c, so that the gradients for disjoint sets of users cost
+    together about what one metric's does.
+
+    Args:
+        metric: Of any prompts.
+        member: [n] bool, which of the prompts count.
+        name: What it is called.
+    """
+
+    def __init__(self, metric: Metric, member: Tensor, name: str) -> None:
+        self.metric, self.index, self.name = metric, member.nonzero().flatten(), name
+        self.lower_is_better = metric.lower_is_better
+        self.needs_groups = metric.needs_groups
+
+    def hard(self, top: Tensor, side: Side, weights: Tensor | None = None) -> Tensor:
+        """The value on the lists `top` [n, K] of the set's prompts."""
+        chosen = None if weights is None else weights[self.index]
+        return self.metric.hard(top[self.index], side.take(self.index), chosen)
+
+    def surrogate(self, scores: Tensor, side: Side) -> Tensor:
+        """A scalar, differentiable in `scores` [n, M]."""
+        return self.metric.surrogate(scores[self.index], side.take(self.index))
 
     def missing(self, side: Side) -> str | None:
-        """Ask for item groups and histories."""
-        if side.history_groups is None or not _has_item_groups(side):
-            return "it compares item groups with users' histories, and one of them is missing"
-        return super().missing(side)
+        """What the metric lacks on the set's prompts, or None."""
+        return self.metric.missing(side.take(self.index))
 
-    def _less_history(self, exposure: Tensor, side: Side) -> Tensor:
-        if side.history_groups is None:
-            raise AssertionError("missing() was to be asked first")
-        return exposure - side.history_groups.to(exposure.dtype)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return each list's shares minus its user's history's."""
-        return self._less_history(_list_exposure(top, side), side)
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the expected shares minus the history's."""
-        return self._less_history(_soft_exposure(scores, side), side)
-
-
-class MeanGroupUnfairness(_Unfairness):
-    """MGU: mean over item groups of |share recommended - share in histories|."""
-
-    name = "mgu"
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Average the absolute differences."""
-        return (sums / total[:, None]).abs().mean(1)
-
-
-class DisparityOfGroupUnfairness(_Unfairness):
-    """DGU: largest minus smallest difference, the most favoured item group's to the least's."""
-
-    name = "dgu"
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Take the range of the differences."""
-        unfairness = sums / total[:, None]
-        return unfairness.amax(1) - unfairness.amin(1)
+    def ordered(self, order: Tensor) -> Within:
+        """The same for the prompts in another order: [n] int64, the prompt that stands there."""
+        member = torch.zeros(len(order), dtype=torch.bool)
+        member[self.index] = True
+        return Within(self.metric, member[order], self.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +19,19 @@ from torch import Tensor
 from fudlr.common.errors import NumericalError, UsageError
 
 
-def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> None:
-    fits = {
-        "float": value.is_floating_point(),
-        "bool": value.dtype == torch.bool,
-        "int64": value.dtype == torch.int64,
-    }[dtype]
+def _expect(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+    fits = value.is_floating_point() if dtype is None else value.dtype == dtype
+    asked = f"side information `{name}` was given"
     if tuple(value.shape) != shape or not fits:
-        raise UsageError(
-            f"side information `{name}` was given",
-            f"it is {value.dtype} {list(value.shape)}",
-            f"{dtype} {list(shape)} is needed",
-        )
-    if dtype == "float" and not bool(torch.isfinite(value).all() and (value >= 0).all()):
-        raise UsageError(
-            f"side information `{name}` was given",
-            "it holds NaN, infinite or negative values",
-            "Give finite values of at least 0",
-        )
+        needed = f"{'float' if dtype is None else dtype} {list(shape)} is needed"
+        raise UsageError(asked, f"it is {value.dtype} {list(value.shape)}", needed)
+    if dtype is None and not bool(torch.isfinite(value).all() and (value >= 0).all()):
+        found = "it holds NaN, infinite or negative values"
+        raise UsageError(asked, found, "Give finite values of at least 0")
+
+
+TILE = 2**20
+"""Numbers of a tile: its temporaries stay in the cache and in memory that is used again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,31 +67,28 @@ class Side:
     def __post_init__(self) -> None:
         """Check once, before any long work."""
         n, m = self.target.numel(), self.popularity.numel()
-        _expect("popularity", self.popularity, (m,), "float")
-        _expect("tail", self.tail, (m,), "bool")
-        _expect("target", self.target, (n,), "int64")
-        _expect("seen", self.seen, (n, m), "bool")
-        _expect("user_group", self.user_group, (n,), "int64")
-        if self.item_groups is not None:
-            _expect("item_groups", self.item_groups, (m, self.item_groups.shape[-1]), "float")
-        if self.history_groups is not None:
-            groups = (
-                self.history_groups.shape[-1]
-                if self.item_groups is None
-                else (self.item_groups.shape[1])
-            )
-            _expect("history_groups", self.history_groups, (n, groups), "float")
+        groups = next((g.shape[-1] for g in (self.item_groups, self.history_groups)
+                       if g is not None), 0)  # fmt: skip
+        for name, shape, dtype in (
+            ("popularity", (m,), None),
+            ("tail", (m,), torch.bool),
+            ("target", (n,), torch.int64),
+            ("seen", (n, m), torch.bool),
+            ("user_group", (n,), torch.int64),
+            ("item_groups", (m, groups), None),
+            ("history_groups", (n, groups), None),
+        ):
+            if (value := getattr(self, name)) is not None:
+                _expect(name, value, shape, dtype)
         if not 1 <= self.k <= m:
             raise UsageError(
                 f"lists of K = {self.k} items were asked for",
                 f"the catalogue has {m}",
                 "Choose K from 1 to the size of the catalogue",
             )
-        if n:
-            self._check_rows()
-
-    def _check_rows(self) -> None:
-        if self.target.min() < 0 or self.target.max() >= self.popularity.numel():
+        if not n:
+            return
+        if self.target.min() < 0 or self.target.max() >= m:
             raise UsageError("targets were given", "some are no item", "Give indices of items")
         if self.seen.gather(1, self.target[:, None]).any():
             raise UsageError(
@@ -130,13 +123,22 @@ class Side:
 
     def take(self, index: Tensor) -> Side:
         """Return the same for the prompts at `index`."""
-        names = ("target", "seen", "user_group")
-        rows: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
-        if self.history_groups is not None:
-            rows["history_groups"] = self.history_groups[index]
+        names = ("target", "seen", "user_group", "history_groups")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        rows: dict[str, Any] = {
+            name: None if value is None else value[index] for name, value in given.items()
+        }
         # The number of groups must not depend on which prompts are left.
         labels = self.group_labels or tuple(str(g) for g in range(self.n_groups))
         return dataclasses.replace(self, **rows, group_labels=labels)
+
+    def tiles(self) -> Iterator[tuple[slice, Side]]:
+        """Cut the prompts into tiles of about `TILE` scores."""
+        n, m = self.seen.shape
+        step = max(1, TILE // m)
+        for start in range(0, n, step):
+            part = torch.arange(start, min(start + step, n), device=self.seen.device)
+            yield slice(start, start + len(part)), self.take(part)
 
     def to(self, device: torch.device | str) -> Side:
         """Return the same on another device."""
@@ -147,7 +149,8 @@ class Side:
         return dataclasses.replace(self, **moved)
 
 
-def _check_scores(scores: Tensor, side: Side) -> None:
+def check_scores(scores: Tensor, side: Side) -> None:
+    """Refuse scores of another shape, or that are not finite where they count."""
     if scores.shape != side.seen.shape:
         raise UsageError(
             "scores were to be measured",
@@ -173,7 +176,7 @@ def top_k(scores: Tensor, side: Side) -> Tensor:
         UsageError: a prompt with fewer than K unseen items.
         NumericalError: scores that are not finite.
     """
-    _check_scores(scores, side)
+    check_scores(scores, side)
     left = int((~side.seen).sum(1).min()) if len(scores) else side.k
     if left < side.k:
         raise UsageError(
@@ -234,7 +237,10 @@ class Metric(ABC):
         name: as the objective and the files write it.
         lower_is_better: the direction that is fairer, or more accurate.
         needs_groups: whether it compares groups of users.
+        needs_items: whether it needs groups of items.
+        needs_history: whether it also compares them with users' histories.
         at_k: whether the hard value is written as `name@K` or as `name`.
+        has_hard: whether there is a value on the top K; a user's function may have none.
         soft_suffix: what the surrogate's name in the files adds to `name`; empty where the
             surrogate is the same measure on the whole catalogue.
         bounds: the least and the largest value there can be, hard or soft.
@@ -243,7 +249,10 @@ class Metric(ABC):
     name: str
     lower_is_better: bool
     needs_groups: bool = False
+    needs_items: bool = False
+    needs_history: bool = False
     at_k: bool = False
+    has_hard: bool = True
     soft_suffix: str = "_soft"
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
@@ -257,10 +266,14 @@ class Metric(ABC):
 
     def missing(self, side: Side) -> str | None:
         """Say what the metric needs and `side` lacks, or None."""
-        if self.needs_groups:
-            present = side.user_group[side.user_group >= 0].unique().numel()
-            if present < 2:
-                return f"it compares groups of users, and the prompts have {present}"
+        items = side.item_groups is not None and side.item_groups.shape[1] > 1
+        if self.needs_history and not (items and side.history_groups is not None):
+            return "it compares item groups with users' histories, and one of them is missing"
+        if self.needs_items and not items:
+            return "it compares item groups, and the items have none"
+        present = side.user_group[side.user_group >= 0].unique().numel()
+        if self.needs_groups and present < 2:
+            return f"it compares groups of users, and the prompts have {present}"
         return None
 
     def hard_key(self, k: int) -> str:
@@ -273,28 +286,39 @@ class Metric(ABC):
         return self.name + self.soft_suffix
 
 
+Rows = Callable[[Tensor, Side], Tensor]
+"""(lists [n, K] or scores [n, M], side) to what is to be summed over prompts, [n, S]."""
+Finish = Callable[[Tensor, Tensor, Side], Tensor]
+"""(sums [R, S], total weights [R], side) to the metric, [R]."""
+
+
+def mean(sums: Tensor, total: Tensor, side: Side) -> Tensor:
+    """The mean over prompts of rows [n, 1]."""
+    return sums[:, 0] / total
+
+
 class SummedMetric(Metric):
     """A metric that is a function of weighted sums over prompts, as all built-in ones are.
 
     So one matrix product gives the metric for any number of weightings, which makes bootstrap
     intervals cheap.
+
+    Args:
+        name: As the objective and the files write it.
+        hard_rows: What is to be summed, from the top K: [n, S] float64.
+        soft_rows: The same from the catalogue softmax: differentiable.
+        finish: Turns sums into the metric.
+        attributes: Those of `Metric`, where they are not its defaults.
     """
 
-    @abstractmethod
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return what is to be summed over prompts, from the top K: [n, S] float64."""
-
-    @abstractmethod
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the same from the catalogue softmax: [n, S], differentiable."""
-
-    @abstractmethod
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Turn sums [R, S] of prompts with total weight [R] into the metric: [R]."""
-
-    def soft_finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Do the same for the soft rows, where it differs."""
-        return self.finish(sums, total, side)
+    def __init__(
+        self, name: str, hard_rows: Rows, soft_rows: Rows, finish: Finish = mean, **attributes: Any
+    ) -> None:
+        self.name, self.bounds = name, (0.0, 1.0)
+        self.hard_rows, self.soft_rows, self.finish = hard_rows, soft_rows, finish
+        self.soft_finish = finish
+        for attribute, value in attributes.items():
+            setattr(self, attribute, value)
 
     def hard_sums(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
         """Sum the hard rows with each of `weights` [R, n]: [R, S]."""
@@ -319,14 +343,14 @@ class SummedMetric(Metric):
 
     def surrogate(self, scores: Tensor, side: Side) -> Tensor:
         """Return a scalar, differentiable in `scores` [n, M]."""
-        _check_scores(scores, side)
+        check_scores(scores, side)
         ones = torch.ones(1, len(scores), device=scores.device)
         return self.soft_many(scores, side, ones)[0]
 
 
-class MeanMetric(SummedMetric):
-    """A metric that is a mean over prompts: rows are [n, 1]."""
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Divide by the number of prompts."""
-        return sums[:, 0] / total
+def repeated(top: Tensor, side: Side, weights: Tensor | None) -> tuple[Tensor, Side]:
+    """Lists and side with each prompt as often as its whole weight [n] says."""
+    if weights is None:
+        return top, side
+    index = torch.arange(len(top), device=top.device).repeat_interleave(weights.long())
+    return top[index], side.take(index)

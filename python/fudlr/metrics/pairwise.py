@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from fudlr.metrics.base import Side
-from fudlr.metrics.statistics import tiles
 
 DIRECTIONS = {"auc": "higher", "auc_tail_gap": "lower", "auc_group_gap": "lower"}
 
 
 def pairwise_rows(scores: Tensor, side: Side) -> Tensor:
     """Each prompt's share of other unseen items below its target, [n]; 1/2 where there is none."""
-    parts = [_rows(scores[part], tile) for part, tile in tiles(side)]
+    parts = [_rows(scores[part], tile) for part, tile in side.tiles()]
     return torch.cat(parts) if parts else scores.new_zeros(0, dtype=torch.float64)
 
 

@@ -9,73 +9,81 @@ the catalogue, and divides entropy by the number of listed items.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fudlr.metrics.base import MeanMetric, Side, SummedMetric, catalogue_softmax
+from fudlr.metrics.base import Finish, Rows, Side, SummedMetric, catalogue_softmax
 
 
-class AverageRecommendationPopularity(MeanMetric):
-    """ARP: mean φ(i) over the lists; the surrogate is the mean of Σ_i p_i log(1 + φ(i)).
+def _softmax(scores: Tensor, side: Side) -> Tensor:
+    return catalogue_softmax(scores, side.seen)
 
-    The logarithm keeps a handful of blockbusters from owning the whole gradient.
-    """
 
-    name = "arp"
-    lower_is_better = True
-    bounds = (0.0, math.inf)
+def _expected(value: Callable[[Side], Tensor]) -> Rows:
+    """The expectation under the catalogue softmax of a value [M] of the items: [n, 1]."""
 
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return the mean count of each list."""
-        return side.popularity.double()[top].mean(1, keepdim=True)
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the expected log(1 + count)."""
+    def rows(scores: Tensor, side: Side) -> Tensor:
         p = catalogue_softmax(scores, side.seen)
-        return p @ side.popularity.log1p().to(p.dtype)[:, None]
+        return p @ value(side).to(p.dtype)[:, None]
+
+    return rows
 
 
-class AveragePercentageOfLongTail(MeanMetric):
-    """APLT: mean share of tail items in the lists; the surrogate is the expected share."""
+ARP = SummedMetric(
+    "arp",
+    lambda top, side: side.popularity.double()[top].mean(1, keepdim=True),
+    _expected(lambda side: side.popularity.log1p()),
+    lower_is_better=True,
+    bounds=(0.0, math.inf),
+)
+"""Mean φ(i) over the lists; the surrogate is the mean of Σ_i p_i log(1 + φ(i)).
 
-    name = "aplt"
-    lower_is_better = False
-    bounds = (0.0, 1.0)
-
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return each list's share of tail items."""
-        return side.tail[top].double().mean(1, keepdim=True)
-
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the tail's probability."""
-        p = catalogue_softmax(scores, side.seen)
-        return p @ side.tail.to(p.dtype)[:, None]
+The logarithm keeps a handful of blockbusters from owning the whole gradient.
+"""
+APLT = SummedMetric(
+    "aplt",
+    lambda top, side: side.tail[top].double().mean(1, keepdim=True),
+    _expected(lambda side: side.tail),
+    lower_is_better=False,
+)
+"""Mean share of tail items in the lists; the surrogate is the expected share."""
 
 
 class Exposure(SummedMetric):
-    """A function of each item's exposure: its count in all lists, or its mean probability."""
+    """A function of each item's exposure: its count in all lists, or its mean probability.
 
-    bounds = (0.0, 1.0)
+    Args:
+        name: As the objective and the files write it.
+        finish: Turns exposures [R, M] into the metric.
+        leave_out: (lists [n, K], counts of all items [M]) to the hard value less the value without
+            each prompt in turn, [n] float64, exact.
+        soft_rows: What is summed for the surrogate, [n, M].
+        attributes: `soft_finish`, and those of `Metric`, where they are not its defaults.
+    """
 
-    def hard_rows(self, top: Tensor, side: Side) -> Tensor:
-        """Return one-hot lists: [n, M]."""
-        rows = torch.zeros(side.seen.shape, dtype=torch.float64, device=top.device)
-        return rows.scatter_(1, top, 1.0)
+    def __init__(
+        self,
+        name: str,
+        finish: Finish,
+        leave_out: Callable[[Tensor, Tensor], Tensor],
+        soft_rows: Rows = _softmax,
+        **attributes: Any,
+    ) -> None:
+        super().__init__(name, _one_hot, soft_rows, finish, **attributes)
+        self._leave_out = leave_out
 
     def hard_sums(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
         """Count without the [n, M] matrix, which is almost empty."""
         sums = weights.new_zeros(len(weights), side.popularity.numel())
         return sums.index_add_(1, top.flatten(), weights.repeat_interleave(top.shape[1], dim=1))
 
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the catalogue softmax: [n, M]."""
-        return catalogue_softmax(scores, side.seen)
-
-    @abstractmethod
     def leave_out(self, top: Tensor, side: Side) -> Tensor:
         """Return the hard value less the value without each prompt in turn: [n] float64, exact."""
+        counts = torch.bincount(top.flatten(), minlength=side.popularity.numel()).double()
+        return self._leave_out(top, counts)
 
     def soft_gradient(self, sums: Tensor, side: Side) -> Tensor:
         """Return the surrogate's derivative in the sums [M] of the soft rows: [M] float64."""
@@ -87,88 +95,70 @@ class Exposure(SummedMetric):
         return gradient
 
 
-def _counts(top: Tensor, side: Side) -> Tensor:
-    return torch.bincount(top.flatten(), minlength=side.popularity.numel()).double()
+def _one_hot(top: Tensor, side: Side) -> Tensor:
+    rows = torch.zeros(side.seen.shape, dtype=torch.float64, device=top.device)
+    return rows.scatter_(1, top, 1.0)
 
 
-class Gini(Exposure):
-    """Gini index of exposure: Σ_j (2j - M - 1) x_(j) / (M Σ x), x ascending; 0 is equal.
-
-    The surrogate is the same on the mean catalogue distribution, differentiable wherever no two
-    items' exposures are equal.
-    """
-
-    name = "gini"
-    lower_is_better = True
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Weigh the sorted exposures."""
-        m = sums.shape[1]
-        position = torch.arange(1, m + 1, device=sums.device, dtype=sums.dtype)
-        ascending = sums.sort(dim=1).values
-        return ascending @ (2 * position - m - 1) / (m * sums.sum(1))
-
-    def leave_out(self, top: Tensor, side: Side) -> Tensor:
-        """Lower the first of the items with equal counts, which leaves the order as it is."""
-        counts = _counts(top, side)
-        (k, m), total = (top.shape[1], len(counts)), counts.sum()
-        value = self.finish(counts[None], total[None], side)
-        own = counts[top]
-        first = torch.searchsorted(counts.sort().values, own.contiguous()) + 1
-        # Of r items with the same count the i-th is i places higher: r (r - 1) in the sum of 2 j.
-        equal = (own[:, :, None] == own[:, None, :]).sum((1, 2)) - k
-        lowered = value * m * total - (2 * first - m - 1).sum(1) - equal
-        return value - lowered / (m * (total - k).clamp_min(1))
+def _gini(sums: Tensor, *_: Any) -> Tensor:
+    m = sums.shape[1]
+    position = torch.arange(1, m + 1, device=sums.device, dtype=sums.dtype)
+    return sums.sort(dim=1).values @ (2 * position - m - 1) / (m * sums.sum(1))
 
 
-class Entropy(Exposure):
-    """Shannon entropy of exposure, -Σ q log q in nats, q the exposures divided by their sum."""
-
-    name = "entropy"
-    lower_is_better = False
-    bounds = (0.0, math.inf)
-
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Return the entropy of the distribution over items; 0 log 0 = 0."""
-        q = sums / sums.sum(1, keepdim=True)
-        return torch.special.entr(q.clamp_min(torch.finfo(q.dtype).tiny)).sum(1)
-
-    def leave_out(self, top: Tensor, side: Side) -> Tensor:
-        """Take terms out of log S - (1/S) Σ c log c, c the counts and S their sum."""
-        counts = _counts(top, side)
-        own, total = counts[top], counts.sum()
-        weighed = torch.special.xlogy(counts, counts).sum()
-        lost = torch.special.xlogy(own, own) - torch.special.xlogy(own - 1, own - 1)
-        less = (total - top.shape[1]).clamp_min(1)
-        value = total.log() - weighed / total
-        return value - (less.log() - (weighed - lost.sum(1)) / less)
+def _without_in_gini(top: Tensor, counts: Tensor) -> Tensor:
+    # The first of the items with equal counts is lowered, which leaves the order as it is.
+    (k, m), total = (top.shape[1], len(counts)), counts.sum()
+    value = _gini(counts[None])
+    own = counts[top]
+    first = torch.searchsorted(counts.sort().values, own.contiguous()) + 1
+    # Of r items with the same count the i-th is i places higher: r (r - 1) in the sum of 2 j.
+    equal = (own[:, :, None] == own[:, None, :]).sum((1, 2)) - k
+    lowered = value * m * total - (2 * first - m - 1).sum(1) - equal
+    return value - lowered / (m * (total - k).clamp_min(1))
 
 
-class Coverage(Exposure):
-    """Coverage: share of the catalogue in at least one list.
+def _entropy(sums: Tensor, *_: Any) -> Tensor:
+    q = sums / sums.sum(1, keepdim=True)
+    return torch.special.entr(q.clamp_min(torch.finfo(q.dtype).tiny)).sum(1)  # 0 log 0 = 0
 
-    The surrogate is the share expected where every user draws K items, independently and with
-    replacement, from their catalogue softmax: 1 - Π_u (1 - p_ui)^K, averaged over the items.
-    """
 
-    name = "coverage"
-    lower_is_better = False
+def _without_in_entropy(top: Tensor, counts: Tensor) -> Tensor:
+    # Terms are taken out of log S - (1/S) Σ c log c, c the counts and S their sum.
+    own, total = counts[top], counts.sum()
+    weighed = torch.special.xlogy(counts, counts).sum()
+    lost = torch.special.xlogy(own, own) - torch.special.xlogy(own - 1, own - 1)
+    less = (total - top.shape[1]).clamp_min(1)
+    return total.log() - weighed / total - (less.log() - (weighed - lost.sum(1)) / less)
 
-    def finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Count the items with any exposure."""
-        return (sums > 0).to(sums.dtype).mean(1)
 
-    def leave_out(self, top: Tensor, side: Side) -> Tensor:
-        """Return the share of items that are in this list alone."""
-        counts = _counts(top, side)
-        return (counts[top] == 1).double().sum(1) / len(counts)
+def _log_missed(scores: Tensor, side: Side) -> Tensor:
+    """The log-probability that an item is missed, K log(1 - p): [n, M]."""
+    p = catalogue_softmax(scores, side.seen)
+    # p = 1 would make the logarithm infinite; the item is covered long before.
+    return side.k * torch.log1p(-p.clamp_max(1 - 1e-6))
 
-    def soft_rows(self, scores: Tensor, side: Side) -> Tensor:
-        """Return the log-probability that an item is missed, K log(1 - p): [n, M]."""
-        p = catalogue_softmax(scores, side.seen)
-        # p = 1 would make the logarithm infinite; the item is covered long before.
-        return side.k * torch.log1p(-p.clamp_max(1 - 1e-6))
 
-    def soft_finish(self, sums: Tensor, total: Tensor, side: Side) -> Tensor:
-        """Average the probability of at least one draw."""
-        return -torch.expm1(sums).mean(1)
+GINI = Exposure("gini", _gini, _without_in_gini, lower_is_better=True)
+"""Gini index of exposure: Σ_j (2j - M - 1) x_(j) / (M Σ x), x ascending; 0 is equal.
+
+The surrogate is the same on the mean catalogue distribution, differentiable wherever no two
+items' exposures are equal.
+"""
+ENTROPY = Exposure(
+    "entropy", _entropy, _without_in_entropy, lower_is_better=False, bounds=(0.0, math.inf)
+)
+"""Shannon entropy of exposure, -Σ q log q in nats, q the exposures divided by their sum."""
+COVERAGE = Exposure(
+    "coverage",
+    lambda sums, total, side: (sums > 0).to(sums.dtype).mean(1),
+    lambda top, counts: (counts[top] == 1).double().sum(1) / len(counts),
+    _log_missed,
+    soft_finish=lambda sums, total, side: -torch.expm1(sums).mean(1),
+    lower_is_better=False,
+)
+"""Share of the catalogue in at least one list.
+
+The surrogate is the share expected where every user draws K items, independently and with
+replacement, from their catalogue softmax: 1 - Π_u (1 - p_ui)^K, averaged over the items.
+"""

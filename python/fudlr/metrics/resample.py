@@ -42,7 +42,7 @@ from torch import Tensor
 from fudlr.common.errors import UsageError
 from fudlr.metrics.attribute import GroupGap
 from fudlr.metrics.base import Metric, Side, SummedMetric
-from fudlr.metrics.statistics import Statistics, has_hard, measurable, statistics
+from fudlr.metrics.statistics import Statistics, measurable, statistics
 
 CHUNK = 128  # resamples whose sums are held at a time
 
@@ -103,7 +103,7 @@ def _resampled(
     for metric in metrics:
         hard, soft = metric.hard_key(side.k), metric.soft_key
         if not isinstance(metric, SummedMetric):
-            if has_hard(metric):
+            if metric.has_hard:
                 each = [metric.hard(found.top, side, w).double() for w in weights]
                 draws[hard] = torch.stack(each)
         elif soft in by_key:

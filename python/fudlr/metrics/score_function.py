@@ -7,7 +7,7 @@ drawn by Plackett and Luce's model (Gumbel top-K: Kool, van Hoof, Welling 2019, 
     P(L_u) = Π_k e^(s_k/τ) / (Σ_{j not seen, not among l_1 … l_{k−1}} e^(s_j/τ))
     F(s) = E h(L),   ∂F/∂s_u = E [(h(L) − b_u) ∂ log P(L_u)/∂s_u]
 
-for any b_u that does not hang on L_u (Williams 1992, REINFORCE). With R draws the estimate is the
+for any b_u that does not depend on L_u (Williams 1992, REINFORCE). With R draws the estimate is the
 mean over draws; it is unbiased whatever b is, and b decides its variance (control variates):
 
 | what h is | b_u in draw r |
@@ -24,16 +24,11 @@ normalisers, ∂ log P/∂s_j = ([j in L] − e^(s_j/τ) C_{position of j, or K}
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, SummedMetric, _check_scores
-
-Lists = Callable[[Tensor, Side], Tensor]
-"""(top [n, K], side) to one number, or to one value a prompt, [n]."""
+from fudlr.metrics.base import Metric, Rows, Side, SummedMetric, check_scores, repeated
 
 
 class DrawnLists(Metric):
@@ -41,7 +36,8 @@ class DrawnLists(Metric):
 
     Args:
         name: As the objective and the files write it.
-        hard: A function of lists, or a metric whose hard value is meant.
+        hard: (top [n, K], side) to one value a prompt [n], or to a number; or a metric of the
+            table, whose hard value is then steered instead of its surrogate.
         lower_is_better: Its direction.
         draws: R, at least 2; the variance falls as 1/R, the time grows with it.
         seed: Of the draws: the same scores give the same gradient.
@@ -57,7 +53,7 @@ class DrawnLists(Metric):
     def __init__(
         self,
         name: str,
-        hard: Lists | Metric,
+        hard: Rows | Metric,
         lower_is_better: bool,
         *,
         draws: int = 32,
@@ -73,9 +69,7 @@ class DrawnLists(Metric):
                 "0",
                 "Give draws of at least 2 (32 is the default) and a positive temperature",
             )
-        self.name = name
-        self.lower_is_better = lower_is_better
-        self._of = hard
+        self.name, self.lower_is_better, self._of = name, lower_is_better, hard
         self._draws, self._seed = draws, seed
         self._temperature, self._control = temperature, control
 
@@ -87,14 +81,11 @@ class DrawnLists(Metric):
         """Return the value on the lists `top` [n, K]; whole `weights` repeat their rows."""
         if isinstance(self._of, Metric):
             return self._of.hard(top, side, weights)
-        if weights is not None:
-            index = torch.arange(len(top), device=top.device).repeat_interleave(weights.long())
-            top, side = top[index], side.take(index)
-        return self._values(top, side).mean()
+        return self._values(*repeated(top, side, weights)).mean()
 
     def surrogate(self, scores: Tensor, side: Side) -> Tensor:
         """Return the mean over the draws; its gradient in `scores` [n, M] is the estimate."""
-        _check_scores(scores, side)
+        check_scores(scores, side)
         with torch.no_grad():
             value, gradient = self.estimate(scores, side)
         # Linear in the scores: autograd finds the value and the gradient that were estimated.
@@ -179,30 +170,7 @@ class DrawnLists(Metric):
         return found
 
 
-def from_lists(
-    name: str,
-    hard: Lists | Metric,
-    lower_is_better: bool,
-    *,
-    draws: int = 32,
-    seed: int = 0,
-    temperature: float = 1.0,
-) -> Metric:
-    """Make a metric of a function of lists alone, which needs not be differentiable.
-
-    Args:
-        name: What the objective will call it.
-        hard: (top [n, K], side) to one value a prompt [n], or to a number; or a metric of the
-            table, whose hard value is then steered instead of its surrogate.
-        lower_is_better: Its direction.
-        draws: Lists drawn for each prompt; see `DrawnLists`.
-        seed: Of the draws.
-        temperature: Of the distribution they are drawn from.
-
-    Raises:
-        UsageError: Fewer than two draws, or a temperature that is not positive.
-    """
-    return DrawnLists(name, hard, lower_is_better, draws=draws, seed=seed, temperature=temperature)
+from_lists = DrawnLists
 
 
 def _less_others(values: Tensor) -> Tensor:

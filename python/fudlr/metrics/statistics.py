@@ -8,7 +8,7 @@ are read in tiles of rows, so that no second matrix of their size is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,7 @@ from torch import Tensor
 from fudlr.common.errors import UsageError
 from fudlr.metrics.base import Metric, Side, SummedMetric, tied_at_k, top_k
 from fudlr.metrics.popularity import Exposure
-from fudlr.metrics.table import METRICS, FunctionMetric
-
-TILE = 2**20
-"""Numbers of a tile: its temporaries stay in the cache and in memory that is used again."""
+from fudlr.metrics.table import METRICS
 
 
 @dataclass(frozen=True)
@@ -48,20 +45,6 @@ def measurable(side: Side, metrics: Iterable[Metric] | None = None) -> list[Metr
     """Return the metrics, all of the table by default, whose needs `side` meets."""
     chosen = METRICS.values() if metrics is None else metrics
     return [metric for metric in chosen if metric.missing(side) is None]
-
-
-def has_hard(metric: Metric) -> bool:
-    """Whether there is a value on the top K; a user's function may have none."""
-    return not isinstance(metric, FunctionMetric) or metric.has_hard
-
-
-def tiles(side: Side) -> Iterator[tuple[slice, Side]]:
-    """Cut the prompts into tiles of about `TILE` scores."""
-    n, m = side.seen.shape
-    step = max(1, TILE // m)
-    for start in range(0, n, step):
-        part = torch.arange(start, min(start + step, n), device=side.seen.device)
-        yield slice(start, start + len(part)), side.take(part)
 
 
 @torch.no_grad()
@@ -92,7 +75,7 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     tied = 0
     rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}
     sums: dict[str, Tensor] = {}
-    for part, tile in tiles(side):
+    for part, tile in side.tiles():
         own = scores[part]  # one tensor for all metrics, so that they share its softmax
         tops.append(top_k(own, tile))
         tied += int(tied_at_k(own, tile).sum())
@@ -106,11 +89,8 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     joined |= {metric.hard_key(side.k): metric.hard_rows(top, side) for metric in narrow}
 
     total = top.new_tensor([n], dtype=torch.float64)
-    values: dict[str, float] = {}
     left: dict[str, Tensor] = {}
-    for each in chosen:
-        if has_hard(each):
-            values[each.hard_key(side.k)] = float(each.hard(top, side))
+    values = _hard_values(top, side, chosen)
     for each in chosen:
         if isinstance(each, Exposure):
             found = each.soft_finish(sums[each.name][None], total, side)
@@ -131,9 +111,38 @@ def _soft_leave_out(
     """To first order, since a prompt is a small part of smooth sums: rows · ∂T/∂sums, [n]."""
     ways = {metric: metric.soft_gradient(sums[metric.name], side) for metric in wide}
     found: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in wide}
-    for part, tile in tiles(side) if wide else ():
+    for part, tile in side.tiles() if wide else ():
         own = scores[part]
         for metric, way in ways.items():
             rows = metric.soft_rows(own, tile)
             found[metric.soft_key].append((rows @ way.to(rows.dtype)).double())
     return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def _hard_values(top: Tensor, side: Side, chosen: list[Metric]) -> dict[str, float]:
+    return {m.hard_key(side.k): float(m.hard(top, side)) for m in chosen if m.has_hard}
+
+
+def evaluate(
+    scores: Tensor, side: Side, metrics: Iterable[Metric] | None = None
+) -> dict[str, float]:
+    """Measure the scores [n, M]: native values, hard and soft, under the files' names.
+
+    Returns:
+        `arp`, `hellinger@10`, ... on the top K, and `arp_soft`, `hellinger`, ... on the catalogue
+        softmax; arguments and errors are those of `statistics`.
+    """
+    return statistics(scores, side, metrics).values
+
+
+def evaluate_lists(
+    top: Tensor, side: Side, metrics: Iterable[Metric] | None = None
+) -> dict[str, float]:
+    """Measure the lists [n, K] int64, best first: hard values alone, under the files' names.
+
+    Raises:
+        UsageError: no prompts.
+    """
+    if not len(side.target):
+        raise UsageError("metrics were asked for", "there are no prompts", "Give at least one")
+    return _hard_values(top, side, measurable(side, metrics))

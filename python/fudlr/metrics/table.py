@@ -7,70 +7,53 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fudlr.common.errors import FudlrError, UsageError
-from fudlr.metrics.accuracy import MRR, NDCG, HitRate
-from fudlr.metrics.attribute import (
-    DemographicParity,
-    DisparityOfGroupUnfairness,
-    Hellinger,
-    HitGap,
-    MeanGroupUnfairness,
-)
-from fudlr.metrics.base import Metric, Side
-from fudlr.metrics.popularity import (
-    AveragePercentageOfLongTail,
-    AverageRecommendationPopularity,
-    Coverage,
-    Entropy,
-    Gini,
-)
+from fudlr.metrics.accuracy import HIT_RATE, MRR, NDCG
+from fudlr.metrics.attribute import DGU, DP, HELLINGER, HIT_GAP, MGU
+from fudlr.metrics.base import Metric, Rows, Side, repeated
+from fudlr.metrics.popularity import APLT, ARP, COVERAGE, ENTROPY, GINI
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        AverageRecommendationPopularity(),
-        AveragePercentageOfLongTail(),
-        Gini(),
-        Coverage(),
-        Entropy(),
-        Hellinger(),
-        DemographicParity(),
-        HitGap(),
-        MeanGroupUnfairness(),
-        DisparityOfGroupUnfairness(),
-        HitRate(),
-        NDCG(),
-        MRR(),
-    )
-}
-
+_BUILT_IN = (
+    ARP,
+    APLT,
+    GINI,
+    COVERAGE,
+    ENTROPY,
+    HELLINGER,
+    DP,
+    HIT_GAP,
+    MGU,
+    DGU,
+    HIT_RATE,
+    NDCG,
+    MRR,
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _BUILT_IN}
 BUILT_IN = frozenset(METRICS)
-
-Soft = Callable[[Tensor, Side], Tensor]
-Hard = Callable[[Tensor, Side], Tensor]
 
 
 class FunctionMetric(Metric):
-    """A user's own metric, made of plain functions; see `from_function`."""
+    """A metric made of plain functions.
 
-    def __init__(self, name: str, soft: Soft, lower_is_better: bool, hard: Hard | None) -> None:
-        self.name = name
-        self.lower_is_better = lower_is_better
-        self._soft = soft
-        self._hard = hard
+    Args:
+        name: what the objective will call it.
+        surrogate: (scores [n, M], side) to a scalar, differentiable in the scores.
+        lower_is_better: its direction.
+        hard: (top [n, K], side) to a scalar, where there is a value on lists too.
+    """
+
+    def __init__(
+        self, name: str, surrogate: Rows, lower_is_better: bool, hard: Rows | None = None
+    ) -> None:
+        self.name, self.lower_is_better = name, lower_is_better
+        self._soft, self._hard = surrogate, hard
+        self.has_hard = hard is not None
         # Without a hard function the surrogate is all there is, and has the plain name.
         self.soft_suffix = "_soft" if hard else ""
-
-    @property
-    def has_hard(self) -> bool:
-        """Whether there is a value on the top K."""
-        return self._hard is not None
 
     def hard(self, top: Tensor, side: Side, weights: Tensor | None = None) -> Tensor:
         """Return the value on the lists; whole `weights` repeat their rows."""
@@ -80,28 +63,14 @@ class FunctionMetric(Metric):
                 "it was registered without a function for it",
                 "Give from_function(..., hard=...)",
             )
-        if weights is not None:
-            index = torch.arange(len(top), device=top.device).repeat_interleave(weights.long())
-            top, side = top[index], side.take(index)
-        return self._hard(top, side)
+        return self._hard(*repeated(top, side, weights))
 
     def surrogate(self, scores: Tensor, side: Side) -> Tensor:
         """Return the user's function of the scores."""
         return self._soft(scores, side)
 
 
-def from_function(
-    name: str, surrogate: Soft, lower_is_better: bool, hard: Hard | None = None
-) -> Metric:
-    """Make a metric of a function.
-
-    Args:
-        name: what the objective will call it.
-        surrogate: (scores [n, M], side) to a scalar, differentiable in the scores.
-        lower_is_better: its direction.
-        hard: (top [n, K], side) to a scalar, where there is a value on lists too.
-    """
-    return FunctionMetric(name, surrogate, lower_is_better, hard)
+from_function = FunctionMetric
 
 
 def register(metric: Metric, *, replace: bool = False) -> Metric:
@@ -148,9 +117,8 @@ def load_metrics(path: Path) -> list[str]:
         raise UsageError(asked, found, "Mend the file; `python FILE` shows where") from error
     added = [name for name, metric in METRICS.items() if before.get(name) is not metric]
     if not added:
-        raise UsageError(
-            asked, "it registers none", "Call fudlr.metrics.register(metric) in it for each"
-        )
+        remedy = "Call fudlr.metrics.register(metric) in it for each"
+        raise UsageError(asked, "it registers none", remedy)
     return added
 
 
@@ -161,7 +129,6 @@ def find_metric(name: str) -> Metric:
         UsageError: there is none; the message lists those there are.
     """
     if name not in METRICS:
-        raise UsageError(
-            f"the metric {name!r} was asked for", "it is not known", f"Known: {', '.join(METRICS)}"
-        )
+        known = f"Known: {', '.join(METRICS)}"
+        raise UsageError(f"the metric {name!r} was asked for", "it is not known", known)
     return METRICS[name]

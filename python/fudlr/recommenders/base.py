@@ -34,15 +34,7 @@ from fudlr.recommenders.cached import float32_head
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]
 # What models raise that take no mask, no positions or no such cache.
-UNFIT = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+UNFIT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Recommender(ABC):
@@ -160,7 +152,7 @@ class Recommender(ABC):
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        """The outputs that loss and scores hang on; the only call that runs the model."""
+        """The outputs that loss and scores depend on; the only call that runs the model."""
 
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:

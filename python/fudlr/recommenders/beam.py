@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from fudlr.recommenders.tree import additive, logits_step, weight_dtype
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A whole title: its item, and its mean log-likelihood."""
-
-    item: int
-    score: float
-
-
-@dataclass(frozen=True)
-class _Beam:
-    """The beginning of some titles: their items, and log p of the tokens so far."""
-
-    items: tuple[int, ...]
-    total: float
+from fudlr.recommenders.cached import step
+from fudlr.recommenders.tree import additive, weight_dtype
 
 
 def beam_search(
@@ -34,8 +18,8 @@ def beam_search(
     answers: Mapping[int, list[int]],
     beams: int,
     k: int,
-) -> list[Leaf]:
-    """The best titles below one prompt, by log-likelihood a token, best first.
+) -> list[int]:
+    """Items of the best titles below one prompt, by log-likelihood a token, best first.
 
     At each depth the `beams` beginnings of the highest mean log-likelihood go on; whole titles
     are kept aside. The prompt is computed once, and each step adds the kept beginnings' last
@@ -48,46 +32,42 @@ def beam_search(
         beams: Beginnings that are followed.
         k: Titles wanted.
     """
-    values, cache = logits_step(model, DynamicCache(), **prompt, last=True)
-    alive = [_Beam(tuple(answers), 0.0)]
-    rows = values[:, -1].float().log_softmax(-1)
-    done: list[Leaf] = []
+    now = step(model, DynamicCache(), prompt, last=True)
+    width, device = prompt["input_ids"].shape[1], prompt["input_ids"].device
+    first = prompt["position_ids"][:, -1:] + 1
+    alive = [(tuple(answers), 0.0)]  # beginnings: their items, and log p of the tokens so far
+    done: list[tuple[float, int]] = []
     depth = 0
-    width = prompt["input_ids"].shape[1]
-    first = int(prompt["position_ids"][0, -1]) + 1
     while alive:
-        grown: list[tuple[int, int, _Beam]] = []
-        for row, beam in enumerate(alive):
+        rows = now.logits[:, -1].float().log_softmax(-1)
+        grown = []
+        for row, (items, before) in enumerate(alive):
             below: dict[int, list[int]] = {}
-            for item in beam.items:
+            for item in items:
                 below.setdefault(answers[item][depth], []).append(item)
-            tokens = list(below)
-            gains = rows[row, torch.tensor(tokens, device=rows.device)].tolist()
-            for token, gain in zip(tokens, gains, strict=True):
-                total = beam.total + gain
-                ended = [i for i in below[token] if len(answers[i]) == depth + 1]
-                done += [Leaf(item, total / (depth + 1)) for item in ended]
-                rest = tuple(i for i in below[token] if len(answers[i]) > depth + 1)
+            gains = rows[row, torch.tensor(list(below), device=device)].tolist()
+            for (token, here), gain in zip(below.items(), gains, strict=True):
+                total = before + gain
+                done += [(-total / (depth + 1), i) for i in here if len(answers[i]) == depth + 1]
+                rest = tuple(i for i in here if len(answers[i]) > depth + 1)
                 if rest:
-                    grown.append((row, token, _Beam(rest, total)))
-        grown = sorted(grown, key=lambda g: -g[2].total)[:beams]
-        alive = [beam for _, _, beam in grown]
+                    grown.append((row, token, rest, total))
+        grown = sorted(grown, key=lambda g: -g[3])[:beams]
+        alive = [(rest, total) for _, _, rest, total in grown]
         if not alive:
             break
-        device = rows.device
-        origin = torch.tensor([row for row, _, _ in grown], device=device)
-        cache.batch_select_indices(origin)
-        n = len(alive)
-        sees = torch.ones(n, 1, width + depth + 1, dtype=torch.bool, device=device)
+        now.cache.batch_select_indices(torch.tensor([row for row, *_ in grown], device=device))
+        sees = torch.ones(len(alive), 1, width + depth + 1, dtype=torch.bool, device=device)
         sees[:, :, :width] = prompt["attention_mask"].bool()
-        values, cache = logits_step(
+        now = step(
             model,
-            cache,
-            input_ids=torch.tensor([[token] for _, token, _ in grown], device=device),
-            attention_mask=additive(sees, weight_dtype(model)),
-            position_ids=torch.full((n, 1), first + depth, device=device),
+            now.cache,
+            {
+                "input_ids": torch.tensor([[token] for _, token, *_ in grown], device=device),
+                "attention_mask": additive(sees, weight_dtype(model)),
+                "position_ids": (first + depth).expand(len(alive), 1),
+            },
             last=True,
         )
-        rows = values[:, -1].float().log_softmax(-1)
         depth += 1
-    return sorted(done, key=lambda leaf: (-leaf.score, leaf.item))[:k]
+    return [item for _, item in sorted(done)[:k]]

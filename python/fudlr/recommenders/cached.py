@@ -25,7 +25,7 @@ def float32_head(model: nn.Module, positions: Tensor | None = None) -> Iterator[
     """Within it the output matrix is applied in float32, where the model's weights have less.
 
     Logits of 16 bits are equal for items that are not: their differences, and the lists made of
-    them, would hang on the order of the items. What the model does to its logits afterwards
+    them, would depend on the order of the items. What the model does to its logits afterwards
     (scaling, soft caps) is then in float32 too. A quantised output matrix stays as it is.
 
     Args:
@@ -69,7 +69,7 @@ class Step:
 
     Attributes:
         logits: [n, t, vocabulary], or [n, 1, vocabulary] of the last column.
-        states: Last hidden states [n, t, hidden], as the output matrix gets them.
+        states: Last hidden states [n, t, hidden], as the output matrix gets them, where asked for.
         cache: Of all columns up to here.
     """
 
@@ -79,46 +79,41 @@ class Step:
 
 
 def step(
-    model: nn.Module, row: dict[str, Tensor], cache: Any, skip: int = 0, last: bool = False
+    model: nn.Module, cache: Any, row: dict[str, Tensor], last: bool = False, states: bool = False
 ) -> Step:
-    """Run a causal language model over the columns of `row` from `skip` on.
+    """Run a causal language model over the columns after those in its cache.
 
     Args:
         model: In evaluation mode.
-        row: `input_ids`, `attention_mask`, `position_ids` [n, t].
-        cache: Of the `skip` columns before; it grows.
-        skip: Columns that are in the cache.
+        cache: Of the columns before; it grows.
+        row: `input_ids` and `position_ids` [n, t], and the mask over all columns.
         last: Whether the last column's logits suffice.
+        states: Whether hidden states are wanted too.
     """
-    states: list[Tensor] = []
-    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-    handle = decoder.register_forward_hook(
-        lambda module, given, out: states.append(out.last_hidden_state)
-    )
-    try:
-        with float32_head(model):
-            out = model(
-                input_ids=row["input_ids"][:, skip:],
-                attention_mask=row["attention_mask"],
-                position_ids=row["position_ids"][:, skip:],
-                logits_to_keep=int(last),
-                **with_cache(model, cache),
-            )
-    finally:
-        handle.remove()
-    return Step(out.logits, states[0], cache_of(out))
+    kept: list[Tensor] = []
 
+    def keep(module: nn.Module, given: Any, out: Any) -> None:
+        kept.append(out.last_hidden_state)
 
-def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
-    """Arguments that hand `cache` to a model: it is `cache` from transformers 5.24 on."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
     names = inspect.signature(type(decoder).forward).parameters
-    return {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
+    # It is `cache` from transformers 5.24 on.
+    name = "cache" if "cache" in names else "past_key_values"
+    inputs: dict[str, Any] = {**row, name: cache}
+    handle = decoder.register_forward_hook(keep) if states else None
+    try:
+        with float32_head(model):
+            out = model(**inputs, use_cache=True, logits_to_keep=int(last))
+    finally:
+        if handle is not None:
+            handle.remove()
+    found = next(out[key] for key in ("cache", "past_key_values") if key in out)
+    return Step(out.logits, kept[0] if kept else out.logits[:, :0], found)
 
 
-def cache_of(out: Any) -> Any:
-    """The cache in what a model gave, whatever it is called."""
-    return out["cache"] if "cache" in out else out["past_key_values"]
+def columns(row: dict[str, Tensor], skip: int) -> dict[str, Tensor]:
+    """A row's columns from `skip` on, those before being in the cache; the mask is over all."""
+    return {k: v if k == "attention_mask" else v[:, skip:] for k, v in row.items()}
 
 
 def fork(cache: Any) -> DynamicCache:

@@ -24,11 +24,10 @@ from transformers import DynamicCache
 
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
-from fudlr.recommenders.cached import NONE, Step, followed, fork, step
+from fudlr.recommenders.cached import NONE, Step, columns, followed, fork, step
 from fudlr.recommenders.prompting import Prompted, scattered
-from fudlr.recommenders.titles import scores_of
-from fudlr.recommenders.tree import TokenTree, states_step, walk
-from fudlr_ext import label_logits, label_loss, label_targets, states_at
+from fudlr.recommenders.tree import TokenTree, at_nodes, walk
+from fudlr_ext import label_logits, label_targets, states_at
 
 
 class Grounded(Prompted):
@@ -56,10 +55,7 @@ class Grounded(Prompted):
         batch = self.answered(samples, prompts)
         if scoring:
             self.embeddings  # noqa: B018  (made now: in an engine's pass no adapter can be off)
-            batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates:
-                chosen = self.candidates.items(samples)
-                batch["candidates"] = torch.from_numpy(chosen).to(self.device)
+            batch |= self.for_scores(samples, prompts)
         return batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
@@ -76,13 +72,9 @@ class Grounded(Prompted):
         row, end = followed(prompt, self._written(model, batch), self.pieces.pad)
         return label_logits(model, given), states_at(model, row, end)[:, 0]
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean −log p over the title's tokens and its end, [n]."""
-        return label_loss(outputs if isinstance(outputs, Tensor) else outputs[0], batch)
-
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Nearness of every item, [n, M]."""
-        states = scores_of(outputs)
+        states = self.scored(outputs)
         states = states if states.dtype == torch.float64 else states.float()
         scores = _nearness(states, self.embeddings.to(states)) / self._spread
         if "candidates" not in batch:
@@ -93,36 +85,33 @@ class Grounded(Prompted):
         """States at the ends of all titles below a prompt without history, in one tree."""
         tree = TokenTree([answer[:-1] for answer in self.pieces.answers])
         prompt = self.padded([self.pieces.prompt([], self.config.max_tokens).tokens])
-        ends = torch.from_numpy(tree.ends)
-        found: Tensor | None = None
         with evaluating(self.model), torch.no_grad(), _without_adapter(self.model):
-            for part in walk(self.model, prompt, tree, self.nodes, states_step):
-                here = ((ends >= part.start) & (ends < part.stop)).nonzero().flatten()
-                values = part.values[0].detach()
-                if found is None:
-                    found = values.new_empty(len(ends), values.shape[1])
-                found[here.to(values.device)] = values[(ends[here] - part.start).to(values.device)]
-        assert found is not None  # the prompt itself is always walked
+            seen = walk(self.model, prompt, tree, self.nodes, states=True)
+            ends = torch.from_numpy(tree.ends)
+            found = at_nodes(seen, ends, lambda values, column, _: values[:, column])[0]
         return found.float() if found.dtype != torch.float64 else found
 
     def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """What `forward` gives, with the prompt computed once: without gradients alone."""
         prompt = batch["prompt"]
-        begun = step(model, prompt, DynamicCache(), last=True)
+        begun = self._begin(model, batch)
         logits = begun.logits
         answer = label_targets(batch)[:, :-1]
         if answer.shape[1]:
             row, _ = followed(prompt, answer, self.pieces.pad)
-            after = step(model, row, fork(begun.cache), skip=prompt["input_ids"].shape[1])
+            after = step(model, fork(begun.cache), columns(row, prompt["input_ids"].shape[1]))
             logits = torch.cat([logits, after.logits], 1)
         return logits, self._write(model, batch, begun)
+
+    def _begin(self, model: nn.Module, batch: Batch) -> Step:
+        return step(model, DynamicCache(), batch["prompt"], last=True, states=True)
 
     def _written(self, model: nn.Module, batch: Batch) -> Tensor:
         """Tokens [n, w] that the model writes after the prompts, `NONE` where it has ended."""
         found = batch.get("written")
         if found is None or found.versions != _versions(model):
             with torch.no_grad():
-                self._write(model, batch, step(model, batch["prompt"], DynamicCache(), last=True))
+                self._write(model, batch, self._begin(model, batch))
         return batch["written"].tokens
 
     def _write(self, model: nn.Module, batch: Batch, begun: Step) -> Tensor:
@@ -139,7 +128,7 @@ class Grounded(Prompted):
                 break
             tokens = torch.cat([tokens, torch.where(open_, token, NONE)[:, None]], 1)
             row, _ = followed(prompt, tokens, self.pieces.pad)
-            now = step(model, row, now.cache, skip=width + tokens.shape[1] - 1)
+            now = step(model, now.cache, columns(row, width + tokens.shape[1] - 1), states=True)
             state = torch.where(open_[:, None], now.states[:, -1], state)
         batch["written"] = _Written(tokens, _versions(model))
         return state

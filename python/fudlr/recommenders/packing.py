@@ -7,41 +7,29 @@ vocabularies, are walked with a cached prompt instead (see `tree`), which holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.cached import float32_head
-from fudlr.recommenders.tree import (
-    ROOT,
-    Seen,
-    TokenTree,
-    additive,
-    logits_step,
-    unpadded,
-    walk,
-    weight_dtype,
-)
+from fudlr.recommenders.prompting import Prompted, scattered
+from fudlr.recommenders.tree import ROOT, Seen, TokenTree, additive, walk, weight_dtype
 
 LARGEST = 2**25  # numbers of a mask or of logits that are held at a time
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rows for the model, and the column where each sample's tree starts, [n]."""
-
-    inputs: dict[str, Tensor]
-    start: list[int]
-
-
 def pack(
     model: nn.Module, prompts: Sequence[Sequence[int]], trees: Sequence[TokenTree], pad: int
-) -> Packed:
-    """`input_ids`, `position_ids` [n, t] and `attention_mask` [n, 1, t, t], to be added.
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Rows for the model, and the column where each sample's tree starts, [n].
 
-    Rows are padded on the left; padding sees itself alone and is seen by none.
+    `input_ids`, `position_ids` [n, t] and `attention_mask` [n, 1, t, t], to be added. Rows are
+    padded on the left; padding sees itself alone and is seen by none.
     """
     sizes = [len(p) + len(t) for p, t in zip(prompts, trees, strict=True)]
     width, n = max(sizes, default=1), len(sizes)
@@ -61,14 +49,13 @@ def pack(
         if len(tree):
             sees[i, start:, start:] = next(tree.stretches(len(tree))).sees
         starts.append(start)
-    weight = model.get_input_embeddings().weight  # type: ignore[operator]
-    device = weight.device
+    device = next(model.parameters()).device
     inputs = {
         "input_ids": ids.to(device),
         "position_ids": positions.to(device),
         "attention_mask": additive(sees.to(device), weight_dtype(model)),
     }
-    return Packed(inputs, starts)
+    return inputs, starts
 
 
 def each_below(
@@ -83,22 +70,63 @@ def each_below(
         size: Most nodes of one tree that go through the model together.
         pad: The token for padding.
     """
-    config = model.config
-    vocabulary = int(config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
     width = prompt["input_ids"].shape[1] + max((len(tree) for tree in trees), default=0)
     group = LARGEST // (width * max(width, vocabulary))
     if group < 2 or max(len(tree) for tree in trees) > size:
         for i, tree in enumerate(trees):
-            yield list(walk(model, unpadded(prompt, i), tree, size, logits_step))
+            real = prompt["attention_mask"][i].bool()
+            alone = {name: value[i : i + 1, real] for name, value in prompt.items()}
+            yield list(walk(model, alone, tree, size))
         return
-    rows = [unpadded(prompt, i)["input_ids"][0].tolist() for i in range(len(trees))]
+    pairs = zip(prompt["input_ids"], prompt["attention_mask"].bool(), strict=True)
+    rows = [ids[real].tolist() for ids, real in pairs]
     for at in range(0, len(trees), group):
-        packed = pack(model, rows[at : at + group], trees[at : at + group], pad)
+        inputs, starts = pack(model, rows[at : at + group], trees[at : at + group], pad)
         with float32_head(model):
-            logits = model(**packed.inputs, use_cache=False).logits
-        for i, start in enumerate(packed.start):
+            logits = model(**inputs, use_cache=False).logits
+        for i, start in enumerate(starts):
             one = logits[i : i + 1]
             yield [
                 Seen(ROOT, 0, one[:, start - 1 : start]),
                 Seen(0, logits.shape[1] - start, one[:, start:]),
             ]
+
+
+class Scorer(Protocol):
+    """A tree of what is asked about some items, and how their scores are read off it."""
+
+    tree: TokenTree
+
+    def scores(self, seen: Iterable[Seen]) -> Tensor:
+        """Scores of the items [n, C], from logits at the nodes."""
+
+
+class TreeScored(Prompted):
+    """Scores read off a tree below the prompt: the catalogue's, or one of a sample's candidates."""
+
+    @abstractmethod
+    def scorer(self, items: Iterable[int]) -> Scorer:
+        """The tree for `items`."""
+
+    @cached_property
+    def catalogue(self) -> Scorer:
+        """The tree for all items."""
+        return self.scorer(range(self.n_items))
+
+    def below(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Scores of every item, or of each sample's candidates, [n, C]."""
+        prompt = batch["prompt"]
+        if "candidates" not in batch:
+            return self.catalogue.scores(walk(model, prompt, self.catalogue.tree, self.nodes))
+        parts = [self.scorer(items) for items in batch["candidates"].tolist()]
+        trees = [part.tree for part in parts]
+        each = each_below(model, prompt, trees, self.nodes, self.pieces.pad)
+        return torch.cat([part.scores(seen) for part, seen in zip(parts, each, strict=True)])
+
+    def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Scores of every item, [n, M]."""
+        scores = self.scored(outputs)
+        if "candidates" not in batch:
+            return scores
+        return scattered(scores, batch["candidates"], self.n_items)

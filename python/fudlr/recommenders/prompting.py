@@ -9,6 +9,7 @@ end of a piece moves to the start of the next, where tokenizers expect it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
 from fudlr.data.candidates import Candidates
 from fudlr.data.interactions import Interactions, Samples
-from fudlr.recommenders.base import Batch, Recommender
+from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
 from fudlr.recommenders.tree import TokenTree, check_attention, walk
 from fudlr.recommenders.words import Tokens, Words
+from fudlr_ext import label_loss
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,17 @@ class Pieces:
 
     def _told_apart(self, titles: list[str], ids: list[str]) -> list[str]:
         """Titles, with the item's id where two have the same tokens: no answer could mean both."""
-        keys = [tuple(tokens) for tokens in self.words.titles(titles)]
-        count = Counter(keys)
-        self.twins = sum(count[key] > 1 for key in keys)
-        told = [
-            title if count[key] == 1 else f"{title} [{name}]"
-            for title, key, name in zip(titles, keys, ids, strict=True)
-        ]
-        keys = [tuple(tokens) for tokens in self.words.titles(told)]
-        count = Counter(keys)
-        same = [title for title, key in zip(told, keys, strict=True) if count[key] > 1]
-        if same:
+
+        def again(texts: list[str]) -> list[bool]:
+            keys = [tuple(tokens) for tokens in self.words.titles(texts)]
+            count = Counter(keys)
+            return [count[key] > 1 for key in keys]
+
+        twin = again(titles)
+        self.twins = sum(twin)
+        trios = zip(titles, ids, twin, strict=True)
+        told = [f"{title} [{name}]" if other else title for title, name, other in trios]
+        if same := [title for title, other in zip(told, again(told), strict=True) if other]:
             raise DataError(
                 "items were to be told apart by their titles",
                 f"{len(same)} have the same tokens even with their ids ({', '.join(same[:3])})",
@@ -222,29 +224,23 @@ class Prompted(Recommender):
         if not self.asks_for_item:
             tails = [answer[:-1] for answer in self.pieces.answers]
         order = sorted(range(len(tails)), key=lambda j: tuple(tails[j]))
-        used: list[int] = []
-        total = 0
-        for j in order:  # as many as go through the model together, and some that branch
-            total += len(tails[j])
-            if len(used) > 2 and total > self.nodes:
-                break
-            used.append(j)
-        tree = TokenTree([tails[j] for j in used])
+        # As many as go through the model together, and some that branch.
+        sizes = itertools.accumulate(len(tails[j]) for j in order)
+        used = [tails[j] for i, (j, size) in enumerate(zip(order, sizes, strict=True))
+                if i < 3 or size <= self.nodes]  # fmt: skip
+        tree = TokenTree(used)
         passes = walk(self.model, self.padded(prompts), tree, self.nodes)
         found = torch.cat([part.values for part in passes], 1)
         for which in sorted({0, len(used) // 2, len(used) - 1}):
             for row, prompt in enumerate(prompts):
-                alone = self._alone([*prompt, *tails[used[which]]])
+                alone = self._alone([*prompt, *used[which]])
                 yield "a title below a shared prompt", found[row, tree.ends[which] + 1], alone
 
     def lengths(self, samples: Samples) -> Tensor:
         """Tokens of every prompt with its answer, [n]."""
         prompts, targets = self.prompts(samples), samples.target.tolist()
-        sizes = [
-            len(prompt.tokens) + len(self.pieces.answers[target])
-            for prompt, target in zip(prompts, targets, strict=True)
-        ]
-        return torch.tensor(sizes, dtype=torch.int64)
+        pairs = zip(prompts, targets, strict=True)
+        return torch.tensor([len(p.tokens) + len(self.pieces.answers[t]) for p, t in pairs])
 
     def terms(self, samples: Samples) -> Tensor:
         """Tokens of the target's title with its end, [n]."""
@@ -285,6 +281,32 @@ class Prompted(Recommender):
                 "cut from the left, which takes the start of the instruction"
             )
         return said
+
+    def for_scores(self, samples: Samples, prompts: Sequence[Prompt]) -> Batch:
+        """What a batch for scoring has beside: `prompt`, and `candidates` where there are some."""
+        batch: Batch = {"prompt": self.padded([prompt.tokens for prompt in prompts])}
+        if self.candidates:
+            chosen = self.candidates.items(samples)
+            batch["candidates"] = torch.from_numpy(chosen).to(self.device)
+        return batch
+
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean −log p over the title's tokens and its end, [n]."""
+        return label_loss(outputs if isinstance(outputs, Tensor) else outputs[0], batch)
+
+    def scored(self, outputs: Outputs) -> Tensor:
+        """The scores' part of outputs of a batch that was collated for scoring.
+
+        Raises:
+            UsageError: It was not.
+        """
+        if isinstance(outputs, Tensor):
+            raise UsageError(
+                "scores over the catalogue were asked for",
+                "the batch was made for the loss alone",
+                "Collate it with scoring=True",
+            )
+        return outputs[1]
 
     def answered(self, samples: Samples, prompts: Sequence[Prompt]) -> Batch:
         """Prompts with the target's title, and labels on the title and its end alone."""

@@ -46,30 +46,21 @@ class Template(BaseModel):
             UsageError: With the field and what it should hold.
         """
         wanted = {HISTORY: 1, ITEM: int(asks_for_item)}
-        wrong = [f"{mark} {self.prompt.count(mark)} times" for mark in wanted
-                 if self.prompt.count(mark) != wanted[mark]]  # fmt: skip
-        if asks_for_item and not wrong and self.prompt.find(ITEM) < self.prompt.find(HISTORY):
-            wrong = [f"{ITEM} before {HISTORY}"]
-        if wrong:
-            raise UsageError(
-                "a prompt template was to be used",
-                f"its prompt has {', '.join(wrong)}",
-                f"Write {HISTORY} once"
-                + (f", and {ITEM} once after it" if asks_for_item else f", and no {ITEM}"),
-            )
+        count = {mark: self.prompt.count(mark) for mark in wanted}
+        found = ", ".join(f"{mark} {count[mark]} times" for mark in wanted
+                          if count[mark] != wanted[mark])  # fmt: skip
+        if asks_for_item and not found and self.prompt.find(ITEM) < self.prompt.find(HISTORY):
+            found = f"{ITEM} before {HISTORY}"
+        more = f", and {ITEM} once after it" if asks_for_item else f", and no {ITEM}"
+        found, remedy = found and f"its prompt has {found}", f"Write {HISTORY} once{more}"
         for name in ("item", "answer"):
-            if getattr(self, name).count(TITLE) != 1:
-                raise UsageError(
-                    "a prompt template was to be used",
-                    f"its {name} is {getattr(self, name)!r}",
-                    f"Write {TITLE} in it once",
-                )
-        if asks_for_item and self.answer_yes == self.answer_no:
-            raise UsageError(
-                "a prompt template was to be used",
-                "its answer_yes and answer_no are the same",
-                "Tell them apart",
-            )
+            if not found and getattr(self, name).count(TITLE) != 1:
+                found = f"its {name} is {getattr(self, name)!r}"
+                remedy = f"Write {TITLE} in it once"
+        if not found and asks_for_item and self.answer_yes == self.answer_no:
+            found, remedy = "its answer_yes and answer_no are the same", "Tell them apart"
+        if found:
+            raise UsageError("a prompt template was to be used", found, remedy)
 
     def text(self, tokenizer: Any) -> str:
         """The whole prompt, its places for history and item still open.

@@ -10,21 +10,18 @@ the tree finds the best titles without scoring all (Bao et al. 2024, "Decoding m
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fudlr.common.errors import UsageError
 from fudlr.common.progress import track
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
 from fudlr.recommenders.beam import beam_search
-from fudlr.recommenders.packing import each_below
-from fudlr.recommenders.prompting import Prompted, scattered
-from fudlr.recommenders.tree import Seen, TokenTree, walk
-from fudlr_ext import label_logits, label_loss
+from fudlr.recommenders.packing import TreeScored
+from fudlr.recommenders.tree import Seen, TokenTree, at_nodes
+from fudlr_ext import label_logits
 
 
 class TitleTree:
@@ -44,95 +41,45 @@ class TitleTree:
         # a title's last node for its end.
         parent = torch.from_numpy(self.tree.parent)
         self.source = torch.cat([parent, torch.from_numpy(self.tree.ends)])
-        self.target = torch.cat(
-            [
-                torch.from_numpy(self.tree.token),
-                torch.tensor([a[-1] for a in answers], dtype=torch.int64),
-            ]
-        )
+        end = torch.tensor([answer[-1] for answer in answers], dtype=torch.int64)
+        self.target = torch.cat([torch.from_numpy(self.tree.token), end])
 
-    def scores(self, seen: Iterable[Seen], n: int) -> Tensor:
+    def scores(self, seen: Iterable[Seen]) -> Tensor:
         """Mean log-likelihood of every title [n, C], from logits at the nodes."""
-        found: list[Tensor] = []
-        places: list[Tensor] = []
-        for part in seen:
-            here = ((self.source >= part.start) & (self.source < part.stop)).nonzero().flatten()
-            if not len(here):
-                continue
-            logits = part.values.float() if part.values.dtype != torch.float64 else part.values
-            column = (self.source[here] - part.start).to(logits.device)
-            target = self.target[here].to(logits.device)
-            normaliser = logits.logsumexp(-1)
-            found.append(logits[:, column, target] - normaliser[:, column])
-            places.append(here)
-        order = torch.cat(places).argsort()
-        values = torch.cat(found, 1)[:, order.to(found[0].device)]  # [n, N + C]
-        count = len(self.tree)
-        inner, last = values[:, :count], values[:, count:]
-        total = last
+
+        def taken(logits: Tensor, column: Tensor, place: Tensor) -> Tensor:
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            target = self.target[place].to(logits.device)
+            return logits[:, column, target] - logits.logsumexp(-1)[:, column]
+
+        values = at_nodes(seen, self.source, taken)  # [n, N + C]
+        inner, total = values[:, : len(self.tree)], values[:, len(self.tree) :]
         if self.nodes.shape[1]:
             used = self.used.to(values.device)
-            total = last + torch.where(used, inner[:, self.nodes.to(values.device)], 0.0).sum(-1)
+            total = total + torch.where(used, inner[:, self.nodes.to(values.device)], 0.0).sum(-1)
         return total / self.length.to(values)
 
 
-class Titles(Prompted):
+class Titles(TreeScored):
     """Scores titles along a prefix tree, over the whole catalogue or each sample's candidates."""
 
     name: ClassVar[str] = "titles"
 
-    @cached_property
-    def catalogue(self) -> TitleTree:
-        """The tree of all titles."""
-        return TitleTree(self.pieces.answers)
+    def scorer(self, items: Iterable[int]) -> TitleTree:
+        """The tree of the titles of `items`."""
+        return TitleTree([self.pieces.answers[item] for item in items])
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """Prompt and title with `labels`; for scoring also `prompt`, and the items of each tree."""
         prompts = self.prompts(samples)
         batch = self.answered(samples, prompts)
-        if scoring:
-            batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates:
-                chosen = self.candidates.items(samples)
-                batch["candidates"] = torch.from_numpy(chosen).to(self.device)
-        return batch
+        return batch | self.for_scores(samples, prompts) if scoring else batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at the title's tokens; for scoring beside them the scores of all titles."""
-        prompt = batch.get("prompt")
         given = {k: v for k, v in batch.items() if k not in ("prompt", "candidates")}
         logits = label_logits(model, given)
-        if prompt is None:
-            return logits
-        if "candidates" not in batch:
-            seen = walk(model, prompt, self.catalogue.tree, self.nodes)
-            return logits, self.catalogue.scores(seen, len(logits))
-        chosen = batch["candidates"].tolist()
-        parts = [TitleTree([self.pieces.answers[j] for j in items]) for items in chosen]
-        trees = [part.tree for part in parts]
-        below = each_below(model, prompt, trees, self.nodes, self.pieces.pad)
-        pairs = zip(below, parts, strict=True)
-        return logits, torch.cat([part.scores(seen, 1) for seen, part in pairs])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean −log p over the title's tokens and its end, [n]."""
-        return label_loss(outputs if isinstance(outputs, Tensor) else outputs[0], batch)
-
-    def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean log-likelihood of every title, [n, M]."""
-        scores = scores_of(outputs)
-        if "candidates" not in batch:
-            return scores
-        return scattered(scores, batch["candidates"], self.n_items)
-
-    def token_passes(self, samples: Samples) -> tuple[int, int]:
-        """Tokens that scoring takes over the whole tree, and with every title on its own."""
-        together = alone = 0
-        for prompt in self.prompts(samples):
-            size = len(prompt.tokens)
-            together += size + len(self.catalogue.tree)
-            alone += sum(size + len(answer) - 1 for answer in self.pieces.answers)
-        return together, alone
+        return (logits, self.below(model, batch)) if "prompt" in batch else logits
 
     def best(self, samples: Samples, k: int, beams: int, seen: Tensor | None = None) -> Tensor:
         """The k best unseen items by constrained beam search, [n, k], best first.
@@ -155,22 +102,7 @@ class Titles(Prompted):
                 allowed = (~closed[i]).nonzero()[0].tolist()
                 answers = {item: self.pieces.answers[item] for item in allowed}
                 given = self.padded([prompt.tokens])
-                found = [x.item for x in beam_search(self.model, given, answers, beams, k)]
+                found = beam_search(self.model, given, answers, beams, k)
                 others = [item for item in allowed if item not in set(found)]
                 rows.append((found + others)[:k])
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, k)
-
-
-def scores_of(outputs: Outputs) -> Tensor:
-    """The scores' part of outputs of a batch that was collated for scoring.
-
-    Raises:
-        UsageError: It was not.
-    """
-    if isinstance(outputs, Tensor):
-        raise UsageError(
-            "scores over the catalogue were asked for",
-            "the batch was made for the loss alone",
-            "Collate it with scoring=True",
-        )
-    return outputs[1]

@@ -10,7 +10,7 @@ Tree attention: Miao et al. 2023, "SpecInfer", arXiv 2305.09781.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fudlr.common.errors import ModelError
-from fudlr.recommenders.cached import cache_of, float32_head, with_cache
+from fudlr.recommenders.cached import step
 
 Ints = NDArray[np.int64]
 ROOT = -1  # the prompt's last token
@@ -49,11 +49,9 @@ class TokenTree:
         path: list[int] = []  # nodes of the sequence before
         for s in order:
             sequence = sequences[s]
-            shared = 0
-            while (
-                shared < min(len(path), len(sequence)) and token[path[shared]] == sequence[shared]
-            ):
-                shared += 1
+            pairs = zip(path, sequence, strict=False)
+            same = [token[node] == wanted for node, wanted in pairs]
+            shared = [*same, False].index(False)
             del path[shared:]
             for place in range(shared, len(sequence)):
                 parent.append(path[-1] if path else ROOT)
@@ -128,31 +126,8 @@ class Seen:
     values: Tensor
 
 
-Step = Callable[..., tuple[Tensor, Any]]
-"""(model, cache, **inputs) to values [n, t, ...] and the cache, grown."""
-
-
-def logits_step(model: nn.Module, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
-    """Logits [n, t, vocabulary]; of the last token alone with `last=True`."""
-    keep = 1 if inputs.pop("last", False) else 0
-    with float32_head(model):
-        out = model(**inputs, logits_to_keep=keep, **with_cache(model, cache))
-    return out.logits, cache_of(out)
-
-
-def states_step(model: nn.Module, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
-    """Last hidden states [n, t, hidden], as the output matrix gets them."""
-    inputs.pop("last", None)
-    out = model.get_decoder()(**inputs, **with_cache(model, cache))  # type: ignore[operator]
-    return out.last_hidden_state, cache_of(out)
-
-
 def walk(
-    model: nn.Module,
-    prompt: dict[str, Tensor],
-    tree: TokenTree,
-    size: int,
-    step: Step = logits_step,
+    model: nn.Module, prompt: dict[str, Tensor], tree: TokenTree, size: int, states: bool = False
 ) -> Iterator[Seen]:
     """Run the model over prompts and, below each of them, over the whole tree.
 
@@ -161,33 +136,55 @@ def walk(
         prompt: `input_ids`, `attention_mask`, `position_ids` [n, t], padded on the left.
         tree: The same below every prompt.
         size: Most nodes at a time.
-        step: What to ask of the model.
+        states: Whether last hidden states are wanted, in place of logits.
 
     Yields:
         The values after the prompt, then those of the nodes in their order.
     """
-    values, cache = step(model, DynamicCache(), **prompt, last=True)
-    yield Seen(ROOT, 0, values[:, -1:])
-    kept = _Keys(cache, prompt["input_ids"].shape[1])
+    now = step(model, DynamicCache(), prompt, last=True, states=states)
+    yield Seen(ROOT, 0, (now.states if states else now.logits)[:, -1:])
+    kept = _Keys(now.cache, prompt["input_ids"].shape[1])
     mask = prompt["attention_mask"].bool()
     first = prompt["position_ids"][:, -1:] + 1
-    device = mask.device
     token, depth = torch.from_numpy(tree.token), torch.from_numpy(tree.depth)
     for stretch in tree.stretches(size):
         part = slice(stretch.start, stretch.stop)
         n, t = len(mask), stretch.stop - stretch.start
-        sees = torch.cat(
-            [mask[:, None].expand(n, t, -1), stretch.sees.to(device).expand(n, t, -1)], 2
-        )
-        values, cache = step(
+        sees = [mask[:, None].expand(n, t, -1), stretch.sees.to(mask.device).expand(n, t, -1)]
+        now = step(
             model,
             kept.below(stretch),
-            input_ids=token[part].to(device).expand(n, t),
-            attention_mask=additive(sees, weight_dtype(model)),
-            position_ids=first + depth[part].to(device),
+            {
+                "input_ids": token[part].to(mask.device).expand(n, t),
+                "attention_mask": additive(torch.cat(sees, 2), weight_dtype(model)),
+                "position_ids": first + depth[part].to(mask.device),
+            },
+            last=states,
+            states=states,
         )
-        kept.remember(cache, stretch)
-        yield Seen(stretch.start, stretch.stop, values)
+        kept.remember(now.cache, stretch)
+        yield Seen(stretch.start, stretch.stop, now.states if states else now.logits)
+
+
+def at_nodes(
+    seen: Iterable[Seen], nodes: Tensor, pick: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """What `pick` takes at `nodes` [P] from the passes that hold them: [n, P, ...].
+
+    Args:
+        seen: Passes over a tree.
+        nodes: In any order, each as often as it is wanted.
+        pick: (values [n, t, ...], p columns of these, p places among `nodes`) to [n, p, ...].
+    """
+    found, places = [], []
+    for part in seen:
+        here = ((nodes >= part.start) & (nodes < part.stop)).nonzero().flatten()
+        if len(here):
+            columns = (nodes[here] - part.start).to(part.values.device)
+            found.append(pick(part.values, columns, here))
+            places.append(here)
+    order = torch.cat(places).argsort()
+    return torch.cat(found, 1)[:, order.to(found[0].device)]
 
 
 class _Keys:
@@ -201,15 +198,14 @@ class _Keys:
 
     def below(self, stretch: Stretch) -> DynamicCache:
         """A cache of the prompt and the stretch's path."""
-        width = self._width
         index = [self._width + self._place[node] for node in stretch.path]
         found = DynamicCache()
         for layer, (prompt, last) in enumerate(zip(self._prompt, self._last, strict=True)):
-            pairs = [
-                torch.cat([p[:, :, :width], q[:, :, index]], 2) if index else p
+            keys, values = (
+                torch.cat([p, q[:, :, index]], 2) if index else p
                 for p, q in zip(prompt, last, strict=True)
-            ]
-            found.update(pairs[0], pairs[1], layer)
+            )
+            found.update(keys, values, layer)
         return found
 
     def remember(self, cache: Any, stretch: Stretch) -> None:

@@ -10,7 +10,6 @@ the history is computed once for all of them. Bao et al. 2023, arXiv 2305.00447.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -22,13 +21,33 @@ from fudlr.data.candidates import candidate_items
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.cached import logits_at
-from fudlr.recommenders.packing import each_below, pack
-from fudlr.recommenders.prompting import Prompted, scattered
-from fudlr.recommenders.titles import scores_of
-from fudlr.recommenders.tree import Seen, TokenTree, walk
+from fudlr.recommenders.packing import TreeScored, pack
+from fudlr.recommenders.tree import Seen, TokenTree, at_nodes
 
 
-class YesNo(Prompted):
+class Questions:
+    """The tree of the questions for some items, and the difference of answers at their ends.
+
+    Args:
+        questions: What follows the prompt, for each item, [C].
+        answers: The tokens of yes and no.
+    """
+
+    def __init__(self, questions: list[list[int]], answers: Tensor) -> None:
+        self.tree, self.answers = TokenTree(questions), answers.tolist()
+
+    def scores(self, seen: Iterable[Seen]) -> Tensor:
+        """logit(yes) − logit(no) at the ends of the questions, [n, C]."""
+        yes, no = self.answers
+
+        def taken(logits: Tensor, column: Tensor, place: Tensor) -> Tensor:
+            at = logits[:, column]
+            return at[..., yes] - at[..., no]
+
+        return at_nodes(seen, torch.from_numpy(self.tree.ends), taken)
+
+
+class YesNo(TreeScored):
     """Scores items by what the model answers to a question about each."""
 
     name: ClassVar[str] = "yes_no"
@@ -53,10 +72,9 @@ class YesNo(Prompted):
         """What follows the prompt where `item` is asked for."""
         return self.pieces.asked[item] + self.pieces.suffix
 
-    @cached_property
-    def catalogue(self) -> TokenTree:
-        """The tree of the questions for all items."""
-        return TokenTree([self.question(item) for item in range(self.n_items)])
+    def scorer(self, items: Iterable[int]) -> Questions:
+        """The tree of the questions for `items`."""
+        return Questions([self.question(item) for item in items], self.answers)
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """Prompt and questions of target and negatives packed in one row a sample.
@@ -69,19 +87,10 @@ class YesNo(Prompted):
         prompts = self.prompts(samples)
         asked = self._asked(samples)
         trees = [TokenTree([self.question(j) for j in row]) for row in asked]
-        packed = pack(self.model, [p.tokens for p in prompts], trees, self.pieces.pad)
-        place = [
-            [start + end for end in tree.ends.tolist()]
-            for start, tree in zip(packed.start, trees, strict=True)
-        ]
-        places = torch.tensor(place, dtype=torch.int64).to(self.device)
-        batch: Batch = {**packed.inputs, "place": places}
-        if scoring:
-            batch["prompt"] = self.padded([prompt.tokens for prompt in prompts])
-            if self.candidates:
-                chosen = self.candidates.items(samples)
-                batch["candidates"] = torch.from_numpy(chosen).to(self.device)
-        return batch
+        inputs, starts = pack(self.model, [p.tokens for p in prompts], trees, self.pieces.pad)
+        place = [(s + tree.ends).tolist() for s, tree in zip(starts, trees, strict=True)]
+        batch = {**inputs, "place": torch.tensor(place, dtype=torch.int64).to(self.device)}
+        return batch | self.for_scores(samples, prompts) if scoring else batch
 
     def _asked(self, samples: Samples) -> list[list[int]]:
         """Target and negatives of every sample, the target first."""
@@ -100,44 +109,12 @@ class YesNo(Prompted):
         """Logits after each question [n, 1 + negatives, vocabulary]; for scoring the scores too."""
         inputs = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask")}
         logits = logits_at(model, inputs, batch["place"])
-        if "prompt" not in batch:
-            return logits
-        if "candidates" not in batch:
-            seen = walk(model, batch["prompt"], self.catalogue, self.nodes)
-            return logits, self._scores(seen, self.catalogue)
-        chosen = batch["candidates"].tolist()
-        trees = [TokenTree([self.question(j) for j in items]) for items in chosen]
-        below = each_below(model, batch["prompt"], trees, self.nodes, self.pieces.pad)
-        pairs = zip(below, trees, strict=True)
-        return logits, torch.cat([self._scores(seen, tree) for seen, tree in pairs])
-
-    def _scores(self, seen: Iterable[Seen], tree: TokenTree) -> Tensor:
-        """logit(yes) − logit(no) at the ends of the tree's questions, [n, S]."""
-        yes, no = self.answers.tolist()
-        ends = torch.from_numpy(tree.ends)
-        found, places = [], []
-        for part in seen:
-            here = ((ends >= part.start) & (ends < part.stop)).nonzero().flatten()
-            if len(here):
-                at = part.values[:, (ends[here] - part.start).to(part.values.device)]
-                found.append(at[..., yes] - at[..., no])
-                places.append(here)
-        order = torch.cat(places).argsort().to(found[0].device)
-        return torch.cat(found, 1)[:, order]
+        return (logits, self.below(model, batch)) if "prompt" in batch else logits
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean −log p of the right answers, [n]; the first question is the target's."""
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         right = self.answers.to(logits.device)[[0] + [1] * (logits.shape[1] - 1)]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        losses = cross_entropy(
-            logits.flatten(0, 1), right.repeat(len(logits)), reduction="none"
-        ).view(logits.shape[:2])
-        return losses.mean(1)
-
-    def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """logit(yes) − logit(no) of every item, [n, M]."""
-        scores = scores_of(outputs)
-        if "candidates" not in batch:
-            return scores
-        return scattered(scores, batch["candidates"], self.n_items)
+        right = right.expand(logits.shape[:2])
+        return cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(1)

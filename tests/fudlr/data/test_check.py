@@ -7,7 +7,7 @@ import pytest
 from fudlr import cli
 from fudlr.common.errors import FudlrError
 from fudlr.config import DataConfig
-from fudlr.data import check_data, count_groups, read_data, synthetic, user_groups
+from fudlr.data import check_data, read_data
 from fudlr.run import load_run
 from typer.testing import CliRunner
 
@@ -86,15 +86,6 @@ def test_instructions_have_no_user_ids(tmp_path):
     check = check_data(lambda: read_data(forms.write_bigrec(tmp_path)))
     assert check.missing_user_ids == check.interactions
     assert any("metrics between groups of users are impossible" in w for w in check.warnings)
-
-
-def test_group_sizes_are_those_that_the_metrics_see():
-    data = synthetic()
-    for column in ("gender", "age"):
-        codes, labels = user_groups(data, column)
-        sizes, unknown = count_groups(data.users[column])
-        assert sizes == {label: int((codes == i).sum()) for i, label in enumerate(labels)}
-        assert unknown == 0
 
 
 def test_a_table_with_its_own_names_trains_from_the_command_line(tmp_path):

@@ -14,11 +14,6 @@ def test_missing_data_name_the_command(tmp_path):
         fetch.find_ml100k(tmp_path)
 
 
-def test_cache_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("FUDLR_CACHE", str(tmp_path))
-    assert fetch.cache_folder() == tmp_path
-
-
 def test_failed_download_is_told_and_leaves_nothing(monkeypatch, tmp_path):
     def fail(command, **_):
         assert command[-3:-1] == ["recbole==1.2.1", "-d"]

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.config import DataConfig
-from fudlr.data import READERS, DataWarning, read_data, user_groups
+from fudlr.data import DataWarning, read_data, user_groups
 from fudlr.data.readers import find_form
 from fudlr.run import read_data as read_configured
 
@@ -36,15 +36,6 @@ def test_every_form_reads_as_the_same(form, tmp_path, truth):
     assert find_form(folder) == FORM.get(form, "table")
     assert_same(read_data(folder), truth)
     assert truth.items["title"][3] == "Twins (1990) [4]"  # the twins are told apart in each
-
-
-@pytest.mark.parametrize("form", [f for f in forms.TABLES if f != "recbole"])
-def test_the_file_itself_may_be_named(form, tmp_path, truth):
-    folder = forms.TABLES[form](tmp_path)
-    (file,) = [f for f in folder.iterdir() if f.stem in ("ratings", "interactions")] or [
-        folder / "u.data"
-    ]
-    assert_same(read_data(file), truth)
 
 
 @pytest.mark.parametrize("form", forms.TABLES)
@@ -81,16 +72,6 @@ def test_a_mapping_names_the_columns(form, tmp_path, truth):
     assert_same(read_data(folder, columns=columns), truth)
     configured = read_configured(DataConfig(source=str(folder), columns=columns))
     assert_same(configured, truth)
-
-
-@pytest.mark.parametrize("separator", ["\t", ";", "|"])
-def test_separators_are_found(separator, tmp_path, truth):
-    events, users, items = forms.frames()
-    events.write_csv(tmp_path / "ratings.tsv", separator=separator)
-    users.write_csv(tmp_path / "users.tsv", separator=separator)
-    items = items.with_columns(pl.col("genres").list.join("|"))
-    items.write_csv(tmp_path / "items.tsv", separator=separator)
-    assert_same(read_data(tmp_path), truth)
 
 
 def test_dates_are_times(tmp_path):
@@ -171,13 +152,6 @@ def test_rows_of_no_known_form_are_counted_and_none_is_refused(tmp_path):
         read_data(tmp_path)
 
 
-def test_saved_datasets_need_the_library(tmp_path, monkeypatch):
-    (tmp_path / "state.json").write_text("{}")
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(DataError, match="pip install datasets"):
-        read_data(tmp_path)
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None, reason="Hugging Face datasets is not installed"
 )
@@ -193,10 +167,6 @@ def test_saved_datasets_read_as_the_same(tmp_path, truth):
     datasets.Dataset.from_list(forms.bigrec_rows()).save_to_disk(str(tmp_path / "prompts"))
     with pytest.warns(DataWarning, match="instruction data name no user"):
         assert read_data(tmp_path / "prompts").n_users == 6
-
-
-def test_every_reader_says_what_it_reads():
-    assert all(reader.about for reader in READERS.values())
 
 
 def _csv(folder, text, name="a.csv"):

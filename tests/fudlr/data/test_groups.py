@@ -52,22 +52,11 @@ def test_numbers_are_cut_at_quantiles():
     assert codes[-1] == -1
 
 
-def test_few_numbers_are_codes():
-    data = with_users(kind=[1, 2] * 10)
-    assert user_groups(data, "kind")[1] == ["1", "2"]
-
-
 def test_unknown_column_lists_the_known():
     with pytest.raises(UsageError, match="The columns are gender, age"):
         user_groups(synthetic(40, 80, 0), "sex")
     with pytest.raises(UsageError, match="The columns are title, genres"):
         item_groups(synthetic(40, 80, 0), "class")
-
-
-def test_a_data_set_without_user_columns_says_so():
-    one = with_items(title=["a"])
-    with pytest.raises(UsageError, match="The data have none for grouping"):
-        user_groups(one, "gender")
 
 
 def test_fewer_than_two_groups():
@@ -145,12 +134,6 @@ def test_synthetic_is_deterministic_and_valid():
     assert not np.array_equal(one.item[:100], other.item[:100])
     pairs = one.user * 60 + one.item
     assert np.unique(pairs).size == pairs.size
-
-
-@pytest.mark.parametrize("sizes", [(1, 50), (10, 30)])
-def test_synthetic_that_cannot_be_drawn(sizes):
-    with pytest.raises(UsageError, match="they cannot be drawn"):
-        synthetic(*sizes, 0)
 
 
 def test_what_data_sets_write_for_unknown_is_no_group():

@@ -35,11 +35,6 @@ def test_what_needs_missing_groups_is_left_out():
         assert {"hit_gap", "arp"} <= found
 
 
-def test_chosen_metrics_alone():
-    scores, side = problem()
-    assert set(evaluate(scores, side, [METRICS["hr"]])) == {"hr@4", "hr_soft"}
-
-
 def test_ties_go_to_the_lower_index():
     _, side = problem()
     scores = torch.zeros(N, M)

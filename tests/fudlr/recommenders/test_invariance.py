@@ -1,4 +1,4 @@
-"""Figures hang on data and weights alone: on no order in files, batch, padding or threads."""
+"""Figures depend on data and weights alone: on no order in files, batch, padding or threads."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from fudlr.common.errors import ModelError
 from fudlr.config import LoraSettings, ModelConfig
 from fudlr.data import DataWarning, leave_last_out, synthetic
 from fudlr.lora import attach
-from fudlr.recommenders import RECOMMENDERS, ItemTokens, add_item_tokens, item_tokens
+from fudlr.recommenders import ItemTokens, add_item_tokens, item_tokens
 from fudlr.train.pretrain import small_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,10 +31,6 @@ def recommender(split):
     return ItemTokens(model, torch.arange(40), 40, WINDOW)
 
 
-def test_the_table_has_it():
-    assert RECOMMENDERS["item_tokens"] is ItemTokens
-
-
 def test_prompt_is_the_latest_items_before_the_target(recommender, split):
     samples = split.train
     batch = recommender.collate(samples)
@@ -45,13 +41,6 @@ def test_prompt_is_the_latest_items_before_the_target(recommender, split):
         assert bool(real[-1]), "the prompt must end at the last position"
         assert batch["position_ids"][i][real].tolist() == list(range(len(expected)))
     assert batch["target"].tolist() == samples.target.tolist()
-
-
-def test_scores_do_not_depend_on_padding_or_batch(recommender, split):
-    together, losses = recommender.evaluate(split.train, size=64)
-    alone, alone_losses = recommender.evaluate(split.train, size=1)
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_is_left_out_of_an_engine_pass(recommender, split, monkeypatch):
@@ -78,13 +67,6 @@ def test_padding_is_left_out_of_an_engine_pass(recommender, split, monkeypatch):
     torch.testing.assert_close(served, plain, rtol=0, atol=2e-5 * float(plain.abs().max()))
 
 
-def test_loss_is_each_samples_own(recommender, split):
-    scores, losses = recommender.evaluate(split.valid)
-    target = torch.from_numpy(split.valid.target)
-    expected = -scores.log_softmax(-1).gather(1, target[:, None])[:, 0]
-    torch.testing.assert_close(losses, expected)
-
-
 def test_scattered_tokens_are_gathered_in_the_items_order(split):
     model = small_llama(60, WINDOW, SIZES, seed=0).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).permutation(60)[:40].copy())
@@ -101,12 +83,6 @@ def test_tokens_that_cannot_be(tokens):
         ItemTokens(
             small_llama(40, WINDOW, SIZES, 0), torch.tensor(tokens, dtype=torch.int64), 40, WINDOW
         )
-
-
-def test_no_samples_give_no_scores(recommender, split):
-    scores, losses = recommender.evaluate(split.train.take(np.arange(0)))
-    assert scores.shape == (0, 40)
-    assert losses.shape == (0,)
 
 
 @pytest.fixture

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from fudlr.common.errors import DataError, ModelError
+from fudlr.recommenders.cached import step
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import Template
-from fudlr.recommenders.titles import Titles
 from fudlr.recommenders.tree import TokenTree, walk
 from fudlr.train.small_text import train_tokenizer
-from prompt_models import ARCHITECTURES, adapted, base, config, recommender, split
+from prompt_models import ARCHITECTURES, adapted, base, recommender, split
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers.utils import ModelOutput
 
 SEQUENCES = [[5, 6, 7], [5, 6], [5, 8, 9, 10], [2], [5, 6, 7, 1], [2, 3]]
 
@@ -72,22 +73,27 @@ def test_scores_are_those_of_each_title_alone(architecture, candidates, data):
     assert float((found - expected).abs().max()) < 1e-5
 
 
-def test_token_passes_are_prompt_and_nodes(data, monkeypatch):
-    """Counted where tokens enter the model, not where the tree says so."""
+def passed(made, work):
+    """Tokens that enter the model while `work` runs."""
+    count = []
+    embedding = made.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda m, given, out: count.append(given[0].numel()))
+    with torch.no_grad():
+        work()
+    handle.remove()
+    return sum(count)
+
+
+def test_a_tree_takes_its_prompt_and_nodes_and_beam_search_fewer(data):
     made = recommender("titles", data)
     samples = data.valid.take(np.arange(1))
-    batch = made.collate(samples, scoring=True)
-    passed = []
-    embedding = made.model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda m, given, out: passed.append(given[0].numel()))
-    with torch.no_grad():
-        for _ in walk(made.model, batch["prompt"], made.catalogue.tree, 16):
-            pass
-    handle.remove()
-    together, apart = made.token_passes(samples)
-    assert sum(passed) == together
-    assert together == len(made.prompts(samples)[0].tokens) + len(made.catalogue.tree)
-    assert apart > 3 * together
+    made.probe()
+    prompt, tree = made.collate(samples, scoring=True)["prompt"], made.catalogue.tree
+    together = passed(made, lambda: list(walk(made.model, prompt, tree, 16)))
+    size = len(made.prompts(samples)[0].tokens)
+    assert together == size + len(tree)
+    assert sum(size + len(answer) - 1 for answer in made.pieces.answers) > 3 * together
+    assert passed(made, lambda: made.best(samples, 3, beams=2)) < together
 
 
 def test_beam_search_is_exact_with_enough_beams_and_close_with_few(data):
@@ -101,18 +107,6 @@ def test_beam_search_is_exact_with_enough_beams_and_close_with_few(data):
     overlap = (few[:, :, None] == exact[:, None]).any(1).float().mean()
     assert 0.3 < float(overlap) <= 1
     assert not torch.from_numpy(samples.seen()).gather(1, few).any()
-
-
-def test_beam_search_runs_fewer_tokens(data):
-    made = recommender("titles", data)
-    samples = data.valid.take(np.arange(1))
-    made.probe()
-    passed = []
-    embedding = made.model.get_input_embeddings()
-    handle = embedding.register_forward_hook(lambda m, given, out: passed.append(given[0].numel()))
-    made.best(samples, 3, beams=2)
-    handle.remove()
-    assert sum(passed) < made.token_passes(samples)[0]
 
 
 @pytest.fixture(scope="module")
@@ -146,40 +140,22 @@ def test_attention_without_masks_is_refused(data):
         recommender("titles", data, model)
 
 
-def test_the_kind_is_titles(data):
-    assert isinstance(recommender("titles", data), Titles)
-    assert config("titles").recommender.kind == "titles"
-
-
-def test_committed_figure_of_the_movielens_catalogue():
-    """What benchmarks/title_tree.py counted: at least 15 times fewer tokens, equal scores."""
-    import json
-    from pathlib import Path
-
-    path = Path(__file__).parents[3] / "benchmarks" / "results" / "title_tree.json"
-    for row in json.loads(path.read_text())["rows"]:
-        assert row["titles"] == 1682
-        assert row["ratio"] == pytest.approx(row["token_passes_alone"] / row["token_passes_tree"])
-        assert row["ratio"] >= 15
-        assert row["largest_difference_of_scores"] < 1e-5
-
-
 def test_the_cache_goes_by_the_name_that_the_model_has_for_it(data, recwarn, caplog):
     """transformers 5.24 renamed it, and warns of the old name until 5.40."""
-    from fudlr.recommenders.cached import cache_of, with_cache
 
     class New(nn.Module):
-        def forward(self, input_ids, cache=None):
+        def forward(self, input_ids, cache=None, **_):
             """As from 5.24 on."""
+            return ModelOutput(logits=input_ids, cache=cache)
 
     class Old(nn.Module):
-        def forward(self, input_ids, past_key_values=None):
+        def forward(self, input_ids, past_key_values=None, **_):
             """As before."""
+            return ModelOutput(logits=input_ids, past_key_values=past_key_values)
 
-    for kind, name in ((New, "cache"), (Old, "past_key_values")):
+    for kind in (New, Old):
         kind.get_decoder = lambda self: self
-        assert with_cache(kind(), 3) == {name: 3, "use_cache": True}
-        assert cache_of({name: 3}) == 3
+        assert step(kind(), 3, {"input_ids": torch.zeros(1, 1)}).cache == 3
     with caplog.at_level("WARNING"):
         recommender("titles", data).evaluate(data.valid.take(np.arange(2)))
     said = [*(str(w.message) for w in recwarn), *(r.getMessage() for r in caplog.records)]

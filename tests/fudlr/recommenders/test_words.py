@@ -98,13 +98,6 @@ def test_answers_are_the_tokens_that_follow_the_text(tokenizer):
         assert Words(tokenizer).after(answer) == after[len(before) :]
 
 
-def test_byte_level_pieces_are_tokenised_as_they_were():
-    tokenizer = byte_level()
-    words = Words(tokenizer)
-    for text in ("Yes", ' "Heat"', "\n\n### Response:\n", "Léon"):
-        assert words.after(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def test_yes_and_no_are_read_where_the_text_has_them():
     data, tokenizer = split(), sentencepiece()
     made = RECOMMENDERS["yes_no"].create(
