@@ -31,33 +31,23 @@ def metric_gradient(metric: Metric, scores: Tensor, side: Side) -> tuple[Tensor,
         UsageError: the metric needs what `side` lacks.
         NumericalError: a value that is not finite, no gradient, or a gradient not finite or zero.
     """
-    lacking = metric.missing(side)
-    if lacking:
-        raise UsageError(
-            f"the gradient of {metric.name!r} was asked for",
-            lacking,
-            "Name a column of groups, or choose another metric",
-        )
+    asked = f"the gradient of {metric.name!r} was asked for"
+    if lacking := metric.missing(side):
+        raise UsageError(asked, lacking, "Name a column of groups, or choose another metric")
     with torch.enable_grad():
         leaf = scores.detach().clone().requires_grad_()
         value = metric.surrogate(leaf, side)
-        asked = f"the gradient of {metric.name!r} was asked for"
         if value.numel() != 1 or not torch.isfinite(value).all():
-            raise NumericalError(
-                asked,
-                f"its surrogate is {value.tolist() if value.numel() < 4 else list(value.shape)}",
-                "It must be one finite number: check the scores, and the metric where it is yours",
-            )
-        (grad,) = (
-            torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-            if value.requires_grad
-            else (None,)
-        )
+            found = f"its surrogate is {value.tolist() if value.numel() < 4 else list(value.shape)}"
+            remedy = "It must be one finite number: check the scores, and the metric if it is yours"
+            raise NumericalError(asked, found, remedy)
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
     if grad is None or not torch.isfinite(grad).all() or not grad.any():
-        found = "it has none" if grad is None else "it is zero or not finite everywhere it counts"
         raise NumericalError(
             asked,
-            found,
+            "it has none" if grad is None else "it is zero or not finite everywhere it counts",
             "Write the surrogate with differentiable operations on the scores (no argmax, topk "
             "indices, .item() or detach); steps and counts need a smooth stand-in",
         )
@@ -90,30 +80,25 @@ class Objective:
         Raises:
             UsageError: an unknown metric, a weight that is not positive, or another syntax.
         """
+        asked = f"the objective {text!r} was given"
         terms: list[Term] = []
         at = 0
-        while True:
+        while at <= len(text):
             match = _TERM.match(text, at)
-            ended = match is not None and match.end() == len(text)
-            if match is None or not (ended or text[match.end()] == "+"):
+            if match is None or text[match.end() : match.end() + 1] not in ("", "+"):
                 raise UsageError(
-                    f"the objective {text!r} was given",
+                    asked,
                     f"it cannot be read from {text[at:].strip()!r} on",
                     'Write it like "arp + 0.5*hellinger", with positive weights: every metric '
                     "knows its direction, so nothing is ever subtracted",
                 )
-            weight = float(match["weight"] or 1.0)
-            metric = find_metric(match["name"])
+            weight, metric = float(match["weight"] or 1.0), find_metric(match["name"])
             if not (0 < weight < math.inf) or any(t.metric is metric for t in terms):
-                raise UsageError(
-                    f"the objective {text!r} was given",
-                    f"{match[0].strip()!r} is a weight of nothing, or a metric named twice",
-                    "Name each metric once, with a weight above 0",
-                )
+                found = f"{match[0].strip()!r} is a weight of nothing, or a metric named twice"
+                raise UsageError(asked, found, "Name each metric once, with a weight above 0")
             terms.append(Term(weight, metric, int(match["k"]) if match["k"] else None))
-            if ended:
-                return cls(tuple(terms))
             at = match.end() + 1
+        return cls(tuple(terms))
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.terms))
@@ -134,11 +119,8 @@ class Objective:
             if found is None and term.k not in (None, side.k):
                 found = f"the lists have {side.k} items"
             if found:
-                raise UsageError(
-                    f"the objective {term} was given",
-                    found,
-                    "Name a column of groups that the data have, or another metric or K",
-                )
+                remedy = "Name a column of groups that the data have, or another metric or K"
+                raise UsageError(f"the objective {term} was given", found, remedy)
 
     def surrogates(self, scores: Tensor, side: Side) -> Tensor:
         """Return each term's surrogate, native and unweighted: [T] float64, differentiable."""
@@ -154,12 +136,9 @@ class Objective:
             NumericalError: a metric that is zero or not finite at θ*, where relative change has no
                 meaning.
         """
-        bad = [
-            name
-            for name, value in zip(self.names, start.tolist(), strict=True)
-            if not math.isfinite(value) or abs(value) < 1e-12
-        ]
-        if bad:
+        zero = (~start.isfinite()) | (start.abs() < 1e-12)
+        if zero.any():
+            bad = [name for name, is_bad in zip(self.names, zero.tolist(), strict=True) if is_bad]
             raise NumericalError(
                 f"the objective {self} was to be divided by its value at the trained adapter",
                 f"{', '.join(bad)} is zero or not finite there",

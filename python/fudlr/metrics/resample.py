@@ -74,9 +74,8 @@ class Null:
     p_value: float
 
 
-def _bounds(values: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(values, values.new_tensor([0.025, 0.975])).tolist()
-    return low, high
+def _bounds(values: Tensor) -> list[float]:
+    return torch.quantile(values, values.new_tensor([0.025, 0.975])).tolist()
 
 
 def _multiplicities(n: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
@@ -97,18 +96,18 @@ def _resampled(
         key: found.values[key] + (weights - 1) @ values for key, values in found.leave_out.items()
     }
     # One product for all metrics that are functions of few sums.
-    sums = weights @ torch.cat([weights.new_zeros(weights.shape[1], 0), *found.rows.values()], 1)
-    parts = sums.split([rows.shape[1] for rows in found.rows.values()], 1) if found.rows else ()
-    by_key = dict(zip(found.rows, parts, strict=True))
+    rows = found.rows.values()
+    sums = weights @ torch.cat([weights.new_zeros(weights.shape[1], 0), *rows], 1)
+    parts = dict(zip(found.rows, sums.split([r.shape[1] for r in rows] or 1, 1), strict=False))
     for metric in metrics:
         hard, soft = metric.hard_key(side.k), metric.soft_key
         if not isinstance(metric, SummedMetric):
             if metric.has_hard:
                 each = [metric.hard(found.top, side, w).double() for w in weights]
                 draws[hard] = torch.stack(each)
-        elif soft in by_key:
-            draws[hard] = metric.finish(by_key[hard], total, side)
-            draws[soft] = metric.soft_finish(by_key[soft], total, side)
+        elif soft in parts:
+            draws[hard] = metric.finish(parts[hard], total, side)
+            draws[soft] = metric.soft_finish(parts[soft], total, side)
     return draws
 
 
@@ -163,27 +162,19 @@ def bootstrap(
         name: {key: torch.cat([chunk[name][key] for chunk in chunks]) for key in chunks[0][name]}
         for name in found
     }
-    limits = {key: metric.bounds for metric in chosen for key in _keys(metric, side.k)}
+    limits = {key: m.bounds for m in chosen for key in (m.hard_key(side.k), m.soft_key)}
     result = {
         name: {key: bound(found[name].values[key], v, *limits[key]) for key, v in values.items()}
         for name, values in draws.items()
     }
     first = next(iter(found))
     for name in list(found)[1:]:
-        result[f"{name} - {first}"] = {
-            key: bound(
-                found[name].values[key] - found[first].values[key],
-                draws[name][key] - draws[first][key],
-                -math.inf,
-                math.inf,
-            )
-            for key in draws[first]
-        }
+        result[f"{name} - {first}"] = {}
+        for key, other in draws[first].items():
+            change = found[name].values[key] - found[first].values[key]
+            apart = bound(change, draws[name][key] - other, -math.inf, math.inf)
+            result[f"{name} - {first}"][key] = apart
     return result
-
-
-def _keys(metric: Metric, k: int) -> tuple[str, str]:
-    return metric.hard_key(k), metric.soft_key
 
 
 def _permuted(metric: GroupGap, features: Tensor, side: Side, groups: Tensor) -> Tensor:
@@ -237,7 +228,7 @@ def permutation_null(
     groups = torch.cat([own[None], own[order]])
     result: dict[str, Null] = {}
     for metric in chosen:
-        for key in _keys(metric, side.k):
+        for key in (metric.hard_key(side.k), metric.soft_key):
             # A prompt's features stand in its own group's place, after a one.
             features = found.rows[key][kept].unflatten(1, (side.n_groups, -1)).sum(1)[:, 1:]
             gaps = _permuted(metric, features, side, groups)

@@ -63,10 +63,8 @@ class DrawnLists(Metric):
     ) -> None:
         if draws < 2 or not temperature > 0:
             raise UsageError(
-                f"the metric {name!r} was to be estimated from {draws} draws at temperature "
-                f"{temperature}",
-                "a control variate needs a second draw, and lists are drawn at a temperature above "
-                "0",
+                f"the metric {name!r} was to be estimated from {draws} draws at {temperature=}",
+                "a control variate needs a second draw, and a temperature is above 0",
                 "Give draws of at least 2 (32 is the default) and a positive temperature",
             )
         self.name, self.lower_is_better, self._of = name, lower_is_better, hard
@@ -138,22 +136,21 @@ class DrawnLists(Metric):
         """h, and h less what it would be with one prompt's list from the next draw."""
         total = torch.tensor([float(len(side.target))], dtype=torch.float64, device=tops[0].device)
         rows = metric.hard_rows(tops[0], side).double()
-        first = rows
-        values, gains = [], []
+        first, values, gains = rows, [], []
         for following in [*tops[1:], None]:
             other = first if following is None else metric.hard_rows(following, side).double()
             sums = rows.sum(0, keepdim=True)
             value = metric.finish(sums, total, side)
-            swapped = torch.cat(
-                [
-                    metric.finish(sums - mine + theirs, total.expand(len(mine)), side)
-                    for mine, theirs in zip(rows.split(256), other.split(256), strict=True)
-                ]
-            )
+            pairs = zip(rows.split(256), other.split(256), strict=True)
+            swapped = [
+                metric.finish(sums - mine + theirs, total.expand(len(mine)), side)
+                for mine, theirs in pairs
+            ]
+            without = torch.cat(swapped)
             values.append(value[0])
             # Where the list makes no difference, rounding of the sums must not make one.
-            same = torch.isclose(swapped, value, rtol=1e-12, atol=0.0)
-            gains.append(torch.where(same, 0.0, value - swapped))
+            same = torch.isclose(without, value, rtol=1e-12, atol=0.0)
+            gains.append(torch.where(same, 0.0, value - without))
             rows = other
         return torch.stack(values), torch.stack(gains)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, SummedMetric, tied_at_k, top_k
+from fudlr.metrics.base import Metric, Side, SummedMetric, check_scores, tied_at_k, top_k
 from fudlr.metrics.popularity import Exposure
 from fudlr.metrics.table import METRICS
 
@@ -65,12 +65,10 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     if not n:
         raise UsageError("metrics were asked for", "there are no prompts", "Give at least one")
     if scores.shape != side.seen.shape:
-        top_k(scores, side)  # says what does not fit
+        check_scores(scores, side)  # says what does not fit
     scores, chosen = scores.detach(), measurable(side, metrics)
-    summed = [metric for metric in chosen if isinstance(metric, SummedMetric)]
-    narrow = [metric for metric in summed if not isinstance(metric, Exposure)]
-    wide = [metric for metric in summed if isinstance(metric, Exposure)]
-
+    wide = [metric for metric in chosen if isinstance(metric, Exposure)]
+    narrow = [m for m in chosen if isinstance(m, SummedMetric) and not isinstance(m, Exposure)]
     tops: list[Tensor] = []
     tied = 0
     rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}

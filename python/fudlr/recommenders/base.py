@@ -104,18 +104,15 @@ class Recommender(ABC):
         remedy = "Use a model whose attention follows positions and masks (Llama, Qwen, Gemma, ...)"
         if self.name != "item_tokens":
             remedy += ", or recommender.kind=item_tokens"
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        allowed = 0.05 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-3
         try:
             with evaluating(self.model), torch.no_grad():
                 for what, found, alone in self._probe():
-                    low = self._weight_dtype in (torch.bfloat16, torch.float16)
                     error = _distance(found, alone)
-                    if not error <= (0.05 if low else 1e-3):
-                        raise ModelError(
-                            asked,
-                            f"for {what}, its logits are off by {error:.2g} of their spread from "
-                            "those of the same tokens alone",
-                            remedy,
-                        )
+                    if not error <= allowed:
+                        off = f"for {what}, its logits are off by {error:.2g} of their spread from"
+                        raise ModelError(asked, f"{off} those of the same tokens alone", remedy)
         except UNFIT as error:
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(asked, f"it does not take such a batch ({text})", remedy) from error
@@ -131,10 +128,6 @@ class Recommender(ABC):
         with float32_head(self.model):
             logits: Tensor = self.model(input_ids=row).logits
         return logits[0, -1]
-
-    @property
-    def _weight_dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
 
     @property
     def device(self) -> torch.device:

@@ -45,18 +45,15 @@ class ItemTokens(Recommender):
         vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         tokens = item_tokens.to(torch.int64).cpu()
         asked = f"a recommender over {len(tokens)} item tokens was asked for"
-        if len(tokens) == 0 or int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-            raise ModelError(
-                asked,
-                f"the item tokens do not lie in the model's vocabulary of {vocabulary}",
-                "Use the base model that the run was trained with, or add the item tokens to it",
+        if not len(tokens) or not bool(((tokens >= 0) & (tokens < vocabulary)).all()):
+            found = f"the item tokens do not lie in the model's vocabulary of {vocabulary}"
+            remedy = (
+                "Use the base model that the run was trained with, or add the item tokens to it"
             )
+            raise ModelError(asked, found, remedy)
         if len(torch.unique(tokens)) < len(tokens):
             raise ModelError(asked, "two items share a token", "Give each item a token of its own")
-        self.item_tokens = tokens
-        self.pad_token = pad_token
-        self.window = window
-        self._tokens = tokens.numpy()
+        self.item_tokens, self.pad_token, self.window = tokens, pad_token, window
         first, last = int(tokens[0]), int(tokens[-1])
         # A slice is a view; only scattered tokens need a gather.
         contiguous = bool((tokens == torch.arange(first, first + len(tokens))).all())
@@ -95,11 +92,8 @@ class ItemTokens(Recommender):
     def _inputs(self, ids: Tensor, mask: Tensor) -> Batch:
         mask = mask.to(self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask,
-            "position_ids": positions,
-        }
+        ids = ids.to(self.device)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def lengths(self, samples: Samples) -> Tensor:
         """Items of every history that the window shows, [n]."""
@@ -108,29 +102,25 @@ class ItemTokens(Recommender):
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index."""
-        start = samples.interactions.user_starts[samples.user]
-        length = np.minimum(samples.position - start, self.window)
+        length = self.lengths(samples).numpy()
         width = max(int(length.max(initial=0)), 1)
         column = np.arange(width)
         real = column >= width - length[:, None]
         row = np.where(real, samples.position[:, None] - width + column, 0)
-        ids = np.where(real, self._tokens[samples.interactions.item[row]], self.pad_token)
+        ids = np.where(
+            real, self.item_tokens.numpy()[samples.interactions.item[row]], self.pad_token
+        )
         inputs = self._inputs(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)))
         return {**inputs, "target": torch.from_numpy(samples.target).to(self.device)}
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the item tokens after the prompt, [n, M]."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        ids = batch["input_ids"]
         last_position = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        given = {k: v for k, v in batch.items() if k != "target"}
         # Within an engine's pass the padding is left out, and the last layer's other positions.
         with only(model, last_position), float32_head(model):
-            logits: Tensor = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=batch["position_ids"],
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits
+            logits: Tensor = model(**given, logits_to_keep=1, use_cache=False).logits
         last = logits[:, -1]
         if isinstance(self._columns, slice):
             return last[:, self._columns]
@@ -139,11 +129,8 @@ class ItemTokens(Recommender):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """−log softmax over the catalogue at the next item, [n]."""
         assert isinstance(outputs, Tensor)
-        return cross_entropy(
-            outputs if outputs.dtype == torch.float64 else outputs.float(),
-            batch["target"],
-            reduction="none",
-        )
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        return cross_entropy(outputs, batch["target"], reduction="none")
 
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The outputs themselves, [n, M]."""

@@ -63,35 +63,33 @@ class Pieces:
         asks_for_item: bool,
     ) -> None:
         template.check(asks_for_item)
-        self.template = template
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "prompts were to be written",
                 "the tokenizer has no end token",
                 "Set its eos_token, and save it beside the model again",
             )
-        self.tokenizer, self.words = tokenizer, Words(tokenizer)
+        self.template, self.tokenizer, self.words = template, tokenizer, Words(tokenizer)
         self.end = int(tokenizer.eos_token_id)
-        pad = tokenizer.pad_token_id
-        self.pad = self.end if pad is None else int(pad)
+        self.pad = int(self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
         self._text = template.text(tokenizer)
         head, rest = self._text.split(HISTORY)
         middle, _, suffix = rest.partition(ITEM)
         head, lead = _spaced(head)
         self.head = ([] if template.chat else self._start()) + self.words.start(head)
         tail, item_lead = _spaced(middle) if asks_for_item else (middle, "")
-        self.tail = self.words.after(tail)
-        self.suffix = self.words.after(suffix)
+        self.tail, self.suffix = self.words.after(tail), self.words.after(suffix)
         separator, between = _spaced(template.separator)
         joint = self.words.after(separator)
         self.titles = self._told_apart(list(titles), list(ids))
-        written = [template.item.replace(TITLE, title) for title in self.titles]
-        self.first = self.words.titles([lead + text for text in written])
-        later = self.words.titles([between + text for text in written])
-        self.later = [joint + tokens for tokens in later]
-        self.asked = self.words.titles([item_lead + text for text in written])
-        answers = self.words.titles([template.answer.replace(TITLE, t) for t in self.titles])
-        self.answers = [[*tokens, self.end] for tokens in answers]
+
+        def tokens(form: str, before: str = "") -> list[Tokens]:
+            return self.words.titles([before + form.replace(TITLE, t) for t in self.titles])
+
+        self.first = tokens(template.item, lead)
+        self.later = [joint + later for later in tokens(template.item, between)]
+        self.asked = tokens(template.item, item_lead)
+        self.answers = [[*answer, self.end] for answer in tokens(template.answer)]
 
     def _start(self) -> Tokens:
         """The token that the tokenizer puts before every text, where it does."""
@@ -131,21 +129,15 @@ class Pieces:
     def prompt(self, history: Sequence[int], longest: int) -> Prompt:
         """The prompt that shows `history`; the oldest titles go where it is beyond `longest`."""
         room = longest - len(self.head) - len(self.tail)
-        shown: list[Tokens] = []
-        used = 0
-        for place, item in enumerate(reversed(history)):
-            last = place == len(history) - 1
-            # An item is shown as the first one or as a later one; only one length is known to fit.
-            size = max(len(self.first[item]), len(self.later[item]))
-            if used + size > room:
-                break
-            shown.append(self.first[item] if last else self.later[item])
-            used += size
-        if shown and len(shown) < len(history):
-            shown[-1] = self.first[history[len(history) - len(shown)]]
-        body = [token for tokens in reversed(shown) for token in tokens]
+        # An item is shown as the first one or as a later one; only one length is known to fit.
+        sizes = [max(len(self.first[item]), len(self.later[item])) for item in reversed(history)]
+        count = sum(used <= room for used in itertools.accumulate(sizes))
+        shown = list(history[len(history) - count :])
+        body = [*self.first[shown[0]]] if shown else []
+        for item in shown[1:]:
+            body += self.later[item]
         tokens = self.head + body + self.tail
-        return Prompt(tokens[-longest:], len(history) - len(shown), len(tokens) > longest)
+        return Prompt(tokens[-longest:], len(history) - count, len(tokens) > longest)
 
 
 def _spaced(text: str) -> tuple[str, str]:
@@ -178,14 +170,17 @@ class Prompted(Recommender):
         self.candidates = Candidates(config.data)
         check_attention(model)
         answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
-        needed = self.config.max_tokens + answer + len(pieces.suffix)
-        limit = _positions(model)
-        if limit is not None and needed > limit:
+        more, longest, limit = (
+            answer + len(pieces.suffix),
+            self.config.max_tokens,
+            _positions(model),
+        )
+        if limit is not None and longest + more > limit:
             raise UsageError(
-                f"prompts of up to {self.config.max_tokens} tokens were asked for",
-                f"with the longest title they take {needed}, and the model knows {limit} positions",
-                f"Set recommender.max_tokens to {max(limit - needed + self.config.max_tokens, 8)} "
-                "or less",
+                f"prompts of up to {longest} tokens were asked for",
+                f"with the longest title they take {longest + more}, and the model knows {limit} "
+                "positions",
+                f"Set recommender.max_tokens to {max(limit - more, 8)} or less",
             )
 
     @classmethod
@@ -260,20 +255,17 @@ class Prompted(Recommender):
                 "are written behind them"
             )
         if misread := self.pieces.misread(range(min(2, self.n_items))):
-            written, read = misread
-            place = next(
-                (i for i, (a, b) in enumerate(zip(written, read, strict=False)) if a != b),
-                min(len(written), len(read)),
-            )
-            said.append(
-                "the tokenizer cannot write the prompt as it stands: "
-                f"{written[place : place + 40]!r} is read as {read[place : place + 40]!r}"
-            )
+            differ = (i for i, (a, b) in enumerate(zip(*misread, strict=False)) if a != b)
+            place = next(differ, min(map(len, misread)))
+            written, read = (text[place : place + 40] for text in misread)
+            found = f"{written!r} is read as {read!r}"
+            said.append(f"the tokenizer cannot write the prompt as it stands: {found}")
         if short:
+            left_out = sum(prompt.dropped for prompt in short)
             said.append(
-                f"{len(short)} of {len(prompts)} prompts are longer than "
-                f"recommender.max_tokens ({self.config.max_tokens}); "
-                f"{sum(p.dropped for p in short)} titles were left out of them, the oldest first"
+                f"{len(short)} of {len(prompts)} prompts are longer than recommender.max_tokens "
+                f"({self.config.max_tokens}); {left_out} titles were left out of them, the oldest "
+                "first"
             )
         if cut:
             said.append(
