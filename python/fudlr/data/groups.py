@@ -203,13 +203,7 @@ def tail_items(popularity: Ints, share: float = 0.2) -> Bools:
     Args:
         popularity: [M] counts in training data.
         share: the tail is all but this share of the items, the most popular ones.
-
-    Raises:
-        UsageError: a share outside (0, 1).
     """
-    if not 0 < share < 1:
-        found = "it is no share between 0 and 1"
-        raise UsageError(f"a tail by {share!r} was asked for", found, "Give a share such as 0.2")
     order = np.argsort(-popularity, kind="stable")
     tail = np.ones(popularity.size, dtype=bool)
     tail[order[: max(round(share * popularity.size), 1)]] = False

@@ -36,10 +36,6 @@ class DataWarning(UserWarning):
         self.count = count
 
 
-def _refuse(found: str, remedy: str) -> DataError:
-    return DataError("interactions were to be set up", found, remedy)
-
-
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """All interactions, sorted by user, then by time; ties keep the order of the source.
@@ -63,34 +59,27 @@ class Interactions:
 
     def __post_init__(self) -> None:
         """Check once, so that nothing later has to."""
+        asked, size = "interactions were to be set up", self.user.size
         for name in ("user", "item", "time"):
             column = getattr(self, name)
-            if column.dtype != np.int64 or column.shape != self.user.shape or column.ndim != 1:
-                raise _refuse(
-                    f"`{name}` is {column.dtype} {list(column.shape)}",
-                    f"Give int64 of one dimension and one length ({self.user.size})",
-                )
-        if self.user.size == 0:
-            raise _refuse("there are none", "Give at least one interaction")
-        for name, index, table in (
-            ("user", self.user, self.users),
-            ("item", self.item, self.items),
-        ):
-            key = f"{name}_id"
+            if column.dtype != np.int64 or column.shape != (size,):
+                found = f"`{name}` is {column.dtype} {list(column.shape)}"
+                remedy = f"Give int64 of one dimension and one length ({size})"
+                raise DataError(asked, found, remedy)
+        if not size:
+            raise DataError(asked, "there are none", "Give at least one interaction")
+        for name in ("user", "item"):
+            index, table, key = getattr(self, name), getattr(self, f"{name}s"), f"{name}_id"
             if not table.columns or table.columns[0] != key or table.schema[key] != pl.String:
-                raise _refuse(
-                    f"the first column of `{name}s` is not `{key}` as text",
-                    f"Put `{key}` first, as strings",
-                )
-            if index.min() < 0 or index.max() >= table.height:
-                raise _refuse(
-                    f"`{name}` runs from {index.min()} to {index.max()}, "
-                    f"`{name}s` has {table.height} rows",
-                    f"Every `{name}` is the index of a row of `{name}s`",
-                )
+                found = f"the first column of `{name}s` is not `{key}` as text"
+                raise DataError(asked, found, f"Put `{key}` first, as strings")
+            low, high = index.min(), index.max()
+            if low < 0 or high >= table.height:
+                found = f"`{name}` runs from {low} to {high}, `{name}s` has {table.height} rows"
+                raise DataError(asked, found, f"Every `{name}` is the index of a row of `{name}s`")
         step = np.diff(self.user)
         if (step < 0).any() or (np.diff(self.time)[step == 0] < 0).any():
-            raise _refuse("they are not sorted", "Sort by user, then by time")
+            raise DataError(asked, "they are not sorted", "Sort by user, then by time")
 
     @property
     def n_users(self) -> int:
@@ -122,16 +111,6 @@ class Samples:
 
     interactions: Interactions
     position: Ints
-
-    def __post_init__(self) -> None:
-        """Refuse positions that point nowhere."""
-        total = len(self.interactions)
-        if self.position.size and (self.position.min() < 0 or self.position.max() >= total):
-            raise DataError(
-                "samples were to be chosen",
-                f"positions run from {self.position.min()} to {self.position.max()}",
-                f"There are {total} interactions",
-            )
 
     def __len__(self) -> int:
         return int(self.position.size)

@@ -26,10 +26,8 @@ def leave_last_out(
     and all interactions of users that are left out.
 
     Raises:
-        UsageError: a setting out of range.
         DataError: no user has a training, a validation and a test target.
     """
-    _check(max_train_per_user, pretrain_share)
     starts, stops = interactions.user_starts[:-1], interactions.user_starts[1:]
     half = starts + np.floor(pretrain_share * (stops - starts)).astype(np.int64)
     earliest = np.maximum(half, starts + 1)
@@ -69,10 +67,8 @@ def time_split(
     Popularity counts the interactions before the cut.
 
     Raises:
-        UsageError: a setting out of range.
         DataError: no training target before the cut, or fewer than two users with two from it on.
     """
-    _check(max_train_per_user, pretrain_share, time_share)
     place = int(time_share * len(interactions))
     cut = int(np.partition(interactions.time, place)[place])
     early = interactions.time < cut
@@ -95,16 +91,6 @@ def time_split(
             f"{cut} on; they have no validation and no test target"
         )
     return _split(interactions, half, train, kept, early)
-
-
-def _check(max_train_per_user: int, pretrain_share: float, time_share: float = 0.8) -> None:
-    if max_train_per_user < 1 or not 0 <= pretrain_share < 1 or not 0 < time_share < 1:
-        raise UsageError(
-            "a split was asked for",
-            f"max_train_per_user={max_train_per_user}, pretrain_share={pretrain_share}, "
-            f"time_share={time_share}",
-            "At least 1, a share from 0 to below 1, and one between 0 and 1 are needed",
-        )
 
 
 def _ranges(starts: Ints, stops: Ints) -> Ints:

@@ -91,19 +91,10 @@ def write_parquet(folder):
     return folder
 
 
-def _lines(frame):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dicts())
-
-
 def write_jsonl(folder):
     for name, frame in zip(("interactions", "users", "items"), frames(), strict=True):
-        (folder / f"{name}.jsonl").write_text(_lines(frame), encoding="utf-8")
-    return folder
-
-
-def write_json(folder):
-    for name, frame in zip(("interactions", "users", "items"), frames(), strict=True):
-        (folder / f"{name}.json").write_text(json.dumps(frame.to_dicts()))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dicts()]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -153,6 +144,5 @@ TABLES = {
     "csv": write_csv,
     "parquet": write_parquet,
     "jsonl": write_jsonl,
-    "json": write_json,
 }
 INSTRUCTIONS = {"bigrec": write_bigrec, "tallrec": write_tallrec}

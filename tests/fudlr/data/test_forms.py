@@ -49,7 +49,7 @@ def test_side_tables_may_be_missing_in_every_form(form, tmp_path):
     assert (data.n_users, data.n_items, len(data)) == (6, 11, 48)
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl", "json"])
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
 def test_a_mapping_names_the_columns(form, tmp_path, truth):
     folder = forms.TABLES[form](tmp_path)
     suffix = f".{form}"

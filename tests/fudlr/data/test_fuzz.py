@@ -33,10 +33,6 @@ def _rewrite(change):
     return damage
 
 
-def _cut(rng, raw):
-    return raw[: rng.integers(len(raw))]
-
-
 def _without_middle(rng, raw):
     a, b = sorted(rng.integers(len(raw), size=2))
     return raw[:a] + raw[b:]
@@ -51,10 +47,9 @@ def _flip(rng, raw):
 
 def _replaced(*pairs):
     def change(rng, raw):
-        old, new = pairs[rng.integers(len(pairs))]
-        return raw.replace(old, new)
+        return raw.replace(*pairs[rng.integers(len(pairs))])
 
-    return change
+    return _rewrite(change)
 
 
 def _line(change):
@@ -63,19 +58,13 @@ def _line(change):
         at = int(rng.integers(len(lines)))
         return b"\n".join(lines[:at] + change(rng, lines[at]) + lines[at + 1 :])
 
-    return damage
-
-
-def _shorter_line(rng, line):
-    return [line[: rng.integers(len(line) + 1)]]
+    return _rewrite(damage)
 
 
 def _number(rng, raw):
     """One number of the file becomes something that is none, or absurd."""
     spots = [i for i, byte in enumerate(raw) if chr(byte).isdigit()]
-    if not spots:
-        return raw + b"NaN"
-    at = spots[rng.integers(len(spots))]
+    at = spots[rng.integers(len(spots))] if spots else 0
     new = [b"NaN", b"inf", b"-1", b"1e400", b"9" * 400, b"", b"null", b"\x00", b'"', b"1e18"]
     return raw[:at] + new[rng.integers(len(new))] + raw[at + 1 :]
 
@@ -101,10 +90,6 @@ def _foreign(rng, folder):
     shutil.rmtree(other)
 
 
-def _remove(rng, folder):
-    _file(rng, folder).unlink()
-
-
 def _to_folder(rng, folder):
     file = _file(rng, folder)
     file.unlink()
@@ -118,7 +103,7 @@ def _rename(rng, folder):
 
 
 DAMAGES = {
-    "truncated": _rewrite(_cut),
+    "truncated": _rewrite(lambda rng, raw: raw[: rng.integers(len(raw))]),
     "hole": _rewrite(_without_middle),
     "flipped bytes": _rewrite(_flip),
     "empty": _rewrite(lambda rng, raw: b"\n" * int(rng.integers(3))),
@@ -126,32 +111,30 @@ DAMAGES = {
     "garbage between good ends": _rewrite(
         lambda rng, raw: raw[:8] + rng.bytes(int(rng.integers(1, 500))) + raw[-12:]
     ),
-    "wrong separator": _rewrite(
-        _replaced((b"::", b","), (b"\t", b"  "), (b",", b";"), (b"|", b","), (b":", b""))
+    "wrong separator": _replaced(
+        (b"::", b","), (b"\t", b"  "), (b",", b";"), (b"|", b","), (b":", b"")
     ),
-    "renamed columns": _rewrite(
-        _replaced((b"user_id", b"u"), (b"item_id", b"user_id"), (b"timestamp", b"t"), (b"_", b" "))
+    "renamed columns": _replaced(
+        (b"user_id", b"u"), (b"item_id", b"user_id"), (b"timestamp", b"t"), (b"_", b" ")
     ),
     "bad encoding": _rewrite(
         lambda rng, raw: (
-            [raw.decode("latin-1").encode(code) for code in ("utf-16", "utf-32", "utf-7")][
-                rng.integers(3)
-            ]
+            raw.decode("latin-1").encode(("utf-16", "utf-32", "utf-7")[rng.integers(3)])
             + b"\xff" * int(rng.integers(3))
         )
     ),
     "a number that is none": _rewrite(_number),
-    "short line": _rewrite(_line(_shorter_line)),
-    "line twice": _rewrite(_line(lambda rng, line: [line, line])),
-    "line lost": _rewrite(_line(lambda rng, line: [])),
-    "absurd field": _rewrite(_line(lambda rng, line: [line + b"x" * 300_000])),
-    "absurd number of fields": _rewrite(_line(lambda rng, line: [line + b"\t1" * 20_000])),
+    "short line": _line(lambda rng, line: [line[: rng.integers(len(line) + 1)]]),
+    "line twice": _line(lambda rng, line: [line, line]),
+    "line lost": _line(lambda rng, line: []),
+    "absurd field": _line(lambda rng, line: [line + b"x" * 300_000]),
+    "absurd number of fields": _line(lambda rng, line: [line + b"\t1" * 20_000]),
     "header again": _rewrite(lambda rng, raw: raw.split(b"\n")[0] + b"\n" + raw),
     "deep nesting": _rewrite(lambda rng, raw: b"[" * 100_000 + raw),
-    "quotes": _rewrite(_line(lambda rng, line: [line.replace(line[-3:], b'"' + line[-3:])])),
+    "quotes": _line(lambda rng, line: [line.replace(line[-3:], b'"' + line[-3:])]),
     "swapped files": _swap,
     "foreign file": _foreign,
-    "removed file": _remove,
+    "removed file": lambda rng, folder: _file(rng, folder).unlink(),
     "file is a folder": _to_folder,
     "renamed file": _rename,
 }
@@ -198,7 +181,8 @@ def is_sane(figures):
 def test_damaged_data_end_in_an_answer_or_in_words(tmp_path, capfd):
     """Of every damage, and for many reasons: harmless damages would show nothing."""
     refused, reasons, drawn = 0, set(), set()
-    seeds = range(0, len(GOOD) * len(DAMAGES), 2)
+    every = range(len(GOOD) * len(DAMAGES))
+    seeds = [seed for seed in every if (seed + seed // len(GOOD)) % 2]  # half of each damage's
     for seed in seeds:
         form, damage = make_input(seed, tmp_path / str(seed))
         drawn.add(damage)

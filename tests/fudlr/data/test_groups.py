@@ -106,12 +106,6 @@ def test_tail_by_share():
     assert tail_items(np.ones(10, dtype=np.int64)).tolist() == [False] * 2 + [True] * 8
 
 
-@pytest.mark.parametrize("share", [0, 1, 1.5])
-def test_unknown_tail_rule(share):
-    with pytest.raises(UsageError, match="no share between"):
-        tail_items(np.array([1, 2]), share)
-
-
 def test_synthetic_has_the_cause_it_promises():
     data = synthetic(300, 100, seed=5)
     codes, labels = user_groups(data, "gender")

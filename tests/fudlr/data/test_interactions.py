@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from fudlr.common.errors import DataError, UsageError
+from fudlr.common.errors import DataError
 from fudlr.config import DataConfig, RunConfig, merge
 from fudlr.data import (
     DataWarning,
@@ -109,12 +109,6 @@ def test_no_user_is_long_enough():
         leave_last_out(one_user(4))
 
 
-@pytest.mark.parametrize("setting", [{"max_train_per_user": 0}, {"pretrain_share": 1.0}])
-def test_split_settings_out_of_range(setting):
-    with pytest.raises(UsageError, match="a split was asked for"):
-        leave_last_out(one_user(10), **setting)
-
-
 def users_at(*times):
     """One user for each list of times; every interaction is with an item of its own."""
     user = np.repeat(np.arange(len(times)), [len(own) for own in times])
@@ -151,8 +145,6 @@ def test_time_split_that_leaves_a_part_empty_is_refused():
         time_split(late, time_share=0.75)
     with pytest.raises(DataError, match="0 training targets before time 0"):
         time_split(late, time_share=0.01)
-    with pytest.raises(UsageError, match="time_share=1"):
-        time_split(late, time_share=1.0)
 
 
 def test_held_out_users_are_nobody_elses():

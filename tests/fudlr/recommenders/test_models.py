@@ -107,6 +107,15 @@ def test_an_adapter_of_somebody_else(data, tmp_path):
     torch.testing.assert_close(made.evaluate(samples), theirs.evaluate(samples))
 
 
+def of_logits(made, logits, tail):
+    """The score that logits [t, vocabulary] of a prompt with `tail` after it give."""
+    if made.name == "yes_no":
+        yes, no = made.answers
+        return float(logits[-1, yes] - logits[-1, no])
+    p = logits[-len(tail) - 1 : -1].log_softmax(-1)
+    return float(p.gather(1, torch.tensor(tail)[:, None]).mean())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_16_bit_models_are_float32_from_the_output_matrix_on(kind, data):
     """The right value: the model's own bf16 states times the output matrix, both as float64."""
@@ -135,13 +144,8 @@ def test_scores_of_16_bit_models_are_float32_from_the_output_matrix_on(kind, dat
             for j in (0, 7):
                 tail = made.question(j) if kind == "yes_no" else made.pieces.answers[j]
                 made.model(input_ids=torch.tensor([prompt + tail]))
-                logits = states[-1][0] @ matrix.T
-                if kind == "yes_no":
-                    expected = logits[-1, made.answers[0]] - logits[-1, made.answers[1]]
-                else:
-                    p = logits[len(prompt) - 1 : -1].log_softmax(-1)
-                    expected = p.gather(1, torch.tensor(tail)[:, None]).mean()
-                assert float(scores[i, j]) == pytest.approx(float(expected), abs=0.02)
+                expected = of_logits(made, states[-1][0] @ matrix.T, tail)
+                assert float(scores[i, j]) == pytest.approx(expected, abs=0.02)
 
 
 ZOO = {
@@ -171,8 +175,11 @@ def odd(name, options):
     return model
 
 
-@pytest.mark.parametrize("kind", ["titles", "yes_no", "grounded"])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "titles") for name in ZOO]
+    + [(name, kind) for name in ("granite", "mpt", "mamba") for kind in ("yes_no", "grounded")],
+)
 def test_scores_are_those_of_each_title_alone_or_the_model_is_refused(name, kind, data):
     fits, options = ZOO[name]
     model = odd(name, options)
@@ -191,10 +198,8 @@ def test_scores_are_those_of_each_title_alone_or_the_model_is_refused(name, kind
             tail = made.question(j) if kind == "yes_no" else made.pieces.answers[j]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt.tokens + tail])).logits[0]
-            expected = logits[-1, made.answers[0]] - logits[-1, made.answers[1]] \
-                if kind == "yes_no" else logits[len(prompt.tokens) - 1 : -1].log_softmax(-1).gather(
-                    1, torch.tensor(tail)[:, None]).mean()  # fmt: skip
-            assert float(scores[i, j]) == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+            expected = of_logits(made, logits, tail)
+            assert float(scores[i, j]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_item_tokens_on_a_model_that_reads_padding_are_refused(data):
