@@ -180,52 +180,37 @@ class Recommender(ABC):
 
     def losses(self, samples: Samples, size: int = 256) -> Tensor:
         """ℓ_i [n] of `samples`, as `evaluate` gives them, without the cost of scores."""
-        index = self._like_batches(samples, size, None)
-        parts = [losses for _, losses in self._scored(samples, index, scoring=False)]
-        return in_order(parts, index) if parts else torch.empty(0, device=self.device)
+        return self._scored(samples, size, scoring=False)[1]
 
-    def evaluate(
-        self, samples: Samples, size: int = 256, tokens: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
         """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients.
 
         Args:
             samples: The n samples; results are in their order, whatever the batches.
-            size: Most samples of a batch.
-            tokens: Most tokens of a batch, padding included, where `lengths` are known; `size`
-                samples of mean length, and no less than the longest one, where None.
-
-        Raises:
-            UsageError: A budget of tokens that the longest sample does not fit into.
+            size: Most samples of a batch; where `lengths` are known, samples of like length stand
+                together, and a batch has no more tokens than `size` samples of mean length.
         """
-        index = self._like_batches(samples, size, tokens)
-        found = list(self._scored(samples, index))
-        if not found:
-            empty = torch.empty(0, device=self.device)
-            return empty.reshape(0, self.n_items), empty
-        scores, losses = zip(*found, strict=True)
-        return in_order(scores, index), in_order(losses, index)
+        return self._scored(samples, size, scoring=True)
 
-    def _like_batches(self, samples: Samples, size: int, tokens: int | None) -> Sequence[Tensor]:
-        lengths = self.lengths(samples)
-        if lengths is None or not len(samples):
-            return torch.arange(len(samples)).split(size) if len(samples) else []
-        if tokens is None:
-            tokens = max(int(lengths.max()), -(-int(lengths.sum()) * size // len(lengths)), 1)
-        return token_batches(lengths, tokens, size)
-
-    def _scored(
-        self, samples: Samples, index: Sequence[Tensor], scoring: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores (none but with `scoring`) and losses of each batch, in evaluation mode."""
+    def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Tensor, Tensor]:
         self.probe()
+        empty = torch.empty(0, device=self.device)
+        if not len(samples):
+            return empty.reshape(0, self.n_items), empty
+        lengths = self.lengths(samples)
+        index: Sequence[Tensor] = torch.arange(len(samples)).split(size)
+        if lengths is not None:
+            mean = -(-int(lengths.sum()) * size // len(lengths))
+            index = token_batches(lengths, max(int(lengths.max()), mean, 1), size)
+        scores, losses = [], []
         with evaluating(self.model), torch.no_grad():
             for part in track(index, len(index), "score users", delay=PATIENCE):
                 batch = self.collate(samples.take(part.numpy()), scoring)
                 outputs = self.forward(self.model, batch)
-                losses = self.loss(outputs, batch).float()
-                scores = self.item_scores(outputs, batch).float() if scoring else losses
-                yield scores, losses
+                losses.append(self.loss(outputs, batch).float())
+                if scoring:
+                    scores.append(self.item_scores(outputs, batch).float())
+        return in_order(scores, index) if scoring else empty, in_order(losses, index)
 
 
 @contextmanager
