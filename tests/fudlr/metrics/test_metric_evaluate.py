@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from fudlr.common.errors import NumericalError, UsageError
-from fudlr.metrics import METRICS, Side, catalogue_softmax, evaluate, top_k
+from fudlr.metrics import METRICS, Side, evaluate
 from metric_cases import TRUTH, M, N, problem
 
 
@@ -33,24 +33,6 @@ def test_what_needs_missing_groups_is_left_out():
         found = set(evaluate(scores, plain))
         assert not {"hellinger", "dp@4", "mgu", "dgu"} & found
         assert {"hit_gap", "arp"} <= found
-
-
-def test_ties_go_to_the_lower_index():
-    _, side = problem()
-    scores = torch.zeros(N, M)
-    scores[:, 20] = 1.0
-    free = dataclasses.replace(side, seen=torch.zeros(N, M, dtype=torch.bool))
-    assert top_k(scores, free).tolist() == [[20, 0, 1, 2]] * N
-
-
-def test_softmax_is_a_distribution_over_unseen_items():
-    scores, side = problem()
-    p = catalogue_softmax(scores, side.seen)
-    torch.testing.assert_close(p.sum(1), torch.ones(N, dtype=p.dtype))
-    assert (p[side.seen] == 0).all()
-    assert (p[~side.seen] > 0).all()
-    sharper = catalogue_softmax(scores, side.seen, tau=0.1)
-    assert (sharper.amax(1) > p.amax(1)).all()
 
 
 def test_take_keeps_the_groups_even_where_one_is_absent():

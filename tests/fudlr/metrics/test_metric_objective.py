@@ -135,25 +135,6 @@ def test_a_users_own_metric_joins_objective_and_evaluation():
     assert "own_soft" not in measured
 
 
-def test_a_users_hard_function_takes_weights():
-    scores, side = problem()
-    metric = register(
-        from_function(
-            "own",
-            lambda s, side: s.mean(),
-            lower_is_better=True,
-            hard=lambda top, side: side.popularity[top].mean(),
-        )
-    )
-    assert evaluate(scores, side)["own"] == pytest.approx(evaluate(scores, side)["arp"])
-    weights = torch.arange(len(scores)) % 4
-    top = torch.arange(4).expand(len(scores), 4)
-    top = top + torch.arange(len(scores))[:, None]
-    torch.testing.assert_close(
-        metric.hard(top, side, weights), METRICS["arp"].hard(top, side, weights)
-    )
-
-
 @pytest.mark.parametrize("name", ["arp", "my metric", "2fast", ""])
 @pytest.mark.parametrize("replace", [False, True])
 def test_names_that_cannot_be_registered(name, replace):

@@ -85,18 +85,6 @@ def test_value_and_gradient_are_those_of_exact_enumeration(kind):
     assert not gradient[0, 3], "a seen item is never drawn"
 
 
-def test_a_step_along_the_gradient_moves_the_hard_value_its_way():
-    scores, side = problem()
-    drawn = from_lists("tail", METRICS["aplt"], lower_is_better=False, draws=16)
-    _, gradient = metric_gradient(drawn, scores, side)
-    step = 200 * gradient
-    before, after, worse = (
-        float(drawn.hard(top_k(moved, side), side)) for moved in (scores, scores + step,
-                                                                  scores - step)
-    )  # fmt: skip
-    assert worse < before < after
-
-
 def some_head(top, side):
     """A rule that most lists keep, so that without a control all of them are pushed."""
     return ~mostly_tail(top, side)

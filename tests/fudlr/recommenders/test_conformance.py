@@ -186,21 +186,6 @@ def test_saved_and_made_again_it_gives_the_same(kind, data, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PROMPTED)
-def test_candidates_have_the_scores_of_the_whole_catalogue(kind, data):
-    whole = recommender(kind, data)
-    some = recommender(kind, data, **{"data.candidates": 6})
-    samples = data.valid.take(np.arange(5))
-    all_scores, _ = whole.evaluate(samples)
-    scores, _ = some.evaluate(samples)
-    chosen = some.collate(samples, scoring=True)["candidates"]
-    torch.testing.assert_close(
-        scores.gather(1, chosen), all_scores.gather(1, chosen), rtol=1e-4, atol=2e-5
-    )
-    assert (scores == scores.gather(1, chosen).amin(1, keepdim=True)).sum() >= 5 * (ITEMS - 6)
-    assert (chosen == torch.from_numpy(samples.target)[:, None]).sum(1).tolist() == [1] * 5
-
-
-@pytest.mark.parametrize("kind", PROMPTED)
 def test_candidates_may_be_named(kind, data, tmp_path):
     """Lists of unlike length, in a table or as lists of a row: scores and seen items follow."""
     samples = data.valid.take(np.arange(4))

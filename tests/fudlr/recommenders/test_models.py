@@ -304,17 +304,6 @@ def test_checkpointing_trains_the_same(data):
     torch.testing.assert_close(found[0].theta, found[1].theta, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_under_checkpointing_are_the_same(data):
-    samples = data.train.take(np.arange(4))
-    made = recommender("titles", data, adapted(base()))
-    plain, _ = rows_and_alone(made, samples)
-    made.model.gradient_checkpointing_enable({"use_reentrant": False})
-    made.model.train()  # where checkpointing is active, and no dropout changes anything
-    engine = Engine(made.model)
-    found = engine.sample_grads(made.forward, made.loss, made.collate(samples))
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-7)
-
-
 def test_a_matrix_without_gradient_is_no_silent_zero(data):
     made = recommender("titles", data, adapted(base()))
     engine = Engine(made.model)
