@@ -1,4 +1,8 @@
-"""Interactions, samples, splits and groups; readers of the forms that data come in."""
+"""Interactions, samples, splits and groups; readers of the forms that data come in.
+
+Readers raise `DataError` for what is missing, damaged or does not match, with file and line, and
+`UsageError` for a column that was named and is not there.
+"""
 
 from fudlr.data.build import build_interactions
 from fudlr.data.candidates import Candidates, candidate_items

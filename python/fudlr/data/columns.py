@@ -51,11 +51,7 @@ DATES = (
 
 
 def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the mapping as a dictionary, its keys known.
-
-    Raises:
-        UsageError: A key that is no role of a column.
-    """
+    """Return the mapping as a dictionary, its keys known."""
     columns, known = dict(columns or {}), (*ALIASES, *OTHERS)
     if unknown := [key for key in columns if key not in known]:
         raise UsageError(
@@ -71,12 +67,7 @@ def _plain(name: str) -> str:
 
 
 def find_column(names: list[str], role: str, columns: Mapping[str, str], label: str) -> str:
-    """The column of a role: the one named by the caller, or the one of a known name.
-
-    Raises:
-        UsageError: The column named does not exist.
-        DataError: None has a known name, or several have.
-    """
+    """The column of a role: the one named by the caller, or the one of a known name."""
     if role in columns:
         if columns[role] not in names:
             raise UsageError(
@@ -120,11 +111,7 @@ def _whole(values: pl.Series) -> pl.Series:
 
 
 def as_ids(values: pl.Series, table: Table) -> pl.Series:
-    """Ids as text; whole numbers lose their decimals.
-
-    Raises:
-        DataError: A row without id, or a column that holds no ids.
-    """
+    """Ids as text; whole numbers lose their decimals."""
     values = _whole(values)
     texts = values.dtype in (pl.String, pl.Categorical) or isinstance(values.dtype, pl.Enum)
     if not (texts or values.dtype.is_integer()):
@@ -141,9 +128,6 @@ def as_times(values: pl.Series, table: Table) -> pl.Series:
     """Times as Int64 or Float64: numbers as they are, in their unit; dates as seconds since 1970.
 
     Dates that nanoseconds alone tell apart are nanoseconds since 1970.
-
-    Raises:
-        DataError: A row without time, or a value that is neither a finite number nor a date.
     """
     if values.dtype == pl.Categorical or isinstance(values.dtype, pl.Enum):
         values = values.cast(pl.String)
@@ -174,11 +158,7 @@ def _since_1970(values: pl.Series) -> pl.Series:
 
 
 def _dates(text: pl.Series, table: Table) -> pl.Series:
-    """Dates in UTC; in ISO 8601 their forms may differ from row to row.
-
-    Raises:
-        DataError: A text that is no date, or dates of which day and month cannot be told apart.
-    """
+    """Dates in UTC; in ISO 8601 their forms may differ from row to row."""
     text = text.replace("", None)
     if text.drop_nulls().str.contains(r"^\d{4}-\d\d?-\d\d?").all():
         dates = text.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")

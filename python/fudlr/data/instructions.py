@@ -79,11 +79,7 @@ def _extra(row: Row) -> dict[str, str]:
 
 
 def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Interactions:
-    """Turn rows, each with what to call it, into interactions with a user a row.
-
-    Raises:
-        DataError: a row without the three texts, or no row of a known form.
-    """
+    """Turn rows, each with what to call it, into interactions with a user a row."""
     events: dict[str, list[Any]] = {"user_id": [], "item_id": [], "time": []}
     users, named, strange = [], dict[str, None](), []
     for label, row in rows:
@@ -142,11 +138,7 @@ def instruction_files(path: Path) -> list[Path]:
 
 
 def read_instructions(path: Path) -> Interactions:
-    """Read instruction JSON or JSONL; a folder's parts together.
-
-    Raises:
-        DataError: not JSON, or as in `read_instruction_rows`.
-    """
+    """Read instruction JSON or JSONL; a folder's parts together."""
     rows = (
         (f"{file.name.split('.')[0]} row {number}", row)
         for file in instruction_files(path)

@@ -23,11 +23,7 @@ def _no_constant(name: str) -> Any:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows with their number, from 1: of a list of objects, or of one object a line.
-
-    Raises:
-        DataError: not JSON, no row, or a row that is no object.
-    """
+    """Rows with their number, from 1: of a list of objects, or of one object a line."""
     text = decode(read_bytes(path), str(path), "utf-8").decode()
     whole = text.lstrip().startswith("[")
     number = 0

@@ -66,9 +66,6 @@ def read_dat(path: Path) -> Tables:
 
     Args:
         path: the folder, or the ratings' file.
-
-    Raises:
-        DataError: what is missing, truncated or does not match, with file and line.
     """
     file = path / "ratings.dat" if path.is_dir() else path
     return Tables(

@@ -66,9 +66,6 @@ def recbole_tables(path: Path) -> Tables:
 
     Args:
         path: the `.inter` file, or a folder that is searched with its subfolders.
-
-    Raises:
-        DataError: what is missing, truncated or does not match, with file and line.
     """
     found = inter_files(path)
     if len(found) != 1:

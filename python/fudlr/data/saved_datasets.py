@@ -36,9 +36,6 @@ def saved_tables(path: Path, columns: Mapping[str, str]) -> Tables | Interaction
 
     The interactions are the split `interactions`, `ratings` or `events`, or all of train, valid and
     test together; these may also hold instructions.
-
-    Raises:
-        DataError: The folder is damaged or of another kind.
     """
     tables = _load(path)
     main = next((stem for stem in EVENT_FILES if stem in tables), None)

@@ -40,11 +40,7 @@ def is_sequences(head: bytes) -> bool:
 
 
 def sequence_tables(path: Path) -> Tables:
-    """Read the lines of one file, or of a folder's train, valid and test one after the other.
-
-    Raises:
-        DataError: no line with an item.
-    """
+    """Read the lines of one file, or of a folder's train, valid and test one after the other."""
     lines = [
         line.split()
         for file in sequence_files(path)

@@ -47,11 +47,7 @@ def _first_line(text: bytes, label: str) -> tuple[list[str], str]:
 
 
 def _names(fields: list[str], label: str) -> list[str]:
-    """The names of a header.
-
-    Raises:
-        DataError: A name that stands twice, or a first line that is a row of the data.
-    """
+    """The names of a header."""
     if any(NUMBER.fullmatch(field) for field in fields) and not roles(fields, {}):
         raise unread(
             label,
@@ -75,9 +71,6 @@ def read_csv(path: Path, numbered: bool = False) -> Table:
     Args:
         path: the file, UTF-8, UTF-16 with its mark, or, with a warning, Windows' Latin-1.
         numbered: it has no header, and its columns are called 1, 2, ...
-
-    Raises:
-        DataError: not text, no rows, a row with too few or too many fields.
     """
     label, first = str(path), 1 if numbered else 2
     text = decode(read_bytes(path), label, "utf-8", "cp1252")
@@ -94,11 +87,7 @@ def read_csv(path: Path, numbered: bool = False) -> Table:
 
 
 def read_parquet(path: Path) -> Table:
-    """Read a Parquet file.
-
-    Raises:
-        DataError: it is not one, or it is damaged.
-    """
+    """Read a Parquet file."""
     try:
         return Table(pl.read_parquet(path, glob=False), str(path), 1)
     except (Exception, pl.exceptions.PanicException) as error:
@@ -172,10 +161,6 @@ def table_tables(path: Path, columns: Mapping[str, str]) -> Tables:
     Args:
         path: the file, or the folder that holds it.
         columns: the caller's mapping; numbers for names say that there is no header.
-
-    Raises:
-        DataError: what is missing, truncated or does not match.
-        UsageError: a column that was named and does not exist.
     """
     file = find_table(path, columns)
     if file is None:

@@ -64,11 +64,7 @@ class Table:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file, also one that gzip packed.
-
-    Raises:
-        DataError: It cannot be read, or it is empty.
-    """
+    """Read a whole file, also one that gzip packed."""
     try:
         raw = path.read_bytes()
         if raw.startswith(b"\x1f\x8b"):
@@ -87,9 +83,6 @@ def decode(raw: bytes, label: str, *encodings: str, quiet: bool = False) -> byte
 
     UTF-16 is known by its first bytes. Where another encoding than the first has to be taken, this
     is said, unless `quiet`.
-
-    Raises:
-        DataError: None fits, or there are zero bytes; the message names the line.
     """
     failed: UnicodeDecodeError | None = None
     for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else encodings:
@@ -122,9 +115,6 @@ def unquoted(text: bytes, label: str, n_columns: int, separator: str, first: int
 
     An inch sign within a field is a character; quotes at both ends are taken off, and those within
     that are doubled, or have a backslash, are single.
-
-    Raises:
-        DataError: A row with too few or too many fields, or a quote that is never closed.
     """
     if UNIT.encode() in text or RECORD.encode() in text:
         raise unread(label, "it is not text", "Write it again")
@@ -156,11 +146,7 @@ def read_fields(
     first: int = 2,
     ends: str = "\n",
 ) -> pl.DataFrame:
-    """Parse lines without a header into columns of text.
-
-    Raises:
-        DataError: A row with more or fewer fields than columns: a truncated or broken file.
-    """
+    """Parse lines without a header into columns of text."""
     data = np.frombuffer(text, dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data[:-1] == ord(ends)) + 1])
     fields = np.add.reduceat(data == ord(separator), starts, dtype=np.int64) + 1
