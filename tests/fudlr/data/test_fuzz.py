@@ -5,12 +5,12 @@ Every input is a good one of a known form with one damage, drawn by the seed tha
 
 import json
 import shutil
-import subprocess
 import sys
 import warnings
 
 import forms
 import numpy as np
+import pytest
 from fudlr import cli
 from fudlr.common.errors import FudlrError
 from fudlr.data import DataWarning
@@ -215,16 +215,14 @@ def test_the_good_inputs_pass(tmp_path):
         assert is_sane(json.loads(said))
 
 
-def test_the_command_itself_prints_words(tmp_path):
+def test_the_command_itself_prints_words(tmp_path, monkeypatch, capsys):
     forms.write_csv(tmp_path)
     (tmp_path / "interactions.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
-    done = subprocess.run(
-        [sys.executable, "-c", "from fudlr.cli import main; main()", "data", "check", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "line 3 holds zero bytes" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["fudlr", "data", "check", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.startswith("error: ")
+    assert "line 3 holds zero bytes" in said
+    assert "Traceback" not in said
