@@ -25,8 +25,10 @@ UNKNOWN = ("", "unknown", "nan", "null", "none", "n/a", "(no genres listed)", "n
 def _column(table: pl.DataFrame, column: str, asked: str) -> pl.Series:
     known = table.columns[1:]
     if column not in known:
-        there = f"The columns are {', '.join(known)}" if known else "The data have none"
-        raise UsageError(asked, "there is no such column", f"{there} for grouping")
+        there = (
+            f"The columns are {', '.join(known)}" if known else "The data have none for grouping"
+        )
+        raise UsageError(asked, "there is no such column", there)
     return table[column]
 
 

@@ -123,10 +123,9 @@ class Side:
 
     def take(self, index: Tensor) -> Side:
         """Return the same for the prompts at `index`."""
-        names = ("target", "seen", "user_group", "history_groups")
-        given: dict[str, Any] = {name: getattr(self, name) for name in names}
         rows: dict[str, Any] = {
-            name: None if value is None else value[index] for name, value in given.items()
+            name: None if (value := getattr(self, name)) is None else value[index]
+            for name in ("target", "seen", "user_group", "history_groups")
         }
         # The number of groups must not depend on which prompts are left.
         labels = self.group_labels or tuple(str(g) for g in range(self.n_groups))
@@ -139,14 +138,6 @@ class Side:
         for start in range(0, n, step):
             part = torch.arange(start, min(start + step, n), device=self.seen.device)
             yield slice(start, start + len(part)), self.take(part)
-
-    def to(self, device: torch.device | str) -> Side:
-        """Return the same on another device."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved: dict[str, Any] = {
-            name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)
-        }
-        return dataclasses.replace(self, **moved)
 
 
 def check_scores(scores: Tensor, side: Side) -> None:
@@ -196,7 +187,7 @@ def top_k(scores: Tensor, side: Side) -> Tensor:
 
 SHARED = 2**21
 """Largest number of scores whose softmax is kept for the next metric that asks for the same."""
-_shared: tuple[Tensor, Tensor, tuple[int, int, float], Tensor] | None = None
+_shared: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
 
 
 def tied_at_k(scores: Tensor, side: Side) -> Tensor:
@@ -211,8 +202,8 @@ def tied_at_k(scores: Tensor, side: Side) -> Tensor:
     return (best[:, -1] == best[:, -2]) & (best[:, -1] > -torch.inf)
 
 
-def catalogue_softmax(scores: Tensor, seen: Tensor, tau: float = 1.0) -> Tensor:
-    """Return softmax(scores / tau) over the unseen items: [n, M], rows sum to 1, 0 where seen.
+def catalogue_softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Return softmax(scores) over the unseen items: [n, M], rows sum to 1, 0 where seen.
 
     A dozen metrics ask for the same one in turn: without gradients, that of the last small tensor
     is kept, and is not to be changed in place.
@@ -221,12 +212,12 @@ def catalogue_softmax(scores: Tensor, seen: Tensor, tau: float = 1.0) -> Tensor:
     shares = not torch.is_grad_enabled() and not scores.is_inference()
     if shares and _shared is not None and _shared[0] is scores and _shared[1] is seen:
         _, _, state, found = _shared
-        if state == (scores._version, seen._version, tau):
+        if state == (scores._version, seen._version):
             return found
     wide = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    found = (wide / tau).masked_fill(seen, -torch.inf).softmax(dim=1)
+    found = wide.masked_fill(seen, -torch.inf).softmax(dim=1)
     if shares and scores.numel() <= SHARED:
-        _shared = scores, seen, (scores._version, seen._version, tau), found
+        _shared = scores, seen, (scores._version, seen._version), found
     return found
 
 

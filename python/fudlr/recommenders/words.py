@@ -71,19 +71,14 @@ class Words:
         return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def _behind(self, texts: Sequence[str], split: bool) -> list[Tokens]:
-        found: list[Tokens | None] = [None] * len(texts)
-        for anchor in ANCHORS if self._anchored else ():
-            left = [i for i, tokens in enumerate(found) if tokens is None]
-            head = self.start(anchor)
-            for i, tokens in zip(
-                left, self._each([anchor + texts[i] for i in left], split), strict=True
-            ):
+        found: dict[str, Tokens] = {}
+        for anchor in (*(ANCHORS if self._anchored else ()), ""):
+            left = [text for text in dict.fromkeys(texts) if text not in found]
+            head, whole = self.start(anchor), self._each([anchor + text for text in left], split)
+            for text, tokens in zip(left, whole, strict=True):
                 if tokens[: len(head)] == head:
-                    found[i] = tokens[len(head) :]
-        left = [i for i, tokens in enumerate(found) if tokens is None]
-        for i, tokens in zip(left, self._each([texts[i] for i in left], split), strict=True):
-            found[i] = tokens
-        return [tokens or [] for tokens in found]
+                    found[text] = tokens[len(head) :]
+        return [found[text] for text in texts]
 
     def _each(self, texts: list[str], split: bool) -> list[Tokens]:
         if not texts:

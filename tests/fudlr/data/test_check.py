@@ -123,3 +123,10 @@ def test_what_evaluate_would_refuse_is_a_problem(folder):
         error = result.exception
         found = cli.exit_code(error) if isinstance(error, FudlrError) else result.exit_code
         assert (found, said in words) == (code, True), (setting, words)
+
+
+def test_train_samples_and_prompt_users_are_those_that_will_be_there(tmp_path):
+    out = tmp_path / "config.yaml"
+    out.write_text("data: {train_samples: 50, prompt_users: 7}\n")
+    result = runner.invoke(cli.app, ["data", "check", "synthetic", "--json", "--config", str(out)])
+    assert json.loads(result.stdout)["samples"] == {"train": 50, "valid": 7, "test": 7}

@@ -96,16 +96,6 @@ def test_a_panic_of_the_parquet_reader_is_an_error_in_words(tmp_path, monkeypatc
         read_data(folder)
 
 
-def test_ids_that_pandas_made_floats_are_whole_again(tmp_path):
-    frame = pl.DataFrame({"user": [1.0, 2.0], "item": [7, 8], "time": [1, 2]})
-    frame.write_parquet(tmp_path / "a.parquet")
-    data = read_data(tmp_path / "a.parquet")
-    assert data.users["user_id"].to_list() == ["1", "2"]
-    frame.with_columns(user=pl.Series([1.5, 2.0])).write_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="`user` holds numbers that are not whole"):
-        read_data(tmp_path / "a.parquet")
-
-
 def test_instructions_become_a_user_a_row(tmp_path):
     folder = forms.write_bigrec(tmp_path)
     with pytest.warns(DataWarning, match="metrics between groups of users are impossible"):

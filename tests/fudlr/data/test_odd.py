@@ -6,8 +6,9 @@ import warnings
 import zipfile
 
 import numpy as np
+import polars as pl
 import pytest
-from fudlr.common.errors import DataError, FudlrError, UsageError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.data import DataWarning, read_data
 
 EVENTS = "user,item,time\nu1,a,5\nu1,b,6\nu2,a,7\n"
@@ -272,14 +273,6 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     assert data.items["item_id"].to_list() == [str(i) for i in range(30)]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet", "a.zip", "a.csv.gz", "a.dat"])
-def test_what_is_no_table_is_refused_in_words(name, tmp_path):
-    for raw in (b"PK\x03\x04 and no more", b"\x1f\x8b\x08 broken", b"\x00" * 40, b"\x81\x8d\n1"):
-        (tmp_path / name).write_bytes(raw)
-        with pytest.raises(FudlrError):
-            read_data(tmp_path / name)
-
-
 def test_an_instruction_row_of_open_quotes_takes_no_time(tmp_path):
     prompt = (
         "User Preference:" + '"a ' * 200_000 + "User Unpreference: x Whether the user will like"
@@ -289,3 +282,12 @@ def test_an_instruction_row_of_open_quotes_takes_no_time(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps([row, other]))
     with pytest.warns(DataWarning, match="1 rows are of no known form"):
         assert read_data(tmp_path).n_items == 3
+
+
+def test_ids_that_pandas_made_floats_are_whole_again(tmp_path):
+    frame = pl.DataFrame({"user": [1.0, 2.0], "item": [7, 8], "time": [1, 2]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    assert [user for user, *_ in rows(read_data(tmp_path / "a.parquet"))] == ["1", "2"]
+    frame.with_columns(user=pl.Series([1.5, 2.0])).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="`user` holds numbers that are not whole"):
+        read_data(tmp_path / "a.parquet")
