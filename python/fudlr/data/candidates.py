@@ -27,7 +27,7 @@ class Candidates:
         given = config.candidates
         self._count = given if isinstance(given, int) else None
         self._lists = Path(given) if isinstance(given, str) else None
-        self._read: tuple[Interactions, Ints, Ints] | None = None
+        self._read: tuple[Interactions, dict[int, list[int]]] | None = None
 
     def __bool__(self) -> bool:
         """Whether there are any: without, the whole catalogue is chosen from."""
@@ -43,8 +43,9 @@ class Candidates:
         if self._lists is None:
             assert self._count is not None  # else nobody asks
             return candidate_items(samples, self._count, 0)
-        starts, items = self._of(samples.interactions)
-        own = [items[starts[u] : starts[u + 1]] for u in samples.user.tolist()]
+        if self._read is None or self._read[0] is not samples.interactions:
+            self._read = samples.interactions, _by_user(self._lists, samples.interactions)
+        own = [self._read[1].get(user, []) for user in samples.user.tolist()]
         if empty := sum(not len(row) for row in own):
             raise DataError(
                 f"the candidates in {self._lists} were to be chosen from",
@@ -62,15 +63,9 @@ class Candidates:
         np.put_along_axis(mask, self.items(samples), True, axis=1)
         return mask
 
-    def _of(self, data: Interactions) -> tuple[Ints, Ints]:
-        """Where each user's items start [U + 1], and the items, from the file."""
-        if self._read is None or self._read[0] is not data:
-            assert self._lists is not None  # asked before
-            self._read = (data, *_by_user(self._lists, data))
-        return self._read[1:]
 
-
-def _by_user(path: Path, data: Interactions) -> tuple[Ints, Ints]:
+def _by_user(path: Path, data: Interactions) -> dict[int, list[int]]:
+    """The items of each user of the file, as indices."""
     asked = f"the candidates in {path} were to be read"
     if ending(path) not in READ or not path.is_file():
         raise DataError(asked, "it is no file of a known form", f"Name one with {', '.join(READ)}")
@@ -90,9 +85,8 @@ def _by_user(path: Path, data: Interactions) -> tuple[Ints, Ints]:
         remedy = "Correct the ids, or add the items to the item table"
         raise DataError(asked, f"{of_them} (the first: {unknown[0]!r})", remedy)
     users = data.users.select("user_id").with_row_index("user")
-    found = found.join(users, on="user_id", how="inner").sort("user", "item")
-    starts = np.searchsorted(found["user"].to_numpy(), np.arange(data.n_users + 1))
-    return starts.astype(np.int64), found["item"].to_numpy().astype(np.int64)
+    found = found.join(users, on="user_id", how="inner")
+    return dict(found.group_by("user").agg("item").iter_rows())
 
 
 def candidate_items(samples: Samples, count: int, seed: int) -> Ints:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fudlr.metrics.accuracy import hit, target_probability
-from fudlr.metrics.base import Finish, Metric, Rows, Side, SummedMetric, catalogue_softmax
+from fudlr.metrics.base import Metric, Rows, Side, SummedMetric, catalogue_softmax
 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """(means [R, U, C] of U groups, which of them are there [R, U]) to the gap between them, [R]."""
@@ -128,12 +128,11 @@ def _unfairness(name: str, of: Callable[[Tensor], Tensor]) -> SummedMetric:
 
         return rows
 
-    finish: Finish = lambda sums, total, side: of(sums / total[:, None])  # noqa: E731
     return SummedMetric(
         name,
         less_history(_list_exposure),
         less_history(_soft_exposure),
-        finish,
+        lambda sums, total, side: of(sums / total[:, None]),
         lower_is_better=True,
         needs_history=True,
         at_k=True,
