@@ -74,8 +74,9 @@ class Null:
     p_value: float
 
 
-def _bounds(values: Tensor) -> list[float]:
-    return torch.quantile(values, values.new_tensor([0.025, 0.975])).tolist()
+def _bounds(values: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(values, values.new_tensor([0.025, 0.975])).tolist()
+    return low, high
 
 
 def _multiplicities(n: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
