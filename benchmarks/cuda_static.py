@@ -48,8 +48,6 @@ CLAIMS = {
     "catalogue_mean_finish_kernel": (256, set()),
     "catalogue_gradient_finish_kernel": (256, set()),
     "check_seen_kernel": (1024, set()),
-    "target_loss_kernel": (256, {"wide"}),
-    "check_targets_kernel": (1024, set()),
     "rms_norm_kernel": (256, {"wide"}),
     "rms_norm_tangent_kernel": (256, {"wide"}),
     "rms_norm_backward_kernel": (256, {"wide"}),

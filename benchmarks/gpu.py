@@ -2,7 +2,7 @@
 
     FUDLR_CUDA=ON pip install --no-build-isolation -e ".[test]" && python benchmarks/gpu.py
     python benchmarks/gpu.py --list             # the rows that would be measured; needs no GPU
-    python benchmarks/gpu.py --only rows heads  # these families; other rows in the file stay
+    python benchmarks/gpu.py --only rows  # these families; other rows in the file stay
 
 Writes results/gpu.json, row after row. The rows are those of gpu_cases/: every op, beside the same
 in plain PyTorch and at its best otherwise. Answers are compared before anything is timed, and of

@@ -43,6 +43,31 @@ void check_like(const char* op, const char* name, const char* shape_name, const 
               "Move them to the same device");
 }
 
+void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offsets,
+                const at::Tensor& items, const at::Tensor& like) {
+  check_tensor(op, "seen_offsets", offsets, {n + 1}, at::kLong, "items", like);
+  check_tensor(op, "seen_items", items, {-1}, at::kLong, "items", like);
+  if (on_gpu(like)) return;
+  const at::Tensor dense = offsets.contiguous();
+  const int64_t* rows = dense.const_data_ptr<int64_t>();
+  FUDLR_CHECK(rows[0] >= 0 && rows[n] <= items.numel(), op,
+              text("seen_offsets must lie in 0 to ", items.numel(), ", the length of seen_items"),
+              text("they run from ", rows[0], " to ", rows[n]),
+              "Give where each user's items start, and the end of the last one's");
+  for (int64_t i = 0; i < n; ++i) {
+    FUDLR_CHECK(rows[i] <= rows[i + 1], op, "seen_offsets must never fall",
+                text("number ", i, " is ", rows[i], " and the next is ", rows[i + 1]),
+                "List the items user after user");
+  }
+  const at::Tensor listed = items.contiguous();
+  const int64_t* numbers = listed.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < listed.numel(); ++j) {
+    FUDLR_CHECK(numbers[j] >= 0 && numbers[j] < count, op,
+                text("seen_items must be rows of items, 0 to ", count - 1),
+                text("number ", j, " is ", numbers[j]), "Leave others out");
+  }
+}
+
 }  // namespace
 
 bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
@@ -109,12 +134,6 @@ void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& l
   check_like(op, "vectors", "[k, a, b]", left, vectors, {shape.left, shape.right});
 }
 
-void check_projection(const char* op, const char* side, int64_t width, const at::Tensor& left,
-                      const at::Tensor& projection) {
-  check_like(op, text("project_", side).c_str(), "[q, numbers in a row]", left, projection,
-             {width});
-}
-
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights) {
   check_like(op, "weights", "[w, n]", left, weights, {shape.samples});
@@ -136,6 +155,30 @@ void check_stored_rows(const char* op, const at::Tensor& rows,
     check_tensor(op, "scales", *scales, {rows.size(0), (rows.size(1) + 127) / 128}, at::kFloat,
                  "rows", rows);
   }
+}
+
+void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
+                     const std::optional<at::Tensor>& seen_offsets,
+                     const std::optional<at::Tensor>& seen_items) {
+  FUDLR_CHECK(items.dim() == 2 && items.size(0) > 0, op, "items must be [M, w] with M > 0",
+              text("their shape is ", items.sizes()), "Give one row for each");
+  FUDLR_CHECK(
+      is_number(items), op, "items must be float32, float64 or bfloat16, or float16 on a GPU",
+      text("they are ", items.scalar_type(), " on ", items.device()), "Convert them with .float()");
+  check_tensor(op, "users", users, {-1, items.size(1)}, result_type(items), "items", items);
+  FUDLR_CHECK(seen_offsets.has_value() == seen_items.has_value(), op,
+              "seen_offsets and seen_items go together",
+              text("only seen_", seen_offsets ? "offsets" : "items", " are given"),
+              "Give both or none");
+  if (seen_offsets) {
+    check_seen(op, users.size(0), items.size(0), *seen_offsets, *seen_items, items);
+  }
+}
+
+void check_top(const char* op, int64_t k, const at::Tensor& items) {
+  FUDLR_CHECK(k >= 0 && k <= items.size(0), op,
+              text("k must lie in 0 to ", items.size(0), ", the number of items"),
+              text("it is ", k), "Ask for fewer");
 }
 
 void check_tensor(const char* op, const char* name, const at::Tensor& given,

@@ -46,10 +46,6 @@ void check_offset_values(const char* op, const SampleShape& shape, const int64_t
 void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& vectors);
 
-// Checks that `projection` is [q, width of `side`] in the result's dtype and on the device of left.
-void check_projection(const char* op, const char* side, int64_t width, const at::Tensor& left,
-                      const at::Tensor& projection);
-
 // Checks that `weights` is [w, n] in the result's dtype and on the device of left.
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
@@ -127,13 +123,6 @@ void check_stored_rows(const char* op, const at::Tensor& rows,
 void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
                      const std::optional<at::Tensor>& seen_offsets,
                      const std::optional<at::Tensor>& seen_items);
-
-// The target that takes no part, as in torch.nn.functional.cross_entropy.
-constexpr int64_t kIgnoredTarget = -100;
-
-// Checks hidden [m, d], weight [V, d] with V > 0, and targets [m].
-void check_cross_entropy(const char* op, const at::Tensor& hidden, const at::Tensor& weight,
-                         const at::Tensor& targets);
 
 // Checks that the catalogue has `k` items.
 void check_top(const char* op, int64_t k, const at::Tensor& items);

@@ -16,10 +16,6 @@ TORCH_LIBRARY(fudlr, m) {
   m.def("sample_dots(Tensor left, Tensor right, Tensor vectors, Tensor offsets) -> Tensor");
   // sum_i weights[w, i] G_i [w, a, b]
   m.def("grad_sum(Tensor left, Tensor right, Tensor weights, Tensor offsets) -> Tensor");
-  // (P_l) G (P_r)ᵀ [n, q|a, r|b], the projections [q, a] and [r, b] applied to the factors
-  m.def(
-      "sample_sketch(Tensor left, Tensor right, Tensor? project_left, Tensor? project_right, "
-      "Tensor offsets) -> Tensor");
 
   // Products with stored rows G [n, p]: floating-point numbers, or int8 with scales
   // [n, ceil(p / 128)], one for each row and run of 128 columns.
@@ -46,15 +42,9 @@ TORCH_LIBRARY(fudlr, m) {
   m.def(
       "catalogue_top(Tensor users, Tensor items, int k, Tensor? seen_offsets=None, "
       "Tensor? seen_items=None) -> (Tensor scores, Tensor top)");
-
-  // A head's cross-entropy: log Σ exp(h Wᵀ) - h · W[target] for hidden [m, d], weight [V, d] and
-  // targets [m], 0 at -100; and log Σ exp [m]
-  m.def(
-      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets) -> (Tensor loss, "
-      "Tensor lse)");
 }
 
-// Backward passes of ops above; without an autograd rule of their own.
+// The backward pass of an op above; without an autograd rule of its own.
 TORCH_LIBRARY(fudlr_grad, m) {
   // in users, items and values; empty where not needed
   m.def(
@@ -62,10 +52,6 @@ TORCH_LIBRARY(fudlr_grad, m) {
       "Tensor? seen_offsets, Tensor? seen_items, Tensor mean, Tensor lse, Tensor grad_mean, "
       "Tensor grad_lse, bool need_users, bool need_items, bool need_values) -> (Tensor, Tensor, "
       "Tensor)");
-  // in hidden and weight; empty where not needed
-  m.def(
-      "linear_cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
-      "Tensor grad, bool need_hidden, bool need_weight) -> (Tensor, Tensor)");
 }
 
 // Ops without an autograd rule, for the engine's own passes.

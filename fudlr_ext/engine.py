@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fudlr_ext import curvature
 from fudlr_ext.backward_hook import BackwardHook
-from fudlr_ext.capture import evaluating
 from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
@@ -281,48 +280,6 @@ class Engine:
                 vectors,
             ),
         )
-
-    def taylor_gradient(
-        self,
-        forward: Forward,
-        loss: Loss,
-        batch: Any,
-        path: Tensor,
-        *,
-        removed: Tensor,
-        order: int,
-    ) -> Tensor:
-        """Return how the mean loss's gradient changes as samples leave along a path, [d].
-
-        It is the Taylor polynomial, without its constant, of the gradient of
-        (1/n) Σ (1 − t removed_i) ℓ_i at θ + Σ_j path_j tʲ, in t at 0 and taken at t = 1. Only
-        derivatives at the present θ go into it: with k = `order`, up to the k + 1st.
-
-        Args:
-            forward: Returns a tensor, or a tuple of tensors.
-            loss: One number a sample, [n].
-            batch: What they take.
-            path: Coefficients of the path, [j, d], j ≥ 0.
-            removed: Share of each sample that leaves, [n].
-            order: Order of the polynomial, at least 1.
-        """
-        if order < 1:
-            raise EngineError(
-                "taylor_gradient: an order of at least 1 was expected",
-                f"it is {order}",
-                "1 needs Hessian products, 2 third derivatives, 3 fourth ones",
-            )
-        path = self._vectors("taylor_gradient", "path", path, (None, self.d))
-        removed = self._vectors("taylor_gradient", "removed", removed, (None,))
-        with evaluating(self.model, self._layout):
-            return curvature.taylor_gradient(
-                self._layout,
-                self.theta(),
-                lambda: loss(forward(self.model, batch), batch),
-                path=path,
-                removed=removed,
-                order=order,
-            )
 
     def _vectors(self, op: str, name: str, given: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         fits = given.dim() == len(shape) and all(

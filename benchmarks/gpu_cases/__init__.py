@@ -10,13 +10,12 @@ A family is a module with
 from collections.abc import Iterator
 from types import ModuleType
 
-from gpu_cases import attention, catalogues, decoder, heads, rows, samples
+from gpu_cases import attention, catalogues, decoder, rows, samples
 from gpu_cases.case import Case
 
 FAMILIES: dict[str, ModuleType] = {
     "rows": rows,
     "catalogues": catalogues,
-    "heads": heads,
     "attention": attention,
     "decoder": decoder,
     "samples": samples,

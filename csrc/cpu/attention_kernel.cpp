@@ -17,73 +17,20 @@ namespace {
 constexpr int kTileRows = 6;                     // 12 sums, 2 columns, 1 broadcast of 16 registers
 constexpr int64_t kQueryBlock = 16 * kTileRows;  // queries whose rows of P exist at one time
 
-// A matrix whose element (i, j) is data[i * row + j * column].
+// c [rows, columns] (+)= a [rows, inner] b [inner, columns], the last columns one by one.
 template <typename Real>
-struct Strided {
-  const Real* data;
-  int64_t row, column;
-
-  Strided from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
-};
-
-template <typename Real, int R, int C>
-inline void product_tile(Strided<Real> a, const Real* b, int64_t b_row, int64_t inner, Real* c,
-                         int64_t c_row, bool add) {
-  Vector<Real> sum[R][C];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < C; ++j) {
-      sum[i][j] = add ? load(c + i * c_row + j * kWidth<Real>) : Vector<Real>{};
-    }
-  }
-  for (int64_t l = 0; l < inner; ++l) {
-    Vector<Real> columns[C];
-#pragma GCC unroll 2
-    for (int j = 0; j < C; ++j) columns[j] = load(b + j * kWidth<Real>);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const Vector<Real> row = a.data[i * a.row] - Vector<Real>{};
-#pragma GCC unroll 2
-      for (int j = 0; j < C; ++j) sum[i][j] += row * columns[j];
-    }
-    a.data += a.column;
-    b += b_row;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < C; ++j) store(c + i * c_row + j * kWidth<Real>, sum[i][j]);
-  }
-}
-
-// c [R, columns] (+)= a [R, inner] b [inner, columns], the last columns one by one.
-template <typename Real, int R>
-void product_rows(Strided<Real> a, const Real* b, int64_t b_row, int64_t columns, int64_t inner,
-                  Real* c, int64_t c_row, bool add) {
-  constexpr int64_t w = kWidth<Real>;
-  int64_t j = 0;
-  for (; j + 2 * w <= columns; j += 2 * w) {
-    product_tile<Real, R, 2>(a, b + j, b_row, inner, c + j, c_row, add);
-  }
-  for (; j + w <= columns; j += w) {
-    product_tile<Real, R, 1>(a, b + j, b_row, inner, c + j, c_row, add);
-  }
-  for (; j < columns; ++j) {
-    for (int i = 0; i < R; ++i) {
+void product(int64_t rows, Strided<Real> a, const Real* b, int64_t b_row, int64_t columns,
+             int64_t inner, Real* c, int64_t c_row, bool add) {
+  const int64_t whole = columns / kWidth<Real> * kWidth<Real>;
+  multiply<Real, 2>(a, rows, inner, b, b_row, whole, add, c, c_row);
+  for (int64_t j = whole; j < columns; ++j) {
+    for (int64_t i = 0; i < rows; ++i) {
       Real sum = add ? c[i * c_row + j] : Real(0);
       for (int64_t l = 0; l < inner; ++l)
         sum += a.data[i * a.row + l * a.column] * b[l * b_row + j];
       c[i * c_row + j] = sum;
     }
   }
-}
-
-template <typename Real, int R = kTileRows>
-void product(int64_t rows, Strided<Real> a, const Real* b, int64_t b_row, int64_t columns,
-             int64_t inner, Real* c, int64_t c_row, bool add) {
-  if (rows == R) return product_rows<Real, R>(a, b, b_row, columns, inner, c, c_row, add);
-  if constexpr (R > 1) product<Real, R - 1>(rows, a, b, b_row, columns, inner, c, c_row, add);
 }
 
 // One sample and key head, one query head and a block of its queries at a time.
@@ -131,7 +78,10 @@ class Head {
 
   // to [width, padded] = rows [keys, width] transposed, zero beyond the keys.
   void transpose(Lines<const Real> rows, Real* to) const {
-    transposed(rows, keys, width, to, padded);
+    turn(rows.data, rows.stride, keys, width, to, padded);
+    for (int64_t i = 0; keys < padded && i < width; ++i) {
+      for (int64_t t = keys; t < padded; ++t) to[i * padded + t] = Real(0);
+    }
   }
 
   // c [queries, padded] (+)= a [queries, width] bᵀ, where queries see something.

@@ -51,14 +51,6 @@ struct AttentionTable {
   AttentionKernels<double> f64;
 };
 
-namespace portable {
-extern const AttentionTable attention;
-}
-namespace avx2 {
-extern const AttentionTable attention;
-}
-namespace avx512 {
-extern const AttentionTable attention;
-}
+FUDLR_DECLARE_TABLE(AttentionTable, attention);
 
 }  // namespace fudlr

@@ -64,14 +64,6 @@ struct CatalogueTable {
   CatalogueKernels<Bfloat16, float> bf16;
 };
 
-namespace portable {
-extern const CatalogueTable catalogue;
-}
-namespace avx2 {
-extern const CatalogueTable catalogue;
-}
-namespace avx512 {
-extern const CatalogueTable catalogue;
-}
+FUDLR_DECLARE_TABLE(CatalogueTable, catalogue);
 
 }  // namespace fudlr

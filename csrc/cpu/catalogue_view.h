@@ -14,7 +14,7 @@
 namespace fudlr {
 
 // Results of so many chunks a thread wait to be joined, so that fast threads need not.
-constexpr int64_t kChunksPerThread = 2;
+constexpr int64_t kSlotsPerThread = 2;
 using OptionalTensor = std::optional<at::Tensor>;
 
 struct CatalogueArguments {
@@ -79,7 +79,7 @@ constexpr int64_t kWaiting = 1 << 26;
 // How many chunks' results exist at one time.
 inline int64_t catalogue_slots() {
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return threads == 1 ? 1 : threads * kChunksPerThread;
+  return threads == 1 ? 1 : threads * kSlotsPerThread;
 }
 
 // Calls run(arguments, first, count) for blocks of users, so that what waits to be joined, so many

@@ -1,158 +1,173 @@
-// RMS norm, SwiGLU and rotary embedding on the CPU: tensors, threads and registration. Arrays of
-// tangents and cotangents have k rows a position: [T * k, width], for T primal rows.
+// The decoder's ops on the CPU: which kernels run, and what each thread takes.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
-#include "checks.h"
+#include <algorithm>
+
+#include "cpu/attention_kernel.h"
+#include "cpu/choose.h"
 #include "cpu/decoder_kernel.h"
-#include "cpu/lines.h"
+#include "decoder_ops.h"
 
 namespace fudlr {
 namespace {
 
-using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-template <typename Run>
-void run_decoder(const at::Tensor& like, Run run) {
-  dispatch_real(like, FUDLR_TABLE(decoder), run);
-}
-
-Result rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& added,
-                const at::Tensor& weight, double eps) {
-  check_norm("rms_norm", x, weight);
-  check_rows("rms_norm", x, {{"added", added}}, x.size(0), x.size(1));
-  const at::Tensor w = weight.contiguous();
-  at::Tensor y = at::empty({x.size(0), x.size(1)}, x.options());
-  at::Tensor sum = added ? at::empty_like(y) : x;
-  at::Tensor scale = at::empty({x.size(0)}, x.options());
-  run_decoder(x, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(x.size(0), x.size(1), [&](int64_t begin, int64_t end) {
-      kernels.norm(lines<Real>(x), lines<Real>(added), w.const_data_ptr<Real>(), eps, x.size(1),
-                   begin, end, added ? mutable_lines<Real>(sum) : Lines<Real>{nullptr, 0},
-                   mutable_lines<Real>(y), scale.mutable_data_ptr<Real>());
-    });
-  });
-  return {y, scale, sum};
-}
-
 template <typename Real>
-NormInput<Real> norm_input(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale) {
-  return {lines<Real>(x), weight.const_data_ptr<Real>(), scale.const_data_ptr<Real>(), x.size(1)};
+Lines<const Real> lines(const at::Tensor& rows) {
+  return {rows.const_data_ptr<Real>(), rows.stride(0)};
+}
+template <typename Real>
+Lines<const Real> lines(const OptionalTensor& rows) {
+  return rows ? lines<Real>(*rows) : Lines<const Real>{nullptr, 0};
+}
+template <typename Real>
+Lines<Real> mutable_lines(const at::Tensor& rows) {
+  return {rows.mutable_data_ptr<Real>(), rows.stride(0)};
+}
+template <typename Real>
+NormInput<Real> norm_input(const NormArguments& norm) {
+  return {lines<Real>(norm.x), norm.weight.const_data_ptr<Real>(),
+          norm.scale.const_data_ptr<Real>(), norm.x.size(1)};
+}
+template <typename Real>
+AttentionInput<Real> attention_input(const AttentionArguments& all) {
+  return {lines<Real>(all.q), lines<Real>(all.k), lines<Real>(all.v)};
+}
+AttentionShape attention_shape(const AttentionArguments& all) {
+  return {all.heads,
+          all.key_heads,
+          all.q.size(1) / all.heads,
+          all.scale,
+          all.query_offsets.const_data_ptr<int64_t>(),
+          all.key_offsets.const_data_ptr<int64_t>(),
+          all.limits.const_data_ptr<int64_t>()};
 }
 
-at::Tensor rms_norm_tangent(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                            const at::Tensor& dx, int64_t spare) {
-  const int64_t k = tangents_per_row("rms_norm_tangent", x, dx);
-  check_norm("rms_norm_tangent", x, weight);
-  check_rows("rms_norm_tangent", x, {{"dx", dx}}, x.size(0) * k, x.size(1));
-  check_scale("rms_norm_tangent", x, scale, x.size(0));
-  const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor dy = with_spare("rms_norm_tangent", dx.size(0), x.size(1), spare, x);
-  run_decoder(x, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(x.size(0), dx.size(1) * k, [&](int64_t begin, int64_t end) {
-      kernels.norm_tangent(norm_input<Real>(x, w, r), lines<Real>(dx), k, begin, end,
+class OnCpu {
+ public:
+  OnCpu(const char*, const at::Tensor& like) : like_(like) {}
+
+  void rms_norm(const NormArguments& norm, const OptionalTensor& added, double eps,
+                const at::Tensor& sum, const at::Tensor& y) const {
+    for_positions(norm.x, 1, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      const NormInput<Real> in = norm_input<Real>(norm);
+      kernels.norm(in.x, lines<Real>(added), in.weight, eps, in.width, begin, end,
+                   added ? mutable_lines<Real>(sum) : Lines<Real>{nullptr, 0},
+                   mutable_lines<Real>(y), norm.scale.mutable_data_ptr<Real>());
+    });
+  }
+  void rms_norm_tangent(const NormArguments& norm, const at::Tensor& dx, int64_t k,
+                        const at::Tensor& dy) const {
+    for_positions(norm.x, k, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.norm_tangent(norm_input<Real>(norm), lines<Real>(dx), k, begin, end,
                            mutable_lines<Real>(dy));
     });
-  });
-  return dy;
-}
-
-at::Tensor rms_norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& scale,
-                             const at::Tensor& grads, const std::optional<at::Tensor>& added,
-                             const std::optional<at::Tensor>& delta,
-                             const std::optional<at::Tensor>& dx, int64_t spare) {
-  const char* op = "rms_norm_backward";
-  const int64_t k = tangents_per_row(op, x, grads);
-  check_rows(op, x, {{"grads", grads}, {"added", added}, {"dx", dx}}, x.size(0) * k, x.size(1));
-  check_rows(op, x, {{"delta", delta}}, x.size(0), x.size(1));
-  check_norm(op, x, weight);
-  check_scale(op, x, scale, x.size(0));
-  check_together(op, "delta", delta.has_value(), "dx", dx.has_value());
-  const at::Tensor w = weight.contiguous(), r = scale.contiguous();
-  at::Tensor result = with_spare(op, grads.size(0), x.size(1), spare, x);
-  run_decoder(x, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(x.size(0), grads.size(1) * k, [&](int64_t begin, int64_t end) {
-      kernels.norm_backward(norm_input<Real>(x, w, r), lines<Real>(grads), lines<Real>(added),
+  }
+  void rms_norm_backward(const NormArguments& norm, const at::Tensor& grads,
+                         const OptionalTensor& added, const OptionalTensor& delta,
+                         const OptionalTensor& dx, int64_t k, const at::Tensor& result) const {
+    for_positions(norm.x, k, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.norm_backward(norm_input<Real>(norm), lines<Real>(grads), lines<Real>(added),
                             lines<Real>(delta), lines<Real>(dx), k, begin, end,
                             mutable_lines<Real>(result));
     });
-  });
-  return result;
-}
-
-at::Tensor swiglu(const at::Tensor& gu) {
-  const int64_t width = check_gated("swiglu", gu);
-  at::Tensor a = at::empty({gu.size(0), width}, gu.options());
-  run_decoder(gu, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(gu.size(0), 8 * width, [&](int64_t begin, int64_t end) {
+  }
+  void swiglu(const at::Tensor& gu, int64_t width, const at::Tensor& a) const {
+    for_positions(gu, 4, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
       kernels.swiglu(lines<Real>(gu), width, begin, end, mutable_lines<Real>(a));
     });
-  });
-  return a;
-}
-
-at::Tensor swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t spare) {
-  const int64_t k = tangents_per_row("swiglu_tangent", gu, dgu);
-  const int64_t width = check_gated("swiglu_tangent", gu);
-  check_rows("swiglu_tangent", gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
-  at::Tensor da = with_spare("swiglu_tangent", dgu.size(0), width, spare, gu);
-  run_decoder(gu, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(gu.size(0), (8 + k) * width, [&](int64_t begin, int64_t end) {
+  }
+  void swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t width, int64_t k,
+                      const at::Tensor& da) const {
+    for_positions(gu, 4 + k / 2, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
       kernels.swiglu_tangent(lines<Real>(gu), lines<Real>(dgu), width, k, begin, end,
                              mutable_lines<Real>(da));
     });
-  });
-  return da;
-}
-
-at::Tensor swiglu_backward(const at::Tensor& gu, const at::Tensor& grads,
-                           const std::optional<at::Tensor>& delta,
-                           const std::optional<at::Tensor>& dgu, int64_t spare) {
-  const char* op = "swiglu_backward";
-  const int64_t k = tangents_per_row(op, gu, grads), width = check_gated(op, gu);
-  check_rows(op, gu, {{"grads", grads}}, gu.size(0) * k, width);
-  check_rows(op, gu, {{"delta", delta}}, gu.size(0), width);
-  check_rows(op, gu, {{"dgu", dgu}}, gu.size(0) * k, gu.size(1));
-  check_together(op, "delta", delta.has_value(), "dgu", dgu.has_value());
-  at::Tensor result = with_spare(op, grads.size(0), gu.size(1), spare, gu);
-  run_decoder(gu, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(gu.size(0), (8 + 2 * k) * width, [&](int64_t begin, int64_t end) {
+  }
+  void swiglu_backward(const at::Tensor& gu, const at::Tensor& grads, const OptionalTensor& delta,
+                       const OptionalTensor& dgu, int64_t width, int64_t k,
+                       const at::Tensor& result) const {
+    for_positions(gu, 4 + k, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
       kernels.swiglu_backward(lines<Real>(gu), lines<Real>(grads), lines<Real>(delta),
                               lines<Real>(dgu), width, k, begin, end, mutable_lines<Real>(result));
     });
-  });
-  return result;
-}
-
-void rotate_heads(at::Tensor x, const at::Tensor& cos, const at::Tensor& sin, bool inverse) {
-  const int64_t k = check_rotation("rotate_heads", x, cos, sin), width = cos.size(1);
-  run_decoder(cos, [&](const auto& kernels, auto real) {
-    using Real = decltype(real);
-    for_positions(cos.size(0), x.size(1) * k, [&](int64_t begin, int64_t end) {
-      kernels.rotate(mutable_lines<Real>(x), lines<Real>(cos), lines<Real>(sin), x.size(1) / width,
-                     width, inverse, k, begin, end);
+  }
+  void rotate_heads(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                    int64_t heads, bool inverse, int64_t k) const {
+    for_positions(cos, heads * k, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.rotate(mutable_lines<Real>(x), lines<Real>(cos), lines<Real>(sin), heads, cos.size(1),
+                     inverse, k, begin, end);
     });
-  });
-}
+  }
+
+  void attention(const AttentionArguments& all, const at::Tensor& out) const {
+    for_heads(all, 1, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.forward(attention_shape(all), attention_input<Real>(all), begin, end,
+                      mutable_lines<Real>(out));
+    });
+  }
+  void attention_tangent(const AttentionArguments& all, const at::Tensor& dq, const at::Tensor& dk,
+                         const at::Tensor& dv, int64_t count, const at::Tensor& out) const {
+    for_heads(all, count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.tangent(attention_shape(all), attention_input<Real>(all),
+                      {lines<Real>(dq), lines<Real>(dk), lines<Real>(dv)}, count, begin, end,
+                      mutable_lines<Real>(out));
+    });
+  }
+  void attention_backward(const AttentionArguments& all, const at::Tensor& grads,
+                          const OptionalTensor& delta, const OptionalTensor& dq,
+                          const OptionalTensor& dk, const OptionalTensor& dv, int64_t count,
+                          const AttentionCotangents& to) const {
+    for_heads(all, 2 * count, [&](const auto& kernels, auto real, int64_t begin, int64_t end) {
+      using Real = decltype(real);
+      kernels.backward(
+          attention_shape(all), attention_input<Real>(all), lines<Real>(grads), lines<Real>(delta),
+          {lines<Real>(dq), lines<Real>(dk), lines<Real>(dv)}, count, begin, end,
+          {mutable_lines<Real>(to.q), mutable_lines<Real>(to.k), mutable_lines<Real>(to.v)});
+    });
+  }
+
+ private:
+  // Calls run(kernels, Real{}, begin, end) for parts of `units`, each of which is `work` steps.
+  template <typename Table, typename Run>
+  void share(const Table& table, int64_t units, int64_t work, Run run) const {
+    const auto with = [&](const auto& kernels, auto real) {
+      const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(work, 1));
+      at::parallel_for(0, units, grain,
+                       [&](int64_t begin, int64_t end) { run(kernels, real, begin, end); });
+    };
+    if (like_.scalar_type() == at::kDouble) return with(table.f64, double{});
+    TORCH_CHECK_VALUE(like_.scalar_type() == at::kFloat, "fudlr_ext has no CPU kernel for ",
+                      like_.scalar_type());
+    with(table.f32, float{});
+  }
+  // Parts of the positions of `rows`, each number of which costs `steps`.
+  template <typename Run>
+  void for_positions(const at::Tensor& rows, int64_t steps, Run run) const {
+    share(FUDLR_TABLE(decoder), rows.size(0), rows.size(1) * steps, run);
+  }
+  // Parts of the samples' key heads, with so many vectors.
+  template <typename Run>
+  void for_heads(const AttentionArguments& all, int64_t vectors, Run run) const {
+    const int64_t tasks = (all.query_offsets.size(0) - 1) * all.key_heads;
+    const int64_t each = std::max<int64_t>(tasks, 1);
+    const int64_t work = all.q.numel() * (all.k.size(0) / each + 1) * vectors;
+    share(FUDLR_TABLE(attention), tasks, work / each, run);
+  }
+
+  const at::Tensor& like_;
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr_decoder, CPU, m) {
-  m.impl("rms_norm", &rms_norm);
-  m.impl("rms_norm_tangent", &rms_norm_tangent);
-  m.impl("rms_norm_backward", &rms_norm_backward);
-  m.impl("swiglu", &swiglu);
-  m.impl("swiglu_tangent", &swiglu_tangent);
-  m.impl("swiglu_backward", &swiglu_backward);
-  m.impl("rotate_heads", &rotate_heads);
-}
+TORCH_LIBRARY_IMPL(fudlr_decoder, CPU, m) { DecoderOps<OnCpu>::register_with(m); }
 
 }  // namespace fudlr

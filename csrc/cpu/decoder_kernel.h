@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/table.h"
+
 namespace fudlr {
 
 // Rows of numbers without gaps, `stride` apart; null where the array is absent.
@@ -61,14 +63,6 @@ struct DecoderTable {
   DecoderKernels<double> f64;
 };
 
-namespace portable {
-extern const DecoderTable decoder;
-}
-namespace avx2 {
-extern const DecoderTable decoder;
-}
-namespace avx512 {
-extern const DecoderTable decoder;
-}
+FUDLR_DECLARE_TABLE(DecoderTable, decoder);
 
 }  // namespace fudlr

@@ -60,14 +60,6 @@ struct RowProductsTable {
   RowKernels<Int8, float> int8;
 };
 
-namespace portable {
-extern const RowProductsTable row_products;
-}
-namespace avx2 {
-extern const RowProductsTable row_products;
-}
-namespace avx512 {
-extern const RowProductsTable row_products;
-}
+FUDLR_DECLARE_TABLE(RowProductsTable, row_products);
 
 }  // namespace fudlr

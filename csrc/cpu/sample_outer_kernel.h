@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/table.h"
+
 namespace fudlr {
 
 // [rows, size]: row p starts at data + p * stride, and its elements follow each other.
@@ -67,14 +69,6 @@ struct SampleOuterTable {
   SampleOuterKernels<Bfloat16, float> bf16;
 };
 
-namespace portable {
-extern const SampleOuterTable sample_outer;
-}
-namespace avx2 {
-extern const SampleOuterTable sample_outer;
-}
-namespace avx512 {
-extern const SampleOuterTable sample_outer;
-}
+FUDLR_DECLARE_TABLE(SampleOuterTable, sample_outer);
 
 }  // namespace fudlr

@@ -198,10 +198,17 @@ OuterFunction<Real> choose_outer(int64_t rows, int64_t vectors) {
   return outer<Real, R, C, Pack>;
 }
 
+// A matrix whose element (i, j) is data[i * row + j * column].
+template <typename Real>
+struct Strided {
+  const Real* data;
+  int64_t row, column;
+};
+
 // to[R][C vectors] (+)= Σ_j rows[.][j] wide_j over `depth` numbers j.
-template <typename In, typename Real, int R, int C>
-void multiply_tile(const In* rows, int64_t stride, int64_t depth, const Real* wide,
-                   int64_t wide_stride, bool more, Real* to, int64_t to_stride) {
+template <typename Real, int R, int C>
+void multiply_tile(Strided<Real> rows, int64_t depth, const Real* wide, int64_t wide_stride,
+                   bool more, Real* to, int64_t to_stride) {
   Vector<Real> sum[R][C];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -215,10 +222,11 @@ void multiply_tile(const In* rows, int64_t stride, int64_t depth, const Real* wi
     wide += wide_stride;
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const Vector<Real> row = widen(rows[i * stride + j]) - Vector<Real>{};
+      const Vector<Real> row = rows.data[i * rows.row] - Vector<Real>{};
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) sum[i][c] += row * columns[c];
     }
+    rows.data += rows.column;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -234,39 +242,37 @@ void multiply_tile(const In* rows, int64_t stride, int64_t depth, const Real* wi
 // adders would wait for each other.
 constexpr int multiply_rows(int C) { return kRows * (C == 3 ? 2 : C == 2 ? 3 : 4) / 2; }
 
-template <typename In, typename Real>
-using MultiplyFunction = void (*)(const In*, int64_t, int64_t, const Real*, int64_t, bool, Real*,
-                                  int64_t);
-
 // multiply_tile<rows, C> for the rows at hand.
-template <typename In, typename Real, int C, int R = multiply_rows(C)>
-MultiplyFunction<In, Real> choose_multiply(int64_t rows) {
+template <typename Real, int C, int R = multiply_rows(C)>
+auto choose_multiply(int64_t rows) {
   if constexpr (R > 1) {
-    if (rows < R) return choose_multiply<In, Real, C, R - 1>(rows);
+    if (rows < R) return choose_multiply<Real, C, R - 1>(rows);
   }
-  return multiply_tile<In, Real, R, C>;
+  return multiply_tile<Real, R, C>;
 }
 
-template <typename In, typename Real, int C>
-void multiply_panel(const In* rows, int64_t stride, int64_t count, int64_t depth, const Real* wide,
+template <typename Real, int C>
+void multiply_panel(Strided<Real> rows, int64_t count, int64_t depth, const Real* wide,
                     int64_t wide_stride, bool more, Real* to, int64_t to_stride) {
   constexpr int R = multiply_rows(C);
   for (int64_t i = 0; i < count; i += R) {
-    choose_multiply<In, Real, C>(min(R, count - i))(
-        rows + i * stride, stride, depth, wide, wide_stride, more, to + i * to_stride, to_stride);
+    choose_multiply<Real, C>(min(R, count - i))({rows.data + i * rows.row, rows.row, rows.column},
+                                                depth, wide, wide_stride, more, to + i * to_stride,
+                                                to_stride);
   }
 }
 
 // to[i][c] (+)= Σ_j rows[i][j] wide[j][c]: `count` rows of `depth` numbers, and `columns` columns,
-// whole vectors of them. Every number is one sum in the order of j, whatever else is computed.
-template <typename In, typename Real>
-void multiply(const In* rows, int64_t stride, int64_t count, int64_t depth, const Real* wide,
+// whole vectors of them, at most C at a time. Every number is one sum in the order of j, whatever
+// else is computed.
+template <typename Real, int C>
+void multiply(Strided<Real> rows, int64_t count, int64_t depth, const Real* wide,
               int64_t wide_stride, int64_t columns, bool more, Real* to, int64_t to_stride) {
-  for (int64_t c = 0; c < columns; c += kColumns<Real>) {
-    const auto panel = columns - c >= kColumns<Real> ? multiply_panel<In, Real, kVectors>
-                       : columns - c > kWidth<Real>  ? multiply_panel<In, Real, 2>
-                                                     : multiply_panel<In, Real, 1>;
-    panel(rows, stride, count, depth, wide + c, wide_stride, more, to + c, to_stride);
+  for (int64_t c = 0; c < columns; c += C * kWidth<Real>) {
+    const auto panel = columns - c >= C * kWidth<Real> ? multiply_panel<Real, C>
+                       : columns - c > kWidth<Real>    ? multiply_panel<Real, 2>
+                                                       : multiply_panel<Real, 1>;
+    panel(rows, count, depth, wide + c, wide_stride, more, to + c, to_stride);
   }
 }
 

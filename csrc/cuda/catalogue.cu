@@ -34,8 +34,7 @@ Pulled<Real> pulled(const Catalogue& c, const Cotangents& from) {
   return {{static_cast<const Real*>(from.weights), from.c, c.n, from.c},
           {static_cast<const Real*>(from.values), from.c, c.m, from.c},
           static_cast<const Real*>(from.shift),
-          static_cast<const Real*>(from.lse),
-          from.targets};
+          static_cast<const Real*>(from.lse)};
 }
 
 template <typename In, Gradient kOf, typename Out>

@@ -141,16 +141,14 @@ catalogue_mean_finish_kernel(const int* bad, const Real* states, const Real* sum
   }
 }
 
-// What the backward passes read: g [n, c], C [M, c] or nothing, shift [n], lse [n] and targets [n]
-// or nothing.
+// What the backward passes read: g [n, c], C [M, c] or nothing, shift [n] and lse [n].
 template <typename Real>
 struct Pulled {
   Matrix<Real> weights, values;
   const Real *shift, *lse;
-  const int64_t* targets;
 };
 
-// A tile's p, or its slopes ∂s = p (g · C − shift), p less 1 at a target; 0 where there is no user.
+// A tile's p, or its slopes ∂s = p (g · C − shift); 0 where there is no user.
 template <typename In>
 FUDLR_DEVICE void gradient_tile(const gpu::Catalogue& c, const Scorer<In>& scorer,
                                 const Pulled<Sum<In>>& from, bool slopes, int64_t user,
@@ -170,13 +168,11 @@ FUDLR_DEVICE void gradient_tile(const gpu::Catalogue& c, const Scorer<In>& score
     const int64_t u = here ? user + share_row() + i : c.n - 1;
     const Real lse = from.lse[u];
     const Real shift = slopes ? from.shift[u] : Real(0);
-    const int64_t target = slopes && from.targets != nullptr ? from.targets[u] - item : -1;
 #pragma unroll
     for (int j = 0; j < kWide; ++j) {
-      const int column = share_column() + j;
-      Real& at = tile[share_row() + i][column];
+      Real& at = tile[share_row() + i][share_column() + j];
       const Real p = here && at != no_score<Real>() ? exp(at - lse) : Real(0);
-      at = slopes ? (column == target ? p - 1 : p) * (slope[i][j] - shift) : p;
+      at = slopes ? p * (slope[i][j] - shift) : p;
     }
   }
 }

@@ -46,15 +46,13 @@ const char* catalogue_mean(const Catalogue& catalogue, const void* values, int64
                            void* states_work, void* sums_work, void* mean, void* lse, void* stream);
 
 // The backward pass: ∂ℓ/∂s_im = p_im (g_i · C_m − shift_i), p_im = exp(s_im − lse_i), all Real
-// without gaps. values null: only gradients in the values are wanted. With targets, p_im − 1 stands
-// for p_im at the target m of user i.
+// without gaps. values null: only gradients in the values are wanted.
 struct Cotangents {
   const void* values;   // C [M, c]
   const void* weights;  // g [n, c]
   int64_t c;
-  const void* shift;       // [n]
-  const void* lse;         // [n]
-  const int64_t* targets;  // [n], or null
+  const void* shift;  // [n]
+  const void* lse;    // [n]
 };
 // to [n, width] in Real = scale Σ_m ∂s e_m; [M, width] in the items' type = scale Σ_i ∂s h_i;
 // [M, c] in Real = Σ_i p g_i. work holds so many Reals.

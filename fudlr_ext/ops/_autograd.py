@@ -1,4 +1,4 @@
-"""Registers an op's fake kernel and its vjp, and refuses the derivatives that it has not."""
+"""What the ops share: fake kernels and vjps are registered, derivatives and devices checked."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ def register_last(op: str, fake: Callable[..., Any], what: str, remedy: str) -> 
         )
 
     register(op, fake, refuse, lambda ctx, inputs, output: None)
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise where an argument is not on the device of the first one.
+
+    The dispatcher picks a kernel by device before any kernel can look at its arguments, so this
+    check cannot be the kernels'.
+    """
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, like = next(iter(given.items()))
+    for name, tensor in given.items():
+        if tensor.device != like.device:
+            raise EngineError(
+                f"{op}: all arguments must be on one device",
+                f"{first} is on {like.device}, {name} on {tensor.device}",
+                "Move them to the same device",
+            )

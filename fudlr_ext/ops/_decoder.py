@@ -1,137 +1,63 @@
 """What the decoder's ops return, but for the numbers: for fake tensors, torch.compile and export.
 
-The ops themselves are the engine's own, and have no public functions: `fudlr_ext.decoder`.
+The ops themselves are the engine's own, and have no public functions: `fudlr_ext.decoder`. Their
+last argument is the number of spare columns, 0 where it is left out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _rows(like: Tensor, rows: int, width: int, spare: int = 0) -> Tensor:
-    return like.new_empty(rows, width + spare)
+def _register(name: str, arguments: int, fake: Callable[..., Any]) -> None:
+    """Register `fake`, which takes all of an op's arguments, left out or not."""
+
+    def filled(*given: Any) -> Any:
+        left_out = [None] * (arguments - 1 - len(given)) + [0]
+        return fake(*given, *left_out[: arguments - len(given)])
+
+    torch.library.register_fake(f"fudlr_decoder::{name}", filled)
 
 
 def _rms_norm(
     x: Tensor, added: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Without something to add the sum is x itself, as the kernels return it.
-    total = x if added is None else _rows(x, *x.shape)
+    total = x if added is None else x.new_empty(x.shape)
     summed = x.dtype if x.dtype == torch.float64 else torch.float32
-    return _rows(x, *x.shape), x.new_empty(x.shape[0], dtype=summed), total
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=summed), total
 
 
-def _rms_norm_tangent(
-    x: Tensor, weight: Tensor, scale: Tensor, dx: Tensor, spare: int = 0
-) -> Tensor:
-    return _rows(x, dx.shape[0], x.shape[1], spare)
-
-
-def _rms_norm_backward(  # noqa: PLR0917  the op has them
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    grads: Tensor,
-    added: Tensor | None = None,
-    delta: Tensor | None = None,
-    dx: Tensor | None = None,
-    spare: int = 0,
-) -> Tensor:
-    return _rows(x, grads.shape[0], x.shape[1], spare)
-
-
-def _swiglu(gu: Tensor) -> Tensor:
-    return _rows(gu, gu.shape[0], gu.shape[1] // 2)
-
-
-def _swiglu_tangent(gu: Tensor, dgu: Tensor, spare: int = 0) -> Tensor:
-    return _rows(gu, dgu.shape[0], gu.shape[1] // 2, spare)
-
-
-def _swiglu_backward(
-    gu: Tensor,
-    grads: Tensor,
-    delta: Tensor | None = None,
-    dgu: Tensor | None = None,
-    spare: int = 0,
-) -> Tensor:
-    return _rows(gu, grads.shape[0], gu.shape[1], spare)
-
-
-def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> None:
-    return None
-
-
-def _attention(  # noqa: PLR0917  the op has them
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    limits: Tensor,
-    heads: int,
-    key_heads: int,
-    scale: float,
-) -> Tensor:
-    return _rows(q, *q.shape)
-
-
-def _attention_tangent(  # noqa: PLR0917  the op has them
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    limits: Tensor,
-    heads: int,
-    key_heads: int,
-    scale: float,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    spare: int = 0,
-) -> Tensor:
-    return _rows(q, dq.shape[0], q.shape[1], spare)
-
-
-def _attention_backward(  # noqa: PLR0917  the op has them
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    limits: Tensor,
-    heads: int,
-    key_heads: int,
-    scale: float,
-    grads: Tensor,
-    delta: Tensor | None = None,
-    dq: Tensor | None = None,
-    dk: Tensor | None = None,
-    dv: Tensor | None = None,
-    spare: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_backward(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Columns of one array, those of the queries among them where every position has one."""
+    grads, spare = rest[7], rest[-1]
     each = 1 if q.shape[0] == 0 else grads.shape[0] // q.shape[0]
     wide, narrow = q.shape[1], k.shape[1]
     together = q.shape[0] == k.shape[0]
     start = wide if together else 0
-    side = _rows(q, k.shape[0] * each, start + 2 * narrow, spare)
-    to_q = side[:, :wide] if together else _rows(q, grads.shape[0], wide)
+    side = q.new_empty(k.shape[0] * each, start + 2 * narrow + spare)
+    to_q = side[:, :wide] if together else q.new_empty(grads.shape[0], wide)
     return to_q, side[:, start : start + narrow], side[:, start + narrow : start + 2 * narrow]
 
 
-for _fake in (
-    _rms_norm,
-    _rms_norm_tangent,
-    _rms_norm_backward,
-    _swiglu,
-    _swiglu_tangent,
-    _swiglu_backward,
-    _rotate_heads,
-    _attention,
-    _attention_tangent,
-    _attention_backward,
-):
-    torch.library.register_fake(f"fudlr_decoder::{_fake.__name__.removeprefix('_')}", _fake)
+def _like(first: int, columns: int = 1) -> Callable[..., Tensor]:
+    """Rows as argument `first` has, argument 0's width over `columns`, and the spare columns."""
+    return lambda *given: given[0].new_empty(
+        given[first].shape[0], given[0].shape[1] // columns + given[-1]
+    )
+
+
+_register("rms_norm", 4, _rms_norm)
+_register("rms_norm_tangent", 5, _like(3))
+_register("rms_norm_backward", 8, _like(3))
+_register("swiglu", 1, lambda gu: gu.new_empty(gu.shape[0], gu.shape[1] // 2))
+_register("swiglu_tangent", 3, _like(1, 2))
+_register("swiglu_backward", 5, _like(1))
+_register("rotate_heads", 4, lambda *given: None)
+_register("attention", 9, lambda q, *rest: q.new_empty(q.shape))
+_register("attention_tangent", 13, _like(9))
+_register("attention_backward", 15, _attention_backward)

@@ -6,20 +6,17 @@ One module a family; arguments are those of the op's schema.
 from __future__ import annotations
 
 from fudlr_ext.reference.catalogue import catalogue_mean, catalogue_share, catalogue_top
-from fudlr_ext.reference.cross_entropy import linear_cross_entropy
 from fudlr_ext.reference.rows import row_dots, row_gram, row_sums
-from fudlr_ext.reference.samples import grad_sum, sample_dots, sample_grads, sample_sketch
+from fudlr_ext.reference.samples import grad_sum, sample_dots, sample_grads
 
 __all__ = [
     "catalogue_mean",
     "catalogue_share",
     "catalogue_top",
     "grad_sum",
-    "linear_cross_entropy",
     "row_dots",
     "row_gram",
     "row_sums",
     "sample_dots",
     "sample_grads",
-    "sample_sketch",
 ]

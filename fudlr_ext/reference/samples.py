@@ -26,16 +26,3 @@ def sample_dots(left: Tensor, right: Tensor, vectors: Tensor, offsets: Tensor) -
 def grad_sum(left: Tensor, right: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
     """Return Σ_i weights[w, i] G_i for weights [w, n], [w, a, b]."""
     return torch.einsum("wn,nab->wab", weights, sample_grads(left, right, offsets))
-
-
-def sample_sketch(
-    left: Tensor,
-    right: Tensor,
-    project_left: Tensor | None,
-    project_right: Tensor | None,
-    offsets: Tensor,
-) -> Tensor:
-    """Return P_l G_i P_rᵀ for projections [q, a] and [r, b], [n, q|a, r|b]."""
-    grads = sample_grads(left, right, offsets)
-    grads = grads if project_left is None else project_left @ grads
-    return grads if project_right is None else grads @ project_right.t()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fudlr_ext.testing import catalogue, cross_entropy, rows, samples
+from fudlr_ext.testing import catalogue, rows, samples
 from fudlr_ext.testing.agreement import check_agreement
 from fudlr_ext.testing.case import (
     DTYPES,
@@ -19,7 +19,6 @@ OP_CASES: tuple[OpCase, ...] = (
     *samples.CASES,
     *rows.CASES,
     *catalogue.CASES,
-    *cross_entropy.CASES,
 )
 
 __all__ = [

@@ -64,13 +64,6 @@ def _sum(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Arguments:
     return _arguments(shape, dtype, seed, (shape.extra, len(shape.lengths)))
 
 
-def _sketch(
-    shape: Shape, dtype: torch.dtype, seed: int = 0, *, left: bool, right: bool
-) -> Arguments:
-    sides = (shape.extra, shape.a) if left else None, (2, shape.b) if right else None
-    return _arguments(shape, dtype, seed, *sides)
-
-
 def _part(arguments: Arguments, start: int, stop: int) -> Arguments:
     *rest, offsets = arguments
     return *rest, offsets[start : stop + 1]
@@ -103,42 +96,12 @@ SHAPES = (
     Shape((3, 2), 40, 256),
     Shape((2,), 256, 257, 1),
 )
-# Projected rows are made for 256 positions at a time, from 512 numbers at a time, in panels of 12,
-# 24 or 48.
-SKETCH_SHAPES = (
-    *SHAPES,
-    Shape((200, 56, 1, 300, 3), 20, 8, 16),
-    Shape((2, 6), 513, 9, 25),
-    Shape((9, 1), 1025, 3, 49),
-)
 SMALL = (Shape((2, 0, 1, 3), 3, 5, 2), Shape((2,), 1, 3), Shape((1, 2), 4, 2, 1))
 LARGE = Shape(tuple(range(13, 60)), 8, 200, 5)
 
 _case = partial(OpCase, shapes=SHAPES, small=SMALL, large=LARGE, packed=True)
-_sketch_case = partial(
-    OpCase,
-    "sample_sketch",
-    reference.sample_sketch,
-    shapes=SKETCH_SHAPES,
-    small=SMALL,
-    large=LARGE,
-    part=_part,
-    packed=True,
-)
 CASES = (
     _case("sample_grads", reference.sample_grads, _grads, (0, 1), part=_part),
     _case("sample_dots", reference.sample_dots, _dots, (0, 1, 2), part=_part),
     _case("grad_sum", reference.grad_sum, _sum, (0, 1, 2)),
-    _sketch_case(
-        partial(_sketch, left=True, right=True), differentiable=(0, 1, 2, 3), variant="both"
-    ),
-    _sketch_case(
-        partial(_sketch, left=True, right=False), differentiable=(0, 1, 2), variant="left"
-    ),
-    _sketch_case(
-        partial(_sketch, left=False, right=True), differentiable=(0, 1, 3), variant="right"
-    ),
-    _sketch_case(
-        partial(_sketch, left=False, right=False), differentiable=(0, 1), variant="neither"
-    ),
 )

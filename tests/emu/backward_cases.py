@@ -1,4 +1,4 @@
-"""Arguments of the backward ops of catalogues and heads, and the sizes of their results' terms."""
+"""Arguments of a catalogue's backward op, and the sizes of its results' terms."""
 
 from __future__ import annotations
 
@@ -40,25 +40,6 @@ def _mean_backward_sizes(
     return slopes @ items.abs(), slopes.t() @ users.abs(), p.t() @ to_mean.abs()
 
 
-def _cross_entropy_backward(case: OpCase, shape: object, dtype: torch.dtype) -> tuple:
-    hidden, weight, targets = case.make(shape, dtype)
-    # Of nobody's own float32 scores, whose errors would cancel in one kernel alone.
-    _, lse = torch.ops.fudlr.linear_cross_entropy(hidden.double(), weight.double(), targets)
-    lse = lse.to(hidden.dtype)
-    return hidden, weight, targets, lse, *_cotangents(lse), True, True
-
-
-def _cross_entropy_backward_sizes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, *needs: bool
-) -> tuple[Tensor, ...]:
-    p, terms, _ = softmax_sizes(hidden, weight, 1.0, (None, None))
-    slopes = p * (1 + terms + lse.abs()[:, None])
-    rows = (targets >= 0).nonzero()[:, 0]
-    slopes[rows, targets[rows]] += 1
-    slopes *= ((targets >= 0) * grad.abs())[:, None]
-    return slopes @ weight.abs(), slopes.t() @ hidden.abs()
-
-
 # Of an op with a row: its backward, what makes that one's arguments, their terms' sizes, and cases
 # beside the row's.
 BACKWARDS = {
@@ -67,11 +48,5 @@ BACKWARDS = {
         _mean_backward,
         _mean_backward_sizes,
         [(CatalogueShape(3, 5, 4), {"below": 200})],
-    ),
-    "linear_cross_entropy": (
-        "linear_cross_entropy_backward",
-        _cross_entropy_backward,
-        _cross_entropy_backward_sizes,
-        [],
     ),
 }

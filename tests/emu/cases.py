@@ -24,13 +24,12 @@ from fudlr_ext.testing import (
     result_dtype,
 )
 from fudlr_ext.testing.catalogue import CatalogueShape
-from fudlr_ext.testing.cross_entropy import HeadShape
 from fudlr_ext.testing.rows import RowShape
 
 # Where the kernels for GPUs change. Samples: 128 threads of 4 or 8 columns, chunks of 512
 # positions, parts of 256, tiles of 8, 16 or 64 rows, 128 columns and 32 positions on tensor cores.
 # Rows: parts of 4,096 columns, chunks of 256 rows, waves of 16 MB. Catalogues: tiles of 64 users,
-# items and columns, chunks of 1,024 items, parts of the users; heads like them.
+# items and columns, chunks of 1,024 items, parts of the users.
 MORE = {
     Shape: (
         Shape((513, 3, 1024), 3, 9, 2),
@@ -46,24 +45,18 @@ MORE = {
         CatalogueShape(330, 70, 5, 2),
         CatalogueShape(66, 130, 17, 5),
     ),
-    HeadShape: (HeadShape(65, 1090, 70), HeadShape(330, 70, 5)),
 }
 # Powers of two that take items in float16 to subnormal numbers, and near its largest ones.
-FAR_OUT = {
-    CatalogueShape: (CatalogueShape(7, 241, 17), 13, -15),
-    HeadShape: (HeadShape(5, 239, 15), 13, -15),
-}
+FAR_OUT = {CatalogueShape: (CatalogueShape(7, 241, 17), 13, -15)}
 LONG_LIST = CatalogueShape(3, 2100, 3, 1100)  # longer than a chunk
 
 ROUNDINGS = OP_CASES[0].rounding  # in float32 and in float64
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 
-# Where not all cases are run: of samples, rows, catalogues, heads, attention and the decoder
-# every so many, prime to the number of dtypes.
-STEPS = {
-    Shape: 7, RowShape: 37, CatalogueShape: 31, HeadShape: 13, AttentionSize: 19, None: 13,
-}  # fmt: skip
+# Where not all cases are run: of samples, rows, catalogues, attention and the decoder every so
+# many, prime to the number of dtypes.
+STEPS = {Shape: 7, RowShape: 37, CatalogueShape: 31, AttentionSize: 19, None: 13}
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def _agreement(case: OpCase, label: str, arguments: tuple, where: str) -> Job:
 
 
 def _nonsense(case: OpCase, label: str, where: str) -> Job:
-    """Offsets, seen items or targets that lie nowhere: nothing is read there, and all is NaN."""
+    """Offsets or seen items that lie nowhere: nothing is read there, and all is NaN."""
     arguments = tuple(
         x + (1 << 40) if isinstance(x, Tensor) and x.dtype == torch.int64 else x
         for x in case.make(case.small[0], torch.float32)
@@ -279,9 +272,7 @@ def _families() -> Iterator[tuple[str, str, list[partial[Job]], int]]:
             jobs.append(partial(_nonsense, case, "indices without sense"))
         shape, *powers = FAR_OUT.get(type(case.shapes[0]), (None,))
         jobs += [partial(_far_out, case, shape, power) for power in powers]
-        # A sketch is two of torch's products before the kernels of sample_grads.
-        step = 23 if case.name == "sample_sketch" else STEPS.get(type(case.shapes[0]), 3)
-        yield "fudlr", case.name, jobs, step
+        yield "fudlr", case.name, jobs, STEPS[type(case.shapes[0])]
     for case in OP_CASES:
         if case.name in BACKWARDS:
             name, make_from, sizes, more = BACKWARDS[case.name]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engine_models import adapted, batch_of, clean, llama, plain_grads, qwen2, relative
-from torch.func import functional_call, hessian, jacfwd, jacrev
+from torch.func import functional_call, hessian, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fudlr_ext import Engine, EngineError, label_logits, label_loss
@@ -153,36 +153,3 @@ def test_float32_and_fused_attention():
         got = getattr(engine, product)(*FACE, batch, vectors)
         assert got.dtype == torch.float32
         assert relative(got, getattr(exact, product)(*FACE, batch, vectors.double())) <= 1e-4
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("length", [0, 2])
-def test_taylor_gradient(tiny, order, length):
-    """Against nested forward-mode derivatives of the dense function in t."""
-    _, engine, batch = tiny
-    _, losses, theta = dense(*tiny)
-    generator = torch.Generator().manual_seed(order)
-    path = torch.randn(length, engine.d, generator=generator, dtype=torch.float64) / 10
-    removed = torch.tensor([1.0, 0.0, 0.5, 0.0], dtype=torch.float64)
-
-    def slope(t):
-        way = sum((c * t ** (j + 1) for j, c in enumerate(path)), torch.zeros_like(theta))
-        return torch.func.grad(lambda u: ((1 - t * removed) * losses(u)).mean())(theta + way)
-
-    expected, found, factorial = torch.zeros_like(theta), slope, 1
-    for k in range(1, order + 1):
-        found = jacfwd(found)
-        factorial *= k
-        expected = expected + found(torch.zeros((), dtype=torch.float64)) / factorial
-    got = engine.taylor_gradient(*FACE, batch, path, removed=removed, order=order)
-    assert relative(got, expected) < 1e-9
-    assert torch.equal(engine.theta(), theta)
-
-
-def test_taylor_gradient_needs_an_order(tiny):
-    _, engine, batch = tiny
-    path, removed = torch.zeros(1, engine.d), torch.zeros(4)
-    with pytest.raises(EngineError, match="order of at least 1"):
-        engine.taylor_gradient(*FACE, batch, path, removed=removed, order=0)
-    with pytest.raises(EngineError, match="path"):
-        engine.taylor_gradient(*FACE, batch, path[0], removed=removed, order=1)

@@ -1,4 +1,4 @@
-"""Calls of the ops without a row in OP_CASES: the decoder's, attention's, and two backwards."""
+"""Calls of the ops without a row in OP_CASES: the decoder's, attention's, and a backward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fudlr_ext.testing import OP_CASES, OpCase, as_tuple
 from fudlr_ext.testing.catalogue import CatalogueShape
-from fudlr_ext.testing.cross_entropy import HeadShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
 import attention_cases
@@ -22,13 +21,12 @@ from backward_cases import BACKWARDS
 from cases import FLOATS, Job, decoder_arguments, dtypes_of, kin_job
 from decoder_cases import DECODER_SIZES, DECODER_WAYS
 
-# Layers of Llama's 1B and 7B models, and what catalogues and vocabularies are like.
+# Layers of Llama's 1B and 7B models, and what catalogues are like.
 LARGE = {
     "rms_norm": (700, 4096, 3),
     "swiglu": (300, 11008, 3),
     "rotate": (700, 128, 3),
     "catalogue_mean": CatalogueShape(200, 20_000, 64, 4),
-    "linear_cross_entropy": HeadShape(130, 32_000, 128),
 }
 
 

@@ -111,6 +111,39 @@ def test_padded_samples(case):
     torch.testing.assert_close(whole, function(left, right, *rest, offsets), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sides", [(3, 2), (3, None), (None, 2), (None, None)], ids=str)
+def test_a_sketch_is_the_projected_gradient(sides):
+    left, right, offsets = OP_CASES[0].make(MIXED, torch.float64)
+    given = [
+        None if q is None else torch.randn(q, x.shape[1], dtype=torch.float64, requires_grad=True)
+        for q, x in zip(sides, (left, right), strict=True)
+    ]
+    got = ops.sample_sketch(left, right, *given, offsets)
+    expected = ops.sample_grads(left, right, offsets)
+    expected = expected if given[0] is None else given[0] @ expected
+    expected = expected if given[1] is None else expected @ given[1].t()
+    torch.testing.assert_close(got, expected)
+    for side in (x for x in given if x is not None):
+        ours, theirs = (
+            torch.autograd.grad(x.square().sum(), side, retain_graph=True)[0]
+            for x in (got, expected)
+        )
+        torch.testing.assert_close(ours, theirs)
+    narrow = ops.sample_sketch(left.bfloat16(), right.bfloat16(), None, None, offsets)
+    assert narrow.dtype == torch.float32
+
+
+def test_projections_that_do_not_fit_are_refused():
+    left, right, offsets = OP_CASES[0].make(MIXED, torch.bfloat16)
+    for wrong in (torch.ones(3, 7), torch.ones(8), torch.ones(3, 8).bfloat16()):
+        with pytest.raises(ValueError, match=r"sample_sketch: a projection of shape \[q, 8\]"):
+            ops.sample_sketch(left, right, wrong, None, offsets)
+    got = ops.sample_sketch(left, right, torch.ones(3, 8), None, offsets)
+    assert got.dtype == torch.float32
+    with pytest.raises(ValueError, match="on one device"):
+        ops.sample_sketch(left, right, torch.ones(3, 8, device="meta"), None, offsets)
+
+
 def test_nan_and_infinity_come_through():
     left, right, offsets = OP_CASES[0].make(Shape((2, 2), 3, 5), torch.float32)
     left[3, 1] = torch.nan

@@ -1,0 +1,116 @@
+"""Products of this source tree and of another one, call by call in turn: is this one as fast?
+
+    python benchmarks/same_speed.py /path/to/the/other/tree --hidden 128 256
+
+Each tree has a process of its own, with its compiled library, one thread and the work of
+workload.py. Answers are compared first. Every round calls one and then the other, and the next
+round the other way round; a figure is the median over rounds of the other's processor time over
+this one's: above 1 this tree is faster. Result: results/same_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAST = 0.97
+CALLS = ("sample_dots", "hvp", "ggn_vp")
+
+
+def serve(hidden: int) -> None:
+    """Answer each line, the name of a call, by the processor seconds that it took."""
+    import torch  # noqa: PLC0415  of this process's tree
+    from workload import FACE, Work  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    work = Work(hidden)
+    for line in sys.stdin:
+        call = getattr(work.engine, line.strip())
+        start = time.process_time()
+        result = call(*FACE, work.batch, work.vectors)
+        seconds = time.process_time() - start
+        print(json.dumps([seconds, result.flatten()[:: 1 + result.numel() // 500].tolist()]))
+        sys.stdout.flush()
+
+
+class Tree:
+    """A process that works with one tree's engine."""
+
+    def __init__(self, path: Path, hidden: int) -> None:
+        paths = os.pathsep.join([str(path), str(path / "python")])
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(path), "--serve", str(hidden)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": paths, "FUDLR_QUIET": "1"},
+        )  # fmt: skip
+
+    def call(self, name: str) -> tuple[float, list[float]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        seconds, numbers = json.loads(self.process.stdout.readline())
+        return seconds, numbers
+
+
+def compared(other: Path, hidden: int, rounds: int) -> list[dict[str, Any]]:
+    """The rows of one size."""
+    trees = {"this": Tree(ROOT, hidden), "other": Tree(other, hidden)}
+    rows = []
+    for name in CALLS:
+        first = {tree: process.call(name)[1] for tree, process in trees.items()}
+        size = max(map(abs, first["other"]))
+        worst = max(abs(a - b) for a, b in zip(*first.values(), strict=True)) / size
+        if worst > 1e-4:
+            raise SystemExit(f"{name} at {hidden}: answers differ by {worst:.2g}; nothing timed")
+        times: dict[str, list[float]] = {tree: [] for tree in trees}
+        for i in range(rounds):
+            for tree in list(trees)[:: 1 if i % 2 else -1]:
+                times[tree].append(trees[tree].call(name)[0])
+        each = sorted(b / a for a, b in zip(times["this"], times["other"], strict=True))
+        rows.append({
+            "hidden": hidden, "call": name, "difference": worst, "rounds": rounds,
+            "seconds": {tree: statistics.median(found) for tree, found in times.items()},
+            "speed": statistics.median(each),
+            "middle_half": [each[rounds // 4], each[-1 - rounds // 4]],
+        })  # fmt: skip
+        print(hidden, name, round(rows[-1]["speed"], 3), rows[-1]["middle_half"], flush=True)
+    for tree in trees.values():
+        tree.process.communicate()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve)
+        return
+    from common import RESULTS, bar, write_result  # noqa: PLC0415
+
+    rows = [row for hidden in args.hidden for row in compared(args.other, hidden, args.rounds)]
+    commit = ["git", "-C", str(args.other), "describe", "--always", "--dirty"]
+    write_result(
+        RESULTS / "same_speed.json",
+        f"python benchmarks/same_speed.py TREE --hidden {' '.join(map(str, args.hidden))} "
+        f"--rounds {args.rounds}",
+        other=subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        bars=[bar(f"{row['call']}, hidden {row['hidden']}", row["speed"], LEAST) for row in rows],
+        rows=rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
