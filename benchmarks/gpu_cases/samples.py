@@ -1,4 +1,4 @@
-"""Per-sample gradients of LoRA matrices, their products, sums and sketches."""
+"""Per-sample gradients of LoRA matrices, their products and sums."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from gpu_cases.case import TRUTH, Case, Way, Ways, Work, normal, ways
 
 
 class Layer(NamedTuple):
-    """A LoRA matrix [rank, wide], samples of as many positions, and what is asked of gradients.
-
-    sketch: Both sides of a sketch.
-    """
+    """A LoRA matrix [rank, wide], samples of as many positions, and how many vectors."""
 
     name: str
     wide: int
@@ -25,7 +22,6 @@ class Layer(NamedTuple):
     samples: int = 32
     positions: int = 256
     vectors: int = 8
-    sketch: tuple[int, int] = (8, 16)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
 
@@ -42,16 +38,15 @@ SIZES = (
 
 def small(size: Layer) -> Layer:
     return size._replace(
-        wide=size.wide // 256, rank=size.rank // 4, samples=3, positions=5, vectors=2,
-        sketch=(2, 3),
-    )  # fmt: skip
+        wide=size.wide // 256, rank=size.rank // 4, samples=3, positions=5, vectors=2
+    )
 
 
-OPS = ("sample_dots", "sample_grads", "grad_sum", "sample_sketch")
+OPS = ("sample_dots", "sample_grads", "grad_sum")
 
 
 def work(op: str, size: Layer, itemsize: int) -> Work:
-    n, a, b, k, (q, r) = size.samples, size.rank, size.wide, size.vectors, size.sketch
+    n, a, b, k = size.samples, size.rank, size.wide, size.vectors
     t = n * size.positions
     read, outer = t * (a + b) * itemsize, 2 * t * a * b
     if op == "sample_dots":
@@ -62,14 +57,8 @@ def work(op: str, size: Layer, itemsize: int) -> Work:
         )
     if op == "sample_grads":
         return Work(read + 4 * n * a * b, outer, "T (a + b) s + 4 n a b bytes, 2 T a b operations")
-    if op == "grad_sum":
-        return Work(
-            read + 4 * (n + a * b), outer, "T (a + b) s + 4 (n + a b) bytes, 2 T a b operations"
-        )
     return Work(
-        read + 4 * (q * a + r * b + n * q * r),
-        2 * t * (q * a + r * b + q * r),
-        "T (a + b) s + 4 (q a + r b + n q r) bytes, 2 T (q a + r b + q r) operations",
+        read + 4 * (n + a * b), outer, "T (a + b) s + 4 (n + a b) bytes, 2 T a b operations"
     )
 
 
@@ -112,7 +101,7 @@ def build(op: str, size: Layer, dtype: torch.dtype, device: str) -> Ways:
 
         def use(grads: Tensor) -> Tensor:
             return grads
-    elif op == "grad_sum":
+    else:
         weights = random(1, n)
         ours = partial(ops.grad_sum, left, right, weights, offsets)
 
@@ -122,17 +111,6 @@ def build(op: str, size: Layer, dtype: torch.dtype, device: str) -> Ways:
         # One product over all positions: what there is to do where there is one weighting.
         per_position = weights[0].repeat_interleave(t)[:, None]
         more["weighted factors"] = lambda: ((left * per_position).to(dtype).t() @ right)[None]
-    else:
-        q, r = size.sketch
-        project_left, project_right = random(q, size.rank), random(r, size.wide)
-        ours = partial(ops.sample_sketch, left, right, project_left, project_right, offsets)
-
-        def use(grads: Tensor) -> Tensor:
-            return project_left.to(grads.dtype) @ grads @ project_right.t().to(grads.dtype)
-
-        more["projected factors"] = lambda: torch.bmm(
-            (a.float() @ project_left.t()).transpose(1, 2), b.float() @ project_right.t()
-        )
     timed = {"ours": ours, "plain": lambda: use(batched()), "vmap(grad)": lambda: use(mapped())}
     return ways(timed | more, {TRUTH: exact})
 

@@ -17,20 +17,34 @@ namespace {
 constexpr int kTileRows = 6;                     // 12 sums, 2 columns, 1 broadcast of 16 registers
 constexpr int64_t kQueryBlock = 16 * kTileRows;  // queries whose rows of P exist at one time
 
-// c [rows, columns] (+)= a [rows, inner] b [inner, columns], the last columns one by one.
-template <typename Real>
-void product(int64_t rows, Strided<Real> a, const Real* b, int64_t b_row, int64_t columns,
-             int64_t inner, Real* c, int64_t c_row, bool add) {
-  const int64_t whole = columns / kWidth<Real> * kWidth<Real>;
-  multiply<Real, 2>(a, rows, inner, b, b_row, whole, add, c, c_row);
-  for (int64_t j = whole; j < columns; ++j) {
-    for (int64_t i = 0; i < rows; ++i) {
+// c [R, columns] (+)= a [R, inner] b [inner, columns], the last columns one by one.
+template <typename Real, int R>
+void product_rows(Strided<Real> a, const Real* b, int64_t b_row, int64_t columns, int64_t inner,
+                  Real* c, int64_t c_row, bool add) {
+  constexpr int64_t w = kWidth<Real>;
+  int64_t j = 0;
+  for (; j + 2 * w <= columns; j += 2 * w) {
+    multiply_tile<Real, R, 2>(a, inner, b + j, b_row, add, c + j, c_row);
+  }
+  for (; j + w <= columns; j += w) {
+    multiply_tile<Real, R, 1>(a, inner, b + j, b_row, add, c + j, c_row);
+  }
+  for (; j < columns; ++j) {
+    for (int i = 0; i < R; ++i) {
       Real sum = add ? c[i * c_row + j] : Real(0);
-      for (int64_t l = 0; l < inner; ++l)
+      for (int64_t l = 0; l < inner; ++l) {
         sum += a.data[i * a.row + l * a.column] * b[l * b_row + j];
+      }
       c[i * c_row + j] = sum;
     }
   }
+}
+
+template <typename Real, int R = kTileRows>
+void product(int64_t rows, Strided<Real> a, const Real* b, int64_t b_row, int64_t columns,
+             int64_t inner, Real* c, int64_t c_row, bool add) {
+  if (rows == R) return product_rows<Real, R>(a, b, b_row, columns, inner, c, c_row, add);
+  if constexpr (R > 1) product<Real, R - 1>(rows, a, b, b_row, columns, inner, c, c_row, add);
 }
 
 // One sample and key head, one query head and a block of its queries at a time.

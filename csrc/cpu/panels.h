@@ -23,9 +23,8 @@ void multiply_panels(const Real* rows, int64_t stride, int64_t count, int64_t de
                      const Real* factor, int64_t columns, bool more, Real* to, int64_t to_stride) {
   for_panels<Real>(columns, [&](int64_t c, int64_t wide) {
     for (int64_t j = 0; j == 0 || j < depth; j += kDepth) {
-      multiply<Real, kVectors>({rows + j, stride, 1}, count, min(kDepth, depth - j),
-                               factor + depth * c + j * wide, wide, wide, more || j > 0, to + c,
-                               to_stride);
+      multiply<Real>({rows + j, stride, 1}, count, min(kDepth, depth - j),
+                     factor + depth * c + j * wide, wide, wide, more || j > 0, to + c, to_stride);
     }
   });
 }

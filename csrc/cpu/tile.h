@@ -207,8 +207,8 @@ struct Strided {
 
 // to[R][C vectors] (+)= Σ_j rows[.][j] wide_j over `depth` numbers j.
 template <typename Real, int R, int C>
-void multiply_tile(Strided<Real> rows, int64_t depth, const Real* wide, int64_t wide_stride,
-                   bool more, Real* to, int64_t to_stride) {
+inline void multiply_tile(Strided<Real> rows, int64_t depth, const Real* wide, int64_t wide_stride,
+                          bool more, Real* to, int64_t to_stride) {
   Vector<Real> sum[R][C];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -263,15 +263,14 @@ void multiply_panel(Strided<Real> rows, int64_t count, int64_t depth, const Real
 }
 
 // to[i][c] (+)= Σ_j rows[i][j] wide[j][c]: `count` rows of `depth` numbers, and `columns` columns,
-// whole vectors of them, at most C at a time. Every number is one sum in the order of j, whatever
-// else is computed.
-template <typename Real, int C>
+// whole vectors of them. Every number is one sum in the order of j, whatever else is computed.
+template <typename Real>
 void multiply(Strided<Real> rows, int64_t count, int64_t depth, const Real* wide,
               int64_t wide_stride, int64_t columns, bool more, Real* to, int64_t to_stride) {
-  for (int64_t c = 0; c < columns; c += C * kWidth<Real>) {
-    const auto panel = columns - c >= C * kWidth<Real> ? multiply_panel<Real, C>
-                       : columns - c > kWidth<Real>    ? multiply_panel<Real, 2>
-                                                       : multiply_panel<Real, 1>;
+  for (int64_t c = 0; c < columns; c += kColumns<Real>) {
+    const auto panel = columns - c >= kColumns<Real> ? multiply_panel<Real, kVectors>
+                       : columns - c > kWidth<Real>  ? multiply_panel<Real, 2>
+                                                     : multiply_panel<Real, 1>;
     panel(rows, count, depth, wide + c, wide_stride, more, to + c, to_stride);
   }
 }

@@ -15,7 +15,7 @@ def test_ways_agree_in_16_bits():
     rows = json.loads(done.stdout)
     assert {name.partition(",")[0] for name in rows} == {
         "attention", "attention_tangent", "attention_backward",
-        "sample_dots", "sample_grads", "grad_sum", "sample_sketch",
+        "sample_dots", "sample_grads", "grad_sum",
     }  # fmt: skip
     for name, (errors, left_out) in rows.items():
         assert not left_out, name
