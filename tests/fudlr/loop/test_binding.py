@@ -84,17 +84,13 @@ def test_every_command_looks(own_run, results, tmp_path):
 
 def own_data(folder):
     """The synthetic data as CSV files of one's own."""
-    data = fudlr.run.read_data(fudlr.RunConfig().data.model_copy(update={"source": "synthetic"}))
+    data = fudlr.data.synthetic(60, 50, seed=0)
     folder.mkdir()
-    events = {
-        "user_id": data.users["user_id"].gather(data.user),
-        "item_id": data.items["item_id"].gather(data.item),
-        "timestamp": data.time,
-    }
-    pl.DataFrame(events).write_csv(folder / "interactions.csv")
-    data.users.write_csv(folder / "users.csv")
-    joined = pl.col("genres").list.join("|")
-    data.items.with_columns(joined).write_csv(folder / "items.csv")
+    columns = [data.users["user_id"].gather(data.user), data.items["item_id"].gather(data.item)]
+    events = pl.DataFrame([*columns, pl.Series("timestamp", data.time)])
+    items = data.items.with_columns(pl.col("genres").list.join("|"))
+    for name, table in {"interactions": events, "users": data.users, "items": items}.items():
+        table.write_csv(folder / f"{name}.csv")
     return folder
 
 
@@ -127,22 +123,22 @@ def test_what_training_depends_on_cannot_be_set_afterwards(run_folder):
     assert load_run(run_folder, settings={"data.k": 3}).config.data.k == 3
 
 
-@pytest.mark.parametrize(
-    ("part", "words"),
-    [
-        ("adapter", "updated adapter"),
-        ("mask.parquet", "mask"),
-        ("summary.json", "updated adapter, mask, options"),
-        ("config.yaml", "options of the request"),
-    ],
-)
-def test_another_results_part_is_no_proof(results, tmp_path, part, words):
+PARTS = {
+    "adapter": "updated adapter",
+    "mask.parquet": "mask",
+    "summary.json": "updated adapter, mask, options",
+    "config.yaml": "options of the request",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_another_results_part_is_no_proof(results, tmp_path, part):
     folder = shutil.copytree(results / "one", tmp_path / "result")
     if (folder / part).is_dir():
         shutil.copytree(results / "two" / part, folder / part, dirs_exist_ok=True)
     else:
         shutil.copyfile(results / "two" / part, folder / part)
-    with pytest.raises(FudlrError, match=words):
+    with pytest.raises(FudlrError, match=PARTS[part]):
         verify_result(folder)
     assert "retrained" not in json.loads((folder / "summary.json").read_text())
 

@@ -134,8 +134,8 @@ def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
     assert any("Nothing here to remove" in said for said in result.summary["warnings"])
     swept = sweep_run(run, Grid(), result.config)
     assert any("Nothing here to remove" in said for said in swept["warnings"])
-    write_result(tmp_path / "r", result)
-    assert "Nothing here to remove" in (tmp_path / "r" / "report.html").read_text()
+    page = write_result(tmp_path / "r", result) / "report.html"
+    assert "Nothing here to remove" in page.read_text()
 
 
 @pytest.mark.numerics

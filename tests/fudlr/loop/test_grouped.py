@@ -21,6 +21,7 @@ from fudlr.metrics import evaluate
 from fudlr.pipeline.plan import prepare
 from typer.testing import CliRunner
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 OPTIONS = {
     "objective": "arp", "lambda_acc": 0.0, "batch": 20, "rows": "memory", "max_steps": 60,
     "force": True, "max_loss_rise": 0.0,
@@ -144,8 +145,6 @@ def test_the_command(run, run_folder, tmp_path):
 
 
 def test_the_example(run_folder, capsys):
-    main = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "occupations.py"))["main"]
-    main(str(run_folder), "gender")
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[-1] for line in lines] == ["everyone", "A", "B"]
-    assert all(line.split()[1].startswith("-") for line in lines), "each set's ARP falls"
+    runpy.run_path(str(EXAMPLES / "occupations.py"))["main"](str(run_folder), "gender")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(line[-1], line[1][0]) for line in lines] == [("everyone", "-"), ("A", "-"), ("B", "-")]

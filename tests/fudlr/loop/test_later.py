@@ -42,6 +42,13 @@ def test_all_is_answered_as_if_recorded_at_once(parts):
     assert (mine - true).norm() < 2e-3 * true.norm()
     assert (found.mask != other.mask).sum() <= 2
     assert any("never in" in text for text in found.summary["warnings"])
+    old, new, all_ = (Store.open(folder / name) for name in ("older", "new", "both"))
+    for get in (
+        lambda store: store.mean_gradient(),
+        lambda store: torch.tensor(store.audit["energy"]),
+    ):
+        mean = (old.n * get(old) + new.n * get(new)) / all_.n
+        torch.testing.assert_close(get(all_), mean, rtol=1e-4, atol=1e-8)
 
 
 def test_the_new_are_answered_without_the_old(parts):
@@ -69,14 +76,3 @@ def test_what_does_not_belong_together(parts, tmp_path):
         later_run(run, run.split.train.between(0, 0))
     with pytest.raises(UsageError, match="other interactions"):
         later_run(run, Samples(load_run(run.folder).interactions, run.split.train.position))
-
-
-def test_merging_keeps_mean_gradient_and_audit(parts):
-    folder, *_ = parts
-    old, new, both = (Store.open(folder / name) for name in ("older", "new", "both"))
-    weights = old.n / both.n, new.n / both.n
-    mean = weights[0] * old.mean_gradient() + weights[1] * new.mean_gradient()
-    assert torch.allclose(both.mean_gradient(), mean, rtol=1e-4, atol=1e-8)
-    for name in ("energy", "influences", "cosine", "error"):
-        mean = sum(w * each.audit[name] for w, each in zip(weights, (old, new), strict=True))
-        assert both.audit[name] == pytest.approx(mean)

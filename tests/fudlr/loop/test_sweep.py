@@ -9,8 +9,7 @@ from fudlr import load_run
 from fudlr.cli import app
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import DebiasConfig, merge
-from fudlr.gradients.store import StoreError
-from fudlr.sweep import Grid, points, print_sweep, rank, sweep_run
+from fudlr.sweep import Grid, points, rank, sweep_run
 from fudlr.sweep.grid import parse_list
 from typer.testing import CliRunner
 
@@ -46,23 +45,6 @@ def test_a_point_is_what_debias_gives(run_folder, swept):
     for name, value in point["measured"]["test"].items():
         assert value == pytest.approx(single.after.metrics[name], rel=1e-3, abs=1e-5), name
     assert swept["before"]["test"]["arp"] == pytest.approx(single.before.metrics["arp"])
-
-
-def test_a_store_answers_all_points_of_a_sweep(run_folder, swept):
-    run = load_run(run_folder)
-    assert [point["rows"] for point in swept["points"]] == ["store"] * 4
-    config = merge(run.config, {"debias.rows": "memory"}).debias
-    whole = sweep_run(run, GRID, config, measure=True)
-    assert [point["rows"] for point in whole["points"]] == ["memory"] * 4
-    for mine, other in zip(swept["points"], whole["points"], strict=True):
-        # The update is kept to the sketches' span: 1.36 of the whole method's change was measured.
-        for kind, off in (("predicted", 0.25), ("measured", 0.6)):
-            change = mine[kind]["objective"]
-            assert change < 0
-            assert change == pytest.approx(other[kind]["objective"], rel=off), kind
-    foreign = load_run(run_folder, run_folder / "start")
-    with pytest.raises(StoreError, match="another adapter"):
-        sweep_run(foreign, GRID, merge(run.config, {"debias.rows": "store"}).debias)
 
 
 def test_an_interrupted_sweep_goes_on_and_finished_points_stay(
@@ -112,6 +94,7 @@ def test_the_command_writes_table_plot_and_retrained_figures(run_folder, tmp_pat
     result = CliRunner().invoke(app, [*arguments, "--processes", "1"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "★" in result.stdout
+    assert "surrogate arp_soft on the validation prompts" in " ".join(result.stdout.split())
     record = json.loads((tmp_path / "sweep.json").read_text())
     table = pl.read_parquet(tmp_path / "sweep.parquet")
     assert table["sweet_spot"].to_list() == [i == record["sweet_spot"] for i in range(2)]
@@ -143,11 +126,8 @@ def test_the_sweet_spot_is_the_lowest_objective_within_the_loss_allowed():
     ("name", "text", "why"),
     [
         ("lambda_acc", "0,x", "'x' is not a number"),
-        ("lambda_acc", "", "'' is not a number"),
         ("lambda_acc", "-1", "not negative"),
         ("lambda_fair", "nan", "not negative"),
-        ("lambda_spa", "1,inf", "not negative"),
-        ("budget", "0,0.1", "above 0"),
         ("budget", "0.1,1.5", "at most 1"),
         ("budget", "0.1,0.1", "twice"),
         ("lambda_fair", "0,1", "all samples score the same"),
@@ -167,9 +147,3 @@ def test_the_grid_goes_around_the_configured_values():
     assert grid.budget == (0.04, 0.1, 0.2)
     assert Grid.around(DebiasConfig()) == Grid()
     assert 0 not in Grid.around(DebiasConfig(lambda_fair=0)).lambda_acc
-
-
-def test_changes_are_named_as_the_surrogate_s(swept, capsys):
-    print_sweep(swept)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "surrogate arp_soft on the validation prompts" in said
