@@ -43,6 +43,8 @@ def _first_line(text: bytes, label: str) -> tuple[list[str], str]:
         fields = [n.strip() for n in next(csv.reader([line], delimiter=separator, strict=True))]
     except (csv.Error, StopIteration) as error:
         raise unread(label, f"its header: {error}", "Mend it") from error
+    if not fields:
+        raise unread(label, "its first line is empty", "Start with the header")
     return fields, separator
 
 
