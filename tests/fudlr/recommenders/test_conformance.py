@@ -65,14 +65,6 @@ def test_a_loss_is_the_mean_of_as_many_terms_as_it_says(made, data):
     assert made.terms(samples).tolist() == expected.tolist()
 
 
-def test_scores_do_not_depend_on_batch_or_padding(made, data):
-    samples = data.valid.take(np.arange(9))
-    together, losses = made.evaluate(samples, size=9)
-    alone, alone_losses = made.evaluate(samples, size=1)
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(losses, alone_losses, rtol=1e-4, atol=1e-5)
-
-
 def test_batches_by_tokens_give_the_same_in_the_order_of_the_samples(made, data):
     starts = data.interactions.user_starts[:8]  # histories of one item to four
     samples = type(data.valid)(data.interactions, starts + 1 + np.arange(8) % 4)
