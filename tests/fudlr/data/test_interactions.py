@@ -62,18 +62,20 @@ def test_samples_are_positions_with_history():
     assert samples.take(samples.user == 1).ids.tolist() == [3]
 
 
-def one_user(count):
+def users_at(*times):
+    """One user for each list of times; every interaction is with an item of its own."""
+    user = np.repeat(np.arange(len(times)), [len(own) for own in times])
     return Interactions(
-        np.zeros(count, dtype=np.int64),
-        np.arange(count),
-        np.arange(count),
-        USERS[:1],
-        pl.DataFrame({"item_id": [str(i) for i in range(count)]}),
+        user,
+        np.arange(len(user)),
+        np.concatenate([np.array(own, dtype=np.int64) for own in times]),
+        pl.DataFrame({"user_id": [str(i) for i in range(len(times))]}),
+        pl.DataFrame({"item_id": [str(i) for i in range(len(user))]}),
     )
 
 
 def test_leave_last_out_by_hand():
-    split = leave_last_out(one_user(21), max_train_per_user=4)
+    split = leave_last_out(users_at(range(21)), max_train_per_user=4)
     assert split.pretrain.tolist() == [[0, 0, 10]]
     assert split.train.ids.tolist() == [15, 16, 17, 18]
     assert split.valid.ids.tolist() == [19]
@@ -82,8 +84,8 @@ def test_leave_last_out_by_hand():
 
 
 def test_training_never_reaches_into_pretraining_nor_lacks_history():
-    assert leave_last_out(one_user(8)).train.ids.tolist() == [4, 5]
-    split = leave_last_out(one_user(8), pretrain_share=0.0)
+    assert leave_last_out(users_at(range(8))).train.ids.tolist() == [4, 5]
+    split = leave_last_out(users_at(range(8)), pretrain_share=0.0)
     assert split.train.ids.tolist() == [1, 2, 3, 4, 5]
     assert split.pretrain.shape == (0, 3)
 
@@ -106,19 +108,7 @@ def test_short_histories_are_left_out_and_counted():
 
 def test_no_user_is_long_enough():
     with pytest.raises(DataError, match="the longest history has 4"):
-        leave_last_out(one_user(4))
-
-
-def users_at(*times):
-    """One user for each list of times; every interaction is with an item of its own."""
-    user = np.repeat(np.arange(len(times)), [len(own) for own in times])
-    return Interactions(
-        user,
-        np.arange(len(user)),
-        np.concatenate([np.array(own) for own in times]),
-        pl.DataFrame({"user_id": [str(i) for i in range(len(times))]}),
-        pl.DataFrame({"item_id": [str(i) for i in range(len(user))]}),
-    )
+        leave_last_out(users_at(range(4)))
 
 
 def test_time_split_by_hand():
