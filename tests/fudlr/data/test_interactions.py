@@ -91,14 +91,7 @@ def test_training_never_reaches_into_pretraining_nor_lacks_history():
 
 
 def test_short_histories_are_left_out_and_counted():
-    first, second = synthetic(3, 30, 0, per_user=(4, 4)), synthetic(2, 30, 0, per_user=(20, 20))
-    data = Interactions(
-        np.concatenate([first.user, second.user + 3]),
-        np.concatenate([first.item, second.item]),
-        np.concatenate([first.time, second.time]),
-        pl.DataFrame({"user_id": list("abcde")}),
-        first.items,
-    )
+    data = users_at(*[range(4)] * 3, *[range(20)] * 2)
     with pytest.warns(DataWarning, match="3 of 5 users"):
         split = leave_last_out(data)
     assert split.left_out == 3
