@@ -20,7 +20,7 @@ from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
 from fudlr.recommenders.beam import beam_search
 from fudlr.recommenders.packing import TreeScored
-from fudlr.recommenders.tree import Seen, TokenTree, at_nodes
+from fudlr.recommenders.tree import ROOT, Seen, TokenTree, at_nodes
 from fudlr_ext import label_logits
 
 
@@ -35,14 +35,12 @@ class TitleTree:
 
     def __init__(self, answers: list[list[int]]) -> None:
         self.tree = TokenTree([answer[:-1] for answer in answers])
-        self.nodes, self.used = self.tree.paths()
+        # A token is predicted at the node before it.
+        before = [[ROOT, *self.tree.path(end)] for end in self.tree.ends.tolist()]
+        self.source = torch.tensor([node for nodes in before for node in nodes])
+        self.target = torch.tensor([token for answer in answers for token in answer])
         self.length = torch.tensor([len(answer) for answer in answers])
-        # A value is read at `source` for `target`: at a node's parent for the node's token, and at
-        # a title's last node for its end.
-        parent = torch.from_numpy(self.tree.parent)
-        self.source = torch.cat([parent, torch.from_numpy(self.tree.ends)])
-        end = torch.tensor([answer[-1] for answer in answers], dtype=torch.int64)
-        self.target = torch.cat([torch.from_numpy(self.tree.token), end])
+        self.owner = torch.arange(len(answers)).repeat_interleave(self.length)
 
     def scores(self, seen: Iterable[Seen]) -> Tensor:
         """Mean log-likelihood of every title [n, C], from logits at the nodes."""
@@ -52,11 +50,9 @@ class TitleTree:
             target = self.target[place].to(logits.device)
             return logits[:, column, target] - logits.logsumexp(-1)[:, column]
 
-        values = at_nodes(seen, self.source, taken)  # [n, N + C]
-        inner, total = values[:, : len(self.tree)], values[:, len(self.tree) :]
-        if self.nodes.shape[1]:
-            used = self.used.to(values.device)
-            total = total + torch.where(used, inner[:, self.nodes.to(values.device)], 0.0).sum(-1)
+        values = at_nodes(seen, self.source, taken)
+        total = values.new_zeros(len(values), len(self.length))
+        total = total.index_add(1, self.owner.to(values.device), values)
         return total / self.length.to(values)
 
 

@@ -68,26 +68,19 @@ class TokenTree:
     def __len__(self) -> int:
         return int(self.token.size)
 
-    def ancestors(self, node: int) -> list[int]:
-        """Nodes from below the root to `node`, without it."""
+    def path(self, node: int) -> list[int]:
+        """Nodes from below the root to `node`, itself included."""
         found = []
-        while node != ROOT and (node := int(self.parent[node])) != ROOT:
+        while node != ROOT:
             found.append(node)
+            node = int(self.parent[node])
         return found[::-1]
-
-    def paths(self) -> tuple[Tensor, Tensor]:
-        """Nodes of every sequence [S, L], 0 where there is none, and whether there is one."""
-        rows = [[*self.ancestors(end), end] if end != ROOT else [] for end in self.ends.tolist()]
-        width = max((len(row) for row in rows), default=0)
-        nodes = torch.tensor([row + [0] * (width - len(row)) for row in rows]).reshape(-1, width)
-        used = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
-        return nodes.to(torch.int64), used.reshape(-1, width)
 
     def stretches(self, size: int) -> Iterator[Stretch]:
         """The nodes in order, at most `size` at a time."""
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
-            path = self.ancestors(start)
+            path = self.path(int(self.parent[start]))
             inside = np.zeros((stop - start, len(path) + stop - start), dtype=bool)
             for node in range(start, stop):
                 parent = int(self.parent[node])

@@ -25,7 +25,7 @@ def test_every_beginning_is_one_node_in_preorder():
     tree = TokenTree(SEQUENCES)
     assert len(tree) == len({tuple(s[: i + 1]) for s in SEQUENCES for i in range(len(s))})
     for sequence, end in zip(SEQUENCES, tree.ends.tolist(), strict=True):
-        path = [*tree.ancestors(end), end]
+        path = tree.path(end)
         assert tree.token[path].tolist() == sequence
         assert path == sorted(path)
         assert tree.depth[path].tolist() == list(range(len(sequence)))
@@ -39,7 +39,7 @@ def test_stretches_show_each_node_its_ancestors_and_itself(size):
         columns = [*stretch.path, *range(stretch.start, stretch.stop)]
         for row, node in zip(stretch.sees, range(stretch.start, stretch.stop), strict=True):
             seen = [column for column, yes in zip(columns, row.tolist(), strict=True) if yes]
-            assert seen == [*tree.ancestors(node), node]
+            assert seen == tree.path(node)
             nodes.append(node)
     assert nodes == list(range(len(tree)))
 
