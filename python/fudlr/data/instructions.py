@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -21,10 +20,9 @@ from fudlr.common.errors import DataError
 from fudlr.data.build import build_interactions
 from fudlr.data.interactions import Interactions
 from fudlr.data.json_rows import Row, json_rows
-from fudlr.data.text import shown, warn
+from fudlr.data.text import part_files, shown, warn
 
 FIELDS = ("instruction", "input", "output")
-PARTS = ("train", "valid", "val", "test")
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 # A title ends at a quote that a separator follows: titles may hold quotes themselves.
 CLOSING = re.compile(r'"(?=\s*(?:,|\?|written by\b|$))')
@@ -80,8 +78,8 @@ def _extra(row: Row) -> dict[str, str]:
 
 def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Interactions:
     """Turn rows, each with what to call it, into interactions with a user a row."""
-    events: dict[str, list[Any]] = {"user_id": [], "item_id": [], "time": []}
     users, named, strange = [], dict[str, None](), []
+    events: list[tuple[str, str, int]] = []
     for label, row in rows:
         texts = [row.get(name) for name in FIELDS]
         if not all(isinstance(text, str) for text in texts):
@@ -100,9 +98,7 @@ def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Inter
         if not chosen:
             continue
         users.append({"user_id": label, **_extra(row)})
-        events["user_id"] += [label] * len(chosen)
-        events["item_id"] += chosen
-        events["time"] += range(len(chosen))
+        events += [(label, item, time) for time, item in enumerate(chosen)]
     if not users:
         raise DataError(
             f"{source} was to be read as instructions",
@@ -120,28 +116,17 @@ def read_instruction_rows(rows: Iterable[tuple[str, Row]], source: str) -> Inter
         text = f"{len(strange)} rows are of no known form and were left out"
         shortened = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         warn(f"{source}: {text} ({shortened})", "unread_rows", len(strange))
-    frame = pl.DataFrame(
-        events, schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Float64}
-    )
+    frame = pl.DataFrame(events, ["user_id", "item_id", "time"], orient="row")
     names = list(dict.fromkeys(name for user in users for name in user))
     side = pl.DataFrame({n: [user.get(n, "") for user in users] for n in names})
     return build_interactions(frame, side, pl.DataFrame({"item_id": list(named)}), source)
-
-
-def instruction_files(path: Path) -> list[Path]:
-    """The file `path`; or in a folder its train, valid and test, or the only one there is."""
-    if not path.is_dir():
-        return [path] if path.name.endswith(SUFFIXES) and path.is_file() else []
-    rest = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES) and f.is_file())
-    found = [f for part in PARTS for f in rest if f.name.split(".")[0] == part]
-    return found or (rest if len(rest) == 1 else [])
 
 
 def read_instructions(path: Path) -> Interactions:
     """Read instruction JSON or JSONL; a folder's parts together."""
     rows = (
         (f"{file.name.split('.')[0]} row {number}", row)
-        for file in instruction_files(path)
+        for file in part_files(path, SUFFIXES)
         for number, row in json_rows(file)
     )
     return read_instruction_rows(rows, path.stem)

@@ -16,15 +16,15 @@ from pathlib import Path, PurePosixPath
 from fudlr.common.errors import DataError, UsageError
 from fudlr.data.build import Tables
 from fudlr.data.columns import KEYS, assemble, check_columns, roles
-from fudlr.data.instructions import FIELDS, instruction_files, read_instructions
+from fudlr.data.instructions import FIELDS, SUFFIXES, read_instructions
 from fudlr.data.interactions import Interactions
 from fudlr.data.json_rows import json_rows
 from fudlr.data.movielens import read_dat, read_u_data
 from fudlr.data.recbole import ENDINGS, inter_files, recbole_tables
 from fudlr.data.saved_datasets import MARKERS, saved_tables
-from fudlr.data.sequences import is_sequences, sequence_files, sequence_tables
+from fudlr.data.sequences import is_sequences, sequence_tables
 from fudlr.data.tables import READ, find_table, table_tables
-from fudlr.data.text import unread
+from fudlr.data.text import part_files, unread
 
 Columns = Mapping[str, str]
 HEAD = 4096  # bytes of a file that are looked at
@@ -64,7 +64,7 @@ def _is_dat(path: Path, _: Columns) -> bool:
 
 
 def _is_instructions(path: Path, columns: Columns) -> bool:
-    files = instruction_files(path)
+    files = part_files(path, SUFFIXES)
     if not files:
         return False
     try:
@@ -75,7 +75,7 @@ def _is_instructions(path: Path, columns: Columns) -> bool:
 
 
 def _is_sequences(path: Path, columns: Columns) -> bool:
-    files = sequence_files(path)
+    files = part_files(path)
     return bool(files) and not columns and is_sequences(_head(files[0]))
 
 

@@ -10,10 +10,10 @@ import polars as pl
 from fudlr.common.errors import DataError
 from fudlr.data.build import Tables
 from fudlr.data.columns import KEYS, roles
-from fudlr.data.instructions import FIELDS, PARTS, read_instruction_rows
+from fudlr.data.instructions import FIELDS, read_instruction_rows
 from fudlr.data.interactions import Interactions
 from fudlr.data.tables import EVENT_FILES, SIDE_FILES
-from fudlr.data.text import Table, listed, one_line
+from fudlr.data.text import PARTS, Table, listed, one_line
 
 MARKERS = ("dataset_dict.json", "state.json")
 

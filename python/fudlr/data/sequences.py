@@ -13,18 +13,9 @@ import polars as pl
 from fudlr.common.errors import DataError
 from fudlr.data.build import Tables
 from fudlr.data.columns import roles
-from fudlr.data.instructions import PARTS
-from fudlr.data.text import Table, decode, read_bytes, warn
+from fudlr.data.text import Table, decode, part_files, read_bytes, warn
 
 LINE = re.compile(rb"[^\s,;|\":{}\[\]]+( [^\s,;|\":{}\[\]]+)* *")
-
-
-def sequence_files(path: Path) -> list[Path]:
-    """The file `path`; or in a folder its train, valid and test, one after the other in time."""
-    if not path.is_dir():
-        return [path]
-    found = [path / f"{stem}{ending}" for stem in PARTS for ending in (".txt", "", ".dat")]
-    return [file for file in found if file.is_file()]
 
 
 def is_sequences(head: bytes) -> bool:
@@ -43,7 +34,7 @@ def sequence_tables(path: Path) -> Tables:
     """Read the lines of one file, or of a folder's train, valid and test one after the other."""
     lines = [
         line.split()
-        for file in sequence_files(path)
+        for file in part_files(path)
         for line in decode(read_bytes(file), str(file), "utf-8").decode().split("\n")
     ]
     pairs = [(user, item) for user, *chosen in filter(None, lines) for item in chosen]

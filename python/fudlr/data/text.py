@@ -17,6 +17,7 @@ import polars as pl
 from fudlr.common.errors import DataError
 from fudlr.data.interactions import DataWarning
 
+PARTS = ("train", "valid", "val", "test")  # of a data set in several files
 UNIT, RECORD = "\x1f", "\x1e"  # separators that are in no text
 
 
@@ -61,6 +62,15 @@ class Table:
         found = f"in the number column `{column.name}`"
         self.refuse(bad, found, "Give a finite number", column)
         return values
+
+
+def part_files(path: Path, endings: tuple[str, ...] = ("",)) -> list[Path]:
+    """The file `path`; or in a folder its train, valid and test, or the only file there is."""
+    if not path.is_dir():
+        return [path] if path.name.endswith(endings) and path.is_file() else []
+    files = sorted(f for f in path.iterdir() if f.name.endswith(endings) and f.is_file())
+    found = [f for part in PARTS for f in files if f.name.split(".")[0] == part]
+    return found or (files if len(files) == 1 else [])
 
 
 def read_bytes(path: Path) -> bytes:
