@@ -93,14 +93,15 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", pad_token="[UNK]")
 
 
+def five_words(tied):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    options = LlamaConfig(vocab_size=5, num_hidden_layers=1, tie_word_embeddings=tied, **sizes)
+    return LlamaForCausalLM(options)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_tokens_start_as_the_mean_of_their_titles(tokenizer, tied):
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-            num_attention_heads=2, tie_word_embeddings=tied,
-        )
-    )  # fmt: skip
+    model = five_words(tied)
     tokens = add_item_tokens(model, tokenizer, ["the red film", "blue"])
     assert tokens.tolist() == [5, 6]
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
@@ -109,19 +110,13 @@ def test_new_tokens_start_as_the_mean_of_their_titles(tokenizer, tied):
 
 
 def test_a_title_without_tokens_is_refused(tokenizer):
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                    num_attention_heads=2)
-    )  # fmt: skip
+    model = five_words(tied=True)
     with pytest.raises(ModelError, match="title"):
         add_item_tokens(model, tokenizer, ["the", ""])
 
 
 def test_titles_of_the_same_tokens_are_told_apart_and_counted(tokenizer):
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                    num_attention_heads=2, tie_word_embeddings=False)
-    )  # fmt: skip
+    model = five_words(tied=False)
     titles = ["the red film", "film the red", "blue", "red the film", "blue blue"]
     with pytest.warns(DataWarning, match="3 items have titles of the same tokens"):
         add_item_tokens(model, tokenizer, titles)
