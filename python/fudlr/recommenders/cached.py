@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import DynamicCache
 
+Layers = list[tuple[Tensor, Tensor]]
 NONE = -100  # in place of a token where a row has ended; also what labels have where there is none
 
 
@@ -116,11 +117,20 @@ def columns(row: dict[str, Tensor], skip: int) -> dict[str, Tensor]:
     return {k: v if k == "attention_mask" else v[:, skip:] for k, v in row.items()}
 
 
-def fork(cache: Any) -> DynamicCache:
-    """A cache that begins with what `cache` has, and grows by itself."""
+def layers_of(cache: Any) -> Layers:
+    """Keys and values of every layer, [n, heads, columns, width]."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def fork(layers: Layers, others: Layers, columns: list[int]) -> DynamicCache:
+    """A cache that begins with `layers` and `columns` of `others`, and grows by itself."""
     found = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        found.update(layer.keys, layer.values, number)
+    for number, pairs in enumerate(zip(layers, others, strict=True)):
+        keys, values = (
+            torch.cat([own, other[:, :, columns]], 2) if columns else own
+            for own, other in zip(*pairs, strict=True)
+        )
+        found.update(keys, values, number)
     return found
 
 

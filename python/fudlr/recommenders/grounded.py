@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
-from fudlr.recommenders.cached import NONE, Step, columns, followed, fork, step
+from fudlr.recommenders.cached import NONE, Step, columns, followed, fork, layers_of, step
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.tree import TokenTree, at_nodes, walk
 from fudlr_ext import label_logits, label_targets, states_at
@@ -99,7 +99,9 @@ class Grounded(Prompted):
         answer = label_targets(batch)[:, :-1]
         if answer.shape[1]:
             row, _ = followed(prompt, answer, self.pieces.pad)
-            after = step(model, fork(begun.cache), columns(row, prompt["input_ids"].shape[1]))
+            kept = layers_of(begun.cache)
+            rest = columns(row, prompt["input_ids"].shape[1])
+            after = step(model, fork(kept, kept, []), rest)
             logits = torch.cat([logits, after.logits], 1)
         return logits, self._write(model, batch, begun)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fudlr.common.errors import ModelError
-from fudlr.recommenders.cached import step
+from fudlr.recommenders.cached import fork, layers_of, step
 
 Ints = NDArray[np.int64]
 ROOT = -1  # the prompt's last token
@@ -136,7 +136,8 @@ def walk(
     """
     now = step(model, DynamicCache(), prompt, last=True, states=states)
     yield Seen(ROOT, 0, (now.states if states else now.logits)[:, -1:])
-    kept = _Keys(now.cache, prompt["input_ids"].shape[1])
+    kept = last = layers_of(now.cache)  # keys and values of the prompt, and of the last stretch
+    place: dict[int, int] = {}  # columns of the nodes in the last
     mask = prompt["attention_mask"].bool()
     first = prompt["position_ids"][:, -1:] + 1
     token, depth = torch.from_numpy(tree.token), torch.from_numpy(tree.depth)
@@ -146,7 +147,7 @@ def walk(
         sees = [mask[:, None].expand(n, t, -1), stretch.sees.to(mask.device).expand(n, t, -1)]
         now = step(
             model,
-            kept.below(stretch),
+            fork(kept, last, [place[node] for node in stretch.path]),
             {
                 "input_ids": token[part].to(mask.device).expand(n, t),
                 "attention_mask": additive(torch.cat(sees, 2), weight_dtype(model)),
@@ -155,7 +156,9 @@ def walk(
             last=states,
             states=states,
         )
-        kept.remember(now.cache, stretch)
+        last = layers_of(now.cache)
+        nodes = (*stretch.path, *range(stretch.start, stretch.stop))
+        place = {node: mask.shape[1] + column for column, node in enumerate(nodes)}
         yield Seen(stretch.start, stretch.stop, now.states if states else now.logits)
 
 
@@ -178,34 +181,6 @@ def at_nodes(
             places.append(here)
     order = torch.cat(places).argsort()
     return torch.cat(found, 1)[:, order.to(found[0].device)]
-
-
-class _Keys:
-    """Keys and values of the prompt, and of the last stretch with the path above it."""
-
-    def __init__(self, cache: Any, width: int) -> None:
-        self._prompt = [(layer.keys, layer.values) for layer in cache.layers]
-        self._width = width
-        self._last = self._prompt
-        self._place: dict[int, int] = {}  # of a node in what is remembered
-
-    def below(self, stretch: Stretch) -> DynamicCache:
-        """A cache of the prompt and the stretch's path."""
-        index = [self._width + self._place[node] for node in stretch.path]
-        found = DynamicCache()
-        for layer, (prompt, last) in enumerate(zip(self._prompt, self._last, strict=True)):
-            keys, values = (
-                torch.cat([p, q[:, :, index]], 2) if index else p
-                for p, q in zip(prompt, last, strict=True)
-            )
-            found.update(keys, values, layer)
-        return found
-
-    def remember(self, cache: Any, stretch: Stretch) -> None:
-        """Keep what the next stretch's path may need."""
-        self._last = [(layer.keys, layer.values) for layer in cache.layers]
-        nodes = (*stretch.path, *range(stretch.start, stretch.stop))
-        self._place = {node: place for place, node in enumerate(nodes)}
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
