@@ -24,7 +24,7 @@ from fudlr.data import (
     tail_items,
 )
 from fudlr.metrics import Side, Statistics, evaluate_lists, statistics, top_k
-from fudlr.metrics.pairwise import pairwise
+from fudlr.metrics.accuracy import pairwise
 from fudlr.recommenders import Recommender, Titles
 
 

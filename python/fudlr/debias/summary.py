@@ -7,7 +7,7 @@ from typing import Any
 from fudlr.config import to_plain
 from fudlr.evaluation import Measured, most_popular
 from fudlr.metrics import METRICS, bootstrap, permutation_null
-from fudlr.metrics.pairwise import DIRECTIONS
+from fudlr.metrics.accuracy import DIRECTIONS
 from fudlr.pipeline.request import Answer, Solved
 from fudlr.run import versions
 

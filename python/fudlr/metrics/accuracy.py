@@ -3,6 +3,14 @@
 The surrogates have no K, so they are never written under the metrics' own names; those of NDCG and
 MRR put a smooth rank in the place of the rank: Qin, Liu, Li, "A general approximation framework for
 direct optimization of information retrieval measures" (2010).
+
+Pairwise accuracy over the items that a prompt chooses from is how often the target comes first:
+
+    AUC = mean over prompts of the share of other unseen items that score below the target
+
+(ties count one half), with its gaps between head and tail targets and between groups of users:
+Beutel et al. 2019, "Fairness in recommendation ranking through pairwise comparisons", arXiv
+1903.00780. They need scores, not lists, so they are figures beside the metrics of the table.
 """
 
 from __future__ import annotations
@@ -54,3 +62,34 @@ NDCG = _ranked("ndcg", lambda rank: 1 / torch.log2(1 + rank))
 """NDCG@K: mean of 1 / log₂(1 + rank)."""
 MRR = _ranked("mrr", lambda rank: 1 / rank)
 """MRR@K: mean of 1 / rank."""
+
+DIRECTIONS = {"auc": "higher", "auc_tail_gap": "lower", "auc_group_gap": "lower"}
+
+
+def _below(scores: Tensor, side: Side) -> Tensor:
+    """Each prompt's share of other unseen items below its target, [n]; 1/2 where there is none."""
+    target = side.target[:, None]
+    own = scores.gather(1, target)
+    others = (~side.seen).scatter(1, target, False)
+    below = (scores < own).double() + 0.5 * (scores == own).double()
+    count = others.sum(1)
+    shares = (below * others).sum(1) / count.clamp(min=1)
+    return torch.where(count > 0, shares, 0.5)
+
+
+def pairwise(scores: Tensor, side: Side) -> dict[str, float]:
+    """Pairwise accuracy, and its gaps where both sides have prompts.
+
+    `auc`; `auc_tail_gap`, head targets' less tail targets'; `auc_group_gap`, the largest difference
+    between groups of users.
+    """
+    rows = torch.cat([_below(scores[part], tile) for part, tile in side.tiles()])
+    found = {"auc": float(rows.mean())}
+    tail = side.tail[side.target]
+    if bool(tail.any()) and not bool(tail.all()):
+        found["auc_tail_gap"] = abs(float(rows[~tail].mean() - rows[tail].mean()))
+    groups = [rows[side.user_group == g] for g in range(side.n_groups)]
+    means = [float(group.mean()) for group in groups if len(group)]
+    if len(means) > 1:
+        found["auc_group_gap"] = max(means) - min(means)
+    return found

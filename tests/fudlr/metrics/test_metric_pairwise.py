@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fudlr.metrics import Side
-from fudlr.metrics.pairwise import pairwise
+from fudlr.metrics.accuracy import pairwise
 
 
 def side(**changes):
