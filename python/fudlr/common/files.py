@@ -47,6 +47,7 @@ ADDED = {
 """What our own commands add to a folder of each kind after it was written, as patterns."""
 
 T = TypeVar("T")
+_PROBE = "fudlr"
 _TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
 
 
@@ -228,7 +229,7 @@ def check_writable(folder: Path) -> None:
     """Raise before long work where `folder` cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".fudlr.{secrets.token_hex(4)}"
+        probe = folder / f".{_PROBE}.{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -311,6 +312,15 @@ def remove_folder(folder: Path, kind: str) -> None:
         shutil.rmtree(folder)
 
 
+def clear_unfinished(folder: Path, kind: str) -> None:
+    """Remove from a folder of ours, which nobody else writes to now, what killed writes left."""
+    names = (*ADDED.get(kind, ()), MARKER, _PROBE)
+    for path in folder.glob(".*"):
+        meant = _meant(path)
+        if meant != path.name and any(fnmatch.fnmatchcase(meant, name) for name in names):
+            path.unlink()
+
+
 def claim_folder(folder: Path, kind: str) -> None:
     """Make `folder` ours, to write files into one by one; one that is ours already stays as it is.
 
@@ -369,12 +379,17 @@ def _is_ours(path: Path, folder: Path, written: frozenset[str], added: tuple[str
         return any(other.startswith(name + "/") for other in written) or any(
             fnmatch.fnmatchcase(name + "/", pattern.rpartition("/")[0] + "/") for pattern in added
         )
-    left = _TEMPORARY.fullmatch(path.name)
-    if left is not None:  # of a write that was killed
-        name = (path.relative_to(folder).parent / (left[1] + (left[2] or ""))).as_posix()
-    if path.name == MARKER or name in written:
+    meant = _meant(path)
+    name = (path.relative_to(folder).parent / meant).as_posix()
+    if meant in (MARKER, _PROBE) or name in written:
         return True
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in added):
         return False
     gradients = path.parent.name in ("store", "store.recording")
-    return not gradients or any(fnmatch.fnmatchcase(path.name, each) for each in STORE_FILES)
+    return not gradients or any(fnmatch.fnmatchcase(meant, each) for each in STORE_FILES)
+
+
+def _meant(path: Path) -> str:
+    """The name of a file, or the one that a killed write of it was meant to have."""
+    left = _TEMPORARY.fullmatch(path.name)
+    return path.name if left is None else left[1] + (left[2] or "")

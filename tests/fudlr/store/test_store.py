@@ -143,7 +143,7 @@ def test_a_binding_and_rows_that_cannot_be(tmp_path):
 def test_a_recording_goes_on_where_whole_shards_end(tmp_path):
     rows = random_rows(40, 4)
     whole = write_store(tmp_path / "whole", rows)
-    folder = tmp_path / "s"
+    folder = tmp_path / "store.recording"
     options = {"shard_bytes": 10 * 16}
     with StoreWriter(folder, "course", D, "float32", **options) as writer:
         writer.use_plain(4)
@@ -152,7 +152,10 @@ def test_a_recording_goes_on_where_whole_shards_end(tmp_path):
         Store.open(folder)
     with pytest.raises(StoreError, match="rows of another adapter"):
         StoreWriter(folder, "other course", D, "float32")
-    (folder / "rows-000002.safetensors").write_bytes(b"half")  # not in the manifest: of a kill
+    # What kills leave: a shard that is not in the manifest, and files half written.
+    for name in ("rows-000002.safetensors", ".rows-000002.0123abcd.safetensors",
+                 "..fudlr.0123abcd.json", ".fudlr.0123abcd"):  # fmt: skip
+        (folder / name).write_bytes(b"half")
     with StoreWriter(folder, "course", D, "float32", **options) as writer:
         assert writer.steps == 4
         writer.use_plain(4)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import StoreError, UsageError
-from fudlr.common.files import atomic_file, claim_folder
+from fudlr.common.files import atomic_file, claim_folder, clear_unfinished
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.binding import Binding, Recipe
 from fudlr.gradients.store.manifest import (
@@ -85,6 +85,7 @@ class StoreWriter:
                 asked, "another process is doing so", "Wait for it, or name another folder"
             ) from error
         try:
+            clear_unfinished(self.folder, "store")
             self._manifest = self._enter(asked, Manifest(course, d, dtype))
         except BaseException:
             self._lock.release()
