@@ -1,19 +1,14 @@
-"""Kill real recordings with SIGKILL at random moments, resume, compare with undisturbed ones.
+"""Kill recorded trainings with SIGKILL at random moments, resume, compare with undisturbed ones.
 
-    python benchmarks/record_kills.py [--kills 50] [--loop-kills 12] [--train-kills 6] [--seed 0]
+    python benchmarks/record_kills.py [--kills 50] [--seed 0]
 
-The demo's small model and data (`--source synthetic` for a smaller one). Three kinds of processes:
-
-- `fudlr record RUN` on a trained adapter; started again it goes on where it stopped.
-- A loop of one's own with a `Recorder`, which flushes every second batch; started again from the
-  same checkpoint it passes stored batches unrecorded.
-- `fudlr train` with a recorder on its last epoch; a killed training left nothing at its place and
-  starts over.
-
-Each process is a fork of one that has imported everything, so that kills hit work and not imports;
-shards are as small as they can be. In every second round fsync takes a tenth of a second more, as
-on a slow disk, so that many kills hit a file in the making. What is left in the end is compared
-byte for byte with what undisturbed processes leave. Writes benchmarks/results/record_kills.json.
+All epochs of the demo's small training are recorded, with a checkpoint every few steps: by
+`fudlr train` through the engine and through peft, which go on from the last checkpoint, and by a
+loop with a `Recorder`, which starts again and passes what is stored unrecorded. Each process is a
+fork of one that has imported everything, so that kills hit work and not imports. In every second
+round fsync takes a tenth of a second more, as on a slow disk, so that many kills hit a file in the
+making. Every store, and the adapter where there is one, is compared byte for byte with what an
+undisturbed process leaves. Writes benchmarks/results/record_kills.json.
 """
 
 from __future__ import annotations
@@ -21,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -29,259 +23,190 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import describe
-from fudlr import RunConfig, load_run, record, train_run
-from fudlr.cli import app
-from fudlr.common.files import write_json
+from common import RESULTS, bar, write_result
+from fudlr import RunConfig, load_run, train_run
 from fudlr.config import merge
+from fudlr.data import fetch_ml100k
 from fudlr.demo import SMALL
-from fudlr.gradients.recording import data_fingerprints
 from fudlr.gradients.store import Recorder, Store
-from fudlr.record import record_run, scoring
-from fudlr.train.adapter import train_adapter
+from fudlr.run import folder as run_folder
 
-RESULT = Path(__file__).parent / "results" / "record_kills.json"
+OPTIONS = {**SMALL, "model.pretrain_epochs": 0, "train.epochs": 3, "train.batch": 64,
+           "train.checkpoint": 4, "record.fit_samples": 128}  # fmt: skip
 SLOW = 0.1  # seconds that a slow disk's fsync takes more
-RECORD = {"train.batch": 64, "record.batch": 32, "record.fit_samples": 32, "record.audit": 8}
-TINY = {"model.hidden": 32, "model.heads": 2, "model.kv_heads": 1, "model.intermediate": 24,
-        "data.k": 5, "lora.rank": 2, "train.batch": 32, "record.dims": 4}  # fmt: skip
+PER_ROUND = 10  # kills of one training
+
+Work = Callable[[Path, Callable[[], None]], None]
+"""Record into a folder, and call the function once loading is over."""
 
 
-class Processes:
-    """Forks that work in a folder and say through a pipe that loading is over."""
+def training(through: str) -> Work:
+    """`fudlr train`."""
+    config = merge(RunConfig(), {**OPTIONS, "train.through": through})
 
-    def __init__(self, chance: random.Random, slow: bool) -> None:
-        self.chance = chance
-        self.slow = slow
+    def work(folder: Path, loaded: Callable[[], None]) -> None:
+        train = run_folder.train_adapter
 
-    def start(self, work: Callable[[Callable[[], None]], None]) -> tuple[int, int]:
-        """Process id, and the end of a pipe that is readable once `work` calls its argument."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(writing)
-            return child, reading
-        code = 1
-        try:
-            os.close(reading)
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-            if self.slow:
-                fsync = os.fsync
-                os.fsync = lambda handle: (time.sleep(SLOW), fsync(handle))[1]
-            work(lambda: os.write(writing, b"."))
-            code = 0
-        except BaseException:
-            os.write(2, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
+        def told(*args: Any, **options: Any) -> Any:
+            loaded()
+            return train(*args, **options)
 
-    def undisturbed(self, work: Callable[[Callable[[], None]], None]) -> float:
-        """Run to the end; seconds after loading."""
-        child, reading = self.start(work)
-        os.read(reading, 1)
-        begin = time.monotonic()
-        os.close(reading)
-        if os.waitpid(child, 0)[1]:
-            raise RuntimeError("an undisturbed process failed")
-        return time.monotonic() - begin
+        run_folder.train_adapter = told
+        train_run(config, folder / "run")
 
-    def killed(self, work: Callable[[Callable[[], None]], None], span: float) -> bool:
-        """Run and kill at a random moment, within `span` seconds after loading, mostly.
+    return work
 
-        Whether the kill came before the end.
-        """
-        child, reading = self.start(work)
-        if self.chance.random() < 0.1:
-            time.sleep(self.chance.uniform(0, 1))  # while it loads
-        else:
-            os.read(reading, 1)
-            time.sleep(self.chance.uniform(0, span))
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        if os.WIFSIGNALED(status):
-            return True
-        if status:
-            raise RuntimeError(f"a resumed process failed with status {status}")
-        return False
+
+def loop(trained: Path) -> Work:
+    """AdamW on the run in `trained` from its start, two batches a step."""
+
+    def work(folder: Path, loaded: Callable[[], None]) -> None:
+        run = load_run(trained)
+        samples, face = run.split.train, run.recommender
+        run.engine.load(run.start)
+        parameters = [p.requires_grad_() for p in run.engine.parameters()]
+        optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+        order = torch.Generator().manual_seed(0)
+        loaded()
+        options = {"data": "of this loop", "config": run.config.record, "optimiser": optimiser}
+        with Recorder(run.engine, folder / "store", **options) as recorder:
+            for _ in range(2):
+                steps = torch.randperm(len(samples), generator=order).split(128)
+                for count, index in enumerate(steps):
+                    for part in index.chunk(2):
+                        batch = face.collate(samples.take(part.numpy()))
+                        with recorder.batch(part, divisor=len(index)):
+                            losses = face.loss(face.forward(face.model, batch), batch)
+                            (losses.sum() / len(index)).backward()
+                    optimiser.step()
+                    optimiser.zero_grad()
+                    if count % 2:
+                        recorder.flush()
+
+    return work
+
+
+def start(work: Work, folder: Path, slow: bool) -> tuple[int, int]:
+    """Fork; process id, and the end of a pipe that is readable once loading is over."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    code = 1
+    try:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if slow:
+            fsync = os.fsync
+            os.fsync = lambda handle: (time.sleep(SLOW), fsync(handle))[1]
+        work(folder, lambda: os.write(writing, b"."))
+        code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def finish(work: Work, folder: Path, slow: bool) -> float:
+    """Run to the end; seconds after loading."""
+    child, reading = start(work, folder, slow)
+    os.read(reading, 1)
+    begin = time.monotonic()
+    os.close(reading)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("a process that was not killed failed")
+    return time.monotonic() - begin
+
+
+def kill(work: Work, folder: Path, slow: bool, after: Callable[[], float]) -> bool:
+    """Kill a process some seconds after loading; whether that came before its end."""
+    child, reading = start(work, folder, slow)
+    os.read(reading, 1)
+    time.sleep(after())
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if status and not os.WIFSIGNALED(status):
+        raise RuntimeError(f"a resumed process failed with status {status}")
+    return os.WIFSIGNALED(status)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files, but for locks and what a kill left under a temporary name."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    """The files of the store, and of the adapter of a run."""
+    found = [path for path in folder.rglob("*.*") if path.parent.name in ("store", "adapter")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.name != ".lock"}
 
 
-def unfinished(folder: Path) -> set[Path]:
-    """Files and folders under a temporary name."""
-    return {path for path in folder.rglob(".*") if not path.name.startswith(".writer")}
+def half_written(folder: Path) -> set[Path]:
+    """Files under a temporary name."""
+    return {*folder.rglob(".rows-*"), *folder.rglob(".manifest.*")}
 
 
-def stored(folder: Path) -> int:
-    """Rows in the shards there; opening checks them all."""
-    return Store.open(folder, check="full").n if any(folder.glob("rows-*")) else 0
-
-
-def round_of(
-    kind: str, make: Callable, *, slow: bool, kills: int, chance: random.Random, folder: Path
-) -> dict:
-    """Up to `kills` kills of one recording, each resumed, and the comparison."""
-    processes = Processes(chance, slow)
-    whole, disturbed = folder / "whole", folder / "disturbed"
-    span = processes.undisturbed(make(whole))
-    killed, in_the_making, rows = 0, 0, []
-    places = [disturbed, disturbed.with_name("disturbed.recording")]
-    while killed < kills:
-        before = unfinished(folder)
-        if not processes.killed(make(disturbed), 2 * span / (kills + 1)):
-            break
-        killed += 1
-        in_the_making += bool(unfinished(folder) - before)
-        rows.append(max(stored(place) for place in places))
-    processes.undisturbed(make(disturbed))
-    left, right = (Store.open(place, check="full") for place in (whole, disturbed))
-    return {
-        "process": kind,
-        "slow_disk": slow,
-        "kills": killed,
-        "kills_with_a_file_in_the_making": in_the_making,
-        "rows_stored_after_each_kill": rows,
-        "rows": right.n,
-        "content_equal": left.content_sha256() == right.content_sha256(),
-        "files_equal": contents(whole) == contents(disturbed),
-        "leftovers": sorted(path.name for path in unfinished(disturbed)),
-    }
-
-
-def recording(run: Path) -> Callable:
-    """`fudlr record RUN --out FOLDER`."""
-
-    def make(out: Path) -> Callable:
-        def work(loaded: Callable[[], None]) -> None:
-            def told(*args, **options):
-                loaded()
-                return record_run(*args, **options)
-
-            scoring.SHARD_BYTES = 1
-            record.record_run = told  # what the command imports when it is called
-            app(["record", str(run), "--out", str(out), "--threads", "1"], standalone_mode=False)
-
-        return work
-
-    return make
-
-
-def loop(folder: Path) -> Callable:
-    """One epoch from the start that RUN has, recorded in one's own loop."""
-
-    def make(out: Path) -> Callable:
-        def work(loaded: Callable[[], None]) -> None:
-            run = load_run(folder)
-            config = run.config.train.model_copy(update={"epochs": 1})
-            samples = run.split.train
-            ids = torch.from_numpy(samples.ids)
-            data = data_fingerprints(run.recommender, samples, run.config.data.window)
-            run.engine.load(run.start)
-            loaded()
-            options = {"data": data, "config": run.config.record}
-            with Recorder(run.engine, out, course="of this loop", **options) as recorder:
-
-                def observer(epoch, index):
-                    if index[0] % 2:
-                        recorder.flush()
-                    return recorder.batch(ids[index])
-
-                train_adapter(
-                    run.recommender, run.engine, samples, config, run.start, observer=observer
-                )
-
-        return work
-
-    return make
-
-
-def training(config: RunConfig) -> Callable:
-    """`fudlr train`, its adapter and its store; a round compares both."""
-
-    def make(out: Path) -> Callable:
-        def work(loaded: Callable[[], None]) -> None:
-            loaded()
-            train_run(config, out.with_name(f"{out.name}-run"))
-            out.mkdir(exist_ok=True)
-            for part in ("store", "adapter"):
-                shutil.copytree(out.with_name(f"{out.name}-run") / part, out, dirs_exist_ok=True)
-
-        return work
-
-    return make
-
-
-def all_rounds(asked: dict[str, tuple[int, int, Callable]], chance: random.Random) -> list[dict]:
-    """Rounds of at most so many kills of each kind, until as many have hit as were asked."""
-    found = []
-    for kind, (kills, most, make) in asked.items():
-        hit = 0
+def round_of(kind: str, work: Work, kills: int, slow: bool, chance: random.Random) -> dict:
+    """Up to `kills` kills of one training, each resumed, and the comparison."""
+    with tempfile.TemporaryDirectory() as name:
+        whole, disturbed = Path(name) / "whole", Path(name) / "disturbed"
+        whole.mkdir(), disturbed.mkdir()
+        span = finish(work, whole, slow)
+        # A loop begins anew, a training goes on from its checkpoint.
+        most = 0.9 * span if kind == "loop" else 2 * span / (kills + 1)
+        hit, in_the_making = 0, 0
         while hit < kills:
-            with tempfile.TemporaryDirectory() as folder:
-                slow = len(found) % 2 == 1
-                each = min(most, kills - hit)
-                options = {"slow": slow, "kills": each, "chance": chance}
-                found.append(round_of(kind, make, folder=Path(folder), **options))
-            hit += found[-1]["kills"]
-            print(
-                {k: v for k, v in found[-1].items() if k != "rows_stored_after_each_kill"},
-                flush=True,
-            )
-    return found
+            before = half_written(disturbed)
+            if not kill(work, disturbed, slow, lambda: chance.uniform(0, most)):
+                break
+            hit += 1
+            in_the_making += bool(half_written(disturbed) - before)
+        if hit == kills:
+            finish(work, disturbed, slow)
+        stores = [
+            Store.open(next(each.rglob("store")), check="full") for each in (whole, disturbed)
+        ]
+        left, right = contents(whole), contents(disturbed)
+        return {
+            "process": kind,
+            "slow_disk": slow,
+            "kills": hit,
+            "kills_with_a_file_in_the_making": in_the_making,
+            "seconds": span,
+            "steps": stores[1].steps,
+            "epochs": int(stores[1].epochs.max()),
+            "files": len(right),
+            "differing": [n for n in sorted({*left, *right}) if left.get(n) != right.get(n)],
+            "leftovers": sorted(path.name for path in half_written(disturbed)),
+        }
 
 
 def main() -> None:
     """Kill, resume, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="Of fudlr record.")
-    parser.add_argument("--loop-kills", type=int, default=12)
-    parser.add_argument("--train-kills", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--source", default="ml-100k")
-    parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["FUDLR_QUIET"] = "1"
-    chance = random.Random(args.seed)
-    config = merge(RunConfig(), {**SMALL, **RECORD, "data.source": args.source})
-    if args.source == "synthetic":
-        config = merge(config, TINY)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        Processes(chance, slow=False).undisturbed(lambda _: train_run(config, run) and None)
-        asked = {
-            "record": (args.kills, 10, recording(run)),
-            "loop": (args.loop_kills, 6, loop(run)),
-            "train": (args.train_kills, 3, training(config)),
-        }
-        rounds = all_rounds(asked, chance)
-    good = all(each["content_equal"] and each["files_equal"] for each in rounds)
-    given = {"kills": args.kills, "loop-kills": args.loop_kills, "train-kills": args.train_kills,
-             "seed": args.seed, "source": args.source}  # fmt: skip
-    command = " ".join(f"--{name} {value}" for name, value in given.items())
-    kinds = {kind: sum(each["kills"] for each in rounds if each["process"] == kind)
-             for kind in asked}  # fmt: skip
-    result = {
-        "command": f"python benchmarks/record_kills.py {command}",
-        "machine": describe(),
-        "kills": kinds,
-        "all_equal": good,
-        "rounds": rounds,
-    }
-    write_json(args.out, result)
-    print(f"{kinds}: {'all equal' if good else 'DIFFERENT'}")
-    sys.exit(0 if good else 1)
+    fetch_ml100k()
+    chance, rounds = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as name:
+        trained = Path(name)
+        finish(training("engine"), trained, slow=False)
+        kinds = {each: training(each) for each in ("engine", "peft")}
+        kinds["loop"] = loop(trained / "run")
+        while sum(each["kills"] for each in rounds) < args.kills:
+            kind = list(kinds)[len(rounds) % len(kinds)]
+            kills = min(PER_ROUND, args.kills - sum(each["kills"] for each in rounds))
+            slow = len(rounds) % 2 == 1
+            rounds.append(round_of(kind, kinds[kind], kills, slow, chance))
+            print(rounds[-1], flush=True)
+    command = f"python benchmarks/record_kills.py --kills {args.kills} --seed {args.seed}"
+    kills = sum(each["kills"] for each in rounds)
+    equal = sum(not each["differing"] for each in rounds) / len(rounds)
+    bars = [bar("share of the stores that equal an undisturbed one", equal, 1.0)]
+    write_result(RESULTS / "record_kills.json", command, kills=kills, bars=bars, rounds=rounds)
+    sys.exit(0 if equal == 1 else 1)
 
 
 if __name__ == "__main__":

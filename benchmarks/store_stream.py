@@ -1,20 +1,19 @@
-"""A request's product on a store larger than the memory it may use: speed and peak memory.
+"""An unrolled request from a store larger than the memory it may use: speed and peak memory.
 
-    python benchmarks/store_stream.py                  # 10⁶ rows × 2,000 in bfloat16: 4 GB of disk
+    python benchmarks/store_stream.py        # 10⁶ rows × 2,000 × 3 epochs in int8: 7 GB of disk
     python benchmarks/store_stream.py --rows 100000 --out /dev/stdout
 
-Writes a synthetic store to a temporary folder, deleted afterwards. Each measurement runs in a
-process of its own, so that its peak memory is its own. Bandwidth is measured in the same run, with
-the same threads: reading a 1 GiB array in memory, reading the store's files from the page cache
-through mappings, and reading them by `read`, from the page cache and, dropped from it, from the
-disk, which a virtual machine's host may cache: this one turn by turn with the product. The result
-goes to benchmarks/results/store_stream.json.
+Writes a synthetic training to a temporary folder, deleted afterwards: random rows and mean
+gradients, and the adapter to which Adam takes these. The request checks that, scores every sample
+on two metrics and updates the adapter without a tenth of them; it runs in a process of its own, so
+that its peak memory is its own. Before each of its passes the store is dropped from the page cache,
+and read once by `read`, dropped again: that is the bandwidth, which a virtual machine's host may
+lend from its own cache. Writes benchmarks/results/store_stream.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -25,48 +24,89 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe
-from fudlr.gradients.store import Binding, Store, StoredRows, StoreWriter, digest
+from common import RESULTS, bar, write_result
+from fudlr.gradients import random_projection
+from fudlr.gradients.store import Binding, Recipe, Store, StoreWriter, digest
+from fudlr.influence.unroll import Unrolled
+from fudlr.influence.unroll.adam import OptimiserStep, State
 
 BINDING = Binding(*(digest(name) for name in ("model", "adapter", "data", "order")))
-BLOCK = 10_000
+LAYERS, RANK, WIDTH = 5, 8, 256
+SHAPES = {
+    f"{layer}.lora_{side}.weight": (RANK, WIDTH) if side == "A" else (WIDTH, RANK)
+    for layer in range(LAYERS)
+    for side in "AB"
+}
+D = 2 * LAYERS * RANK * WIDTH
+RATE = 1e-4
 
 
-def write(folder: Path, rows: int, dim: int, dtype: str) -> dict[str, float]:
-    """Record rows as a training run would, in blocks."""
-    base = torch.randn(BLOCK, dim, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
-    with StoreWriter(folder, "synthetic", 0, dtype, shard_bytes=2**26) as store:
-        store.use_plain(dim)
-        for first in range(0, rows, BLOCK):
-            ids = torch.arange(first, min(first + BLOCK, rows))
-            # A roll makes each block another one at no cost.
-            store.append(ids, base.roll(first // BLOCK, dims=1)[: len(ids)])
-        store.finish(BINDING)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "gb_per_s": Store.open(folder).bytes / seconds / 1e9}
+def write(folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    """Record a training, in batches; every epoch in another order."""
+    draw = torch.Generator().manual_seed(0)
+    rows = 0.01 * torch.randn(given.batch, given.dim, generator=draw)
+    projection = random_projection(SHAPES, given.dim // (2 * LAYERS * RANK))
+    start = 0.1 * torch.randn(D, generator=draw)
+    recipe, state, t = Recipe(), State.at(start), 0
+    began = time.perf_counter()
+    with StoreWriter(folder, "synthetic", D, given.dtype) as store:
+        store.use(projection)
+        for epoch in range(1, given.epochs + 1):
+            for ids in torch.randperm(given.rows, generator=draw).split(given.batch):
+                # A roll makes each batch another one at no cost.
+                moved = rows.roll(t, dims=1)[: len(ids)]
+                mean = 1e-3 * torch.randn(D, generator=draw)
+                store.append(ids, moved, mean, rate=RATE, epoch=epoch)
+                t += 1
+                state = OptimiserStep(recipe, t, RATE, start).move(state, mean)
+        store.finish(BINDING, recipe, {"start": start, "end": state.theta})
+    seconds = time.perf_counter() - began
+    size = Store.open(folder).bytes
+    return {"seconds": seconds, "store_gb": size / 1e9, "steps": t}
 
 
-def best(work: Callable[[], object], repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def request(folder: Path) -> dict[str, Any]:
+    """Open, check, score and update, each from the disk, beside reading the same files."""
+    idle, passes = peak(), {}
 
+    def timed(name: str, work: Callable[[], Any], gigabytes: float) -> Any:
+        read = from_disk(store, lambda: read_files(store))[0]
+        seconds, found = from_disk(store, work)
+        passes[name] = {
+            "seconds": seconds,
+            "gb_per_s": gigabytes / seconds,
+            "read_gb_per_s": size / read,
+            "share": gigabytes / seconds / (size / read),
+        }
+        return found
 
-def bandwidth(folder: Path, repeats: int) -> dict[str, float]:
-    """GB/s of reading from memory, medians."""
-    array = torch.ones(2**28)
-    memory = array.numel() * 4 / statistics.median(best(array.sum, repeats)) / 1e9
-    store = Store.open(folder)
+    began = time.perf_counter()
+    store = Store.open(folder, BINDING)
+    opened, size = time.perf_counter() - began, store.bytes / 1e9
+    means = 4 * D * store.steps / 1e9
+    unrolled = timed("check", lambda: Unrolled.of(store, SHAPES), size)
+    vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
+    scores = timed("scores", lambda: unrolled.influence(vectors), size + means)
+    mask = (scores[:, 0] <= scores[:, 0].kthvalue(unrolled.n // 10).values).float()
+    theta = timed("update", lambda: unrolled.update(mask), size)
+    assert bool(torch.cat([scores.flatten(), theta]).isfinite().all())
     return {
-        "memory_gb_per_s": memory,
-        "read_gb_per_s": store.bytes
-        / statistics.median(best(lambda: read_files(store), repeats))
-        / 1e9,
+        "open_seconds": opened,
+        "passes": passes,
+        "share_of_read_bandwidth": statistics.harmonic_mean([p["share"] for p in passes.values()]),
+        "peak_gb": peak() / 1e9,
+        "peak_gb_above_idle": (peak() - idle) / 1e9,
     }
+
+
+def from_disk(store: Store, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a pass over a store that is dropped from the system's page cache."""
+    for shard in store.shards:
+        with shard.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    began = time.perf_counter()
+    found = work()
+    return time.perf_counter() - began, found
 
 
 def read_files(store: Store) -> None:
@@ -78,51 +118,8 @@ def read_files(store: Store) -> None:
                 pass
 
 
-def request(folder: Path, vectors: int, repeats: int) -> dict[str, Any]:
-    """Products as a request needs them, and the process's peak memory."""
-    idle = peak()
-    start = time.perf_counter()
-    store = Store.open(folder, BINDING)
-    opened = time.perf_counter() - start
-    rows = StoredRows(store)
-    v = torch.randn(vectors, rows.d, generator=torch.Generator().manual_seed(1))
-    first = best(lambda: rows.gram_product(v), 1)[0]
-    later = best(lambda: rows.gram_product(v), repeats)
-    dots = statistics.median(best(lambda: rows.dots(v), repeats))
-    sums = statistics.median(best(lambda: rows.sum(torch.ones(1, rows.n)), repeats))
-    cold: dict[str, list[float]] = {"read": [], "gram": []}
-    for _ in range(repeats):  # turn by turn: a disk that others use changes from second to second
-        for name, work in (
-            ("read", lambda: read_files(store)),
-            ("gram", lambda: rows.gram_product(v)),
-        ):
-            forget(store)
-            cold[name] += best(work, 1)
-    return {
-        "open_seconds": opened,
-        "first_gram_seconds_with_checksums": first,
-        "gram_seconds": later,
-        "gram_gb_per_s": store.bytes / statistics.median(later) / 1e9,
-        "dots_gb_per_s": store.bytes / dots / 1e9,
-        "sum_gb_per_s": store.bytes / sums / 1e9,
-        "disk_read_seconds": cold["read"],
-        "gram_from_disk_seconds": cold["gram"],
-        "disk_gb_per_s": store.bytes / statistics.median(cold["read"]) / 1e9,
-        "gram_from_disk_gb_per_s": store.bytes / statistics.median(cold["gram"]) / 1e9,
-        "peak_gb": peak() / 1e9,
-        "peak_gb_above_idle": (peak() - idle) / 1e9,
-    }
-
-
-def forget(store: Store) -> None:
-    """Drop the store's files from the system's page cache."""
-    for shard in store.shards:
-        with shard.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def peak() -> int:
-    """Largest resident memory of this process so far, bytes; mapped files included."""
+    """Largest resident memory of this process so far, bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -136,38 +133,28 @@ def alone(task: Callable[..., Any], *args: Any) -> Any:
 
 
 def main() -> None:
+    """Write, ask, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=2000)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--vectors", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    default = Path(__file__).parent / "results" / "store_stream.json"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--dtype", default="int8")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--out", type=Path, default=RESULTS / "store_stream.json")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        written = alone(write, folder, args.rows, args.dim, args.dtype)
-        read = alone(bandwidth, folder, args.repeats)
-        found = alone(request, folder, args.vectors, args.repeats)
-        size = Store.open(folder).bytes
-    result = {
-        "command": f"python benchmarks/store_stream.py --rows {args.rows} --dim {args.dim} "
-        f"--dtype {args.dtype} --vectors {args.vectors} --threads {args.threads}",
-        "machine": {**describe(), "load_average": os.getloadavg()},
-        "store_gb": size / 1e9,
-        "write": written,
-        "bandwidth": read,
-        "request": found,
-        "share_of_memory_bandwidth": found["gram_gb_per_s"] / read["memory_gb_per_s"],
-        "share_of_disk_bandwidth": found["gram_from_disk_gb_per_s"] / found["disk_gb_per_s"],
-        "share_of_read_bandwidth": found["gram_gb_per_s"] / read["read_gb_per_s"],
-    }
-    text = json.dumps(result, indent=2) + "\n"
-    args.out.write_text(text)
-    print(text)
+        written = alone(write, Path(name) / "store", given)
+        found = alone(request, Path(name) / "store")
+    names = ("rows", "dim", "epochs", "batch", "dtype", "threads")
+    options = " ".join(f"--{name} {getattr(given, name)}" for name in names)
+    bars = [
+        bar("peak memory, GB", found["peak_gb"], 4.0, least=False),
+        bar("share of the read bandwidth", found["share_of_read_bandwidth"], 0.6),
+    ]
+    command = f"python benchmarks/store_stream.py {options}"
+    write_result(given.out, command, parameters=D, write=written, request=found, bars=bars)
 
 
 if __name__ == "__main__":
