@@ -5,7 +5,7 @@
 1,024 samples, LoRA r8 on q and v, 3 epochs; grounded scores of 200 users over the whole catalogue;
 requests for ARP and for the gap between genders, each retrained without its samples. A stage that
 is done is not done again, and training and retraining go on from their last checkpoint: run it
-again after a stop. `--small` takes the model's first two layers, a few samples and users, and one
+again after a stop. `--small` takes the model's first layer, a few samples and users, and one
 request: a check that every stage works, and no result. Writes benchmarks/results/llm.json.
 """
 
@@ -52,7 +52,7 @@ def train(out: Path, small: bool) -> None:
 
 
 def base(small: bool) -> Path:
-    return smollm.convert(2 if small else None)
+    return smollm.convert(1 if small else None)
 
 
 def request(out: Path, name: str) -> None:
@@ -78,7 +78,7 @@ def report(out: Path, small: bool, names: list[str]) -> None:
     write_result(
         path,
         "python benchmarks/llm.py" + " --small" * small,
-        model=smollm.NAME + ", first two layers" * small,
+        model=smollm.NAME + ", first layer" * small,
         samples=len(run.split.train),
         users=len(run.split.test),
         items=run.interactions.n_items,
@@ -130,7 +130,7 @@ def shifts(run, out: Path, name: str) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="all in their order by default")
-    parser.add_argument("--small", action="store_true", help="two layers, a few samples: a check")
+    parser.add_argument("--small", action="store_true", help="one layer, a few samples: a check")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     small, out = given.small, given.out or Path("out/llm-small" if given.small else "out/llm")
