@@ -26,7 +26,7 @@ def title_batches(hidden: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
     tokenizer = train_tokenizer(load_template("bigrec"), titles, VOCABULARY)
     torch.manual_seed(0)
     model = adapted(LlamaForCausalLM(llama_config(hidden, len(tokenizer))))
-    recommender = Titles.create(model, tokenizer, data, config)
+    recommender = Titles(model, tokenizer, data, config)
     starts = data.user_starts[data.user]
     later = np.flatnonzero(np.arange(len(data)) > starts)
     chosen = np.random.default_rng(0).choice(later, BATCH * BATCHES, replace=False)

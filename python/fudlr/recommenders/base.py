@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,40 +42,29 @@ class Recommender(ABC):
 
     Args:
         model: The Hugging Face model, with or without a peft adapter.
-        n_items: M, the size of the catalogue.
+        tokenizer: The model's; None where `prompted` is false.
+        interactions: Name the items.
+        config: Options of the run.
+        record: What `record()` of an earlier one gave, so that it is that one again.
     """
 
     name: ClassVar[str]
     prompted: ClassVar[bool] = True
     """Whether it writes prompts in words, for which it needs the model's tokenizer."""
 
-    def __init__(self, model: nn.Module, n_items: int) -> None:
-        self.model = model
-        self.n_items = n_items
-        self._probed = False
-
-    @classmethod
-    @abstractmethod
-    def create(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         tokenizer: Any,
         interactions: Interactions,
         config: RunConfig,
         record: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """One for the catalogue of `interactions`, as the configuration says.
-
-        Args:
-            model: The model, with its adapter or before.
-            tokenizer: The model's; None where `prompted` is false.
-            interactions: Name the items.
-            config: Options of the run.
-            record: What `record()` of an earlier one gave, so that it is that one again.
-        """
+    ) -> None:
+        self.model, self.n_items, self.window = model, interactions.n_items, config.data.window
+        self._probed = False
 
     def record(self) -> dict[str, Any]:
-        """What `create` needs beside the configuration to make it again, in JSON's types."""
+        """What is needed beside the configuration to make it again, in JSON's types."""
         return {}
 
     def notes(self, samples: Samples) -> list[str]:

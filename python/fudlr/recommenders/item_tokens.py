@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,11 +27,8 @@ class ItemTokens(Recommender):
     Prompts are padded on the left and masked, so that the answer is always at the last position
     and only that position's logits are computed. The loss is −log softmax over the item tokens.
 
-    Args:
-        model: A causal LM with one token an item.
-        item_tokens: Token id of each item, [M].
-        pad_token: Token id under the padding; it is masked and may be any token.
-        window: The latest items of a history that the prompt shows.
+    `record` has the token of each item, `tokens` [M], and `pad_token`, which is masked and may be
+    any; without it they are 0 … M−1 and M.
 
     Raises:
         ModelError: Two items share a token, or a token is outside of the model's vocabulary.
@@ -40,10 +37,19 @@ class ItemTokens(Recommender):
     name: ClassVar[str] = "item_tokens"
     prompted: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, item_tokens: Tensor, pad_token: int, window: int) -> None:
-        super().__init__(model, len(item_tokens))
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        interactions: Interactions,
+        config: RunConfig,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, interactions, config)
+        count = self.n_items
+        record = record or {"tokens": list(range(count)), "pad_token": count}
+        tokens = torch.tensor(record["tokens"], dtype=torch.int64)
         vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-        tokens = item_tokens.to(torch.int64).cpu()
         asked = f"a recommender over {len(tokens)} item tokens was asked for"
         if not len(tokens) or not bool(((tokens >= 0) & (tokens < vocabulary)).all()):
             found = f"the item tokens do not lie in the model's vocabulary of {vocabulary}"
@@ -53,26 +59,11 @@ class ItemTokens(Recommender):
             raise ModelError(asked, found, remedy)
         if len(torch.unique(tokens)) < len(tokens):
             raise ModelError(asked, "two items share a token", "Give each item a token of its own")
-        self.item_tokens, self.pad_token, self.window = tokens, pad_token, window
+        self.item_tokens, self.pad_token = tokens, int(record["pad_token"])
         first, last = int(tokens[0]), int(tokens[-1])
         # A slice is a view; only scattered tokens need a gather.
         contiguous = bool((tokens == torch.arange(first, first + len(tokens))).all())
         self._columns: slice | Tensor = slice(first, last + 1) if contiguous else tokens
-
-    @classmethod
-    def create(
-        cls,
-        model: nn.Module,
-        tokenizer: Any,
-        interactions: Interactions,
-        config: RunConfig,
-        record: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """The recommender with the tokens of `record`, or of items 0 … M−1 and padding M."""
-        count = interactions.n_items
-        found = record or {"tokens": list(range(count)), "pad_token": count}
-        tokens = torch.tensor(found["tokens"], dtype=torch.int64)
-        return cls(model, tokens, int(found["pad_token"]), config.data.window)
 
     def record(self) -> dict[str, Any]:
         """Which token stands for which item."""

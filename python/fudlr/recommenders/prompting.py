@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -148,10 +148,7 @@ def _spaced(text: str) -> tuple[str, str]:
 class Prompted(Recommender):
     """A recommender that writes the history as words; see the module's docstring.
 
-    Args:
-        model: The model.
-        pieces: Tokens of the template and of the catalogue.
-        config: Options of the run.
+    The template is that of `record`, or the one that the configuration names.
 
     Raises:
         UsageError: The longest prompt has more tokens than the model has positions.
@@ -163,11 +160,25 @@ class Prompted(Recommender):
     nodes: ClassVar[int] = 512
     """Of a tree that go through the model together."""
 
-    def __init__(self, model: nn.Module, pieces: Pieces, config: RunConfig) -> None:
-        super().__init__(model, len(pieces.answers))
-        self.pieces, self.config = pieces, config.recommender
-        self.window, self.seed = config.data.window, config.seed
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        interactions: Interactions,
+        config: RunConfig,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, interactions, config)
+        self.config, self.seed = config.recommender, config.seed
         self.candidates = Candidates(config.data)
+        if record is not None:
+            template = Template.model_validate(record["template"])
+        else:
+            template = load_template(self.config.template or self.usual_template)
+        items = interactions.items
+        titles = items["title" if "title" in items.columns else "item_id"].to_list()
+        ids = items["item_id"].to_list()
+        self.pieces = pieces = Pieces(tokenizer, template, titles, ids, self.asks_for_item)
         check_attention(model)
         answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
         more, longest, limit = (
@@ -182,25 +193,6 @@ class Prompted(Recommender):
                 "positions",
                 f"Set recommender.max_tokens to {max(limit - more, 8)} or less",
             )
-
-    @classmethod
-    def create(
-        cls,
-        model: nn.Module,
-        tokenizer: Any,
-        interactions: Interactions,
-        config: RunConfig,
-        record: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """One with the template of `record`, or with the one that the configuration names."""
-        if record is not None:
-            template = Template.model_validate(record["template"])
-        else:
-            template = load_template(config.recommender.template or cls.usual_template)
-        items = interactions.items
-        titles = items["title" if "title" in items.columns else "item_id"].to_list()
-        pieces = Pieces(tokenizer, template, titles, items["item_id"].to_list(), cls.asks_for_item)
-        return cls(model, pieces, config)
 
     def record(self) -> dict[str, Any]:
         """The template, so that a changed file changes no run."""

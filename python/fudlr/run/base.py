@@ -101,7 +101,7 @@ def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Bas
     titles = interactions.items["title"].to_list()
     tokenizer = train_tokenizer(template, titles, VOCABULARY)
     model = small_text_llama(tokenizer, config.model, config.seed)
-    recommender = kind.create(model, tokenizer, interactions, config)
+    recommender = kind(model, tokenizer, interactions, config)
     per_user = config.data.max_train_per_user
     losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
     return Base(model, tokenizer, recommender.record(), losses)

@@ -177,7 +177,7 @@ def train_run(
         adopted = config.lora.adapter is not None
         model, engine, trained = _adapted(base.model, config)
         lora.save(model, temporary / "start")
-        recommender = kind.create(model, base.tokenizer, split.interactions, config, base.record)
+        recommender = kind(model, base.tokenizer, split.interactions, config, base.record)
         notes = recommender.notes(split.train)
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
@@ -310,7 +310,7 @@ def load_run(
     start = Engine(start_model).theta()
     model = lora.load(start_model.unload(), adapter or folder / "adapter")
     model.eval()
-    recommender = kind.create(model, tokenizer, split.interactions, config, record)
+    recommender = kind(model, tokenizer, split.interactions, config, record)
     # One row of the first batch is held to plain autograd.
     engine = Engine(model, check=True)
     if engine.d != len(start):

@@ -97,4 +97,4 @@ def recommender(kind, data, model=None, **changes):
     titles = data.interactions.items["title"].to_list()
     words = tokenizer(kind, titles) if RECOMMENDERS[kind].prompted else None
     model = model or adapted(base())
-    return RECOMMENDERS[kind].create(model, words, data.interactions, config(kind, **changes))
+    return RECOMMENDERS[kind](model, words, data.interactions, config(kind, **changes))

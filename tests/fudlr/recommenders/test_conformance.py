@@ -170,9 +170,7 @@ def test_saved_and_made_again_it_gives_the_same(kind, data, tmp_path):
         made.pieces.tokenizer.save_pretrained(tmp_path / "base")
         words = AutoTokenizer.from_pretrained(tmp_path / "base")
     model = lora.load(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
-    again = RECOMMENDERS[kind].create(
-        model.eval(), words, data.interactions, config(kind), made.record()
-    )
+    again = RECOMMENDERS[kind](model.eval(), words, data.interactions, config(kind), made.record())
     for a, b in zip(made.evaluate(data.test), again.evaluate(data.test), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -226,7 +224,7 @@ def test_a_prompt_longer_than_the_model_is_refused_before_work(kind, data):
     short = adapted(base(max_position_embeddings=128))
     options = merge(config(kind), {"recommender.max_tokens": 200})
     with pytest.raises(UsageError, match="knows 128 positions"):
-        RECOMMENDERS[kind].create(short, words, data.interactions, options)
+        RECOMMENDERS[kind](short, words, data.interactions, options)
 
 
 def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkeypatch):

@@ -46,9 +46,7 @@ def test_the_same_figures_however_they_are_computed(kind, dtype, tmp_path):
             if RECOMMENDERS[kind].prompted:
                 words = tokenizer(kind, split.interactions.items["title"].sort().to_list())
                 words.padding_side = side
-            made = RECOMMENDERS[kind].create(
-                adapted(base().to(dtype)), words, split.interactions, options
-            )
+            made = RECOMMENDERS[kind](adapted(base().to(dtype)), words, split.interactions, options)
             scores, _ = made.evaluate(split.test, size)
             prompts = make_prompts(split, split.test, options.data)
             found.append((scores, evaluate(scores, prompts.side)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fudlr.common.errors import ModelError
-from fudlr.config import LoraSettings, ModelConfig
+from fudlr.config import LoraSettings, ModelConfig, RunConfig, merge
 from fudlr.data import DataWarning, leave_last_out, synthetic
 from fudlr.lora import attach
 from fudlr.recommenders import ItemTokens, add_item_tokens, item_tokens
@@ -25,10 +25,16 @@ def split():
     return leave_last_out(synthetic(30, 40, seed=1, per_user=(8, 25)))
 
 
+def over(model, split, tokens=range(40), pad=40):
+    options = merge(RunConfig(), {"data.window": WINDOW})
+    record = {"tokens": list(tokens), "pad_token": pad}
+    return ItemTokens(model, None, split.interactions, options, record)
+
+
 @pytest.fixture(scope="module")
 def recommender(split):
     model = small_llama(40, WINDOW, SIZES, seed=0).eval()
-    return ItemTokens(model, torch.arange(40), 40, WINDOW)
+    return over(model, split)
 
 
 def test_prompt_is_the_latest_items_before_the_target(recommender, split):
@@ -48,7 +54,7 @@ def test_padding_is_left_out_of_an_engine_pass(recommender, split, monkeypatch):
     model = small_llama(40, WINDOW, SIZES, seed=0)
     engine = Engine(attach(model, LoraSettings(rank=2, targets=("q_proj", "down_proj")), seed=0))
     engine.load(torch.randn(engine.d, generator=torch.Generator().manual_seed(0)) / 4)
-    short = ItemTokens(engine.model, torch.arange(40), 40, WINDOW)
+    short = over(engine.model, split)
     batch = short.collate(split.train)
     assert not batch["attention_mask"].all()
     requests, only = [], item_tokens.only
@@ -70,19 +76,17 @@ def test_padding_is_left_out_of_an_engine_pass(recommender, split, monkeypatch):
 def test_scattered_tokens_are_gathered_in_the_items_order(split):
     model = small_llama(60, WINDOW, SIZES, seed=0).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).permutation(60)[:40].copy())
-    found, _ = ItemTokens(model, tokens, 60, WINDOW).evaluate(split.valid)
-    batch = ItemTokens(model, tokens, 60, WINDOW).collate(split.valid)
+    found, _ = over(model, split, tokens.tolist(), 60).evaluate(split.valid)
+    batch = over(model, split, tokens.tolist(), 60).collate(split.valid)
     with torch.no_grad():
         logits = model(**{k: v for k, v in batch.items() if k != "target"}).logits[:, -1]
     torch.testing.assert_close(found, logits[:, tokens], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [[0, 1, 1], [0, 1, 99], [-1, 0, 1], []])
-def test_tokens_that_cannot_be(tokens):
+def test_tokens_that_cannot_be(tokens, split):
     with pytest.raises(ModelError, match="token"):
-        ItemTokens(
-            small_llama(40, WINDOW, SIZES, 0), torch.tensor(tokens, dtype=torch.int64), 40, WINDOW
-        )
+        over(small_llama(40, WINDOW, SIZES, 0), split, tokens)
 
 
 @pytest.fixture

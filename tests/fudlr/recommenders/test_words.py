@@ -100,7 +100,7 @@ def test_answers_are_the_tokens_that_follow_the_text(tokenizer):
 
 def test_yes_and_no_are_read_where_the_text_has_them():
     data, tokenizer = split(), sentencepiece()
-    made = RECOMMENDERS["yes_no"].create(
+    made = RECOMMENDERS["yes_no"](
         adapted(base(vocabulary=900)), tokenizer, data.interactions, config("yes_no")
     )
     names = tokenizer.convert_ids_to_tokens(made.answers.tolist())
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_changes_the_text_is_said():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     data = split()
-    made = RECOMMENDERS["titles"].create(adapted(base()), tokenizer, data.interactions,
+    made = RECOMMENDERS["titles"](adapted(base()), tokenizer, data.interactions,
                                          config("titles"))  # fmt: skip
     (note,) = made.notes(data.train)
     assert "cannot write the prompt" in note
