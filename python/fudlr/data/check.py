@@ -31,63 +31,35 @@ SECONDS = (315_532_800, 4_102_444_800)
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """A side column as groups.
+    """A side column as groups."""
 
-    Args:
-        column: such as `users.gender`.
-        groups: how many there are; numbers are cut at their quartiles first.
-        sizes: users or items of the largest ones, the largest first.
-        small: groups of fewer than ten users, which `user_groups` leaves out; 0 for items.
-        unknown: users or items in no group.
-    """
-
-    column: str
-    groups: int
-    sizes: dict[str, int]
-    small: int
-    unknown: int
+    column: str  # such as `users.gender`
+    groups: int  # numbers are cut at their quartiles first
+    sizes: dict[str, int]  # users or items of the largest ones, the largest first
+    small: int  # groups of fewer than ten users, which `user_groups` leaves out; 0 for items
+    unknown: int  # users or items in no group
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What `fudlr data check` reports; counts throughout.
+    """What `fudlr data check` reports; counts throughout."""
 
-    Args:
-        users: U, with interactions.
-        items: M, the catalogue.
-        interactions: N, after repeats were dropped.
-        time: first and last time, in the unit of the source.
-        ties: interactions at the same time as the same user's one before; they fall by item.
-        repeats: interactions of a user with an item once more, dropped.
-        missing_user_ids: interactions of users whose id is unknown or made up by the reader.
-        idle_items: items of the catalogue that nobody chose.
-        no_popularity: items with no count in the training data; None where no split is possible.
-        title_twins: items whose title was another's too, told apart by id.
-        left_out: users too short for the split.
-        samples: of `train`, `valid` and `test`; empty where no split is possible.
-        trained: share of the interactions that are training samples; `max_train_per_user` of a
-            user are, and those of the pretraining share are none.
-        groups: one entry a side column.
-        warnings: what reading and splitting said.
-        problems: what makes training impossible.
-    """
-
-    users: int
-    items: int
-    interactions: int
-    time: tuple[int, int]
-    ties: int
-    repeats: int
-    missing_user_ids: int
-    idle_items: int
-    no_popularity: int | None
-    title_twins: int
-    left_out: int
-    samples: dict[str, int]
-    trained: float
-    groups: list[GroupSizes]
-    warnings: list[str]
-    problems: list[str]
+    users: int  # with interactions
+    items: int  # the catalogue
+    interactions: int  # after repeats were dropped
+    time: tuple[int, int]  # first and last, in the unit of the source
+    ties: int  # interactions at the same time as the same user's one before; they fall by item
+    repeats: int  # interactions of a user with an item once more, dropped
+    missing_user_ids: int  # interactions of users whose id is unknown or made up by the reader
+    idle_items: int  # that nobody chose
+    no_popularity: int | None  # items without a count in the training data; None without a split
+    title_twins: int  # items whose title was another's too, told apart by id
+    left_out: int  # users too short for the split
+    samples: dict[str, int]  # of `train`, `valid` and `test`; empty where no split is possible
+    trained: float  # share of the interactions that are training samples
+    groups: list[GroupSizes]  # one a side column
+    warnings: list[str]  # what reading and splitting said
+    problems: list[str]  # what makes training impossible
 
     def to_plain(self) -> dict[str, Any]:
         """The record as dictionaries, lists and scalars."""

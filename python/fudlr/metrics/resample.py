@@ -57,21 +57,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Null:
-    """What a group metric is, and what it would be if groups meant nothing.
+    """What a group metric is, and what it would be if groups meant nothing."""
 
-    Args:
-        observed: with the groups as they are.
-        mean: over permutations of the groups.
-        low: 2.5% quantile of the permutations.
-        high: 97.5% quantile.
-        p_value: (1 + permutations at least as large) / (1 + permutations).
-    """
-
-    observed: float
-    mean: float
-    low: float
-    high: float
-    p_value: float
+    observed: float  # with the groups as they are
+    mean: float  # over permutations of the groups
+    low: float  # 2.5% quantile of the permutations
+    high: float  # 97.5% quantile
+    p_value: float  # (1 + permutations at least as large) / (1 + permutations)
 
 
 def _bounds(values: Tensor) -> tuple[float, float]:
