@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
-
 from fudlr.common.errors import DataError
 from fudlr.data.build import Tables, split_texts
 from fudlr.data.text import Table, decode, read_bytes, read_fields, shown, unread
@@ -39,15 +37,6 @@ def _header(line: str, label: str) -> dict[str, str]:
     return columns
 
 
-def _typed(table: Table, name: str, kind: str) -> pl.Series:
-    """Sequences as lists, split at spaces or, as in the Amazon sets, where quotes are."""
-    column = table.frame[name]
-    if kind in ("float", "float_seq"):
-        parts = column.str.split(" ").explode() if kind == "float_seq" else column
-        table.numbers(parts.fill_null("").alias(name))
-    return split_texts(column, " ") if kind.endswith("_seq") else column
-
-
 def _read_table(path: Path) -> Table:
     """Read one atomic file with its declared types."""
     label = f"{path.parent.name}/{path.name}"
@@ -55,10 +44,12 @@ def _read_table(path: Path) -> Table:
     columns = _header(header.decode(), label)
     if not body:
         raise unread(label, "it has a header and no rows", "Fetch it again")
-    table = Table(read_fields(body, label, "\t", tuple(columns)), label)
-    if path.suffix == ".inter":  # ids and times have their own types, whatever the header says
-        return table
-    return Table(pl.DataFrame([_typed(table, name, kind) for name, kind in columns.items()]), label)
+    frame = read_fields(body, label, "\t", tuple(columns))
+    if path.suffix != ".inter":  # there ids and times have their own types, whatever is declared
+        lists = [name for name, kind in columns.items() if kind.endswith("_seq")]
+        # At spaces or, as in the Amazon sets, where quotes are.
+        frame = frame.with_columns(split_texts(frame[name], " ") for name in lists)
+    return Table(frame, label)
 
 
 def recbole_tables(path: Path) -> Tables:
