@@ -120,10 +120,7 @@ class DrawnLists(Metric):
         """h of each draw [R], and h − b of each draw and prompt [R, n]; 0 where h is flat."""
         if isinstance(self._of, SummedMetric) and self._control:
             return self._swapped(self._of, tops, side)
-        if isinstance(self._of, Metric):
-            values = torch.stack([self._of.hard(top, side).double() for top in tops])
-        else:
-            values = torch.stack([self._values(top, side) for top in tops])
+        values = torch.stack([self._values(top, side) for top in tops])
         gains = _less_others(values) if self._control else values
         n = len(side.target)
         if values.dim() == 2:
@@ -155,9 +152,10 @@ class DrawnLists(Metric):
         return torch.stack(values), torch.stack(gains)
 
     def _values(self, top: Tensor, side: Side) -> Tensor:
-        """What the function gives for lists, as float64: a number, or [n]."""
-        assert not isinstance(self._of, Metric)
-        found = torch.as_tensor(self._of(top, side)).double()
+        """What the metric or function gives for lists, as float64: a number, or [n]."""
+        of = self._of
+        value = of.hard(top, side) if isinstance(of, Metric) else of(top, side)
+        found = torch.as_tensor(value).double()
         if found.dim() > 1 or (found.dim() == 1 and len(found) != len(top)):
             raise UsageError(
                 f"the metric {self.name!r} was asked for the value of {len(top)} lists",
