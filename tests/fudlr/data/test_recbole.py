@@ -33,16 +33,6 @@ def write(folder, inter=INTER, item=ITEM, user=USER):
     return folder
 
 
-def test_reads_sorted_by_user_then_time_with_ties_by_item(tmp_path):
-    data = read_data(write(tmp_path))
-    assert data.users["user_id"].to_list() == ["7", "9"]
-    assert data.items.columns[:2] == ["item_id", "title"]
-    assert data.user.tolist() == [0, 0, 1, 1, 1]
-    assert data.item.tolist() == [1, 0, 0, 1, 2]
-    assert data.time.tolist() == [100, 300, 200, 200, 200]
-    assert data.user_starts.tolist() == [0, 2, 5]
-
-
 def test_titles_are_told_apart_and_genres_are_lists(tmp_path):
     items = read_data(write(tmp_path)).items
     assert items["title"].to_list() == ["The Film (1995) [a]", "The Film (1995) [b]", "The Film"]

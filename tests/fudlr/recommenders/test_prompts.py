@@ -25,22 +25,6 @@ def pieces(words, template, asks=False):
     return Pieces(words, template, TITLES, ["a", "b", "c"], asks)
 
 
-def test_prompt_reads_as_the_template(words):
-    template = load_template("bigrec")
-    made = pieces(words, template)
-    said = words.decode(made.prompt([2, 0], 500).tokens)
-    assert said == template.prompt.replace("{history}", '"Green Film", "Red Film"')
-    assert words.decode(made.answers[1]) == '"Blue Film"<eos>'
-
-
-def test_question_reads_as_the_template(words):
-    template = load_template("tallrec")
-    made = pieces(words, template, asks=True)
-    said = words.decode(made.prompt([2, 0], 500).tokens + made.asked[1] + made.suffix)
-    shown = template.prompt.replace("{history}", '"Green Film", "Red Film"')
-    assert said == shown.replace("{item}", '"Blue Film"')
-
-
 def test_chat_template_is_used_and_its_start_token_not_doubled(words):
     words.chat_template = CHAT
     template = load_template("chat")
