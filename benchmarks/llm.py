@@ -29,7 +29,7 @@ OPTIONS = {
     "data.prompt_users": 200, "recommender.kind": "grounded", "recommender.template": "bigrec",
     "recommender.max_tokens": 400, "lora.rank": 8, "lora.targets": ["q_proj", "v_proj"],
     "train.epochs": 3, "train.batch": 16, "train.learning_rate": 1e-3, "train.checkpoint": 4,
-    "train.through": "engine", "record.epochs": "all", "record.required": True,
+    "train.through": "engine", "record.epochs": "all",
     "debias.update": "unrolled", "debias.batch": 8,
     "debias.force": True,
 }  # fmt: skip
@@ -48,7 +48,7 @@ def train(out: Path, small: bool) -> None:
     if (out / "run" / "config.yaml").is_file():
         return
     options = {**OPTIONS, **(SMALL if small else {}), "model.base": str(base(small))}
-    train_run(merge(RunConfig(), options), out / "run")
+    train_run(merge(RunConfig(), options), out / "run", required=True)
 
 
 def base(small: bool) -> Path:

@@ -14,9 +14,9 @@ from statistics import mean
 
 from common import describe
 from fudlr import RunConfig
+from fudlr.cli.demo import OBJECTIVES, run_demo
 from fudlr.common.files import write_json
 from fudlr.config import merge
-from fudlr.demo import OBJECTIVES, run_demo
 
 RESULTS = Path(__file__).parent / "results"
 STATES = ("before", "after", "retrained")

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from common import RESULTS, bar, write_result
 from fudlr import RunConfig, load_run, train_run
+from fudlr.cli.demo import SMALL
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.demo import SMALL
 from fudlr.gradients.store import Recorder, Store
 from fudlr.run import folder as run_folder
 

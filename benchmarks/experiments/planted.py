@@ -28,10 +28,16 @@ from fudlr import debias
 from fudlr.evaluation import measure
 from fudlr.output.results import mask_table
 from fudlr.verify import removal, retrain
-from fudlr.verify.planted import first_share, found, read_planted
 
 from experiments.common import Experiment, Options, Outcome, trained
-from experiments.planted_data import KINDS, planted_data, write_planted
+from experiments.planted_data import (
+    KINDS,
+    first_share,
+    found,
+    planted_data,
+    read_planted,
+    write_planted,
+)
 
 SHARE = 0.08
 FOUND, BASELINE = 0.9, 0.5

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -120,3 +121,46 @@ def write_planted(folder: Path, planted: Planted) -> Path:
     truth = pl.DataFrame(pairs, schema=["user_id", "target", "kind"], orient="row")
     truth.write_csv(folder / "planted.csv")
     return folder / "planted.csv"
+
+
+def read_planted(path: Path, table: pl.DataFrame) -> NDArray[np.bool_]:
+    """Which samples of a mask table the truth names, [n]."""
+    given, keys = pl.read_csv(path), ["user_id", "target"]
+    known = table.select(keys).with_row_index("row")
+    truth = np.zeros(len(table), dtype=bool)
+    truth[known.join(given, on=keys, how="semi")["row"].to_numpy()] = True
+    return truth
+
+
+def found(table: pl.DataFrame, truth: NDArray[np.bool_]) -> dict[str, Any]:
+    """How a mask table ranks the samples that `truth` [n] marks.
+
+    Args:
+        table: With columns `score` (low is removed first), `mask` and `target_popularity`.
+        truth: Which samples were planted.
+    """
+    score = table["score"].to_numpy()
+    removed = table["mask"].to_numpy() > 0
+    popular = -table["target_popularity"].to_numpy().astype(float)
+    return {
+        "planted": int(truth.sum()),
+        "samples": len(truth),
+        "first": first_share(score, truth),
+        "first_by_popularity": first_share(popular, truth),
+        "chance": float(truth.mean()),
+        "removed": int(removed.sum()),
+        "planted_among_removed": int((removed & truth).sum()),
+    }
+
+
+def first_share(order: NDArray[Any], truth: NDArray[np.bool_]) -> float:
+    """Share of the P planted samples among the first P when sorted by `order`, ascending.
+
+    Of equal values each has its fair part: the ranking by a count must not profit from the order
+    of the samples.
+    """
+    count = int(truth.sum())
+    last = np.sort(order)[count - 1]
+    sure, tied = order < last, order == last
+    room = count - int(sure.sum())
+    return float((truth & sure).sum() + room * truth[tied].mean()) / count

@@ -40,7 +40,7 @@ from fudlr.pipeline.request import choose_mask, influences, weigh
 from fudlr.record.scoring import append_samples
 from fudlr.run import Run
 from fudlr.train.adapter import train_adapter
-from fudlr.verify.changes import surrogates
+from fudlr.verify.removals import surrogates
 from processes import in_own_process, peak_bytes
 
 from experiments.common import Experiment, Options, Outcome, trained, write_recbole
@@ -307,7 +307,6 @@ EXPERIMENT = Experiment(
         "lora.rank": 2,
         "lora.targets": ("q_proj", "v_proj", "o_proj", "down_proj"),
         "train.batch": 1024,
-        "record.required": True,
         "record.epochs": "last",
         "record.dims": 4,
         "debias.damping": 0.03,

@@ -102,13 +102,15 @@ def measured(scores: Tensor, losses: Tensor, valid_losses: Tensor, side: Side) -
     return Measured(figures, found, losses)
 
 
-def most_popular(side: Side) -> dict[str, float]:
-    """Figures of one list for everyone: the most popular unseen items, what any model should beat.
-
-    Of lists alone, since there are no scores.
-    """
+def popular_lists(side: Side) -> Tensor:
+    """Each prompt's K most popular unseen items, [n, K]: what any model should beat."""
     tops = [top_k(side.popularity.expand_as(tile.seen), tile) for _, tile in side.tiles()]
-    return evaluate_lists(torch.cat(tops), side)
+    return torch.cat(tops)
+
+
+def most_popular(side: Side) -> dict[str, float]:
+    """Figures of those lists; none of scores, since there are none."""
+    return evaluate_lists(popular_lists(side), side)
 
 
 def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[str, float]:

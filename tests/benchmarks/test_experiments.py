@@ -1,8 +1,9 @@
 """The paper's experiments: finished cells stay, and made-up data are as claimed."""
 
 import numpy as np
+import pytest
 from experiments.common import Experiment, Options, Outcome, run_experiment
-from experiments.planted_data import EARLY, LATE, planted_data
+from experiments.planted_data import EARLY, LATE, first_share, planted_data
 from experiments.stream import LENGTH, Stream
 from fudlr import RunConfig
 from fudlr.config import merge
@@ -62,3 +63,11 @@ def test_a_shorter_stream_is_the_beginning_of_a_longer():
             spread.item[place * LENGTH : (place + 1) * LENGTH],
             whole.item[u * LENGTH : (u + 1) * LENGTH],
         )
+
+
+def test_planted_samples_are_counted_with_fair_ties():
+    truth = np.array([True, True, False, False, False])
+    assert first_share(np.array([0, 1, 2, 3, 4]), truth) == 1
+    assert first_share(np.array([4, 3, 2, 1, 0]), truth) == 0
+    assert first_share(np.zeros(5), truth) == pytest.approx(0.4)
+    assert first_share(np.array([0, 1, 1, 1, 1]), truth) == pytest.approx((1 + 0.25) / 2)

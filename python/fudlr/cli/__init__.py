@@ -14,43 +14,31 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli import data, store
-from fudlr.cli.boundary import DEBUG, Group, is_debug
+from fudlr.cli import look, requests, results, train
+from fudlr.cli.boundary import DEBUG, Group, is_debug, is_expected, quieten
 from fudlr.cli.check import check
-from fudlr.cli.compare import compare
-from fudlr.cli.debias import debias
 from fudlr.cli.demo import demo
-from fudlr.cli.doctor import doctor
-from fudlr.cli.evaluate import evaluate
-from fudlr.cli.export import export
-from fudlr.cli.grouped import grouped
-from fudlr.cli.options import options
-from fudlr.cli.push import push
-from fudlr.cli.record import record
-from fudlr.cli.sweep import sweep
-from fudlr.cli.train import train
-from fudlr.cli.verify import verify
 from fudlr.common.errors import FudlrError
 from fudlr.common.terminal import say
 
 COMMANDS = (
     demo,
-    train,
-    record,
-    debias,
-    sweep,
-    grouped,
-    evaluate,
+    train.train,
+    train.record,
+    requests.debias,
+    requests.sweep,
+    requests.grouped,
+    look.evaluate,
     check,
-    verify,
-    export,
-    push,
-    compare,
-    options,
-    doctor,
+    results.verify,
+    results.export,
+    results.push,
+    requests.compare,
+    look.options,
+    look.doctor,
 )
-"""One file each; `fudlr --help` lists them in this order."""
-GROUPS = {"data": data.app, "store": store.app}
+"""`fudlr --help` lists them in this order."""
+GROUPS = {"data": look.data, "store": look.store}
 """Commands with commands of their own."""
 INTERRUPTED = 130
 
@@ -81,11 +69,7 @@ def _everywhere(
     ] = False,
     metrics_from: Annotated[
         Path | None,
-        typer.Option(
-            "--metrics-from",
-            metavar="FILE",
-            help="Python file to run, which registers own metrics.",
-        ),
+        typer.Option(metavar="FILE", help="Python file to run, which registers own metrics."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
@@ -93,6 +77,8 @@ def _everywhere(
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"
+    if not is_debug():
+        quieten()
     if metrics_from is not None:
         from fudlr.metrics import load_metrics
 
@@ -122,13 +108,6 @@ def main() -> None:
     if code == INTERRUPTED:
         say("interrupted; nothing is half-written, and finished results are kept")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def is_expected(error: BaseException) -> bool:
-    """Raised on purpose, by the method or by the engine: shown in words, without a traceback."""
-    from fudlr_ext.errors import EngineError
-
-    return isinstance(error, (FudlrError, EngineError))
 
 
 def exit_code(error: BaseException) -> int:

@@ -51,16 +51,13 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        if is_debug():
-            return super().invoke(ctx)
-        quieten()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # whoever read the output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(1) from None
         except Exception as error:
-            if hasattr(error, "exit_code") or _is_engine(error):
+            if is_debug() or hasattr(error, "exit_code") or is_expected(error):
                 raise
             found, remedy = explain(error)
             raise FudlrError(
@@ -85,8 +82,10 @@ def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         say(f"warning: {message}", "yellow")
 
 
-def _is_engine(error: BaseException) -> bool:
-    return any(kind.__name__ == "EngineError" for kind in type(error).__mro__)
+def is_expected(error: BaseException) -> bool:
+    """Raised on purpose, by the method or by the engine: shown in words, without a traceback."""
+    # By name, since to import the engine takes seconds.
+    return {"FudlrError", "EngineError"} & {kind.__name__ for kind in type(error).__mro__} != set()
 
 
 def explain(error: BaseException) -> tuple[str, str]:

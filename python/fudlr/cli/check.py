@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import AdapterFolder, RunFolder, Settings, Threads, open_run, set_threads
+from fudlr.cli.options import AdapterFolder, RunFolder, Settings, Threads, open_run
 from fudlr.common.errors import UsageError
 from fudlr.common.files import read_json
 from fudlr.common.terminal import say
@@ -87,14 +87,11 @@ def check(
     if not limits:
         raise UsageError("figures were to be checked", "no limit is given", "Give --max or --min")
 
-    from fudlr.evaluation import make_prompts, measure
+    from fudlr.evaluation import measure
     from fudlr.metrics import bootstrap
 
-    set_threads(threads)
     loaded = open_run(run, adapter, settings, None)
-    valid = make_prompts(loaded.split, loaded.split.valid, loaded.config.data)
-    test = make_prompts(loaded.split, loaded.split.test, loaded.config.data)
-    found = measure(loaded.recommender, valid, test)
+    found = measure(loaded.recommender, loaded.valid, loaded.test)
     unknown = [limit.name for limit in limits if limit.name not in found.metrics]
     if unknown:
         raise UsageError(
@@ -102,7 +99,7 @@ def check(
             "this run does not measure it",
             f"Choose one of {', '.join(sorted(found.metrics))}",
         )
-    drawn = bootstrap({"now": found.statistics}, test.side, seed=loaded.config.seed)["now"]
+    drawn = bootstrap({"now": found.statistics}, loaded.test.side, seed=loaded.config.seed)["now"]
     codes, rows = [0], []
     for limit in limits:
         value, interval = found.metrics[limit.name], drawn.get(limit.name)

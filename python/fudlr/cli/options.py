@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fudlr.common.errors import UsageError
-from fudlr.config import DebiasConfig, RunConfig, describe_fields, load_config, merge, read_yaml
+from fudlr.config import DebiasConfig, RunConfig, load_config, merge, read_yaml
 
 if TYPE_CHECKING:
     from fudlr.run import Run
+
+
+def _set_threads(threads: int | None) -> int | None:
+    """Let torch and the engine use so many CPU threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return threads
+
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with options; `--set` overrides it.")
@@ -22,7 +30,17 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option by its dotted name, such as debias.budget=0.05."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (torch's default).")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, callback=_set_threads, help="CPU threads (torch's default)."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Retrainings at a time; one a core by default.")
+]
+Objective = Annotated[
+    str | None, typer.Option(help="A metric or a weighted sum: 'arp + 0.5*hellinger'.")
+]
+Budget = Annotated[float | None, typer.Option(help="Largest share to remove.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 RunFolder = Annotated[Path, typer.Argument(help="A folder that `fudlr train` wrote.")]
@@ -66,14 +84,14 @@ def open_run(
 ) -> Run:
     """The run with `--set` over its options.
 
-    What its training hangs on is refused, and what the command does not use: of `debias` and
+    What its training depends on is refused, and what the command does not use: of `debias` and
     `record` it follows `section` alone.
     """
     from fudlr.run import load_run
 
     parsed = parse(settings)
     for name in parsed:
-        if name.partition(".")[0] in {"debias", "record", "out"} - {section}:
+        if name.partition(".")[0] in {"debias", "record"} - {section}:
             raise UsageError(
                 f"--set {name} was given", "this command does not use it", "Leave it out"
             )
@@ -93,33 +111,3 @@ def debias_options(
     base = trained.model_copy(update={"debias": load_config(path).debias}) if path else trained
     chosen = {**of_section("debias", settings), **given(options)}
     return merge(base, {f"debias.{name}": value for name, value in chosen.items()}).debias
-
-
-def set_threads(threads: int | None) -> None:
-    """Let torch and the engine use so many CPU threads."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def options(
-    section: Annotated[
-        str | None, typer.Argument(help="data, model, train, …; all without.")
-    ] = None,
-) -> None:
-    """List every option that `--set` and `--config` take: default, allowed values, meaning."""
-    described = describe_fields()
-    names = [n for n in described if section is None or n.partition(".")[0] == section]
-    if not names:
-        known = dict.fromkeys(name.partition(".")[0] for name in described)
-        raise UsageError(
-            f"the options of {section} were to be listed",
-            "there is no such section",
-            f"Choose one of {', '.join(known)}",
-        )
-    for name in names:
-        about = described[name]
-        typer.echo(f"{name} = {json.dumps(about['default'])}   ({about['allowed']})")
-        if about["help"]:
-            typer.echo(textwrap.indent(textwrap.fill(about["help"], 88), "    "))

@@ -1,13 +1,26 @@
-"""`fudlr train`: a LoRA recommender from data."""
+"""`fudlr train`, a LoRA recommender from data, and `fudlr record`, its store made afterwards."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure, set_threads
+from fudlr.cli.options import (
+    AdapterFolder,
+    ConfigFile,
+    Out,
+    RunFolder,
+    Seed,
+    Settings,
+    Threads,
+    configure,
+    of_section,
+    open_run,
+)
 from fudlr.common.terminal import say
+from fudlr.config import load_config, merge
 
 
 def train(
@@ -35,16 +48,36 @@ def train(
     settings: Settings = None,
     threads: Threads = None,
 ) -> None:
-    """Train a LoRA recommender over item tokens and write a run folder."""
+    """Train a LoRA recommender and write a run folder."""
     from fudlr.run import train_run
 
-    set_threads(threads)
     asked = {
         "data.source": data,
         "model.base": base,
-        "record.required": record or None,
         "record.epochs": "none" if record is False else None,
     }
     options = configure(config, settings, seed, asked)
-    train_run(options, out, overwrite=overwrite)
+    train_run(options, out, overwrite=overwrite, required=bool(record))
     say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")
+
+
+def record(
+    run: RunFolder,
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder of the store (RUN/store).")] = None,
+    adapter: AdapterFolder = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Record training samples' sketched gradients in one pass; resumes a killed recording."""
+    from fudlr.gradients.store.commands import store_info
+    from fudlr.record import record_run
+
+    loaded = open_run(run, adapter, settings, "record")
+    base = load_config(config) if config else loaded.config
+    given = {f"record.{name}": value for name, value in of_section("record", settings).items()}
+    store_info(record_run(loaded, out, merge(base, given).record).folder)
+    asked = "" if adapter is None else f" --adapter {adapter}"
+    asked += "" if out is None else f" --store {out}"
+    say(f"Next: fudlr debias {run}{asked} --objective arp --out {run}-arp")

@@ -86,7 +86,7 @@ class Batches:
 
 def batch_length(batch: Any) -> int:
     """Number of samples in `batch`: the length of the first tensor found in it."""
-    tensor = _first_tensor(batch)
+    tensor = next(_tensors(batch), None)
     if tensor is None or tensor.dim() == 0:
         raise UsageError(
             "the samples of a batch were to be counted",
@@ -101,23 +101,10 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
-        for name in sorted(batch, key=str):
-            yield from _tensors(batch[name])
+        yield from _tensors(list(batch.values()))
     elif isinstance(batch, (list, tuple)):
         for part in batch:
             yield from _tensors(part)
-
-
-def _first_tensor(batch: Any) -> Tensor | None:
-    if isinstance(batch, Tensor):
-        return batch
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        for part in batch:
-            if (found := _first_tensor(part)) is not None:
-                return found
-    return None
 
 
 def token_batches(

@@ -1,4 +1,4 @@
-"""One digest for everything that results hang on."""
+"""One digest for everything that results depend on."""
 
 from __future__ import annotations
 

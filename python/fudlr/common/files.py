@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
 
@@ -47,6 +47,13 @@ ADDED = {
 """What our own commands add to a folder of each kind after it was written, as patterns."""
 
 T = TypeVar("T")
+
+
+class _Marker(BaseModel):
+    kind: str
+    files: list[str]
+
+
 _PROBE = "fudlr"
 _TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
 
@@ -71,7 +78,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: `path` is a link, a folder, a device or another special file.
     """
-    check_file(path)
+    found = _special(path) or ("it is a folder" if path.is_dir() else None)
+    if found is not None:
+        asked = f"a file was to be written to {path}"
+        raise UsageError(asked, found, "Name a regular file, or a new name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     # Opened here, and not by mkstemp, so that the user's umask decides who may read it.
@@ -105,15 +115,9 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
         (temporary / WRITING).write_text(_writer(os.getpid()), encoding="utf-8")
         yield temporary
         (temporary / WRITING).unlink()
-        _mark(temporary, kind)
         for file in temporary.rglob("*"):
             _sync(file)
-        check_replaceable(path, kind)
-        if path.exists():
-            _exchange(temporary, path)
-        else:
-            temporary.replace(path)
-        _sync(path.parent)
+        replace_folder(temporary, path, kind)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -142,9 +146,7 @@ def _clear_left(path: Path) -> None:
 
 def _mark(folder: Path, kind: str) -> None:
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
-    text = json.dumps({"kind": kind, "files": files}, indent=1, ensure_ascii=False) + "\n"
-    with atomic_file(folder / MARKER) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_json(folder / MARKER, {"kind": kind, "files": files})
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -173,11 +175,15 @@ def _exchange(new: Path, path: Path) -> None:
     aside.replace(new)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN is refused, since JSON has none."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, form: type[T], remedy: str = "Restore it, or make it again") -> T:
@@ -240,21 +246,6 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def check_file(path: Path) -> None:
-    """Refuse to write a file over a link, a folder, a device or another special file.
-
-    Raises:
-        UsageError: With what is there.
-    """
-    found = _special(path)
-    if found is None and path.is_dir():
-        found = "it is a folder"
-    if found is not None:
-        raise UsageError(
-            f"a file was to be written to {path}", found, "Name a regular file, or a new name"
-        )
-
-
 def check_replaceable(folder: Path, kind: str) -> None:
     """Refuse to replace anything but an earlier folder of the same kind that we wrote.
 
@@ -268,20 +259,17 @@ def check_replaceable(folder: Path, kind: str) -> None:
         FudlrError: The folder above it cannot be written.
     """
     asked = f"a folder ({kind}) was to be written to {folder}"
-    found = _special(folder)
+    found, remedy = _special(folder), "Name a new folder with --out"
     if found is None and folder.exists() and not folder.is_dir():
         found = "it is a file"
-    if found is None and folder.is_mount():
+    elif found is None and folder.is_mount():
         found = "it is a mount point, which cannot be replaced"
-        raise UsageError(asked, found, f"Name a folder below it, such as {folder / kind}")
-    if found is not None:
-        raise UsageError(asked, found, "Name a new folder with --out")
-    if folder.is_dir() and any(folder.iterdir()):
+        remedy = f"Name a folder below it, such as {folder / kind}"
+    elif found is None and folder.is_dir() and any(folder.iterdir()):
         found = _why_not_ours(folder, kind)
-        if found is not None:
-            raise UsageError(
-                asked, found, "Name a new or empty folder with --out, so that nothing is lost"
-            )
+        remedy = "Name a new or empty folder with --out, so that nothing is lost"
+    if found is not None:
+        raise UsageError(asked, found, remedy)
     check_writable(folder.parent)
 
 
@@ -348,22 +336,18 @@ def _special(path: Path) -> str | None:
 
 def _why_not_ours(folder: Path, kind: str) -> str | None:
     """Why `folder` is not one of `kind` that we wrote with nothing else in it; None if it is."""
-    path = folder / MARKER
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        return f"its {MARKER} is no regular file"
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
-        ours, written = str(marker["kind"]), frozenset(map(str, marker["files"]))
-    except FileNotFoundError:
+    if not (folder / MARKER).exists():
         return f"it holds other files, and no {MARKER} that says that fudlr wrote it"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"its {MARKER} is damaged"
-    if ours != kind:
-        return f"it holds a folder of another kind: {ours}"
+    try:
+        marker = read_json(folder / MARKER, _Marker)
+    except DataError as error:
+        return f"its {MARKER} is damaged: {error.found}"
+    if marker.kind != kind:
+        return f"it holds a folder of another kind: {marker.kind}"
     foreign = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if not _is_ours(path, folder, written, ADDED.get(kind, ()))
+        if not _is_ours(path, folder, marker.files, ADDED.get(kind, ()))
     )
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -371,7 +355,7 @@ def _why_not_ours(folder: Path, kind: str) -> str | None:
     return None
 
 
-def _is_ours(path: Path, folder: Path, written: frozenset[str], added: tuple[str, ...]) -> bool:
+def _is_ours(path: Path, folder: Path, written: list[str], added: tuple[str, ...]) -> bool:
     name = path.relative_to(folder).as_posix()
     if path.is_symlink():
         return False

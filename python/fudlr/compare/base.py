@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fudlr.config import DebiasConfig
 from fudlr.debias import Result, debias
-from fudlr.evaluation import Prompts, make_prompts
+from fudlr.evaluation import Prompts
 from fudlr.gradients.matrix import Forward, Loss
 from fudlr.metrics import METRICS, Objective, Side
 from fudlr.run import Run
@@ -106,11 +106,6 @@ class Setting:
     _results: dict[float, tuple[Result, Cost]] = field(default_factory=dict)
 
     @cached_property
-    def valid(self) -> Prompts:
-        """The prompts that may steer."""
-        return make_prompts(self.run.split, self.run.split.valid, self.run.config.data)
-
-    @cached_property
     def objective(self) -> Objective:
         """What should fall."""
         return Objective.parse(self.config.objective)
@@ -182,7 +177,7 @@ def loaded(setting: Setting, theta: Tensor) -> Iterator[None]:
 
 def item_classes(setting: Setting, side: Side | None = None) -> Tensor:
     """Shares of each item in groups [M, G] by the objective: head, middle, tail; or genres."""
-    side = side or setting.valid.side
+    side = side or setting.run.valid.side
     if not setting.by_popularity and side.item_groups is not None:
         return side.item_groups.float()
     place = side.popularity.argsort(descending=True, stable=True).argsort() / len(side.popularity)

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
-from fudlr.common.files import read_json, write_json
+from fudlr.common.kept import kept_json
 from fudlr.compare import rankers, retrained, updates
 from fudlr.compare.base import Cost, Point, Rival, Setting
 from fudlr.config import DebiasConfig
 from fudlr.data import holdout_users
-from fudlr.evaluation import Prompts, make_prompts
+from fudlr.debias import plain_nulls
+from fudlr.evaluation import Prompts
 from fudlr.metrics import (
     METRICS,
     Statistics,
@@ -86,18 +87,20 @@ class Comparison:
         self.run, self.config, self.out, self.divergences = run, config, out, divergences
         kept = None if out is None else out / "retrainings"
         self.whole = Setting(run, config, kept, processes)  # of rivals that no user steers
-        self.valid = self.whole.valid
-        self.test = make_prompts(run.split, run.split.test, run.config.data)
         first = METRICS[self.whole.objective.names[0]]
-        self.steered, self.lower_is_better = first.hard_key(self.test.side.k), first.lower_is_better
-        self.ndcg = METRICS["ndcg"].hard_key(self.test.side.k)
+        self.steered, self.lower_is_better = (
+            first.hard_key(self.run.test.side.k),
+            first.lower_is_better,
+        )
+        self.ndcg = METRICS["ndcg"].hard_key(self.run.test.side.k)
         self._points: dict[str, list[list[Point]]] = {}
 
     @cached_property
     def parts(self) -> list[tuple[Setting, Tensor, Tensor]]:
         """(setting, its users, the others) of both halves."""
         split, found = self.run.split, []
-        halves = [torch.from_numpy(h) for h in holdout_users(split.valid, 0.5, self.config.seed)]
+        drawn = holdout_users(split.valid, 0.5, self.run.config.seed)
+        halves = [torch.from_numpy(each) for each in drawn]
         for own, other in (halves, halves[::-1]):
             run = replace(self.run, split=replace(split, valid=split.valid.take(own.numpy())))
             found.append((replace(self.whole, run=run, _results={}), own, other))
@@ -107,7 +110,7 @@ class Comparison:
     def trained(self) -> tuple[Tensor, Tensor, Statistics]:
         """Scores of the adapter as it is on test and validation prompts, and figures."""
         test, valid = self._of(Point(""))
-        return test, valid, statistics(test, self.test.side)
+        return test, valid, statistics(test, self.run.test.side)
 
     @cached_property
     def truth(self) -> Tensor | None:
@@ -135,27 +138,25 @@ class Comparison:
 
     def record_of(self, rival: Rival) -> dict[str, Any]:
         """The rival's points as plain data; read where they are kept."""
-        kept = None
+        path = None
         if self.out is not None:
             parts = self.config.model_dump(mode="json"), self.run.theta, self.divergences
             slug = re.sub(r"\W+", "-", rival.name).strip("-")
-            kept = self.out / "rivals" / f"{slug}-{digest(*parts)[:12]}.json"
-            if kept.is_file():
-                return read_json(kept, dict[str, Any], "Delete it: it will be made again")
-        record = {
-            "about": rival.about,
-            "uses_users": rival.uses_users,
-            "names_samples": rival.names_samples,
-            "points": [self._plain(*each) for each in self.scores(rival)],
-        }
-        if kept is not None:
-            write_json(kept, record)
-        return record
+            path = self.out / "rivals" / f"{slug}-{digest(*parts)[:12]}.json"
+        return kept_json(
+            path,
+            lambda: {
+                "about": rival.about,
+                "uses_users": rival.uses_users,
+                "names_samples": rival.names_samples,
+                "points": [self._plain(*each) for each in self.scores(rival)],
+            },
+        )
 
     def head(self) -> dict[str, Any]:
         """The trained adapter's own row, and what permuted groups give."""
         test, valid, found = self.trained
-        null = permutation_null(found, self.test.side, seed=self.config.seed)
+        null = permutation_null(found, self.run.test.side, seed=self.run.config.seed)
         return {
             "objective": self.config.objective,
             "steered": self.steered,
@@ -164,12 +165,9 @@ class Comparison:
             "samples": len(self.run.split.train),
             "training_seconds": self.run.train_seconds,
             "trained": found.values,
-            "trained_steering": evaluate(valid, self.valid.side),
+            "trained_steering": evaluate(valid, self.run.valid.side),
             "trained_kl_to_retrained": self._distance(test),
-            "null": {
-                name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
-                for name, n in null.items()
-            },
+            "null": plain_nulls(null),
         }
 
     def _of(self, point: Point) -> tuple[Tensor, Tensor]:
@@ -180,15 +178,15 @@ class Comparison:
             return found if point.ranker is None else point.ranker(found, prompts)
 
         self.run.engine.load(self.run.theta if point.theta is None else point.theta)
-        both = scores(self.test), scores(self.valid)
+        both = scores(self.run.test), scores(self.run.valid)
         self.run.engine.load(self.run.theta)
         return both
 
     def _plain(self, point: Point, test: Tensor, valid: Tensor) -> dict[str, Any]:
-        side, found = self.test.side, statistics(test, self.test.side)
-        steering = evaluate(valid, self.valid.side)
+        side, found = self.run.test.side, statistics(test, self.run.test.side)
+        steering = evaluate(valid, self.run.valid.side)
         pair = {"before": self.trained[2], "after": found}
-        drawn = bootstrap(pair, side, seed=self.config.seed)["after - before"]
+        drawn = bootstrap(pair, side, seed=self.run.config.seed)["after - before"]
         hard = {metric.hard_key(side.k) for metric in METRICS.values()}
         names = [name for name in found.values if point.soft or name in hard]
         return {
@@ -209,7 +207,7 @@ class Comparison:
         return float(kl.mean())
 
     def _log(self, scores: Tensor) -> Tensor:
-        return scores.masked_fill(self.test.side.seen, -torch.inf).log_softmax(1)
+        return scores.masked_fill(self.run.test.side.seen, -torch.inf).log_softmax(1)
 
 
 def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: str) -> None:
@@ -278,7 +276,7 @@ def compare_run(
     run.engine.load(run.theta)
     truth = retrained.RETRAINED.name in names
     whole = Comparison(run, config or run.config.debias, out, processes, truth)
-    whole.whole.objective.check(whole.valid.side)
+    whole.whole.objective.check(run.valid.side)
     records = {name: whole.record_of(RIVALS[name]) for name in names}
     head = whole.head()
     choose(head, records, whole.ndcg)

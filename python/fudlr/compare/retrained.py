@@ -45,7 +45,7 @@ def _retrained(setting: Setting) -> list[Point]:
 
 def _random(setting: Setting) -> list[Point]:
     share = setting.room / setting.n
-    (mask,) = random_removals(setting.n, 1, share, setting.config.seed)
+    (mask,) = random_removals(setting.n, 1, share, setting.run.config.seed)
     return setting.retrained([(f"{share:.0%} removed", 1 - mask)], "random removal")
 
 

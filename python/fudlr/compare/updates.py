@@ -65,7 +65,7 @@ def _eraser(setting: Setting) -> list[Point]:
     result, cost = setting.ours()
     run, began, found = setting.run, clock(), []
     damping = float(result.summary["solver"]["damping"])
-    generator = torch.Generator().manual_seed(setting.config.seed)
+    generator = torch.Generator().manual_seed(setting.run.config.seed)
 
     def product(vector: Tensor) -> Tensor:
         drawn = torch.randint(setting.n, (setting.config.batch,), generator=generator)
@@ -111,8 +111,8 @@ def _metric_steps(setting: Setting, weight: float, rate: float) -> Iterator[Tens
             gradients: Mapping[str, MetricGradient] = metric_gradients(
                 run.recommender,
                 run.engine,
-                setting.valid.samples,
-                setting.valid.side,
+                run.valid.samples,
+                run.valid.side,
                 [term.metric for term in objective.terms],
                 batch_size=setting.config.batch,
             )

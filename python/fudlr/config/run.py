@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
-import itertools
 import reprlib
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fudlr.common.errors import UsageError
-from fudlr.common.files import atomic_file
+from fudlr.common.files import write_text
 from fudlr.config.sections import (
     DataConfig,
     DebiasConfig,
@@ -34,15 +31,13 @@ AFTER_TRAINING = (
     "data.source", "data.user_group", "data.item_group", "data.tail", "data.k",
     "data.prompt_users", "data.candidates", "record", "debias",
 )  # fmt: skip
-"""Fields, and sections, that nothing in a run's training hangs on: they can be set later."""
+"""Fields, and sections, that nothing in a run's training depends on: they can be set later."""
 SHOWN = 5
 """Wrong fields that an error names."""
-SEEDED = ("train", "record", "debias")
-"""Sections with a seed of their own, which is the run's where they set none."""
 
 
 class RunConfig(Record):
-    """A whole run. `seed` is also that of the sections that set none of their own."""
+    """A whole run. `seed` is also that of the training, where it sets none of its own."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -52,30 +47,26 @@ class RunConfig(Record):
     record: RecordConfig = RecordConfig()
     debias: DebiasConfig = DebiasConfig()
     seed: Seed = 0
-    out: Path = Path("out/run")
 
     @model_validator(mode="before")
     @classmethod
     def _hand_seed_down(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or "seed" not in values:
             return values
-        handed = dict(values)
-        for part in SEEDED:
-            section = handed.get(part, {})
-            if isinstance(section, Mapping):
-                handed[part] = {"seed": values["seed"], **section}
-        return handed
+        train = values.get("train", {})
+        if isinstance(train, Mapping):
+            train = {"seed": values["seed"], **train}
+        return {**values, "train": train}
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The configuration as dictionaries, lists and scalars, as YAML and JSON hold it.
 
-    Seeds of the parts that equal the run's are left out, so that a changed `seed` reaches them.
+    A seed of the training that equals the run's is left out, so that a changed one reaches it.
     """
     plain = config.model_dump(mode="json")
-    for part in SEEDED:
-        if plain[part]["seed"] == plain["seed"]:
-            del plain[part]["seed"]
+    if plain["train"]["seed"] == plain["seed"]:
+        del plain["train"]["seed"]
     return plain
 
 
@@ -109,15 +100,14 @@ def read_yaml(text: str, asked: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        found = f"it is not valid YAML ({_one_line(reason)})"
+        found = f"it is not valid YAML ({' '.join(reason.split())})"
         raise UsageError(asked, found, "Close brackets and quotes, or quote the value") from error
 
 
 def dump_config(path: Path, config: RunConfig) -> None:
     """Write `config` as YAML that `load_config` reads back to an equal record."""
     text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def merge(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
@@ -144,7 +134,7 @@ def merge_trained(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """`merge` for the options of a run that is trained already.
 
     Raises:
-        UsageError: Also a name that the training hangs on.
+        UsageError: Also a name that the training depends on.
     """
     for name in overrides:
         late = name in field_names() and not {name, name.partition(".")[0]} & set(AFTER_TRAINING)
@@ -152,7 +142,7 @@ def merge_trained(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
             fields = [each for each in AFTER_TRAINING if "." in each]
             raise UsageError(
                 f"{name} was to be set for a run that is trained already",
-                "its training hangs on that",
+                "its training depends on that",
                 f"Train another run with it. Free to choose now: {', '.join(fields)}, and all of "
                 "debias.* and record.*",
             )
@@ -168,14 +158,20 @@ def trained_options(config: RunConfig) -> dict[str, Any]:
 
 def field_names() -> tuple[str, ...]:
     """Dotted names of all fields of a `RunConfig`."""
-    names = []
+    return tuple(_fields())
+
+
+def _fields() -> dict[str, tuple[type[Record], str, FieldInfo]]:
+    """Of every dotted name its section, its name there, and pydantic's record of it."""
+    found: dict[str, tuple[type[Record], str, FieldInfo]] = {}
     for name, field in RunConfig.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Record):
-            names += [f"{name}.{inner}" for inner in kind.model_fields]
+            inner = kind.model_fields.items()
+            found |= {f"{name}.{each}": (kind, each, about) for each, about in inner}
         else:
-            names.append(name)
-    return tuple(names)
+            found[name] = (RunConfig, name, field)
+    return found
 
 
 def _validated(asked: str, values: Any) -> RunConfig:
@@ -217,10 +213,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, of which PyYAML silently keeps the last."""
 
@@ -243,19 +235,15 @@ class _Loader(yaml.SafeLoader):
 def describe_fields() -> dict[str, dict[str, Any]]:
     """Every field by its dotted name: `default`, `allowed` where that is told, and `help`.
 
-    The help is the docstring under the field, as the source has it.
+    The help is the docstring under the field.
     """
-    schema = RunConfig.model_json_schema()
-    plain, found = to_plain(RunConfig()), {}
-    for dotted in field_names():
-        section, _, name = dotted.rpartition(".")
-        kind: Any = RunConfig.model_fields[section].annotation if section else RunConfig
-        properties = schema["$defs"][kind.__name__] if section else schema
-        values = plain[section] if section else plain
+    schema, found = RunConfig.model_json_schema(), {}
+    for dotted, (kind, name, field) in _fields().items():
+        properties = schema if kind is RunConfig else schema["$defs"][kind.__name__]
         found[dotted] = {
-            "default": values.get(name, plain["seed"]),
+            "default": field.default,
             "allowed": _allowed(properties["properties"][name]),
-            "help": _docstrings(kind).get(name, ""),
+            "help": " ".join((field.description or "").split()),
         }
     return found
 
@@ -269,17 +257,3 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema]
     return " ".join([str(schema.get("type", "")), *limits]).strip()
-
-
-def _docstrings(kind: type) -> dict[str, str]:
-    """The string under each field of a class."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    body = getattr(tree, "body", [])
-    return {
-        field.target.id: " ".join(str(text.value.value).split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }

@@ -32,7 +32,11 @@ class Record(BaseModel):
     """One section: unknown fields, NaN and truth values in place of numbers are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     @field_validator("*", mode="before")
@@ -174,8 +178,6 @@ class RecordConfig(Record):
     epochs: Literal["all", "last", "none"] = "all"
     """While the adapter trains: all steps, for the unrolled update; the last epoch alone, for the
     closed form; or nothing (`fudlr record` takes a pass after it, for the closed form)."""
-    required: bool = False
-    """Refuse a training that cannot be recorded, rather than warn and train without."""
     projection: Literal["principal", "random"] = "principal"
     """Directions that LoRA matrices' wide sides are projected on; see docs/store.md."""
     energy: Share = 0.9
@@ -185,7 +187,6 @@ class RecordConfig(Record):
     fit_samples: Count = 256
     """Samples from whose gradients the principal directions are chosen, at least."""
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
-    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -237,9 +238,5 @@ class DebiasConfig(Record):
     only without a store."""
     force: bool = False
     """Go on where a diagnostic refuses the update or its mask; see docs/diagnostics.md."""
-    max_loss_rise: NotNegative = 0.02
-    """Relative rise of the validation loss beyond which the report warns."""
     batch: Count = 256
     """Samples or prompts that go through the model together."""
-    seed: Seed = 0
-    """Of candidates, of the halves of held-out users, and of resampling."""

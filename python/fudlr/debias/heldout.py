@@ -9,7 +9,6 @@ import torch
 from fudlr.data import holdout_users
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured, measured
-from fudlr.metrics import bootstrap
 from fudlr.pipeline.request import Solved
 
 
@@ -21,7 +20,7 @@ def heldout(solved: Solved, before: Measured) -> dict[str, Any]:
     metrics are over as many users as everywhere else.
     """
     plan = solved.plan
-    run, batch, seed = plan.run, plan.config.batch, plan.config.seed
+    run, batch, seed = plan.run, plan.config.batch, plan.seed
     losses = torch.empty_like(before.losses)
     scores = losses.new_empty(plan.test.side.seen.shape)
     valid_losses = torch.empty(len(plan.valid.samples))
@@ -37,9 +36,5 @@ def heldout(solved: Solved, before: Measured) -> dict[str, Any]:
             valid_losses[part] = run.recommender.losses(valid, batch)
         after = measured(scores, losses, valid_losses, plan.test.side)
         pair = {"before": before.statistics, "after": after.statistics}
-        drawn = bootstrap(pair, plan.test.side, seed=seed)
-    return {
-        "before": before.metrics,
-        "after": after.metrics,
-        "intervals": intervals(drawn, {"after": "change"}),
-    }
+        drawn = intervals(pair, plan.test.side, seed)
+    return {"before": before.metrics, "after": after.metrics, "intervals": drawn}

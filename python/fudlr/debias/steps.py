@@ -200,7 +200,7 @@ def _curve(
     run, batch, valid, test, here = plan.run, plan.config.batch, plan.valid, plan.test, before
     with plan.clock.stage("trade-off curve"):
         if len(test.samples) > CURVE_USERS:
-            generator = torch.Generator().manual_seed(plan.config.seed)
+            generator = torch.Generator().manual_seed(plan.seed)
             some = torch.randperm(len(test.samples), generator=generator)[:CURVE_USERS].numpy()
             valid, test = valid.take(some), test.take(some)
             run.engine.load(run.theta)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fudlr.config import to_plain
 from fudlr.evaluation import Measured, most_popular
-from fudlr.metrics import METRICS, bootstrap, permutation_null
+from fudlr.metrics import METRICS, Null, Side, Statistics, bootstrap, permutation_null
 from fudlr.metrics.accuracy import DIRECTIONS
 from fudlr.pipeline.request import Answer, Solved
 from fudlr.run import versions
@@ -30,10 +31,9 @@ def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
 def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) -> dict[str, Any]:
     """The figures of `summary.json` that need no further step."""
     plan, evidence = solved.plan, solved.evidence
-    side, seed = plan.test.side, plan.config.seed
+    side, seed = plan.test.side, plan.seed
     with plan.clock.stage("intervals"):
-        pair = {"before": before.statistics, "after": after.statistics}
-        drawn = bootstrap(pair, side, seed=seed)
+        drawn = intervals({"before": before.statistics, "after": after.statistics}, side, seed)
         null = permutation_null(before.statistics, side, seed=seed)
     soft = {metric.name: metric.soft_key for metric in plan.metrics}
     predicted = {
@@ -46,11 +46,8 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
         "before": before.metrics,
         "after": after.metrics,
         "predicted": predicted,
-        "intervals": intervals(drawn, {"after": "change"}),
-        "null": {
-            name: {"mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
-            for name, n in null.items()
-        },
+        "intervals": drawn,
+        "null": plain_nulls(null),
         "most_popular": most_popular(side),
         "directions": directions(before.metrics, side.k),
         "samples": {"training": len(found.mask), "removed": int(found.mask.sum())},
@@ -70,17 +67,27 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
     }
 
 
+CHANGES = {"after": "change", "retrained": "retrained_change"}
+
+
 def intervals(
-    drawn: dict[str, dict[str, Any]], changes: dict[str, str]
+    states: Mapping[str, Statistics], side: Side, seed: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Bootstrap intervals in the summary's form; `changes` renames the paired differences."""
+    """Bootstrap intervals of `before` and further states, and of their paired changes from it."""
     named: dict[str, dict[str, list[float]]] = {}
-    for name, values in drawn.items():
+    for name, values in bootstrap(states, side, seed=seed).items():
         later, _, first = name.partition(" - ")
-        key = changes.get(later) if first else name
-        if key:
-            named[key] = {metric: [v.low, v.high] for metric, v in values.items()}
+        key = CHANGES[later] if first else name
+        named[key] = {metric: [v.low, v.high] for metric, v in values.items()}
     return named
+
+
+def plain_nulls(nulls: Mapping[str, Null]) -> dict[str, dict[str, Any]]:
+    """Permutation nulls in the summary's form."""
+    return {
+        name: {"observed": n.observed, "mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
+        for name, n in nulls.items()
+    }
 
 
 def directions(figures: dict[str, float], k: int) -> dict[str, str]:

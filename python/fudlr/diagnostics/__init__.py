@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fudlr.common.errors import RefusedError
-from fudlr.diagnostics.base import Facts, Finding, Look, Severity
+from fudlr.diagnostics.base import MAX_LOSS_RISE, Facts, Finding, Look, Severity
 from fudlr.diagnostics.influence import PARTS, chance, no_gradient, noise
 from fudlr.diagnostics.recommender import (
     lists_alike,
@@ -45,6 +45,7 @@ __all__ = [
     "BEFORE",
     "DIAGNOSTICS",
     "MASK",
+    "MAX_LOSS_RISE",
     "PARTS",
     "Facts",
     "Finding",

@@ -16,6 +16,9 @@ from fudlr.influence.mask import Mask
 from fudlr.influence.update import Update
 from fudlr.pipeline.plan import Plan
 
+MAX_LOSS_RISE = 0.02
+"""Relative rise of the validation loss that an update should not cost."""
+
 
 class Severity(StrEnum):
     """What becomes of a request."""

@@ -22,7 +22,7 @@ from fudlr.diagnostics.base import Facts, Finding, Severity, graded
 from fudlr.metrics import permutation_null
 
 PARTS = 16
-"""With fewer, p hangs on which users were put together."""
+"""With fewer, p depends on which users were put together."""
 DOUBTFUL, CHANCE = 0.05, 0.2
 """p of either test beyond which it warns, and beyond which nothing is removed: as much would come
 about by chance in one case of five."""
@@ -94,9 +94,7 @@ def chance(facts: Facts) -> Finding | None:
     terms = [term.metric for term in plan.objective.terms]
     if not all(metric.needs_groups for metric in terms):
         return None  # what is no gap stands on its own
-    nulls = permutation_null(
-        facts.gradients.scores, side, PERMUTATIONS, plan.config.seed, metrics=terms
-    )
+    nulls = permutation_null(facts.gradients.scores, side, PERMUTATIONS, plan.seed, metrics=terms)
     found = {m.name: nulls[m.soft_key] for m in terms if m.soft_key in nulls}
     if not found:
         return None

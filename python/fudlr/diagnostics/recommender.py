@@ -1,10 +1,9 @@
 """The recommender as it comes: its training, its lists, and the groups of its users."""
 
 import torch
-from torch import Tensor
 
 from fudlr.diagnostics.base import Facts, Finding, Severity, graded
-from fudlr.metrics import Side, top_k
+from fudlr.evaluation import popular_lists
 from fudlr.metrics.accuracy import NDCG
 
 STILL_FALLING = 0.1
@@ -49,7 +48,7 @@ def most_popular(facts: Facts) -> Finding | None:
     if facts.before is None or len(facts.before.losses) < 2:
         return None
     side, key = facts.plan.test.side, f"ndcg@{facts.plan.test.side.k}"
-    popular = NDCG.hard_rows(_most_popular(side), side)[:, 0]
+    popular = NDCG.hard_rows(popular_lists(side), side)[:, 0]
     gain = facts.before.statistics.rows[key][:, 0] - popular
     error = 1.96 * float(gain.std()) / len(gain) ** 0.5
     low, high = float(gain.mean()) - error, float(gain.mean()) + error
@@ -87,8 +86,8 @@ def lists_alike(facts: Facts) -> Finding | None:
         {Severity.WARN: ALIKE},
         found=f"two users' lists share {shared:.1f} of {side.k} items, and all {users} lists hold "
         f"{int((times > 0).sum())} items together",
-        reason="Figures of lists then hang on single items, and their intervals over users do not "
-        f"show it (warned of above {ALIKE:.0%}).",
+        reason="Figures of lists then depend on single items, and intervals over users do not show "
+        f"it (warned of above {ALIKE:.0%}).",
         advice="Go by the surrogates (`arp_soft` and its kin), and see whether the recommender is "
         "one: its AUC and hr@K, or another recommender.kind for the same adapter.",
     )
@@ -130,8 +129,3 @@ def small_groups(facts: Facts) -> Finding | None:
         advice="Join small groups, or choose another data.user_group.",
         smaller=True,
     )
-
-
-def _most_popular(side: Side) -> Tensor:
-    """Each prompt's K most popular items that were not seen, [n, K]."""
-    return top_k(side.popularity.expand(side.seen.shape), side)

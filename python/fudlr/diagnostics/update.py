@@ -4,7 +4,7 @@ Retraining without any sample stays at θ₀. So ‖θ* − θ₀‖ is as far a
 at θ₀ as bad as it can get: an update beyond them has lost more than the removed samples taught.
 """
 
-from fudlr.diagnostics.base import Facts, Finding, Severity, graded
+from fudlr.diagnostics.base import MAX_LOSS_RISE, Facts, Finding, Severity, graded
 from fudlr.influence.mask import LAST
 
 RESTLESS, OSCILLATING = 0.02, 0.1
@@ -61,8 +61,7 @@ def loss(facts: Facts) -> Finding | None:
     first = facts.before.metrics["val_loss"]
     rise = facts.after.metrics["val_loss"] - first
     won = max((facts.start_loss or first) - first, 0.0)
-    limit = facts.plan.config.max_loss_rise
-    allowed = limit * first
+    allowed = MAX_LOSS_RISE * first
     return graded(
         "loss",
         rise,
@@ -73,8 +72,7 @@ def loss(facts: Facts) -> Finding | None:
         found=f"the update changes the validation loss by {rise:+.4f} ({rise / first:+.1%}); "
         f"training had won {won:.4f} of it",
         reason="An update should not cost half of what training won, nor more than "
-        f"{limit:.1%} (debias.max_loss_rise); beyond all that it won, and {LEAST:.0%}, it has "
-        "forgotten.",
+        f"{MAX_LOSS_RISE:.1%}; beyond all that it won, and {LEAST:.0%}, it has forgotten.",
         advice=_advice(facts, "Remove fewer samples", "raise lambda_acc or the damping"),
     )
 

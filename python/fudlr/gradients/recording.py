@@ -71,6 +71,7 @@ def recording(
     run: Path,
     clock: StageClock,
     folder: Path | None = None,
+    required: bool = False,
 ) -> Iterator[RunRecorder | None]:
     """Yield what records the epochs of `config.record`, and leave its store in the run folder.
 
@@ -84,10 +85,10 @@ def recording(
         run: Its folder, as it is written.
         clock: Where the seconds of the end are noted.
         folder: Where the recording lies meanwhile; in the run where None.
+        required: Refuse a training that cannot be recorded, rather than warn.
 
     Raises:
-        UsageError: With `record.required`, this training cannot be recorded; before anything is
-            trained.
+        UsageError: With `required`, this training cannot be recorded; before anything is trained.
         EngineError: So for a reason that the engine names.
     """
     if config.record.epochs == "none":
@@ -100,7 +101,7 @@ def recording(
         place, rows = folder or run, len(samples) * recorded
         check_room(place, rows, steps * recorded, engine.d, config.record)
     except CANNOT as error:
-        if config.record.required:
+        if required:
             raise
         _warn(error)
         yield None

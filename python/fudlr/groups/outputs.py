@@ -13,10 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fudlr import lora
 from fudlr.common import terminal
@@ -75,27 +72,22 @@ def write_grouped(folder: Path, grouped: Grouped) -> dict[str, Any]:
 
 def print_grouped(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a row a set: change of the objective's metrics by its own mask and by everyone's."""
-    console = console or terminal.console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("set")
-    for head in ("users", "removed", "overlap"):
-        table.add_column(head, justify="right")
-    for name in record["metrics"]:
-        for head in (name, "own mask", "95%", "everyone's"):
-            table.add_column(head, justify="right")
+    heads = ["set", "users", "removed", "overlap"]
+    heads += [h for name in record["metrics"] for h in (name, "own mask", "95%", "everyone's")]
+    rows = []
     for one in record["sets"]:
-        cells = [str(one["users"]["test"]), str(one["removed"]), f"{one['overlap']:.2f}"]
+        row = [one["name"], str(one["users"]["test"]), str(one["removed"]), f"{one['overlap']:.2f}"]
         for name in record["metrics"]:
             first = one["before"][name]
             low, high = one["change"][name]
-            cells += [
+            row += [
                 f"{first:.4g}",
                 _percent(one["after"][name] - first, first),
                 f"{_percent(low, first)} to {_percent(high, first)}",
                 _percent(one["everyones"][name] - first, first),
             ]
-        table.add_row(Text(one["name"]), *cells)
-    console.print(table)
+        rows.append(row)
+    (console or terminal.console()).print(terminal.table(heads, rows))
 
 
 def _percent(change: float, first: float) -> str:

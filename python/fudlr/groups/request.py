@@ -22,16 +22,14 @@ from torch import Tensor
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.progress import track
 from fudlr.config import DebiasConfig
-from fudlr.diagnostics import BEFORE, MASK, Facts, look, plain, warnings
-from fudlr.evaluation import Prompts
+from fudlr.diagnostics import BEFORE, MASK, MAX_LOSS_RISE, Facts, Finding, look, plain, warnings
 from fudlr.gradients import Space
 from fudlr.gradients.metric import MetricGradients, metric_gradients
 from fudlr.groups.sets import UserSet
 from fudlr.metrics import Objective, bootstrap, evaluate
 from fudlr.metrics.attribute import Within
-from fudlr.metrics.resample import Interval
 from fudlr.pipeline.plan import Plan, collected_warnings, prepare
-from fudlr.pipeline.request import Answer, Gradients, Scored, choose_mask, solve
+from fudlr.pipeline.request import Answer, Gradients, choose_mask, solve
 from fudlr.run import Run
 
 EVERYONE = "everyone"
@@ -40,7 +38,6 @@ LEAST = 2
 """Prompts below which there is nothing to draw an interval from."""
 
 
-@dataclass(frozen=True)
 class One:
     """What was found for one set.
 
@@ -56,16 +53,21 @@ class One:
         shared: Figures on the set's test prompts of the adapter made for everyone.
     """
 
-    name: str
-    users: tuple[int, int]
-    scored: Scored
-    mask: Tensor
-    theta: Tensor
-    predicted: dict[str, float]
-    before: dict[str, float]
-    after: dict[str, float]
-    change: dict[str, Interval]
-    shared: dict[str, float]
+    def __init__(
+        self, plan: Plan, sets: _Sets, name: str, answer: Answer, scores: Mapping[str, Tensor]
+    ) -> None:
+        at = sets.judge[name].nonzero().flatten()
+        side = plan.test.side.take(at)
+        own = {"before": scores[""][at], "after": scores[name][at]}
+        metrics = [term.metric for term in plan.objective.terms]
+        predicted = answer.scored.predicted(answer.mask)
+        self.name, self.users = name, (int(sets.steer[name].sum()), len(at))
+        self.scored, self.mask, self.theta = answer.scored, answer.mask, answer.update.theta
+        self.predicted = {metric: predicted[metric] for metric in sets.asked[name].names}
+        self.before, self.after = (evaluate(each, side) for each in own.values())
+        drawn = bootstrap(own, side, seed=plan.seed, metrics=metrics)
+        self.change = drawn["after - before"]
+        self.shared = evaluate(scores[EVERYONE][at], side)
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,14 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
     with collected_warnings() as said:
         plan = prepare(run, config, command="grouped")
         chosen = _chosen(plan, sets)
-        facts, diagnosed = Facts(plan), []
+        diagnosed: list[Finding] = []
 
         def check(gradients: Gradients, space: Space) -> None:
             # Of everyone; a set's own mask is looked at by whoever uses it.
-            facts.gradients, facts.space = _everyones(plan, gradients), space
-            diagnosed.extend(look(BEFORE, facts))
+            assert isinstance(gradients, MetricGradients)
+            own = {name: gradients[f"{name}[{EVERYONE}]"] for name in plan.objective.names}
+            found = MetricGradients(own, gradients.scores, None)
+            diagnosed.extend(look(BEFORE, Facts(plan, found, space)))
 
         solved = solve(plan, lambda: _gradients(plan, chosen), check)
         with plan.clock.stage("updates"):
@@ -133,16 +137,25 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
                 answers[name] = solved.answer(scored, mask)
         with plan.clock.stage("evaluate"):
             thetas = {"": run.theta, **{n: a.update.theta for n, a in answers.items()}}
-            scores, losses = _evaluate(plan, thetas)
-        found = [_one(plan, chosen, name, each, scores) for name, each in answers.items()]
+            scores, losses = {}, {}
+            for name, theta in track(thetas.items(), len(thetas), "evaluate adapters"):
+                run.engine.load(theta)
+                evaluated = run.recommender.evaluate(plan.test.samples, config.batch)
+                scores[name], losses[name] = evaluated[0], float(evaluated[1].mean())
+        found = [One(plan, chosen, name, each, scores) for name, each in answers.items()]
     run.engine.load(run.theta)
     warned = [
         *said,
         *solved.evidence.warnings,
         *warnings(diagnosed, forced=config.force),
         *(text for each in answers.values() for text in each.warnings),
-        *_costly(losses, config.max_loss_rise),
     ]
+    for name, loss in losses.items():
+        if (rise := loss / losses[""] - 1) > MAX_LOSS_RISE:
+            warned.append(
+                f"The adapter of {name} raises the test loss of all users by {rise:+.1%}, more "
+                f"than {MAX_LOSS_RISE:.1%}."
+            )
     return Grouped(
         run=run,
         config=config,
@@ -168,32 +181,24 @@ def _check_names(sets: Sequence[UserSet]) -> None:
 
 def _chosen(plan: Plan, sets: Sequence[UserSet]) -> _Sets:
     everyone = UserSet(EVERYONE, np.ones(plan.run.interactions.n_users, dtype=bool))
-    steer = {each.name: _members(each, plan.valid) for each in (everyone, *sets)}
-    judge = {each.name: _members(each, plan.test) for each in (everyone, *sets)}
-    asked = {name: _within(plan.objective, name, member) for name, member in steer.items()}
-    for objective in asked.values():
-        objective.check(plan.valid.side)
-    return _Sets(steer, judge, asked)
-
-
-def _members(each: UserSet, prompts: Prompts) -> Tensor:
-    member = torch.from_numpy(each.member[prompts.samples.user])
-    if int(member.sum()) < LEAST:
-        raise DataError(
-            f"the set of users {each.name!r} was to be debiased",
-            f"{int(member.sum())} of its users have a validation and a test prompt",
-            f"Name sets with at least {LEAST}",
+    chosen = _Sets({}, {}, {})
+    for each in (everyone, *sets):
+        for prompts, members in ((plan.valid, chosen.steer), (plan.test, chosen.judge)):
+            members[each.name] = torch.from_numpy(each.member[prompts.samples.user])
+            if (count := int(members[each.name].sum())) < LEAST:
+                raise DataError(
+                    f"the set of users {each.name!r} was to be debiased",
+                    f"{count} of its users have a validation and a test prompt",
+                    f"Name sets with at least {LEAST}",
+                )
+        member = chosen.steer[each.name]
+        own = (
+            replace(term, metric=Within(term.metric, member, f"{term.metric.name}[{each.name}]"))
+            for term in plan.objective.terms
         )
-    return member
-
-
-def _within(objective: Objective, label: str, member: Tensor) -> Objective:
-    return Objective(
-        tuple(
-            replace(term, metric=Within(term.metric, member, f"{term.metric.name}[{label}]"))
-            for term in objective.terms
-        )
-    )
+        chosen.asked[each.name] = Objective(tuple(own))
+        chosen.asked[each.name].check(plan.valid.side)
+    return chosen
 
 
 def _gradients(plan: Plan, sets: _Sets) -> MetricGradients:
@@ -219,54 +224,3 @@ def _gradients(plan: Plan, sets: _Sets) -> MetricGradients:
     )
     found.scores = found.scores[order.argsort()]
     return found
-
-
-def _everyones(plan: Plan, gradients: Gradients) -> MetricGradients:
-    """Those of everyone, under the metrics' own names."""
-    assert isinstance(gradients, MetricGradients)
-    own = {name: gradients[f"{name}[{EVERYONE}]"] for name in plan.objective.names}
-    return MetricGradients(own, gradients.scores, None)
-
-
-def _evaluate(
-    plan: Plan, thetas: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Test scores [n, M] and the mean test loss of every adapter."""
-    scores, losses = {}, {}
-    for name, theta in track(thetas.items(), len(thetas), "evaluate adapters"):
-        plan.run.engine.load(theta)
-        found = plan.run.recommender.evaluate(plan.test.samples, plan.config.batch)
-        scores[name], losses[name] = found[0], float(found[1].mean())
-    return scores, losses
-
-
-def _one(plan: Plan, sets: _Sets, name: str, answer: Answer, scores: Mapping[str, Tensor]) -> One:
-    at = sets.judge[name].nonzero().flatten()
-    side = plan.test.side.take(at)
-    own = {"before": scores[""][at], "after": scores[name][at]}
-    metrics = [term.metric for term in plan.objective.terms]
-    drawn = bootstrap(own, side, seed=plan.config.seed, metrics=metrics)
-    predicted = answer.scored.predicted(answer.mask)
-    return One(
-        name,
-        (int(sets.steer[name].sum()), len(at)),
-        answer.scored,
-        answer.mask,
-        answer.update.theta,
-        {n: v for n, v in predicted.items() if n in sets.asked[name].names},
-        evaluate(own["before"], side),
-        evaluate(own["after"], side),
-        drawn["after - before"],
-        evaluate(scores[EVERYONE][at], side),
-    )
-
-
-def _costly(losses: Mapping[str, float], limit: float) -> list[str]:
-    """A warning for every set whose adapter raises all users' test loss beyond the limit."""
-    rises = {name: loss / losses[""] - 1 for name, loss in losses.items() if name}
-    return [
-        f"The adapter of {name} raises the test loss of all users by {rise:+.1%}, more than "
-        f"{limit:.1%} (debias.max_loss_rise)."
-        for name, rise in rises.items()
-        if rise > limit
-    ]

@@ -17,12 +17,13 @@ from typing import Any
 
 import polars as pl
 
-from fudlr.common.errors import DataError, UsageError
+from fudlr.common.errors import UsageError
 from fudlr.common.files import atomic_file, atomic_folder, check_replaceable
 from fudlr.recommenders import Prompted
 from fudlr.report import load_report_data
 from fudlr.run import Run, load_run
 from fudlr.run.adopt import texts
+from fudlr.run.binding import result_run
 
 
 def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
@@ -40,22 +41,8 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
         UsageError: The run is not where it was.
     """
     data = load_report_data(result)
-    if run is None:
-        named = Path(str(data.summary.get("run", "")))
-        if not (named / "config.yaml").is_file():
-            raise UsageError(
-                f"the samples of {result} were to be exported",
-                f"its run is not at {named}",
-                "Name the run's folder with --run",
-            )
-        run = load_run(named)
+    run = run or load_run(result_run(result, data.summary, None))
     samples = run.split.train
-    if data.mask["sample_id"].to_list() != samples.ids.tolist():
-        raise DataError(
-            f"the samples of {result} were to be exported",
-            "its mask is not of the run's training samples",
-            "Name the run that it was made from with --run",
-        )
     interactions = samples.interactions
     ids = interactions.items["item_id"]
     table = pl.DataFrame(
@@ -71,7 +58,7 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
                 ],
                 dtype=pl.List(pl.String),
             ),
-            "weight": data.weights,
+            "weight": data.weights(samples.ids.tolist()),
         }
     )
     recommender = run.recommender

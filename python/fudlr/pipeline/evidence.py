@@ -308,7 +308,7 @@ def _scored(plan: Plan, index: Tensor | None) -> Samples:
 
 def _from_model(plan: Plan, warnings: list[str]) -> Gathered:
     config, n = plan.config, len(plan.run.split.train)
-    index = sample_candidates(n, config.candidates, config.seed) if config.candidates < 1 else None
+    index = sample_candidates(n, config.candidates, plan.seed) if config.candidates < 1 else None
     scored = _scored(plan, index)
     rows: GradientMatrix
     if plan.rows == "stream":

@@ -71,6 +71,11 @@ class Plan:
         return "unrolled" if self.rows == "unrolled" else "closed_form"
 
     @property
+    def seed(self) -> int:
+        """Of candidates, of the halves of held-out users, and of resampling."""
+        return self.run.config.seed
+
+    @property
     def needs_loss(self) -> bool:
         """Whether the validation loss's gradient is asked for; it costs a pass of its own."""
         return self.config.lambda_acc > 0 or VALIDATION_LOSS in self.config.also
@@ -99,7 +104,7 @@ class Plan:
         With `parts`, what each of so many random parts of the prompts adds is kept.
         """
         if parts:
-            generator = torch.Generator().manual_seed(self.config.seed)
+            generator = torch.Generator().manual_seed(self.seed)
             order = torch.randperm(len(prompts.samples), generator=generator)
             prompts = prompts.take(order.numpy())
         found = metric_gradients(

@@ -74,14 +74,20 @@ class ReportData:
         """The rows of the mask table that were removed, wholly or in part."""
         return self.mask.filter(pl.col("mask") > 0)
 
-    @property
-    def weights(self) -> pl.Series:
-        """1 − m of every sample, for a training.
+    def weights(self, ids: Sequence[int]) -> pl.Series:
+        """1 − m of every sample, for a training on the samples `ids`.
 
         Raises:
-            DataError: A value of the mask is missing, no number, or not between 0 and 1.
+            DataError: The mask is of other samples, or a value of it is missing, no number, or not
+                between 0 and 1.
         """
         mask = self.mask["mask"]
+        if self.mask["sample_id"].to_list() != list(ids):
+            raise DataError(
+                "the mask was to weight a training",
+                f"its {len(mask)} samples are not the {len(ids)} that the run was trained on",
+                "Name the run that the mask was made from with --run",
+            )
         known = mask if mask.dtype.is_numeric() else pl.Series([None] * len(mask), dtype=pl.Float64)
         numbers = known.cast(pl.Float64)
         right = numbers.is_between(0, 1).fill_null(value=False).sum()

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fudlr.common.files import atomic_file
+from fudlr.common.files import write_text
 from fudlr.metrics import METRICS
 from fudlr.report import plots
 from fudlr.report.cost import stage_rows, time_line
@@ -22,8 +22,8 @@ from fudlr.report.words import (
     diagnostic_line,
     diagnostic_rows,
     headline,
-    next_steps,
     popular_sentence,
+    unclear,
     worse_sentence,
 )
 
@@ -44,11 +44,8 @@ OPTIONAL = {
 
 def write_report(folder: Path, data: ReportData) -> Path:
     """Write `folder`/report.html, whole or not at all, and return its path."""
-    path = folder / REPORT_FILE
-    text = render_report(data)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    write_text(folder / REPORT_FILE, render_report(data))
+    return folder / REPORT_FILE
 
 
 def render_report(data: ReportData) -> str:
@@ -62,7 +59,8 @@ def render_report(data: ReportData) -> str:
         agreement=list(agreement_sentences(summary)),
         worse=worse_sentence(summary),
         popular=popular_sentence(summary),
-        next=list(next_steps(data)),
+        removed=data.removed.height,
+        unclear=unclear(summary),
         warnings=[str(warning) for warning in summary.get("warnings") or []],
         key=key_rows(summary),
         kinds=[

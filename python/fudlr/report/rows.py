@@ -49,26 +49,41 @@ class Change(Cell):
         return "" if self.interval is None else " to ".join(signed(end) for end in self.interval)
 
 
-@dataclass(frozen=True)
 class MetricRow:
-    """One metric, all that is known of it; `kind` is lists, catalogue or other."""
+    """One metric, all that a summary knows of it; `kind` is lists, catalogue or other."""
 
-    name: str
-    label: str
-    kind: str
-    direction: str
-    before: Cell
-    predicted: Cell
-    after: Cell
-    change: Change
-    retrained: Cell
-    retrained_change: Change
-    heldout_before: Cell
-    heldout_after: Cell
-    heldout_change: Change
-    null: Cell
-    null_p: float | None
-    popular: Cell
+    def __init__(self, summary: Mapping[str, Any], name: str) -> None:
+        metric = METRICS.get(name.partition("@")[0].removesuffix("_soft"))
+        self.name, self.label, self.kind = name, label(name), "other"
+        if metric is not None:
+            self.kind = "lists" if name == metric.hard_key(_k(summary)) else "catalogue"
+        if self.kind == "catalogue" and not name.endswith("_soft"):
+            self.label += " (catalogue)"
+        self.direction = str(section(summary, "directions").get(name, ""))
+        self.before = self._cell(summary, "before")
+        self.predicted = self._cell(summary, "predicted")
+        self.after = self._cell(summary, "after")
+        self.change = self._change(summary, "after", "change")
+        self.retrained = self._cell(summary, "retrained")
+        self.retrained_change = self._change(summary, "retrained", "retrained_change")
+        heldout, null = section(summary, "heldout"), section(summary, "null", name)
+        self.heldout_before = self._cell(heldout, "before")
+        self.heldout_after = self._cell(heldout, "after")
+        self.heldout_change = self._change(heldout, "after", "change")
+        self.null = Cell(number(null.get("mean")), pair(null.get("interval")))
+        self.null_p = number(null.get("p"))
+        self.popular = self._cell(summary, "most_popular")
+
+    def _cell(self, of: Mapping[str, Any], part: str) -> Cell:
+        interval = section(of, "intervals", part).get(self.name)
+        return Cell(number(section(of, part).get(self.name)), pair(interval))
+
+    def _change(self, of: Mapping[str, Any], part: str, interval: str) -> Change:
+        before = self._cell(of, "before").value
+        value = relative(before, self._cell(of, part).value)
+        ends = pair(section(of, "intervals", interval).get(self.name))
+        around = (ends[0] / abs(before), ends[1] / abs(before)) if before and ends else None
+        return Change(value, around, _verdict(value, around, self.direction))
 
     @property
     def arrow(self) -> str:
@@ -85,49 +100,7 @@ def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
     """A row for each metric named under `before`, `after` or `retrained`, in that order."""
     parts = ("before", "after", "retrained")
     names = dict.fromkeys(name for part in parts for name in section(summary, part))
-    return [_row(summary, name) for name in names]
-
-
-def _row(summary: Mapping[str, Any], name: str) -> MetricRow:
-    direction = str(section(summary, "directions").get(name, ""))
-    null = section(summary, "null", name)
-    metric = METRICS.get(name.partition("@")[0].removesuffix("_soft"))
-    kind, shown = "other", label(name)
-    if metric is not None:
-        kind = "lists" if name == metric.hard_key(_k(summary)) else "catalogue"
-    if kind == "catalogue" and not name.endswith("_soft"):
-        shown += " (catalogue)"
-
-    def cell(part: str, of: Mapping[str, Any] = summary) -> Cell:
-        interval = section(of, "intervals", part).get(name)
-        return Cell(number(section(of, part).get(name)), pair(interval))
-
-    def change(part: str, interval: str, of: Mapping[str, Any] = summary) -> Change:
-        before = cell("before", of).value
-        value = relative(before, cell(part, of).value)
-        ends = pair(section(of, "intervals", interval).get(name))
-        around = (ends[0] / abs(before), ends[1] / abs(before)) if before and ends else None
-        return Change(value, around, _verdict(value, around, direction))
-
-    heldout = section(summary, "heldout")
-    return MetricRow(
-        name=name,
-        label=shown,
-        kind=kind,
-        direction=direction,
-        before=cell("before"),
-        predicted=cell("predicted"),
-        after=cell("after"),
-        change=change("after", "change"),
-        retrained=cell("retrained"),
-        retrained_change=change("retrained", "retrained_change"),
-        heldout_before=cell("before", heldout),
-        heldout_after=cell("after", heldout),
-        heldout_change=change("after", "change", heldout),
-        null=Cell(number(null.get("mean")), pair(null.get("interval"))),
-        null_p=number(null.get("p")),
-        popular=cell("most_popular"),
-    )
+    return [MetricRow(summary, name) for name in names]
 
 
 def _verdict(value: float | None, interval: tuple[float, float] | None, direction: str) -> str:

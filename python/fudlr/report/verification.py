@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fudlr.report.data import section
-from fudlr.report.numbers import figure, share, signed
+from fudlr.report.numbers import figure, signed
 
 Found = Mapping[str, Any]
 
@@ -29,10 +29,8 @@ def verification_tables(summary: Found, without: tuple[str, ...] = ()) -> Iterat
     for name, (title, lead, head, rows) in TABLES.items():
         found = section(summary, "verification", name)
         if found and name not in without:
-            words = {n: _listed(v) if isinstance(v, list) else v for n, v in found.items()}
-            yield CheckTable(
-                title.format_map(words), lead.format_map(words), head, list(rows(found))
-            )
+            named = title.format(seeds=_listed(found.get("seeds", [])))
+            yield CheckTable(named, lead, head, list(rows(found)))
 
 
 def _agreements(parts: Found) -> Iterator[list[str]]:
@@ -76,11 +74,6 @@ def _forgetting(found: Found) -> Iterator[list[str]]:
             yield [*row, "–" if back is None else f"{back:+.0%}"]
 
 
-def _planted(found: Found) -> Iterator[list[str]]:
-    shares = [share(found[name]) for name in ("first", "first_by_popularity", "chance")]
-    yield [*shares, f"{found['planted_among_removed']:,} of {found['planted']:,}"]
-
-
 def _null(found: Found) -> Iterator[list[str]]:
     for state, metrics in found.items():
         for name, each in metrics.items():
@@ -88,20 +81,13 @@ def _null(found: Found) -> Iterator[list[str]]:
             yield [*row, _span(each["interval"], ".3g"), f"{each['p']:.2g}"]
 
 
-_AGREEMENT = ("removals", "metric", "n", "Spearman", "95%", "slope", "95%")
 TABLES: dict[str, tuple[str, str, tuple[str, ...], Callable[[Found], Iterator[list[str]]]]] = {
     "lds": (
         "Removals, really retrained",
         "Predicted against actual change over many removals: rank correlation, and the slope of "
         "actual over predicted; 1 is perfect.",
-        _AGREEMENT,
+        ("removals", "metric", "n", "Spearman", "95%", "slope", "95%"),
         _agreements,
-    ),
-    "loo": (
-        "One sample left out",
-        "The same where each retraining lacks one sample alone.",
-        _AGREEMENT,
-        lambda found: _agreements({"one": found}),
     ),
     "seeds": (
         "Change by removal over seeds {seeds}",
@@ -123,12 +109,6 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...], Callable[[Found], Iterator[li
         "samples; the updated one should gain as the retrained one does. 0% came back, or all.",
         ("adapter", "trained on", "epochs", "metric", "before", "after", "returned"),
         _forgetting,
-    ),
-    "planted": (
-        "Planted samples",
-        "Of {planted:,} samples known to cause the bias, those among the first as many ranks.",
-        ("by score", "by target popularity", "by chance", "removed"),
-        _planted,
     ),
     "null": (
         "Gaps with the groups permuted",

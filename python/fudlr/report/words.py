@@ -1,4 +1,4 @@
-"""The sentences of a report: what changed, what got worse, and what to do next."""
+"""The sentences of a report: what changed, what got worse, and how it stands to retraining."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fudlr.common.progress import duration
 from fudlr.report.cost import cost
-from fudlr.report.data import ReportData, number, section
+from fudlr.report.data import ReportData, number
 from fudlr.report.numbers import figure, share, signed
 from fudlr.report.rows import (
     MetricRow,
@@ -84,28 +84,12 @@ def agreement_sentences(summary: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{told}; the update by {ours.text} ({of_it} of it)."
 
 
-def next_steps(data: ReportData) -> Iterator[tuple[str, str]]:
-    """What to do with this result: a sentence, and a command where there is one."""
-    summary = data.summary
-    if data.removed.height == 0:
-        yield "Keep the trained adapter. The warnings say why nothing was removed.", ""
-        return
-    paid = accuracy_metric(summary)
-    steered = [row for row in key_rows(summary, twins=False) if row.name != paid]
-    unclear = any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered)
-    if unclear:
-        yield "The steered metric did not clearly improve: do not use the adapter for it yet.", ""
-    if worse(summary):
-        yield "Decide whether what got worse is acceptable, or add it to the objective.", ""
-    if summary.get("warnings"):
-        yield "Read the warnings before the figures.", ""
-    if not section(summary, "heldout"):
-        yield "Measure on users that the correction did not look at: run without --quick.", ""
-    if not section(summary, "retrained"):
-        yield "Check it against real retraining:", "fudlr verify DIR"
-    if not unclear:
-        load = "PeftModel.from_pretrained(base, DIR/adapter)"
-        yield "Load the adapter in place of the trained one:", load
+def unclear(summary: Mapping[str, Any]) -> bool:
+    """Whether a steered metric did not get better for sure."""
+    steered = (
+        row for row in key_rows(summary, twins=False) if row.name != accuracy_metric(summary)
+    )
+    return any(row.judged.verdict in ("worse", "within noise", "unchanged") for row in steered)
 
 
 def diagnostic_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:

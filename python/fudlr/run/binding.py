@@ -1,6 +1,6 @@
 """What binds a run's parts to each other, and a result to its run.
 
-RUN/binding.json holds a digest of every file that the run's figures hang on, of every column of its
+RUN/binding.json holds a digest of every file that the run's figures need, of every column of its
 data, and of the base model's weights. A result's summary holds the digests of what it was made from
 and of its own mask, adapter and options, by the names in `WORDS`. They are compared wherever a run
 or a result is read: parts of two runs, or changed ones, are never taken together.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from fudlr.common.digest import digest
-from fudlr.common.errors import DataError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import read_json, write_json
 from fudlr.config import RunConfig, to_plain
 from fudlr.data import Interactions
@@ -27,7 +28,7 @@ FILE = "binding.json"
 FILES = ("config.yaml", "recommender.json", "train.json", "base/*", "start/*", "adapter/*")
 """What is bound in a run's folder; stores have checksums of their own."""
 NOT_READ = ("README.md", ".*")
-"""Names that nothing hangs on."""
+"""Names that nothing depends on."""
 WORDS = {
     "model": "base model",
     "start": "start of the training",
@@ -104,6 +105,22 @@ def check_columns(folder: Path, recorded: Mapping[str, str], interactions: Inter
             f"its data are not those that it was trained on: {_few(changed)}",
             "Name the place of those data with --set data.source=…, or train again",
         )
+
+
+def result_run(result: Path, summary: Mapping[str, Any], given: Path | None) -> Path:
+    """The folder of a result's run: the one `given`, else where its summary says.
+
+    Raises:
+        UsageError: There is none.
+    """
+    named = given or Path(str(summary.get("run", "")))
+    if not (named / FILE).exists():
+        raise UsageError(
+            f"the result in {result} was to be used",
+            f"its run is not at {named}",
+            "Name the run's folder with --run",
+        )
+    return named
 
 
 def result_parts(mask: pl.DataFrame, theta: Tensor, config: RunConfig) -> dict[str, str]:

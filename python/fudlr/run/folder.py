@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from fudlr.data import (
     readers,
     synthetic,
 )
+from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
@@ -83,6 +85,16 @@ class Run:
     def interactions(self) -> Interactions:
         """The data that the split is of."""
         return self.split.interactions
+
+    @cached_property
+    def valid(self) -> Prompts:
+        """The prompts that gradients come from."""
+        return make_prompts(self.split, self.split.valid, self.config.data)
+
+    @cached_property
+    def test(self) -> Prompts:
+        """The prompts that figures are of."""
+        return make_prompts(self.split, self.split.test, self.config.data)
 
     @property
     def binding(self) -> Binding:
@@ -144,7 +156,12 @@ def versions() -> dict[str, str]:
 
 
 def train_run(
-    config: RunConfig, out: str | Path, clock: StageClock | None = None, *, overwrite: bool = False
+    config: RunConfig,
+    out: str | Path,
+    clock: StageClock | None = None,
+    *,
+    overwrite: bool = False,
+    required: bool = False,
 ) -> Run:
     """Read, split, pretrain or load the base, train the adapter, and write it all to `out`.
 
@@ -153,6 +170,7 @@ def train_run(
         out: The run's folder.
         clock: Where the stages' seconds are noted.
         overwrite: Whether an earlier run in `out` may be replaced, once this one is whole.
+        required: Refuse a training that cannot be recorded, rather than warn and train without.
 
     Raises:
         UsageError: `out` holds a run and `overwrite` is false, or holds anything else.
@@ -183,7 +201,7 @@ def train_run(
             warnings.warn(note, DataWarning, stacklevel=2)
         run = Run(config, split, recommender, engine, engine.theta(), engine.theta(), 0.0, [], out)
         if trained is None:
-            _train(run, temporary, clock)
+            _train(run, temporary, clock, required)
         else:
             run.theta = trained
             show(recommender, engine, trained, split.valid)
@@ -222,14 +240,16 @@ def _adapted(base: nn.Module, config: RunConfig) -> tuple[PeftModel, Engine, Ten
     return model, engine, trained
 
 
-def _train(run: Run, folder: Path, clock: StageClock) -> None:
+def _train(run: Run, folder: Path, clock: StageClock, required: bool) -> None:
     """Train `run` from its start, with what is recorded meanwhile written into `folder`."""
     config, samples = run.config, run.split.train
     assert run.folder is not None
     # Beside the run where the training may be stopped and go on.
     beside = run.folder.parent / f".{run.folder.name}.{STORE}" if config.train.checkpoint else None
     face = (run.recommender, run.engine, samples)
-    riding = recording(*face, config=config, run=folder, clock=clock, folder=beside)
+    riding = recording(
+        *face, config=config, run=folder, clock=clock, folder=beside, required=required
+    )
     with riding as recorder, clock.stage("training"):
         training = train_adapter(
             *face, config.train, run.start, recorder=recorder, checkpoint=_checkpoint(run)
@@ -280,7 +300,7 @@ def load_run(
         folder: What `train_run` wrote.
         adapter: Another adapter for the same base.
         settings: Options by their dotted names, in place of the run's own; those that nothing in
-            its training hangs on, see `fudlr.config.AFTER_TRAINING`.
+            its training depends on, see `fudlr.config.AFTER_TRAINING`.
 
     Raises:
         UsageError: The folder is not a run, or a setting comes too late.

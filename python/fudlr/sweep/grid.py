@@ -1,11 +1,19 @@
-"""The points of a sweep: every λ_fair with every λ_acc, λ_spa and budget."""
+"""The points of a sweep, every λ_fair with every λ_acc, λ_spa and budget, and their order.
+
+Among the points whose validation loss rises by at most `max_loss_rise`, relative to θ*, the one
+whose objective falls most is the sweet spot; equal ones by the fewer removals. Where none keeps to
+that, the points follow by how little the loss rises. Both figures are of the validation prompts, so
+that the test prompts' figures are not chosen by: the closed form's measured ones where every point
+has them, else the predicted ones.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
@@ -13,6 +21,10 @@ from fudlr.config import DebiasConfig
 LAMBDA_ACC = (0.0, 0.5, 1.0, 2.0)
 BUDGETS = (0.2, 0.5, 1.0)
 """Multiples of the configured values that are swept where no list is given."""
+RULE = (
+    "the lowest objective among points whose validation loss rises by at most {limit:.1%}, "
+    "by {basis} figures of the validation prompts"
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,7 @@ class Grid:
             "lambda_spa": (config.lambda_spa,),
             "budget": tuple(round(f * config.budget, 12) for f in BUDGETS),
         }
-        return cls(
-            **(usual | {name: values for name, values in lists.items() if values is not None})
-        )
+        return cls(**(usual | {n: values for n, values in lists.items() if values is not None}))
 
     @property
     def points(self) -> list[Point]:
@@ -107,3 +117,21 @@ def _check(name: str, values: Sequence[float]) -> None:
         found if values else "the list is empty",
         f"Give numbers that are {limits}, each once",
     )
+
+
+def basis(records: Sequence[Mapping[str, Any]]) -> str:
+    """`measured` where every point is, else `predicted`."""
+    return "measured" if all(record["measured"] for record in records) else "predicted"
+
+
+def rank(records: Sequence[Mapping[str, Any]], max_loss_rise: float) -> list[int]:
+    """Places of the points, the sweet spot first."""
+    kind = basis(records)
+
+    def order(place: int) -> tuple[bool, float, int]:
+        figures = records[place][kind]
+        over = figures["loss_rise"] > max_loss_rise
+        first = figures["loss_rise"] if over else figures["objective"]
+        return over, first, records[place]["removed"]
+
+    return sorted(range(len(records)), key=order)

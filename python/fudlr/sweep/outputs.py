@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fudlr.common import terminal
@@ -49,27 +47,22 @@ def print_sweep(record: Mapping[str, Any], console: Console | None = None) -> No
     """Print a row a point: relative changes of the objective and of the validation loss."""
     console = console or terminal.console()
     shown = [kind for kind in KINDS if any(point[kind] for point in record["points"])]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns
-    for head in ("", "λ fair", "λ acc", "λ spa", "budget", "removed"):
-        table.add_column(head, justify="right")
-    for kind in shown:
-        table.add_column(kind, justify="right")
-        table.add_column("loss", justify="right")
+    heads = ["", "λ fair", "λ acc", "λ spa", "budget", "removed"]
+    heads += [head for kind in shown for head in (kind, "loss")]
+    rows = []
     for place, point in enumerate(record["points"]):
-        cells = ["★" if place == record["sweet_spot"] else ""]
-        cells += [f"{point[name]:g}" for name in SWEPT] + [str(point["removed"])]
+        row = ["★" if place == record["sweet_spot"] else ""]
+        row += [f"{point[name]:g}" for name in SWEPT] + [str(point["removed"])]
         for kind in shown:
-            found = point[kind]
-            cells += [
-                f"{found[name]:+.2%}" if found else "–" for name in ("objective", "loss_rise")
-            ]
-        table.add_row(*cells)
-    console.print(table)
+            found = point[kind] or {}
+            for name in ("objective", "loss_rise"):
+                row.append(f"{found[name]:+.2%}" if found else "–")
+        rows.append(row)
+    console.print(terminal.table(heads, rows, left=0))
     names = " and ".join(record["surrogates"])
-    console.print(Text(f"★ {record['rule']}."))
-    console.print(
-        Text(f"Changes are relative, and of the surrogate {names} on the validation prompts.")
-    )
+    told = f"Changes are relative, and of the surrogate {names} on the validation prompts."
+    for line in (f"★ {record['rule']}.", told):
+        console.print(Text(line))
     for warning in record["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
 
@@ -91,21 +84,14 @@ def _plot(record: Mapping[str, Any], path: Path) -> None:
         axes.plot(0, 0, "*", color=INK, markersize=10, label="trained")
         for place, (lambdas, points) in enumerate(lines.items()):
             said = "λ " + "/".join(f"{value:g}" for value in lambdas)
-            for kind in KINDS:
-                xs, ys = _xy(points, kind)
-                if xs:
-                    name = said if kind == record["basis"] else None
-                    style = _STYLES[kind]
-                    axes.plot(xs, ys, style, color=f"C{place % 10}", markersize=4, label=name)
+            for kind, style in _STYLES.items():
+                name = said if kind == record["basis"] else None
+                axes.plot(
+                    *_xy(points, kind), style, color=f"C{place % 10}", markersize=4, label=name
+                )
         spot = record["points"][record["sweet_spot"]]
-        ring: dict[str, Any] = {
-            "markersize": 13,
-            "fillstyle": "none",
-            "color": INK,
-            "label": "sweet spot",
-        }
         xs, ys = _xy([spot], record["basis"])
-        axes.plot(xs, ys, "o", **ring)
+        axes.plot(xs, ys, "o", markersize=13, fillstyle="none", color=INK, label="sweet spot")
         axes.set_xlabel("validation loss, change in %")
         axes.set_ylabel(f"{' + '.join(record['surrogates'])}, change in %")
         axes.set_title("○ predicted   □ measured   ◇ retrained", fontsize=8, loc="right", y=-0.28)

@@ -3,16 +3,13 @@
     s_i = (1/n) g_iᵀ H⁻¹ ∇F          once for all points
     Δ(m) = Σ m_i s_i                  predicted, for each point's mask
 
-Whatever is finished of a point is a file of its own, named by a digest of all that it hangs on: a
+Whatever is finished of a point is a file of its own, named by a digest of all it depends on: a
 sweep that was interrupted goes on, and one that asks for more (measured figures, retrainings) adds
 to what there is.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import DataError, UsageError
+from fudlr.common.digest import digest
+from fudlr.common.errors import UsageError
 from fudlr.common.files import write_json
+from fudlr.common.kept import kept_json, key_of
 from fudlr.common.progress import track
 from fudlr.config import DebiasConfig, to_plain
-from fudlr.diagnostics import BEFORE, MASK, PARTS, Facts, Finding, look, warnings
+from fudlr.diagnostics import BEFORE, MASK, MAX_LOSS_RISE, PARTS, Facts, Finding, look, warnings
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.gradients.recording import STORE
 from fudlr.influence.mask import Mask
@@ -33,9 +32,11 @@ from fudlr.metrics import evaluate
 from fudlr.pipeline.plan import Plan, prepare
 from fudlr.pipeline.request import Solved, choose_mask, solve
 from fudlr.run import Run, versions
-from fudlr.sweep.grid import Grid, Point
-from fudlr.sweep.sweet_spot import RULE, basis, rank
+from fudlr.sweep.grid import RULE, Grid, Point, basis, rank
 from fudlr.verify.retraining import removal, retrain
+
+SWEPT = {"lambda_fair", "lambda_acc", "lambda_spa", "budget"}
+"""Options that the points set."""
 
 
 @dataclass
@@ -63,20 +64,16 @@ class _Sweep:
         return self._figures(self.plan.run.theta)
 
     @cached_property
-    def digest(self) -> bytes:
-        """Of everything but the points that a record hangs on."""
-        run = self.plan.run
-        config = self.plan.config.model_copy(update=_SWEPT)
-        found = hashlib.sha256(config.model_dump_json().encode())
-        found.update(run.config.model_dump_json(exclude={"debias"}).encode())
-        for tensor in (run.theta, run.start, torch.from_numpy(run.split.train.ids)):
-            found.update(tensor.contiguous().numpy().tobytes())
-        named = self.plan.config.store
-        store = Path(named) if named else None if run.folder is None else run.folder / STORE
-        if store is not None:
-            for manifest in sorted(store.glob("*.json")):
-                found.update(manifest.read_bytes())
-        return found.digest()
+    def digest(self) -> str:
+        """Of everything but the points that a record depends on."""
+        run, named = self.plan.run, self.plan.config.store
+        options = run.config.model_copy(update={"debias": self.plan.config}).model_dump(mode="json")
+        options["debias"] = {n: v for n, v in options["debias"].items() if n not in SWEPT}
+        store = Path(named) if named else run.folder and run.folder / STORE
+        manifests = sorted(store.glob("*.json")) if store else []
+        return digest(
+            options, run.theta, run.start, torch.from_numpy(run.split.train.ids), *manifests
+        )
 
     def mask(self, point: Point) -> tuple[Mask, dict[str, float]]:
         """The point's mask [n], and every surrogate's predicted change."""
@@ -95,7 +92,7 @@ class _Sweep:
         return {
             **asdict(point),
             "removed": chosen.removed,
-            "mask": _name(chosen.remove.numpy().tobytes()),
+            "mask": key_of(chosen.remove),
             "rows": solved.evidence.source,
             "update": self.plan.update,
             "predicted": {**self._judge(start, after), "change": changes},
@@ -152,27 +149,12 @@ class _Sweep:
 
     def path(self, point: Point) -> Path | None:
         """Where the point's record is kept."""
-        if self.folder is None:
-            return None
-        text = json.dumps(asdict(point)).encode()
-        return self.folder / "points" / f"{_name(self.digest + text)}.json"
+        name = key_of(self.digest, asdict(point)) if self.folder else ""
+        return self.folder / "points" / f"{name}.json" if self.folder else None
 
     def read(self, point: Point) -> dict[str, Any]:
         """The point's record: the kept one, or a new one."""
-        path = self.path(point)
-        if path is None or not path.is_file():
-            record = self.predict(point)
-            self.keep(point, record)
-            return record
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(
-                f"the point kept in {path} was to be read",
-                f"the file is damaged ({error})",
-                "Delete it: it will be made again",
-            ) from error
-        return found
+        return kept_json(self.path(point), lambda: self.predict(point))
 
     def keep(self, point: Point, record: dict[str, Any]) -> None:
         """Write the point's record, whole or not at all."""
@@ -208,26 +190,22 @@ def sweep_run(
     """
     config = config or run.config.debias
     if retrained < 0:
-        raise UsageError(
-            "a sweep was asked for",
-            f"{retrained} retrainings",
-            "Give 0 or more retrainings",
-        )
+        raise UsageError("a sweep was asked for", f"{retrained} retrainings", "Give 0 or more")
     # The loss's gradient is needed to predict it, whatever its weight is.
     config = config.model_copy(update={"also": (*config.also, VALIDATION_LOSS)})
     work = _Sweep(prepare(run, config, command="sweep"), out)
     points = (grid or Grid.around(config)).points
     records = [work.read(point) for point in track(points, description="masks")]
     if measure:
-        _complete(work, points, records, "measured", work.measure)
+        _measure(work, points, records)
     _retrain(work, points, records, retrained, processes)
-    order = rank(records, config.max_loss_rise)
+    order = rank(records, MAX_LOSS_RISE)
     run.engine.load(run.theta)
     return {
         "objective": str(work.plan.objective),
         "surrogates": [term.metric.soft_key for term in work.plan.objective.terms],
         "samples": len(run.split.train),
-        "rule": RULE.format(limit=config.max_loss_rise, basis=basis(records)),
+        "rule": RULE.format(limit=MAX_LOSS_RISE, basis=basis(records)),
         "basis": basis(records),
         "sweet_spot": order[0],
         "before": work.before if measure or retrained else None,
@@ -240,21 +218,15 @@ def sweep_run(
     }
 
 
-def _complete(
-    work: _Sweep,
-    points: list[Point],
-    records: list[dict[str, Any]],
-    kind: str,
-    figures: Callable[[Point], dict[str, Any]],
-) -> None:
-    """Add the figures `kind` to the records that lack them; equal masks are done once."""
-    known = {record["mask"]: record[kind] for record in records if record[kind]}
-    missing = [place for place, record in enumerate(records) if not record[kind]]
-    for place in track(missing, description=f"{kind} points"):
+def _measure(work: _Sweep, points: list[Point], records: list[dict[str, Any]]) -> None:
+    """Add measured figures to the records that lack them; equal masks are done once."""
+    known = {record["mask"]: record["measured"] for record in records if record["measured"]}
+    missing = [place for place, record in enumerate(records) if not record["measured"]]
+    for place in track(missing, description="measured points"):
         record = records[place]
         if record["mask"] not in known:
-            known[record["mask"]] = figures(points[place])
-        record[kind] = known[record["mask"]]
+            known[record["mask"]] = work.measure(points[place])
+        record["measured"] = known[record["mask"]]
         work.keep(points[place], record)
 
 
@@ -263,7 +235,7 @@ def _retrain(
 ) -> None:
     """Retrain without the samples of the best masks, as many different ones as asked for."""
     best: dict[str, int] = {}
-    for place in rank(records, work.plan.config.max_loss_rise):
+    for place in rank(records, MAX_LOSS_RISE):
         best.setdefault(records[place]["mask"], place)
     open_places = [
         place for place in list(best.values())[:count] if not records[place]["retrained"]
@@ -276,11 +248,3 @@ def _retrain(
     for place, found in zip(open_places, done, strict=True):
         records[place]["retrained"] = work.figures(found.theta)
         work.keep(points[place], records[place])
-
-
-_SWEPT = {"lambda_fair": 1.0, "lambda_acc": 1.0, "lambda_spa": 0.0, "budget": 1.0}
-"""In place of what the points set, so that it does not enter their digest twice."""
-
-
-def _name(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:24]

@@ -1,8 +1,8 @@
 """Real retraining, held against what the closed form says and gives."""
 
 from fudlr.verify.case import Checks
-from fudlr.verify.changes import Changes, measure_changes
 from fudlr.verify.lds import Agreement, agreement, random_removals, targeted_removals
+from fudlr.verify.removals import Changes, measure_changes
 from fudlr.verify.result import Verification, verify, verify_result
 from fudlr.verify.retraining import Job, Retrained, default_processes, removal, retrain
 

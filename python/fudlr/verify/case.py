@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -12,15 +11,14 @@ from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
-from fudlr.evaluation import Measured, Prompts, make_prompts, measure
+from fudlr.evaluation import Measured, Prompts, measure
 from fudlr.gradients.metric import VALIDATION_LOSS
+from fudlr.report.data import ACCURACY, INFLUENCE
 from fudlr.run import Run
 from fudlr.verify.retraining import Job, Retrained, retrain
 
 FEWEST = 3
 """Removals below which no rank correlation is formed."""
-INFLUENCE = "influence_"
-ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,8 @@ class Checks:
         lds: Random removals of the linear datamodeling score; 0 for none.
         targeted: Targeted ones.
         share: Share of the samples that each of them removes.
-        loo: Samples left out one at a time.
         heldout: Whether held-out users are judged by retraining too.
         forgetting: Whether what returns in one and two epochs of training is measured.
-        planted: A table of the samples that are known to cause the bias.
         processes: Workers.
     """
 
@@ -43,17 +39,14 @@ class Checks:
     lds: int = 0
     targeted: int = 0
     share: float = 0.1
-    loo: int = 0
     heldout: bool = False
     forgetting: bool = False
-    planted: Path | None = None
     processes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse before long work what cannot be done."""
-        few = {"lds": self.lds, "targeted": self.targeted, "loo": self.loo}
-        for name, count in few.items():
-            if count and count < FEWEST:
+        for name in ("lds", "targeted"):
+            if 0 < (count := getattr(self, name)) < FEWEST:
                 raise UsageError(
                     f"{name} over {count} retrainings was asked for",
                     "a rank correlation of so few says nothing",
@@ -64,12 +57,6 @@ class Checks:
                 f"removals of a share of {self.share} were asked for",
                 "it is not between 0 and 1",
                 "Give a share such as 0.1",
-            )
-        if self.planted is not None and not self.planted.is_file():
-            raise UsageError(
-                f"planted samples were to be read from {self.planted}",
-                "there is no such file",
-                "Name a CSV or Parquet table with sample_id, or with user_id and target",
             )
 
 
@@ -95,45 +82,33 @@ class Case:
     checks: Checks = field(default_factory=Checks)
     folder: Path | None = None
 
-    @cached_property
-    def valid(self) -> Prompts:
-        """The prompts that gradients come from."""
-        return make_prompts(self.run.split, self.run.split.valid, self.run.config.data)
-
-    @cached_property
-    def test(self) -> Prompts:
-        """The prompts that figures are of."""
-        return make_prompts(self.run.split, self.run.split.test, self.run.config.data)
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+        return self.run.config.seed
 
     @property
     def influence(self) -> dict[str, Tensor]:
         """The influence of each sample on every metric that was scored, `val_loss` among them."""
-        columns = [name for name in self.table.columns if name.startswith(INFLUENCE)]
+        names = [n.removeprefix(INFLUENCE) for n in self.table.columns if n.startswith(INFLUENCE)]
         return {
-            _metric(name): torch.from_numpy(self.table[name].to_numpy().copy()) for name in columns
+            VALIDATION_LOSS if name == ACCURACY else name: torch.from_numpy(
+                self.table[INFLUENCE + name].to_numpy().copy()
+            )
+            for name in names
         }
 
     def measure(self, theta: Tensor) -> Measured:
         """All figures of the adapter `theta` [d], which the model then holds."""
         self.run.engine.load(theta)
-        return measure(self.run.recommender, self.valid, self.test, self.config.batch)
+        return measure(self.run.recommender, self.run.valid, self.run.test, self.config.batch)
 
     def scores(self, theta: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Scores [n, M] of the adapter `theta` [d], which the model then holds, on test prompts."""
         self.run.engine.load(theta)
-        samples = (prompts or self.test).samples
+        samples = (prompts or self.run.test).samples
         return self.run.recommender.evaluate(samples, self.config.batch)[0]
 
     def retrain(self, jobs: list[Job], description: str) -> list[Retrained]:
         """Do the jobs, or read what they gave."""
         return retrain(self.run, jobs, self.folder, self.checks.processes, description)
-
-    def steered_by(self, users: Prompts) -> Run:
-        """The same run with `users` as its validation prompts, so that they alone steer."""
-        split = replace(self.run.split, valid=users.samples)
-        return replace(self.run, split=split)
-
-
-def _metric(column: str) -> str:
-    name = column.removeprefix(INFLUENCE)
-    return VALIDATION_LOSS if name == ACCURACY else name

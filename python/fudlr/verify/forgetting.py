@@ -26,7 +26,7 @@ def forgetting(case: Case) -> dict[str, Any] | None:
         return None
     forgotten = case.mask.nonzero().flatten()
     kept = (case.mask == 0).nonzero().flatten()
-    generator = torch.Generator().manual_seed(case.config.seed)
+    generator = torch.Generator().manual_seed(case.seed)
     drawn = kept[torch.randperm(len(kept), generator=generator)[: len(forgotten)]].sort().values
     (retrained,) = case.retrain([removal("without the removed samples", case.mask)], "retrain")
     starts = {"updated": case.theta, "retrained": retrained.theta}

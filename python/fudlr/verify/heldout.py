@@ -8,13 +8,14 @@ measured.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fudlr.data import holdout_users
-from fudlr.debias import debias, intervals
-from fudlr.metrics import Statistics, bootstrap, permutation_null, statistics
+from fudlr.debias import debias, intervals, plain_nulls
+from fudlr.metrics import Statistics, permutation_null, statistics
 from fudlr.verify.case import Case
 from fudlr.verify.retraining import removal
 
@@ -25,28 +26,28 @@ def heldout(case: Case) -> dict[str, Any] | None:
     """Figures, paired intervals and the permutation null on users that did not steer."""
     if not case.checks.heldout:
         return None
-    halves = holdout_users(case.valid.samples, 0.5, case.config.seed)
+    halves = holdout_users(case.run.valid.samples, 0.5, case.seed)
     masks, thetas = [], []
     for own in halves:
-        steered = case.steered_by(case.valid.take(own))
+        split = replace(case.run.split, valid=case.run.valid.take(own).samples)
+        steered = replace(case.run, split=split)  # by these users alone
         # Whether there is anything to remove was decided on all users, not on half of them.
         found = debias(steered, case.config, curve=(), heldout=False, force=True)
         masks.append(found.mask)
         thetas.append(found.theta)
     jobs = [removal(f"without half {i + 1}'s", mask.float()) for i, mask in enumerate(masks)]
     done = case.retrain(jobs, "retrain for held-out users")
-    side = case.test.side
+    side = case.run.test.side
     measured = {"before": statistics(case.scores(case.run.theta), side)}
     for number, state in enumerate(STATES):
         joined = torch.empty(side.seen.shape)
         for i, other in enumerate(reversed(halves)):
             theta = (thetas[i], done[i].theta)[number]
-            joined[torch.from_numpy(other)] = case.scores(theta, case.test.take(other))
+            joined[torch.from_numpy(other)] = case.scores(theta, case.run.test.take(other))
         measured[state] = statistics(joined, side)
-    drawn = bootstrap(measured, side, seed=case.config.seed)
     return {
         **{state: each.values for state, each in measured.items()},
-        "intervals": intervals(drawn, {"after": "change", "retrained": "retrained_change"}),
+        "intervals": intervals(measured, side, case.seed),
         "null": {state: null(each, case) for state, each in measured.items()},
         "removed": [int(mask.sum()) for mask in masks],
     }
@@ -54,8 +55,4 @@ def heldout(case: Case) -> dict[str, Any] | None:
 
 def null(found: Statistics, case: Case) -> dict[str, Any]:
     """The permutation null of every group metric, as the summary has it."""
-    nulls = permutation_null(found, case.test.side, seed=case.config.seed)
-    return {
-        name: {"observed": n.observed, "mean": n.mean, "interval": [n.low, n.high], "p": n.p_value}
-        for name, n in nulls.items()
-    }
+    return plain_nulls(permutation_null(found, case.run.test.side, seed=case.seed))

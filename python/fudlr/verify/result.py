@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.common.errors import DataError, UsageError
-from fudlr.common.files import atomic_file
+from fudlr.common.errors import DataError
+from fudlr.common.files import write_text
 from fudlr.common.progress import StageClock
 from fudlr.common.terminal import say
 from fudlr.config import load_config, trained_options
 from fudlr.debias import cost, intervals
-from fudlr.metrics import bootstrap
 from fudlr.report import (
     ReportData,
     load_report_data,
@@ -28,11 +29,24 @@ from fudlr.report import (
     write_report,
 )
 from fudlr.run import Run, load_run
-from fudlr.run.binding import check_result, result_parts
+from fudlr.run.binding import check_result, result_parts, result_run
 from fudlr.verify.case import Case, Checks
-from fudlr.verify.checks import CHECKS
-from fudlr.verify.heldout import null
+from fudlr.verify.forgetting import forgetting
+from fudlr.verify.heldout import heldout, null
+from fudlr.verify.removals import removals
 from fudlr.verify.retraining import removal
+from fudlr.verify.seeds import seeds
+
+CHECKS: dict[str, Callable[[Case], dict[str, Any] | None]] = {
+    "seeds": seeds,
+    "heldout": heldout,
+    "forgetting": forgetting,
+    "lds": removals,
+}
+"""What to hold a result against besides one retraining, the cheapest first; None is not asked for.
+
+What a check finds, plain data, is kept in `summary.json` under `verification`.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,12 @@ def verify_case(case: Case) -> Verification:
         vectors = {"before": case.run.theta, "after": case.theta, "retrained": done.theta}
         measured = {name: case.measure(vector) for name, vector in vectors.items()}
         kept = {name: each.statistics for name, each in measured.items()}
-        drawn = bootstrap(kept, case.test.side, seed=case.config.seed)
+        drawn = intervals(kept, case.run.test.side, case.seed)
         nulls = {state: null(kept[state], case) for state in ("after", "retrained")}
     return Verification(
         theta=done.theta,
         figures=measured["retrained"].metrics,
-        intervals=intervals(drawn, {"after": "change", "retrained": "retrained_change"}),
+        intervals=drawn,
         agreement=agreement(*(each.metrics for each in measured.values())),
         null=nulls,
         seconds={"retraining": done.seconds, **clock.seconds},
@@ -117,13 +131,16 @@ def verify_result(
     """
     folder = Path(folder)
     data, options = load_report_data(folder), load_config(folder / "config.yaml")
-    if not isinstance(run, Run):
-        named = _run_folder(folder, data.summary, None if run is None else Path(run))
-        run = load_run(named, data.summary.get("adapter"), trained_options(options))
-    mask = _mask(data, run)
-    theta = run.engine.flatten(_adapter_state(folder / "adapter"))
-    own = result_parts(data.mask, theta, options)
     asked = f"the result in {folder} was to be verified"
+    if not isinstance(run, Run):
+        named = result_run(folder, data.summary, None if run is None else Path(run))
+        run = load_run(named, data.summary.get("adapter"), trained_options(options))
+    mask = torch.from_numpy(1 - data.weights(run.split.train.ids.tolist()).to_numpy()).float()
+    weights = folder / "adapter" / lora.ADAPTER_FILES[1]
+    if not weights.is_file():
+        raise DataError(asked, f"{weights} is missing", "Restore it, or debias again")
+    theta = run.engine.flatten(load_file(weights))
+    own = result_parts(data.mask, theta, options)
     check_result(asked, data.summary.get("binding"), {**run.identity(), **own})
     if run.config.lora.adapter is not None:
         recipe = run.config.train
@@ -131,9 +148,8 @@ def verify_result(
             f"The adapter was trained elsewhere. What is retrained follows this run's recipe: "
             f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}, batches of {recipe.batch}"
         )
-    config = options.debias
     kept = folder / "retrainings"
-    case = Case(run, config, data.mask, mask, theta, checks or Checks(), kept)
+    case = Case(run, options.debias, data.mask, mask, theta, checks or Checks(), kept)
     found = verify_case(case)
     lora.save(run.recommender.model, folder / "retrained")
     seconds = {**data.summary["seconds"], **found.seconds}
@@ -159,44 +175,7 @@ def verify_result(
             summary["verification"][name] = outcome
             save_report_data(folder, data)
     write_report(folder, data)
-    with atomic_file(folder / "adapter" / "README.md") as temporary:
-        temporary.write_text(model_card(data, run.config.model.base), encoding="utf-8")
+    write_text(folder / "adapter" / "README.md", model_card(data, run.config.model.base))
     print_summary(summary)
     print_checks(summary)
     return data
-
-
-def _adapter_state(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file  # noqa: PLC0415
-
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise DataError(
-            f"the adapter in {folder} was to be verified",
-            f"{path.name} is missing there",
-            "Name a folder that `fudlr debias --out` wrote",
-        )
-    return load_file(path)
-
-
-def _run_folder(folder: Path, summary: Any, given: Path | None) -> Path:
-    named = given or (Path(summary["run"]) if summary.get("run") else None)
-    if named is None or not named.is_dir():
-        raise UsageError(
-            f"the result in {folder} was to be verified",
-            f"its run is not at {named}" if named else "its summary names no run",
-            "Name the run's folder with --run",
-        )
-    return named
-
-
-def _mask(data: ReportData, run: Run) -> Tensor:
-    ids = torch.from_numpy(run.split.train.ids.copy())
-    found = torch.from_numpy(data.mask["sample_id"].to_numpy().copy())
-    if not torch.equal(ids, found):
-        raise DataError(
-            "a mask was to be verified by retraining",
-            f"its {len(found)} samples are not the {len(ids)} that the run was trained on",
-            "Name the run that the mask was made from with --run",
-        )
-    return torch.from_numpy(1 - data.weights.to_numpy()).float()

@@ -2,13 +2,12 @@
 
 Each is `train_adapter` with weights w, so that what differs from the run's own training is what the
 weights say. A worker loads data and model once and trains one job after the other. Every finished
-job is a file of its own, named by a digest of all that it hangs on: what is asked for again is
-read, and what was interrupted is all that is lost.
+job is kept by a digest of all that it depends on: what is asked for again is read, and what was
+interrupted is all that is lost.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -18,13 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fudlr.common.digest import digest
-from fudlr.common.errors import DataError, UsageError
-from fudlr.common.files import atomic_file
+from fudlr.common.errors import UsageError
+from fudlr.common.kept import Kept, key_of
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
 from fudlr.run import Run, load_run
@@ -95,23 +91,43 @@ def retrain(
             "there must be at least one, and several must load the run from its folder",
             "Give 1, or a run that `fudlr train` wrote",
         )
-    paths = [None if folder is None else folder / f"{key(run, job)}.safetensors" for job in jobs]
-    found = {i: read(path) for i, path in enumerate(paths) if path is not None and path.is_file()}
+    found = {i: done for i, job in enumerate(jobs) if (done := _read(run, job, folder))}
     open_jobs = [i for i in range(len(jobs)) if i not in found]
     if processes > 1 and len(open_jobs) > 1:
-        todo = [(jobs[i], paths[i]) for i in open_jobs]
-        for at, result in _in_processes(run, todo, processes, description):
+        todo = [jobs[i] for i in open_jobs]
+        for at, result in _in_processes(run, todo, folder, processes, description):
             found[open_jobs[at]] = result
     else:
         for i in track(open_jobs, description=description) if len(open_jobs) > 1 else open_jobs:
-            found[i] = work(run, jobs[i], paths[i])
+            found[i] = _work(run, jobs[i], folder)
     return [found[i] for i in range(len(jobs))]
 
 
-def work(run: Run, job: Job, path: Path | None = None) -> Retrained:
+def key(run: Run, job: Job) -> str:
+    """A digest of everything that the job's result depends on."""
+    config = (job.config or run.config.train).model_dump(mode="json")
+    return key_of(run.identity(), job.weights, job.start, job.index, config)
+
+
+def _read(run: Run, job: Job, folder: Path | None) -> Retrained | None:
+    """What is kept of a job's result; None where there is nothing.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    found = Kept(folder).read(key(run, job)) if folder else None
+    if found is None:
+        return None
+    tensors, facts = found
+    return Retrained(tensors["theta"], facts["losses"], facts["seconds"], facts["cpu_seconds"])
+
+
+def _work(run: Run, job: Job, folder: Path | None) -> Retrained:
     """Do one job in this process; the run's model holds the retrained adapter afterwards."""
     samples = run.split.train if job.index is None else run.split.train.take(job.index.numpy())
-    config = job.config or run.config.train
+    config, checkpoint = job.config or run.config.train, None
+    if folder is not None and config.checkpoint:
+        checkpoint = Checkpoint(folder, config.checkpoint, str(run.binding))
     wall, cpu = time.perf_counter(), time.process_time()
     training = train_adapter(
         run.recommender,
@@ -121,59 +137,14 @@ def work(run: Run, job: Job, path: Path | None = None) -> Retrained:
         run.start if job.start is None else job.start,
         weights=job.weights,
         description=job.name,
-        checkpoint=_checkpoint(run, config, path),
+        checkpoint=checkpoint,
     )
     seconds = (time.perf_counter() - wall, time.process_time() - cpu)
     result = Retrained(training.theta, training.losses, *seconds)
-    if path is not None:
-        write(path, job.name, result)
+    if folder is not None:
+        facts = {name: value for name, value in vars(result).items() if name != "theta"}
+        Kept(folder).write(key(run, job), {"theta": result.theta}, {"name": job.name, **facts})
     return result
-
-
-def _checkpoint(run: Run, config: TrainConfig, path: Path | None) -> Checkpoint | None:
-    """Beside where the result is kept, as the options say."""
-    if path is None or not config.checkpoint:
-        return None
-    return Checkpoint(path.parent, config.checkpoint, str(run.binding))
-
-
-def key(run: Run, job: Job) -> str:
-    """A digest of everything that the job's result hangs on."""
-    config = (job.config or run.config.train).model_dump(mode="json")
-    return digest(run.identity(), job.weights, job.start, job.index, config)[:24]
-
-
-def write(path: Path, name: str, result: Retrained) -> None:
-    """Write one result, whole or not at all."""
-    facts = {
-        "name": name,
-        "losses": result.losses,
-        "seconds": result.seconds,
-        "cpu_seconds": result.cpu_seconds,
-        "sha256": digest(result.theta),
-    }
-    with atomic_file(path) as temporary:
-        save_file({"theta": result.theta}, temporary, {"facts": json.dumps(facts)})
-
-
-def read(path: Path) -> Retrained:
-    """Read one result.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            facts, theta = json.loads(file.metadata()["facts"]), file.get_tensor("theta")
-        if digest(theta) != facts["sha256"]:
-            raise ValueError("its numbers are not those that were written")
-        return Retrained(theta, facts["losses"], facts["seconds"], facts["cpu_seconds"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"the retraining kept in {path} was to be read",
-            f"the file is damaged ({error})",
-            "Delete it: it will be made again",
-        ) from error
 
 
 def default_processes() -> int:
@@ -181,22 +152,22 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_loaded: Run | None = None
+_loaded: list[Run] = []
 """A worker's run."""
 
 
 def _in_processes(
-    run: Run, todo: Sequence[tuple[Job, Path | None]], processes: int, description: str
+    run: Run, jobs: Sequence[Job], folder: Path | None, processes: int, description: str
 ) -> list[tuple[int, Retrained]]:
     """The jobs' results by their place, as workers finish them."""
     pool = ProcessPoolExecutor(
-        min(processes, len(todo)),
+        min(processes, len(jobs)),
         get_context("spawn"),
         initializer=_load,
-        initargs=(run.folder, run.theta),
+        initargs=(str(run.folder), run.theta),
     )
     try:
-        futures = {pool.submit(_work, job, path): at for at, (job, path) in enumerate(todo)}
+        futures = {pool.submit(_work_loaded, job, folder): at for at, job in enumerate(jobs)}
         done = track(as_completed(futures), len(futures), description)
         return [(futures[future], future.result()) for future in done]
     finally:
@@ -204,17 +175,12 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(folder: Path | None, theta: Tensor) -> None:
-    global _loaded  # noqa: PLW0603  (the only way to hand a worker's state to its jobs)
-    if folder is None:
-        raise UsageError("a worker was to load a run", "it has no folder", "Use 1 process")
+def _load(folder: str, theta: Tensor) -> None:
     os.environ["FUDLR_QUIET"] = "1"
     torch.set_num_threads(1)
-    _loaded = load_run(folder)
-    _loaded.theta = theta
+    _loaded[:] = [load_run(folder)]
+    _loaded[0].theta = theta
 
 
-def _work(job: Job, path: Path | None) -> Retrained:
-    if _loaded is None:
-        raise UsageError("a worker was to retrain", "it has no run", "Report this as a bug")
-    return work(_loaded, job, path)
+def _work_loaded(job: Job, folder: Path | None) -> Retrained:
+    return _work(_loaded[0], job, folder)

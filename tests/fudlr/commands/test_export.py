@@ -6,44 +6,49 @@ import runpy
 import shutil
 from pathlib import Path
 
+import fudlr as package
 import polars as pl
 import pytest
 import written
 import yaml
-from fudlr.cli import app, is_expected
+from fudlr.config import merge
 from fudlr.report.rows import metric_rows
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_recommenders_cli import OWN, TINY, fudlr
+from test_recommenders_cli import OWN, TINY
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-# So little training fails diagnostics, which are not what these tests look at.
-FAST = ("--quick", "--force")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
-    chosen = ["recommender.kind=titles", f"recommender.template={folder / 'own.yaml'}"]
-    settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
-    (folder / "data").mkdir()
-    data = written.parquet(folder / "data")
-    fudlr("train", "--data", data, "--out", folder / "run", *settings)
-    fudlr("debias", folder / "run", "--out", folder / "result", "--objective", "arp", *FAST)
-    return folder
+@pytest.fixture(scope="session")
+def folders(once):
+    """A run of titles, and a result of it."""
+
+    def make(folder):
+        (folder / "data").mkdir(parents=True)
+        written.parquet(folder / "data")
+        (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
+        run = package.train_run(merge(package.RunConfig(), options(folder)), folder / "run")
+        result = package.debias(run, objective="arp", force=True, curve=(), heldout=False)
+        package.write_result(folder / "result", result)
+
+    return once("export", make)
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("FUDLR_QUIET", "1")
+def options(folder):
+    chosen = dict(each.split("=") for each in TINY)
+    named = {
+        "recommender.kind": "titles",
+        "recommender.template": str(folder / "own.yaml"),
+        "data.source": str(folder / "data"),
+    }
+    return {name: yaml.safe_load(value) for name, value in chosen.items()} | named
 
 
-def test_weights_are_those_of_the_mask(folders, tmp_path):
-    fudlr("export", folders / "result", "--out", tmp_path / "s.jsonl")
-    fudlr("export", folders / "result", "--out", tmp_path / "s.parquet")
+def test_weights_are_those_of_the_mask(done, folders, tmp_path):
+    done("export", folders / "result", "--out", tmp_path / "s.jsonl")
+    done("export", folders / "result", "--out", tmp_path / "s.parquet")
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert rows == pl.read_parquet(tmp_path / "s.parquet").to_dicts()
     mask = pl.read_parquet(folders / "result" / "mask.parquet")
@@ -56,19 +61,19 @@ def test_weights_are_those_of_the_mask(folders, tmp_path):
         assert target not in row["history_ids"]
 
 
-def test_datasets_out(folders, tmp_path):
+def test_datasets_out(done, folders, tmp_path):
     if importlib.util.find_spec("datasets") is None:
         pytest.skip("Hugging Face's `datasets` is not installed (pip install fudlr-ext[datasets])")
     import datasets
 
-    fudlr("export", folders / "result", "--out", tmp_path / "set")
-    fudlr("export", folders / "result", "--out", tmp_path / "s.parquet")
+    done("export", folders / "result", "--out", tmp_path / "set")
+    done("export", folders / "result", "--out", tmp_path / "s.parquet")
     loaded = datasets.load_from_disk(str(tmp_path / "set"))
     assert loaded.to_list() == pl.read_parquet(tmp_path / "s.parquet").to_dicts()
 
 
-def test_the_example_trains_with_the_weights(folders, tmp_path):
-    fudlr("export", folders / "result", "--out", tmp_path / "s.jsonl")
+def test_the_example_trains_with_the_weights(done, folders, tmp_path):
+    done("export", folders / "result", "--out", tmp_path / "s.jsonl")
     lines = (tmp_path / "s.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines[:48]]
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,44 +89,42 @@ def test_the_example_trains_with_the_weights(folders, tmp_path):
     assert none == [0.0, 0.0]
 
 
-def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(folders, tmp_path):
+def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(done, folders, tmp_path):
     """Its start is not known; verification retrains from the base model's own function."""
     theirs = load_file(folders / "run" / "adapter" / "adapter_model.safetensors")
-    chosen = ["recommender.kind=titles", f"recommender.template={folders / 'own.yaml'}",
-              f"lora.adapter={folders / 'run' / 'adapter'}"]  # fmt: skip
-    settings = [word for s in [*TINY, *chosen] for word in ("--set", s)]
+    given = {**options(folders), "lora.adapter": str(folders / "run" / "adapter")}
+    settings = [f"--set={name}={value}" for name, value in given.items()]
     base = folders / "run" / "base"
-    data = folders / "data"
-    fudlr("train", "--data", data, "--base", base, "--out", tmp_path / "run", *settings)
+    found = done("train", "--base", base, "--out", tmp_path / "run", *settings)
+    assert "One prompt, as the model reads it, and its answer:" in found.err
     kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     start = load_file(tmp_path / "run" / "start" / "adapter_model.safetensors")
     for name, matrix in theirs.items():
         assert kept[name].equal(matrix), name
         assert start[name].equal(matrix if ".lora_A." in name else matrix * 0), name
-    fudlr("debias", tmp_path / "run", "--out", tmp_path / "result", *FAST)
-    found = load_file(tmp_path / "result" / "adapter" / "adapter_model.safetensors")
-    assert not all(found[name].equal(theirs[name]) for name in theirs)
+    done("debias", tmp_path / "run", "--out", tmp_path / "result", "--force", "--quick")
+    updated = load_file(tmp_path / "result" / "adapter" / "adapter_model.safetensors")
+    assert not all(updated[name].equal(theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("value", [-1.0, 2.0, None, float("nan"), "1"])
-def test_a_mask_that_is_no_share_is_not_exported(folders, tmp_path, value):
+def test_a_mask_that_is_no_share_is_not_exported(fudlr, folders, tmp_path, value):
     result = shutil.copytree(folders / "result", tmp_path / "result")
     mask = pl.read_parquet(result / "mask.parquet")
     values = mask["mask"].to_list()
     values = [str(v) for v in values] if value == "1" else [value, *map(float, values[1:])]
     mask.with_columns(mask=pl.Series(values)).write_parquet(result / "mask.parquet")
     out = tmp_path / "s.jsonl"
-    found = CliRunner().invoke(app, ["export", str(result), "--out", str(out)]).exception
-    assert is_expected(found), found
-    assert "not between 0 and 1" in str(found)
+    found = fudlr("export", result, "--out", out)
+    assert found.code == 1
+    assert "not between 0 and 1" in found.err
     assert not out.exists()
 
 
-def test_another_ending_is_refused(folders, tmp_path):
-    out = str(tmp_path / "s.xlsx")
-    result = CliRunner().invoke(app, ["export", str(folders / "result"), "--out", out])
-    assert is_expected(result.exception), result.exception
-    assert ".xlsx" in str(result.exception)
+def test_another_ending_is_refused(fudlr, folders, tmp_path):
+    found = fudlr("export", folders / "result", "--out", tmp_path / "s.xlsx")
+    assert found.code == 2
+    assert ".xlsx" in found.err
 
 
 def test_model_card_says_what_was_removed_and_what_changed(folders):
@@ -142,7 +145,9 @@ def test_model_card_says_what_was_removed_and_what_changed(folders):
         assert f"| {labels[metric]} |" in card
 
 
-def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, tmp_path, monkeypatch):
+def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(
+    done, fudlr, folders, tmp_path, monkeypatch
+):
     taken = {}
 
     class Made(str):
@@ -161,8 +166,8 @@ def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, tmp_
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     adapter = folders / "result" / "adapter"
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    said = fudlr("push", folders / "result", "fair", "--base", "maker/model", "--private")
-    assert "https://hub/somebody/fair" in said.output.replace("\n", "")
+    said = done("push", folders / "result", "fair", "--base", "maker/model", "--private")
+    assert "https://hub/somebody/fair" in said.err
     assert (taken["asked"], taken["to"]) == (("fair", True), "somebody/fair")
     files = taken["files"]
     assert files.keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -180,14 +185,14 @@ def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(folders, tmp_
     (moved / "summary.json").write_text(json.dumps(private))
     card = moved / "adapter" / "README.md"
     card.write_text(f"{card.read_text()} With /home/me/secret/own.yaml of {folders / 'run'}.")
-    fudlr("push", moved, "fair", "--base", "maker/model")
+    done("push", moved, "fair", "--base", "maker/model")
     sent = taken["files"]["README.md"].decode()
     assert "With (not public) of (not public)." in sent
 
     def refused(*arguments):
-        result = CliRunner().invoke(app, ["push", str(folders / "result"), "fair", *arguments])
-        assert is_expected(result.exception), result.exception
-        return str(result.exception)
+        found = fudlr("push", folders / "result", "fair", *arguments)
+        assert found.code in (1, 2)
+        return found.err
 
     assert "--base OWNER/NAME" in refused()
 

@@ -1,9 +1,15 @@
-"""Synthetic interactions written as people have them: one function a form."""
+"""Options of a run that trains in a second; interactions written as people have them."""
 
 import json
 
 import polars as pl
 from fudlr.data import synthetic
+
+SMALL = {
+    "data.source": "synthetic", "data.k": 5, "model.hidden": 16, "model.heads": 2,
+    "model.kv_heads": 1, "model.pretrain_epochs": 0, "train.epochs": 1, "lora.rank": 2,
+    "record.epochs": "none",
+}  # fmt: skip
 
 
 def tables(n_users=60, n_items=24):
@@ -19,17 +25,6 @@ def tables(n_users=60, n_items=24):
     return events, data.users, items
 
 
-def recbole(folder):
-    events, users, items = tables()
-    items = items.with_columns(genres=pl.col("genres").str.replace_all("genre ", "g"))
-    items = items.with_columns(genres=pl.col("genres").str.replace_all("|", " ", literal=True))
-    kinds = {"timestamp": "float", "title": "token_seq", "genres": "token_seq"}
-    for table, suffix in ((events, "inter"), (users, "user"), (items, "item")):
-        named = table.rename({n: f"{n}:{kinds.get(n, 'token')}" for n in table.columns})
-        named.write_csv(folder / f"small.{suffix}", separator="\t")
-    return folder
-
-
 def csv(folder):
     for table, stem in zip(tables(), ("interactions", "users", "items"), strict=True):
         table.write_csv(folder / f"{stem}.csv")
@@ -39,12 +34,6 @@ def csv(folder):
 def parquet(folder):
     for table, stem in zip(tables(), ("interactions", "users", "items"), strict=True):
         table.write_parquet(folder / f"{stem}.parquet")
-    return folder
-
-
-def jsonl(folder):
-    for table, stem in zip(tables(), ("interactions", "users", "items"), strict=True):
-        table.write_ndjson(folder / f"{stem}.jsonl")
     return folder
 
 
@@ -59,49 +48,13 @@ def dat(folder):
     return folder
 
 
-def _histories():
-    events, _, items = tables()
-    titles = dict(items.select("item_id", "title").iter_rows())
-    for _, rows in events.group_by("user_id", maintain_order=True):
-        yield [titles[item] for item in rows.sort("timestamp")["item_id"]]
-
-
 def bigrec(folder):
-    rows = [
-        {
-            "instruction": "Recommend a movie.",
-            "input": "The user has watched the following movies before: "
-            + ", ".join(f'"{title}"' for title in titles[:-1]),
-            "output": f'"{titles[-1]}"',
-        }
-        for titles in _histories()
-    ]
+    """A row a user, as instruction data have it: the history in words, the last title as answer."""
+    events, _, items = tables()
+    titles, rows = dict(items.select("item_id", "title").iter_rows()), []
+    for _, own in events.group_by("user_id", maintain_order=True):
+        *seen, last = (f'"{titles[item]}"' for item in own.sort("timestamp")["item_id"])
+        told = f"The user has watched the following movies before: {', '.join(seen)}"
+        rows.append({"instruction": "Recommend a movie.", "input": told, "output": last})
     (folder / "train.json").write_text(json.dumps(rows))
     return folder
-
-
-def tallrec(folder):
-    rows = [
-        {
-            "instruction": "Will the user like it?",
-            "input": "User Preference: "
-            + ", ".join(f'"{title}"' for title in titles[:-1])
-            + "\nUser Unpreference: \nWhether the user will like the target movie "
-            + f'"{titles[-1]}"?',
-            "output": "Yes.",
-        }
-        for titles in _histories()
-    ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def saved_dataset(folder):
-    import datasets
-
-    names = ("interactions", "users", "items")
-    parts = dict(zip(names, tables(), strict=True))
-    datasets.DatasetDict(
-        {name: datasets.Dataset.from_dict(t.to_dict(as_series=False)) for name, t in parts.items()}
-    ).save_to_disk(folder / "saved")
-    return folder / "saved"

@@ -37,9 +37,7 @@ CHANGED = {
     "store": "no/such/store",
     "candidates": 0.5,
     "force": False,
-    "max_loss_rise": 0.0,
     "batch": 7,
-    "seed": 5,
 }
 LEFT_OUT = {"seconds", "cpu_seconds", "cost", "config", "versions"}
 

@@ -135,9 +135,9 @@ def test_retraining_weighs_losses_and_divides_by_the_full_batch(run_folder):
     assert halves.losses[0] == pytest.approx(plain.losses[0] / 2, rel=0.05)
 
 
-def test_a_large_and_costly_request_warns_in_summary_and_report(run_folder, tmp_path):
-    run = load_run(run_folder)
-    result = fudlr.debias(run, lambda_acc=0.0, budget=0.3, max_loss_rise=0.0, **SHORT)
+def test_a_large_and_costly_request_warns_in_summary_and_report(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fudlr.diagnostics.update.MAX_LOSS_RISE", 0.0)
+    result = fudlr.debias(load_run(run_folder), lambda_acc=0.0, budget=0.3, **SHORT)
     assert result.after.metrics["val_loss"] > result.before.metrics["val_loss"]
     page = (write_result(tmp_path / "large", result) / "report.html").read_text()
     for said in ("beyond 20%", "validation loss"):

@@ -158,7 +158,7 @@ def test_a_training_that_cannot_be_recorded(tmp_path, brief, alone, monkeypatch,
     assert not list((tmp_path / "run").glob("store*"))
     monkeypatch.setattr("fudlr.run.folder.train_adapter", None)  # not reached
     with pytest.raises((UsageError, EngineError), match=said):
-        train_run(merge(brief, {"record.required": True}), tmp_path / "never")
+        train_run(brief, tmp_path / "never", required=True)
     assert not (tmp_path / "never").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fudlr.report import ReportData
+from fudlr.report import ReportData, plots
 from made_up_run import make_curve, make_mask, make_summary
 
 
@@ -17,3 +17,10 @@ def summary() -> dict[str, Any]:
 @pytest.fixture
 def data(summary: dict[str, Any]) -> ReportData:
     return ReportData(summary, make_mask(), make_curve())
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose plots do not matter are made without, in a tenth of the time."""
+    for name in ("tradeoffs", "changes", "scores"):
+        monkeypatch.setattr(plots, name, lambda _: ())

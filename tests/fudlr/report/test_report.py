@@ -23,7 +23,7 @@ from fudlr.report import (
 from fudlr.report.cost import stage_rows
 from fudlr.report.numbers import label
 from fudlr.report.rows import metric_rows, objective_metrics, worse
-from fudlr.report.words import agreement_sentences, headline, next_steps, worse_sentence
+from fudlr.report.words import agreement_sentences, headline, worse_sentence
 from made_up_run import make_curve, make_mask
 from polars.testing import assert_frame_equal
 from rich.console import Console
@@ -92,7 +92,9 @@ def test_every_metric_figure_warning_and_setting_is_there(data: ReportData) -> N
         assert setting in page.text
 
 
-def test_removed_samples_are_shown_lowest_score_first(data: ReportData) -> None:
+def test_removed_samples_are_shown_lowest_score_first(
+    data: ReportData, without_plots: None
+) -> None:
     page = Page(render_report(data))
     best = data.removed.sort("score").row(0, named=True)
     after = page.text[page.text.index("most wants gone") :]
@@ -154,12 +156,12 @@ OPTIONAL = ["retrained", "most_popular", "heldout", "null", "intervals", "predic
             "cost", "config", "versions", "directions", "warnings", "seed"]  # fmt: skip
 
 
-@pytest.mark.parametrize("part", OPTIONAL)
-def test_each_part_may_be_missing(data: ReportData, part: str) -> None:
-    summary = {name: value for name, value in data.summary.items() if name != part}
-    page = Page(render_report(ReportData(summary, data.mask, data.curve)))
-    assert "ARP" in page.text
-    assert "None" not in page.text
+def test_each_part_may_be_missing(data: ReportData, without_plots: None) -> None:
+    for part in OPTIONAL:
+        summary = {name: value for name, value in data.summary.items() if name != part}
+        page = Page(render_report(ReportData(summary, data.mask, data.curve)))
+        assert "ARP" in page.text, part
+        assert "None" not in page.text, part
 
 
 def test_every_part_may_be_none(data: ReportData) -> None:
@@ -169,24 +171,23 @@ def test_every_part_may_be_none(data: ReportData) -> None:
     assert "None" not in page.text
 
 
-@pytest.mark.parametrize("value", [math.nan, None, math.inf, "n/a"])
-def test_what_is_no_number_is_called_not_measured(summary: dict[str, Any], value: Any) -> None:
-    summary["after"]["hr@10"] = value
-    row = next(row for row in metric_rows(summary) if row.name == "hr@10")
-    assert row.after.text == row.change.text == "not measured"
-    page = Page(render_report(ReportData(summary, make_mask(), make_curve())))
-    assert "not measured" in page.text
-    assert not re.search(r"\b(nan|inf)\b", page.text)
+def test_what_is_no_number_is_called_not_measured(data: ReportData, without_plots: None) -> None:
+    for value in (math.nan, None, math.inf, "n/a"):
+        data.summary["after"]["hr@10"] = value
+        row = next(row for row in metric_rows(data.summary) if row.name == "hr@10")
+        assert row.after.text == row.change.text == "not measured"
+        page = Page(render_report(data))
+        assert "not measured" in page.text
+        assert not re.search(r"\b(nan|inf)\b", page.text)
 
 
-@pytest.mark.parametrize("column", ["score", "user_id", "target_title", "history", "target",
-                                    "influence_arp", "influence_accuracy"])  # fmt: skip
-def test_mask_columns_may_lack(data: ReportData, column: str) -> None:
-    page = Page(render_report(ReportData(data.summary, data.mask.drop(column), data.curve)))
-    assert "most wants gone" in page.text
+def test_mask_columns_may_lack(data: ReportData) -> None:
+    for column in set(data.mask.columns) - {"sample_id", "mask"}:
+        page = Page(render_report(ReportData(data.summary, data.mask.drop(column), data.curve)))
+        assert "most wants gone" in page.text
 
 
-def test_nothing_removed(data: ReportData) -> None:
+def test_nothing_removed(data: ReportData, without_plots: None) -> None:
     mask = data.mask.with_columns(pl.lit(0.0).alias("mask"))
     page = Page(render_report(ReportData(data.summary, mask)))
     assert "Nothing was removed: all 2,000 training samples were kept." in page.text
@@ -222,7 +223,7 @@ def test_lists_come_before_their_catalogue_twin(summary: dict[str, Any]) -> None
     assert kinds["val_loss"] == "other"
 
 
-def test_what_got_worse_beyond_noise_is_said(data: ReportData) -> None:
+def test_what_got_worse_beyond_noise_is_said(data: ReportData, without_plots: None) -> None:
     summary = data.summary
     assert worse(summary) == []
     summary["after"]["gini"] = 0.9
@@ -249,9 +250,9 @@ def test_a_sentence_says_how_much_of_retraining_the_update_is(summary: dict[str,
     assert list(agreement_sentences(summary)) == []
 
 
-def test_the_next_step_depends_on_what_is_missing(data: ReportData) -> None:
+def test_the_next_step_depends_on_what_is_missing(data: ReportData, without_plots: None) -> None:
     def commands() -> str:
-        return " ".join(f"{step} {command}" for step, command in next_steps(data))
+        return Page(render_report(data)).text.partition("All figures")[0]
 
     assert "fudlr verify" not in commands()
     assert "did not clearly improve" not in commands()
@@ -262,9 +263,8 @@ def test_the_next_step_depends_on_what_is_missing(data: ReportData) -> None:
     assert "Load the adapter" not in commands()
 
 
-@pytest.mark.parametrize(
-    ("direction", "after", "interval", "verdict"),
-    [
+def test_verdict() -> None:
+    for direction, after, interval, verdict in (
         ("lower", 1.0, [-1.2, -0.8], "better"),
         ("lower", 3.0, [0.8, 1.2], "worse"),
         ("higher", 3.0, [0.8, 1.2], "better"),
@@ -272,16 +272,10 @@ def test_the_next_step_depends_on_what_is_missing(data: ReportData) -> None:
         ("higher", 1.0, [-1.2, 0.1], "within noise"),
         ("lower", 2.0, None, "unchanged"),
         ("", 1.0, None, ""),
-    ],
-)
-def test_verdict(direction: str, after: float, interval: Any, verdict: str) -> None:
-    summary = {
-        "before": {"m": 2.0},
-        "after": {"m": after},
-        "directions": {"m": direction},
-        "intervals": {"change": {"m": interval}},
-    }
-    assert metric_rows(summary)[0].change.verdict == verdict
+    ):
+        summary = {"before": {"m": 2.0}, "after": {"m": after}, "directions": {"m": direction}}
+        summary["intervals"] = {"change": {"m": interval}}
+        assert metric_rows(summary)[0].change.verdict == verdict
 
 
 def test_cost_leaves_measuring_out(summary: dict[str, Any]) -> None:
@@ -301,21 +295,13 @@ def test_cost_against_training_where_nothing_was_retrained(data: ReportData) -> 
     assert headline(data).endswith(", in 25% of the time of training.")
 
 
-def test_same_data_same_page(data: ReportData) -> None:
-    assert render_report(data) == render_report(data)
-
-
 def test_saved_results_make_the_same_report(tmp_path: Path, data: ReportData) -> None:
-    save_report_data(tmp_path, data)
-    again = load_report_data(tmp_path)
-    assert_frame_equal(again.mask, data.mask)
-    assert render_report(again) == render_report(data)
-
-
-def test_saving_keeps_the_files_json(tmp_path: Path, data: ReportData) -> None:
     data.summary["after"]["hr@10"] = math.nan
     save_report_data(tmp_path, data)
-    assert load_report_data(tmp_path).summary["after"]["hr@10"] is None
+    again = load_report_data(tmp_path)
+    assert again.summary["after"]["hr@10"] is None
+    assert_frame_equal(again.mask, data.mask)
+    assert render_report(again) == render_report(data)
 
 
 def test_damaged_results_are_refused(tmp_path: Path, data: ReportData) -> None:
@@ -325,27 +311,20 @@ def test_damaged_results_are_refused(tmp_path: Path, data: ReportData) -> None:
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DataError, match=name):
             load_report_data(tmp_path)
-
-
-def test_missing_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").unlink()
     with pytest.raises(DataError, match="finished run"):
         load_report_data(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("summary", "columns", "curve", "word"),
-    [
+def test_data_of_another_form_is_refused() -> None:
+    for summary, columns, curve, word in (
         ({"before": {}}, ["sample_id", "mask"], [], "after"),
         ({"before": {}, "after": 3}, ["sample_id", "mask"], [], "after"),
         ({"before": {}, "after": {}}, ["sample_id"], [], "mask"),
         ({"before": {}, "after": {}}, ["sample_id", "mask"], [{"budget": 1}], "predicted"),
-    ],
-)
-def test_data_of_another_form_is_refused(
-    summary: dict[str, Any], columns: list[str], curve: list[dict[str, Any]], word: str
-) -> None:
-    with pytest.raises(DataError, match=word):
-        ReportData(summary, pl.DataFrame({name: [0.0] for name in columns}), curve)
+    ):
+        with pytest.raises(DataError, match=word):
+            ReportData(summary, pl.DataFrame({name: [0.0] for name in columns}), curve)
 
 
 def test_terminal_table(summary: dict[str, Any]) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from fudlr.report.numbers import MISSING, figure, label, relative, share, signed, span
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
+def test_figures_have_four_digits() -> None:
+    for value, text in (
         (229.4321, "229.4"),
         (12345.6, "12,346"),
         (0.062738, "0.06274"),
@@ -20,70 +18,49 @@ from fudlr.report.numbers import MISSING, figure, label, relative, share, signed
         (None, MISSING),
         (math.nan, MISSING),
         (math.inf, MISSING),
-    ],
-)
-def test_figure(value: float | None, text: str) -> None:
-    assert figure(value) == text
+    ):
+        assert figure(value) == text
+    assert figure(-0.0001, 2) == "0.00"  # zero has no sign
 
 
-def test_zero_has_no_sign() -> None:
-    assert figure(-0.0001, 2) == "0.00"
-
-
-@pytest.mark.parametrize(
-    ("interval", "like", "text"),
-    [
+def test_a_span_is_as_precise_as_it_is_wide() -> None:
+    for interval, like, text in (
         ((224.81, 234.04), 229.4, "224.8–234.0"),
         ((5.9203, 6.1621), 6.041, "5.92–6.16"),
         ((-0.0012, 0.0034), 0.001, "−0.0012 to 0.0034"),
         ((2.0, 2.0), 2.0, "2.000–2.000"),
         (None, 1.0, ""),
-    ],
-)
-def test_span_is_as_precise_as_it_is_wide(
-    interval: tuple[float, float] | None, like: float, text: str
-) -> None:
-    assert span(interval, like) == text
+    ):
+        assert span(interval, like) == text
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
+def test_changes_have_a_sign_and_shares_none() -> None:
+    for change, text in (
         (-0.0923, "−9.2%"),
         (1.342, "+134%"),
         (-0.00023, "−0.02%"),
         (1e-7, "±0%"),
         (0.0, "±0%"),
         (None, MISSING),
-    ],
-)
-def test_signed(change: float | None, text: str) -> None:
-    assert signed(change) == text
+    ):
+        assert signed(change) == text
+    for value, text in ((0.1, "10%"), (0.004, "0.4%"), (0.0999, "10%")):
+        assert share(value) == text
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "change"),
-    [(2.0, 1.0, -0.5), (-2.0, -1.0, 0.5), (0.0, 1.0, None), (None, 1.0, None), (1.0, None, None)],
-)
-def test_relative(before: float | None, after: float | None, change: float | None) -> None:
-    assert relative(before, after) == change
+def test_relative() -> None:
+    assert relative(2.0, 1.0) == -0.5
+    assert relative(-2.0, -1.0) == 0.5
+    assert relative(0.0, 1.0) is relative(None, 1.0) is relative(1.0, None) is None
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.1, "10%"), (0.004, "0.4%"), (0.0999, "10%")])
-def test_share(value: float, text: str) -> None:
-    assert share(value) == text
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
+def test_labels() -> None:
+    for name, text in (
         ("ndcg@10", "NDCG@10"),
         ("hellinger@10", "Hellinger@10"),
         ("val_loss", "Validation loss"),
         ("gini", "Gini"),
         ("arp_soft", "ARP (catalogue)"),
         ("auc_tail_gap", "AUC tail gap"),
-    ],
-)
-def test_label(name: str, text: str) -> None:
-    assert label(name) == text
+    ):
+        assert label(name) == text

@@ -9,6 +9,11 @@ from fudlr.influence.update import finish
 from fudlr.pipeline import evidence
 
 
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return load_run(run_folder)
+
+
 def lost(summary):
     """Share of NDCG@5 that the update cost, and whether a diagnostic says so."""
     share = 1 - summary["after"]["ndcg@5"] / summary["before"]["ndcg@5"]
@@ -17,10 +22,8 @@ def lost(summary):
 
 
 @pytest.mark.parametrize("curvature", sorted(CURVATURES))
-def test_no_curvature_costs_accuracy_unsaid(run_folder, curvature):
-    summary = fudlr.debias(
-        load_run(run_folder), curvature=curvature, damping=None, curve=(), heldout=False
-    ).summary
+def test_no_curvature_costs_accuracy_unsaid(run, curvature):
+    summary = fudlr.debias(run, curvature=curvature, damping=None, curve=(), heldout=False).summary
     assert summary["config"]["debias"]["curvature"] == curvature
     rescaled = "rescaled" in summary["update"]
     assert rescaled != CURVATURES[curvature].couples_layers
@@ -33,7 +36,7 @@ def test_no_curvature_costs_accuracy_unsaid(run_folder, curvature):
 @pytest.mark.parametrize(
     "curvature", [name for name, kind in CURVATURES.items() if not kind.couples_layers]
 )
-def test_what_the_rescaling_prevents_would_be_refused(run_folder, curvature, monkeypatch):
+def test_what_the_rescaling_prevents_would_be_refused(run, curvature, monkeypatch):
     """Thirty times its step: no update that costs over a fifth of NDCG is given unsaid."""
     plain = evidence.rescaled
 
@@ -44,6 +47,6 @@ def test_what_the_rescaling_prevents_would_be_refused(run_folder, curvature, mon
     monkeypatch.setattr(evidence, "rescaled", blind)
     options = {"curvature": curvature, "lambda_acc": 0.0, "curve": (), "heldout": False}
     with pytest.raises(RefusedError, match="diagnostic"):
-        fudlr.debias(load_run(run_folder), **options)
-    share, said = lost(fudlr.debias(load_run(run_folder), force=True, **options).summary)
+        fudlr.debias(run, **options)
+    share, said = lost(fudlr.debias(run, force=True, **options).summary)
     assert said or share < 0.2

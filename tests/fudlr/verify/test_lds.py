@@ -6,7 +6,6 @@ import torch
 from fudlr.common.errors import DataError, UsageError
 from fudlr.verify import Checks, agreement, random_removals, targeted_removals
 from fudlr.verify.forgetting import returned
-from fudlr.verify.planted import first_share
 from scipy.stats import linregress, spearmanr
 
 RANDOM = np.random.default_rng(3)
@@ -88,14 +87,6 @@ def test_targeted_removals_take_the_lowest_and_the_highest_in_turn():
     low, high, low_again = targeted_removals(influence, 3, 0.1, seed=0)
     assert float(influence @ low) < -15 < 15 < float(influence @ high)
     assert not torch.equal(low, low_again)
-
-
-def test_planted_samples_are_counted_with_fair_ties():
-    truth = np.array([True, True, False, False, False])
-    assert first_share(np.array([0, 1, 2, 3, 4]), truth) == 1
-    assert first_share(np.array([4, 3, 2, 1, 0]), truth) == 0
-    assert first_share(np.zeros(5), truth) == pytest.approx(0.4)
-    assert first_share(np.array([0, 1, 1, 1, 1]), truth) == pytest.approx((1 + 0.25) / 2)
 
 
 def test_returned_is_0_at_the_start_and_1_at_the_trained():

