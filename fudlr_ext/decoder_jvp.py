@@ -26,8 +26,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fudlr_ext import gates
 from fudlr_ext.decoder_layer import Joint, Pass, Use, ops
+from fudlr_ext.decoder_parts import gate_backward, gate_tangent
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -155,7 +155,7 @@ class LayerTangents:
         dn = ops.rms_norm_tangent(run.x2, second, run.scale2, dx2, rank)
         inner = run.gate_up.d_out
         dgu = self._along(run.gate_up, run.normed2, run.gu[:, inner:], dn)[:, :inner]
-        hidden = gates.tangent(run.layer.gelu, run.gu[:, :inner], dgu, run.down.ranks[-1])
+        hidden = gate_tangent(run.layer.gelu, run.gu[:, :inner], dgu, run.down.ranks[-1])
         self.out = self._along(run.down, run.hidden, run.ud[:, d:], hidden)[:, :d] + dx2
         if run.uses is not None:
             self.dx, self.dx2, self.dgu, self.dqkv = dx, dx2, dgu, along
@@ -225,7 +225,7 @@ class LayerTangents:
         if uses is not None:
             again = (uses[run.down].e, self.dgu)
         de = self._back(run.down, run.hidden, run.ud[:, d:], change)
-        changed = gates.backward(
+        changed = gate_backward(
             run.layer.gelu, run.gu[:, :inner], de, again, self.free(run.gate_up)
         )
         if uses is not None:

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fudlr_ext import gates
-from fudlr_ext.head_norms import HeadNorm
+from fudlr_ext.decoder_parts import HeadNorm, gate_backward, gated
 from fudlr_ext.layers import LoraLayer
 from fudlr_ext.packed import Packed
 
@@ -214,7 +213,7 @@ class Pass:
         )
         self.gate_up = layer.joint(x.dtype, "gate", "up")
         self.gu = self.gate_up.forward(self.normed2)
-        self.hidden = gates.gated(layer.gelu, self.gu[:, : self.gate_up.d_out])
+        self.hidden = gated(layer.gelu, self.gu[:, : self.gate_up.d_out])
         self.down = layer.joint(x.dtype, "down")
         self.ud = self.down.forward(self.hidden)
         self.out = self.x2 + self.ud[:, : x.shape[1]]
@@ -318,7 +317,7 @@ class Pass:
         e = self._back(take, self.down, (self.hidden, self.ud[:, d:], delta), self.offsets)
         inner = self.gate_up.d_out
         assert e is not None
-        to_gu = gates.backward(self.layer.gelu, self.gu[:, :inner], e)
+        to_gu = gate_backward(self.layer.gelu, self.gu[:, :inner], e)
         uses = (self.normed2, self.gu[:, inner:], to_gu)
         e = self._back(take, self.gate_up, uses, self.offsets)
         at_x2 = ops.rms_norm_backward(self.x2, second, self.scale2, e, delta)

@@ -14,9 +14,8 @@ from fudlr_ext.backward_hook import BackwardHook
 from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
-from fudlr_ext.passes import Passes
+from fudlr_ext.passes import Passes, Report
 from fudlr_ext.reducers import Dots, FisherProduct, Reducer, Rows, Sides, Sketch, Sums
-from fudlr_ext.report import Report
 from fudlr_ext.vjp import DeferredVjp
 
 

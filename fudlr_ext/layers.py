@@ -310,44 +310,36 @@ def _check_config(model: nn.Module, adapter: str) -> None:
 def _check_foreign(name: str, module: nn.Module, adapter: str) -> None:
     """Refuse trained parts of the adapter that are no LoRA matrices: they would be left out."""
     saved: Any = getattr(module, "modules_to_save", None)
-    if isinstance(saved, nn.ModuleDict) and adapter in saved:
-        _refuse(
-            name,
-            "the adapter trains a full copy of it (modules_to_save)",
-            "Train the adapter with LoRA matrices alone",
-        )
     tokens: Any = getattr(module, "token_adapter", None)
-    if tokens is not None and adapter in getattr(tokens, "trainable_tokens_delta", ()):
-        _refuse(
-            name,
-            "the adapter trains single tokens of it (trainable_token_indices)",
-            "Train the adapter with LoRA matrices alone",
-        )
+    found = ""
+    if isinstance(saved, nn.ModuleDict) and adapter in saved:
+        found = "the adapter trains a full copy of it (modules_to_save)"
+    elif tokens is not None and adapter in getattr(tokens, "trainable_tokens_delta", ()):
+        found = "the adapter trains single tokens of it (trainable_token_indices)"
+    if found:
+        _refuse(name, found, "Train the adapter with LoRA matrices alone")
 
 
 def _check_kind(name: str, module: Any, adapter: str) -> None:
     """Refuse every kind of LoRA layer but the plain one on a plain linear layer."""
-    base = type(module.base_layer).__name__
+    base, weight = type(module.base_layer).__name__, getattr(module.base_layer, "weight", None)
     if adapter in getattr(module, "lora_embedding_A", ()):
         _refuse(name, f"it is LoRA on an embedding ({base})", "Target linear layers alone")
     if adapter not in module.lora_A:
         return
     variant = getattr(module, "lora_variant", {}).get(adapter)
-    if variant is not None:
-        kind = type(variant).__name__.removesuffix("LinearVariant")
-        _refuse(name, f"it is the LoRA variant {kind}", "Train the adapter with plain LoRA")
-    if getattr(module, "use_dora", {}).get(adapter):
-        _refuse(name, "it is the LoRA variant Dora", "Train the adapter with plain LoRA")
+    kind = "" if variant is None else type(variant).__name__.removesuffix("LinearVariant")
+    if kind or getattr(module, "use_dora", {}).get(adapter):
+        _refuse(name, f"it is the LoRA variant {kind or 'Dora'}", "Train it with plain LoRA")
     if hasattr(module, "parameter_name"):
         _refuse(name, "it is LoRA on a bare parameter (target_parameters)", "Target linear layers")
     if type(module.base_layer) is not nn.Linear and base != "Conv1D":
+        known = "torch.nn.Linear and the Conv1D of transformers alone"
         _refuse(
             name,
-            f"its base is {base}, and the engine knows LoRA on torch.nn.Linear and on the Conv1D "
-            "of transformers alone",
+            f"its base is {base}, and the engine knows LoRA on {known}",
             "Target linear layers of an unquantised model",
         )
-    weight = module.base_layer.weight
     if type(weight) not in PLAIN or not weight.is_floating_point():
         _refuse(
             name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -15,17 +16,57 @@ from fudlr_ext.collect import Collector, check_losses, prove_rows, row_weights
 from fudlr_ext.curvature import Forward, Loss, Recorder
 from fudlr_ext.decoder import Stack, find
 from fudlr_ext.errors import EngineError
-from fudlr_ext.fused_call import FusedCall
+from fudlr_ext.fused_call import FusedCall, UnservedError
 from fudlr_ext.layers import Layout
 from fudlr_ext.reducers import Reducer, Sums
-from fudlr_ext.report import Report
-from fudlr_ext.stages import UnservedError
 from fudlr_ext.vjp import DeferredVjp
 
 T = TypeVar("T")
 CHECK = {torch.float64: 1e-6, torch.float32: 1e-3}
 CHECK_HALF = 0.2
 """Relative differences of one sample's gradient that rounding explains, by the model's dtype."""
+
+
+SHOWN = 3  # names in a sentence
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ran in the last pass of an engine; `str()` says it in a sentence.
+
+    Attributes:
+        call: What was asked: first order, vjp, hvp, ggn_vp, Taylor gradient.
+        decoder_layers: How many decoder layers were looked at.
+        fused_layers: How many of them ran as fused layers: all, or none.
+        single: The LoRA layers that ran by themselves, base and adapter as one step.
+        own_code: Those that ran the model's own code, each with the reason.
+        why: Why decoder layers, or some of their calls, were not fused.
+    """
+
+    call: str = ""
+    decoder_layers: int = 0
+    fused_layers: int = 0
+    single: tuple[str, ...] = ()
+    own_code: dict[str, str] = field(default_factory=dict)
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.call:
+            return "No pass has run yet."
+        parts = [f"{self.fused_layers} of {self.decoder_layers} decoder layers fused"]
+        if self.why:
+            parts[0] += f" ({'; '.join(self.why)})"
+        if self.single:
+            parts.append(f"{len(self.single)} LoRA layers by themselves ({_some(self.single)})")
+        for reason in dict.fromkeys(self.own_code.values()):
+            names = tuple(name for name, each in self.own_code.items() if each == reason)
+            parts.append(f"{len(names)} by the model's own code, since {reason} ({_some(names)})")
+        return f"{self.call}: {'; '.join(parts)}."
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = ", …" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 class Passes:

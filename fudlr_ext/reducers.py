@@ -48,15 +48,13 @@ class Reducer(ABC):
 class Rows(Reducer):
     """The gradients themselves, [n, d]."""
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         self._rows = torch.zeros(n, layout.d, dtype=layout.dtype, device=layout.device)
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         self._rows[:, block.slice] += sample_grads(left, right, offsets).flatten(1)
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         return self._rows
 
 
@@ -66,15 +64,13 @@ class Dots(Reducer):
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = vectors
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         self._dots = self._vectors.new_zeros(n, self._vectors.shape[0])
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         self._dots += sample_dots(left, right, block.of(self._vectors), offsets)
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         return self._dots
 
 
@@ -84,15 +80,13 @@ class Sums(Reducer):
     def __init__(self, weights: Tensor) -> None:
         self._weights = weights
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         self._sums = self._weights.new_zeros(self._weights.shape[0], layout.d)
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         self._sums[:, block.slice] += grad_sum(left, right, self._weights, offsets).flatten(1)
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         return self._sums
 
 
@@ -108,7 +102,7 @@ class Sketch(Reducer):
     def __init__(self, projection: Mapping[str, Sides]) -> None:
         self._projection = projection
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         unknown = [name for name in self._projection if name not in set(layout.names)]
         if unknown or not self._projection:
             raise EngineError(
@@ -130,14 +124,12 @@ class Sketch(Reducer):
                 p += rows * columns
         self._rows = torch.zeros(n, p, dtype=layout.dtype, device=layout.device)
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         if block.name in self._blocks:
             place, sides = self._blocks[block.name]
             self._rows[:, place] += sample_sketch(left, right, *sides, offsets=offsets).flatten(1)
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         return self._rows
 
 
@@ -165,7 +157,7 @@ class FisherProduct(Reducer):
         self._vectors = vectors
         self._weights = weights
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         if self._weights is not None and len(self._weights) != n:
             raise EngineError(
                 "a Fisher product was to be weighted sample by sample",
@@ -178,14 +170,12 @@ class FisherProduct(Reducer):
         self._layout = layout
         self._factors: list[tuple[Block, Tensor, Tensor, Tensor]] = []
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         self._dots.add(block, left, right, offsets)
         # Their sums are taken after the backward pass, where autograd records again.
         self._factors.append((block, left.detach(), right.detach(), offsets))
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         dots = self._dots.result().t() / self._n
         sums = Sums(dots if self._weights is None else (dots * self._weights).contiguous())
         sums.start(self._layout, self._n)
@@ -202,21 +192,19 @@ class Factors(Reducer):
     gradient l is not zero (padding has none); the result is how many these are, one a block.
     """
 
-    def start(self, layout: Layout, n: int) -> None:  # noqa: D102
+    def start(self, layout: Layout, n: int) -> None:
         new = partial(torch.zeros, dtype=layout.dtype, device=layout.device)
         self._order = [block.name for block in layout.blocks]
         self.left = {block.name: new(block.shape[0], block.shape[0]) for block in layout.blocks}
         self.right = {block.name: new(block.shape[1], block.shape[1]) for block in layout.blocks}
         self._counts = dict.fromkeys(self._order, 0)
 
-    def add(  # noqa: D102
-        self, block: Block, left: Tensor, right: Tensor, offsets: Tensor
-    ) -> None:
+    def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         live = left.count_nonzero(dim=1) > 0
         left, right = left[live], right[live]
         self.left[block.name] += left.t() @ left
         self.right[block.name] += right.t() @ right
         self._counts[block.name] += len(left)
 
-    def result(self) -> Tensor:  # noqa: D102
+    def result(self) -> Tensor:
         return torch.tensor([self._counts[name] for name in self._order])

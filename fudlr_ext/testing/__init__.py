@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fudlr_ext.testing import catalogue, rows, samples
-from fudlr_ext.testing.agreement import check_agreement
 from fudlr_ext.testing.case import (
     DTYPES,
     Arguments,
     OpCase,
     as_tuple,
+    check_agreement,
     is_float,
     on_floats,
     result_dtype,

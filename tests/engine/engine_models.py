@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from fudlr_ext import label_logits, label_loss
+from fudlr_ext import Engine, label_logits, label_loss
 
 VOCABULARY = 41
 SIZES = {
@@ -139,3 +139,48 @@ def plain_grads(model, batch, adapter="default", forward=label_logits, loss=labe
 def relative(got, expected):
     got, expected = got.detach().double(), expected.detach().double()
     return float((got - expected).norm() / expected.norm())
+
+
+def tiny(base=llama, dtype=torch.float64, **changes):
+    options = {"attn_implementation": "sdpa", "attention_dropout": 0.0, **changes}
+    return adapted(clean(base(**options)), dtype, lora_dropout=0.0).eval()
+
+
+def unpadded(n=3, t=7):
+    batch = batch_of(n, t)
+    ids = batch["input_ids"]
+    labels = torch.where(torch.arange(t) >= t - 3, ids, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+def part(model, name):
+    return next(module for path, module in model.named_modules() if path.endswith(name))
+
+
+def fused(engine):
+    return engine.report().fused_layers > 0
+
+
+def check(model, batch, *, engine=None, forward=label_logits, loss=label_loss, curved=True):
+    """First and second order against autograd of single samples; return the engine."""
+    engine = engine or Engine(model)
+    expected = plain_grads(model, batch, forward=forward, loss=loss)
+    got = engine.sample_grads(forward, loss, batch)
+    assert relative(got, expected) <= 1e-9, str(engine.report())
+    if curved:
+        vector = torch.randn(1, engine.d, dtype=torch.float64)
+        product = engine.hvp(forward, loss, batch, vector)
+        assert relative(product, plain_hvp(model, batch, vector[0], forward, loss)) <= 1e-8
+        engine.sample_dots(forward, loss, batch, vector)
+    return engine
+
+
+def plain_hvp(model, batch, vector, forward, loss):
+    """The mean loss's Hessian product by double backward through peft's own forward."""
+    parameters = lora_parameters(model)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        value = loss(forward(model, batch), batch).mean()
+    gradient = torch.autograd.grad(value, parameters, create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradient])
+    product = torch.autograd.grad(flat @ vector, parameters)
+    return torch.cat([g.flatten() for g in product])[None]

@@ -83,14 +83,6 @@ def test_no_vectors_give_no_products(tiny, product):
     assert got.shape == (0, engine.d)
 
 
-def test_fisher_is_of_samples_not_of_tokens(tiny):
-    model, engine, batch = tiny
-    grads = plain_grads(model, batch)
-    vectors = torch.randn(2, engine.d, dtype=torch.float64)
-    expected = vectors @ grads.T @ grads / len(grads)
-    assert relative(engine.fisher_vp(*FACE, batch, vectors), expected) <= 1e-10
-
-
 def test_fisher_weighs_samples(tiny):
     model, engine, batch = tiny
     grads = plain_grads(model, batch)

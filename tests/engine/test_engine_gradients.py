@@ -42,9 +42,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("base", "dtype"), [(llama, torch.float64), (qwen2, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("options", ADAPTERS.values(), ids=ADAPTERS)
-@pytest.mark.parametrize("base", [llama, qwen2])
 def test_sample_grads(base, options, dtype):
     model = adapted(base(), dtype, **options)
     batch = batch_of()
@@ -147,9 +148,16 @@ def test_a_graph_knows_what_its_fused_layers_hold():
     assert many - few > 38 * 8 * layers * 10 * hidden * 4, "ten vectors a position and layer"
 
 
-@pytest.mark.parametrize("way", ["fused", "layer by layer"])
-@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("base", [llama, qwen3, gemma])
+@pytest.mark.parametrize(
+    ("base", "adapter", "way"),
+    [
+        (llama, torch.bfloat16, "fused"),
+        (llama, torch.bfloat16, "layer by layer"),
+        (llama, torch.float32, "layer by layer"),
+        (qwen3, torch.float32, "fused"),
+        (gemma, torch.float32, "fused"),
+    ],
+)
 def test_bfloat16_base(base, adapter, way):
     """Half-precision gradients err as plain PyTorch's do, at most twice as much.
 
@@ -213,17 +221,6 @@ def test_gradient_checkpointing():
     model.gradient_checkpointing_enable()
     model.train()
     assert relative(Engine(model).sample_grads(*FACE, batch), expected) <= 1e-5
-
-
-def test_checkpointing_in_the_forward():
-    model = adapted(llama())
-    engine, batch = Engine(model), batch_of()
-
-    def checkpointed(model, batch):
-        return torch.utils.checkpoint.checkpoint(label_logits, model, batch, use_reentrant=False)
-
-    expected = plain_grads(model, batch)
-    assert relative(engine.sample_grads(checkpointed, label_loss, batch), expected) <= 1e-5
 
 
 def test_second_adapter():

@@ -41,28 +41,6 @@ def test_blocks_stand_in_flat_order_and_sides_may_be_missing():
     assert relative(got, torch.cat([part.flatten(1) for part in parts], 1)) <= 1e-5
 
 
-def test_a_layer_that_is_used_twice_adds_up():
-    model = adapted(llama())
-    layers = model.base_model.model.model.layers
-    layers[1] = layers[0]
-    engine, batch = Engine(model), batch_of()
-    name = engine.names[1]
-    left = torch.randn(3, engine.shapes[name][0])
-    got = engine.sample_sketch(*FACE, batch, {name: (left, None)})
-    grads = engine.unflatten(engine.sample_grads(*FACE, batch))[name]
-    assert relative(got, (left @ grads).flatten(1)) <= 1e-5
-
-
-def test_bfloat16_model():
-    engine, batch = Engine(adapted(llama()).to(torch.bfloat16)), batch_of()
-    name = engine.names[1]
-    left = torch.randn(3, engine.shapes[name][0])
-    got = engine.sample_sketch(*FACE, batch, {name: (left, None)})
-    grads = engine.unflatten(engine.sample_grads(*FACE, batch))[name]
-    assert got.dtype == torch.float32
-    assert relative(got, (left @ grads).flatten(1)) <= 1e-5
-
-
 def test_projections_that_do_not_fit_are_refused():
     engine, batch = Engine(adapted(llama())), batch_of()
     name = engine.names[1]

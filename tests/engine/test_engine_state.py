@@ -122,13 +122,6 @@ def test_flat_vector_goes_to_and_fro(model):
         assert torch.equal(matrix, get_peft_model_state_dict(model)[name])
 
 
-def test_theta_is_a_copy(model):
-    engine = Engine(model)
-    theta = engine.theta()
-    theta += 1
-    assert not torch.equal(engine.theta(), theta)
-
-
 def test_reads_what_peft_saved(model, tmp_path):
     from safetensors.torch import load_file
 
