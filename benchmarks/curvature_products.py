@@ -10,8 +10,6 @@ compared with the engine's first. The result goes to benchmarks/results/curvatur
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import warnings
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, interleaved
+from common import RESULTS, bar, interleaved, write_result
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from workload import FACE, SIZES, Work, at_labels, losses, peft_step
@@ -155,8 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--hidden", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--repeats", type=int, default=5)
-    default = Path(__file__).parent / "results" / "curvature_products.json"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--out", type=Path, default=RESULTS / "curvature_products.json")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -166,18 +163,14 @@ def main() -> None:
         print(hidden, {name: round(row["cost"], 3) for name, row in cases[-1]["rows"].items()},
               cases[-1]["failed"], flush=True)  # fmt: skip
     bars = [
-        {"bar": f"{name}, hidden {found['hidden']}", "measured": found["rows"][name]["cost"],
-         "threshold": most, "met": found["rows"][name]["cost"] <= most}
-        for found in cases for name, most in BARS.items()
-    ]  # fmt: skip
-    result = {
-        "command": f"python benchmarks/curvature_products.py --hidden "
-        f"{' '.join(map(str, args.hidden))} --repeats {args.repeats}",
-        "machine": {**describe(), "load": os.getloadavg()},
-        "bars": bars,
-        "cases": cases,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+        bar(f"{name}, hidden {found['hidden']}", found["rows"][name]["cost"], most, least=False)
+        for found in cases
+        for name, most in BARS.items()
+    ]
+    command = f"--hidden {' '.join(map(str, args.hidden))} --repeats {args.repeats}"
+    write_result(
+        args.out, f"python benchmarks/curvature_products.py {command}", bars=bars, cases=cases
+    )
 
 
 if __name__ == "__main__":

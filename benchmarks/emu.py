@@ -3,9 +3,8 @@
     make emu-full
 
 Writes results/emu.json after every op and variant, and goes on where it stopped: what was found
-of an op stands as long as the sources that it hangs on are the same. Counts the traffic of the
-fused products kernel besides. No GPU takes part: what this proves, and what not, is in
-docs/cuda.md.
+of an op stands as long as the sources that it depends on are the same. No GPU takes part: what this
+proves, and what not, is in docs/cuda.md.
 """
 
 import argparse
@@ -30,13 +29,16 @@ from emulation import build, separately  # noqa: E402
 
 SEEDS = 20
 VARIANTS = {"plain": SEEDS, "check": 1, "sanitize": 1}
-ASKED = 1.15  # of the bytes that the fused products kernel must move, at most
 
 
 def kernel_sources(op):
     """The binding that registers an op, and all of csrc/cuda that it hangs on."""
     found = set()
-    ahead = [path for path in CUDA.glob("*_binding.cpp") if f'm.impl("{op}"' in path.read_text()]
+    shared = ROOT / "csrc" / "decoder_ops.h"
+    registers = f'm.impl("{op}"'
+    ahead = [path for path in CUDA.glob("*_binding.cpp") if registers in path.read_text()]
+    if registers in shared.read_text():
+        ahead = [shared, CUDA / "decoder_binding.cpp"]
     while ahead:
         path = ahead.pop()
         if path in found or not path.is_file():
@@ -84,14 +86,6 @@ def piece_of(op, variant):
     return {"sources": sources, **found}
 
 
-def traffic():
-    """The counts of tests/emu/traffic.py."""
-    found, crash = script("traffic.py", variant="check")
-    if found is None:
-        raise SystemExit(f"traffic.py ended with\n{crash}")
-    return {"traffic": found, "traffic_sources": digest("sample_dots")}
-
-
 def start():
     """What was found before, where its sources are the same."""
     record = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
@@ -100,18 +94,13 @@ def start():
         for name, found in record.get("pieces", {}).items()
         if found.get("sources") == digest(name.split()[1]) and "crash" not in found
     }
-    counted = {key: record.get(key) for key in ("traffic", "traffic_sources")}
-    if counted["traffic_sources"] != digest("sample_dots"):
-        counted = traffic()
     return {
         "command": "python benchmarks/emu.py",
         "machine": describe(),
         "seeds": SEEDS,
-        "asked_ratio": ASKED,
         "ops": [op for _, op in every_op()],
         "without_kernel": [op for _, op in every_op() if not kernel_sources(op)],
         "pieces": pieces,
-        **counted,
     }
 
 
@@ -138,10 +127,6 @@ def main():
                 print(f"{piece}: {found['cases']} cases, {said}, {found['seconds']} s", flush=True)
             if "crash" in found or found["disagreements"] or found.get("races"):
                 wrong.append(piece)
-    for row in record["traffic"]:
-        print("sample_dots", row["shape"], row["dtype"], f"{row['ratio']:.3f} of the bytes")
-        if row["ratio"] > ASKED:
-            wrong.append(f"traffic of {row['shape']}")
     sys.exit(", ".join(wrong) or 0)
 
 

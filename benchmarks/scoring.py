@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, interleaved
+from common import RESULTS, bar, interleaved, write_result
 from rivals import RIVALS, load
 from title_work import BATCH, title_batches
 from workload import FACE, SIZES, VECTORS, Work, frozen_pass, peft_at_labels, peft_step
@@ -149,23 +148,20 @@ def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:
 def bars(cases: list[dict[str, Any]], title_cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was asked beside what was measured, on one thread."""
     found = []
-
-    def bar(name: str, measured: float, threshold: float) -> None:
-        met = measured >= threshold
-        found.append({"bar": name, "measured": measured, "threshold": threshold, "met": met})
-
     ways = ("peft", "peft, logits at labels", "frozen limit", COMPILED, OURS)
     for case in (case for case in cases if case["threads"] == 1):
         speed = {name: row["speed"] for name, row in case["rows"].items()}
         step, peer = SCORING[case["hidden"]]
-        bar(f"hidden {case['hidden']}: over peft's step", speed[OURS], step)
-        bar(f"hidden {case['hidden']}: over the limit", speed[OURS] / speed["frozen limit"], 0.9)
+        name = f"hidden {case['hidden']}: over"
+        found.append(bar(f"{name} peft's step", speed[OURS], step))
+        found.append(bar(f"{name} the limit", speed[OURS] / speed["frozen limit"], 0.9))
         peers = {name: value for name, value in speed.items() if name not in ways}
         if peers:
             best = max(peers, key=lambda name: peers[name])
-            bar(f"hidden {case['hidden']}: over {best}", speed[OURS] / peers[best], peer)
+            found.append(bar(f"{name} {best}", speed[OURS] / peers[best], peer))
     for case in (case for case in title_cases if case["threads"] == 1):
-        bar(f"titles, hidden {case['hidden']}", case["rows"][OURS]["speed"], TITLES)
+        speed = case["rows"][OURS]["speed"]
+        found.append(bar(f"titles, hidden {case['hidden']}", speed, TITLES))
     return found
 
 
@@ -177,8 +173,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--compile", choices=("yes", "no"), default="no")
     parser.add_argument("--titles", choices=("yes", "no"), default="yes")
-    default = Path(__file__).parent / "results" / "scoring.json"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scoring.json")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     cases, title_cases = [], []
@@ -193,16 +188,14 @@ def main() -> None:
                 print("titles", title_cases[-1]["rows"][OURS]["speed"], flush=True)
     torch.set_num_threads(min(args.threads))
     chosen = " ".join(map(str, args.hidden))
-    result = {
-        "command": f"python benchmarks/scoring.py --hidden {chosen} --repeats {args.repeats} "
+    write_result(
+        args.out,
+        f"python benchmarks/scoring.py --hidden {chosen} --repeats {args.repeats} "
         f"--threads {' '.join(map(str, args.threads))} --compile {args.compile}",
-        "machine": {**describe(), "load": os.getloadavg()},
-        "bars": bars(cases, title_cases),
-        "cases": cases,
-        "titles": title_cases,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["bars"], indent=1))
+        bars=bars(cases, title_cases),
+        cases=cases,
+        titles=title_cases,
+    )
 
 
 if __name__ == "__main__":

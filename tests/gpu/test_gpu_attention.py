@@ -1,4 +1,4 @@
-"""What is attention's alone, on a real GPU; the rest of it: test_gpu_ops.py and test_gpu_kin.py."""
+"""What is attention's alone, on a real GPU; the rest of it: test_gpu_ops.py."""
 
 import pytest
 import test_gpu_ops

@@ -17,11 +17,10 @@ import torch
 
 from fudlr_ext import _C, Engine, label_logits, label_loss, ops
 from fudlr_ext.testing import OP_CASES, Shape, as_tuple, check_agreement, is_float
-from fudlr_ext.testing.catalogue import CatalogueShape
-from fudlr_ext.testing.rows import RowShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "emu"))
-from cases import dtypes_of, every_job, every_op, has_kernel
+from calls import CALLS
+from cases import every_job, every_op, has_kernel
 from launches import after_late_inputs, replayed
 
 
@@ -41,17 +40,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(missing()), reason=str(mi
 ON_GPU = [case for case in OP_CASES if has_kernel("fudlr", case.name, "cuda")]
 PACKED = [case for case in ON_GPU if case.packed]
 LLAMA = Shape((512, 100, 700, 3), 16, 2048, 8)
-LARGE = {
-    RowShape: RowShape(3000, 4096, 8),
-    CatalogueShape: CatalogueShape(200, 20_000, 64, 4),
-}
-# Beside float64's order of a million close scores, another dtype's has changed places.
-REAL = [
-    (case, dtype)
-    for case in ON_GPU
-    if not case.packed
-    for dtype in (dtypes_of(case) if case.name != "catalogue_top" else (torch.float64,))
-]
 
 
 def moved(arguments, device="cuda"):
@@ -78,6 +66,43 @@ def test_agrees_with_reference(op):
             job.check(job.run())
         except (AssertionError, RuntimeError, ValueError) as error:
             raise AssertionError(job.label) from error
+
+
+calls = pytest.mark.parametrize("call", CALLS, ids=str)
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"), [(call, dtype) for call in CALLS for dtype in call.dtypes], ids=str
+)
+def test_agrees_at_the_sizes_of_layers_stores_and_catalogues(call, dtype):
+    job = call.large_job(dtype, "cuda")
+    job.check(job.run())
+
+
+@calls
+def test_the_same_call_gives_the_same_bits(call):
+    given = moved(call.arguments())
+    assert all(map(torch.equal, call.run(given), call.run(given)))
+
+
+@calls
+def test_runs_on_the_current_stream(call):
+    given = moved(call.arguments())
+    assert all(map(torch.equal, after_late_inputs(call.run, given), call.run(given)))
+
+
+@calls
+def test_is_captured_by_a_graph_and_never_waits(call):
+    given = moved(call.arguments())
+    assert all(map(torch.equal, replayed(call.run, given), call.run(given)))
+
+
+@calls
+def test_autocast_changes_nothing(call):
+    given = moved(call.arguments())
+    plain = call.run(given)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert all(map(torch.equal, call.run(given), plain))
 
 
 SEEN = [case for case in ON_GPU if case.variant == "unseen"]
@@ -110,19 +135,6 @@ def test_agrees_at_real_sizes(case, rank, dtype):
     check_agreement(results(case, arguments), case, arguments)
 
 
-@pytest.mark.parametrize(("case", "dtype"), REAL, ids=str)
-def test_agrees_at_the_sizes_of_stores_and_catalogues(case, dtype):
-    arguments = case.make(LARGE[type(case.shapes[0])], dtype)
-    check_agreement(results(case, arguments), case, arguments)
-
-
-@pytest.mark.parametrize("case", ON_GPU, ids=str)
-def test_the_same_call_gives_the_same_bits(case):
-    arguments = moved(case.make(case.large, torch.float32))
-    first, again = as_tuple(case.op(*arguments)), as_tuple(case.op(*arguments))
-    assert all(map(torch.equal, first, again))
-
-
 @pytest.mark.parametrize("case", PACKED, ids=str)
 def test_any_strides(case):
     arguments = moved(case.make(Shape((3, 0, 1, 20), 8, 50), torch.float32))
@@ -132,22 +144,6 @@ def test_any_strides(case):
         for x in arguments
     ]
     assert torch.equal(case.op(*spaced), expected)
-
-
-@pytest.mark.parametrize("case", ON_GPU, ids=str)
-def test_runs_on_the_current_stream(case):
-    given = moved(case.make(case.large, torch.float32))
-    assert all(map(torch.equal, after_late_inputs(run_of(case), given), run_of(case)(given)))
-
-
-@pytest.mark.parametrize("case", ON_GPU, ids=str)
-def test_is_captured_by_a_graph_and_never_waits(case):
-    given = moved(case.make(case.large, torch.float32))
-    assert all(map(torch.equal, replayed(run_of(case), given), run_of(case)(given)))
-
-
-def run_of(case):
-    return lambda given: as_tuple(case.op(*given))
 
 
 @pytest.mark.parametrize("case", PACKED, ids=str)
@@ -168,14 +164,6 @@ def test_the_same_words_as_on_the_cpu(case):
             case.op(*moved((left[:-1], right, *rest, offsets), device))
         said.append(str(caught.value).splitlines()[0])
     assert said[0] == said[1]
-
-
-@pytest.mark.parametrize("case", PACKED, ids=str)
-def test_autocast_changes_nothing(case):
-    arguments = moved(case.make(case.large, torch.float32))
-    plain = case.op(*arguments)
-    with torch.autocast("cuda", torch.bfloat16):
-        assert torch.equal(case.op(*arguments), plain)
 
 
 def test_more_than_two_to_the_31_numbers():
