@@ -322,7 +322,7 @@ def _check_foreign(name: str, module: nn.Module, adapter: str) -> None:
 
 def _check_kind(name: str, module: Any, adapter: str) -> None:
     """Refuse every kind of LoRA layer but the plain one on a plain linear layer."""
-    base, weight = type(module.base_layer).__name__, getattr(module.base_layer, "weight", None)
+    base = type(module.base_layer).__name__
     if adapter in getattr(module, "lora_embedding_A", ()):
         _refuse(name, f"it is LoRA on an embedding ({base})", "Target linear layers alone")
     if adapter not in module.lora_A:
@@ -340,6 +340,7 @@ def _check_kind(name: str, module: Any, adapter: str) -> None:
             f"its base is {base}, and the engine knows LoRA on {known}",
             "Target linear layers of an unquantised model",
         )
+    weight = module.base_layer.weight
     if type(weight) not in PLAIN or not weight.is_floating_point():
         _refuse(
             name,
