@@ -184,7 +184,7 @@ def request(folder: Path, stream: Stream, size: int, work: Path):
             run.recommender, run.engine, prompts.samples, prompts.side, metrics
         )
     with clock.stage("scores"):
-        solve = sketch_solver(space, config.damping, config.max_steps)
+        solve = sketch_solver(space, config.damping)
         scored = weigh(space, influences(space, gradients, solve), gradients, objective, config)
     with clock.stage("mask"):
         mask = choose_mask(scored.score, config).remove

@@ -226,8 +226,6 @@ class DebiasConfig(Record):
     """Absolute, added once to the curvature; without it, chosen from the λ of training."""
     solver: Name = "auto"
     """`cg` or `direct`; `auto` is direct where the curvature has a closed form, else `cg`."""
-    max_steps: Count | None = None
-    """Iterations of `cg`; without it, those that were measured to be enough."""
     rows: Literal["auto", "store", "memory", "stream"] = "auto"
     """Per-sample gradients as the run's store has them, kept in memory (n · d numbers), or computed
     again for each product. `auto`: the store where it can answer, else in memory."""

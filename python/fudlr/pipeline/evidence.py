@@ -29,9 +29,7 @@ from fudlr.pipeline.plan import Plan
 from fudlr.pipeline.unrolled import as_it_is, unrolled_run, unrolled_update
 
 MAX_STEPS = 20
-"""Of conjugate gradients with whole gradients, where the options name none."""
-SKETCH_STEPS = 20
-"""Largest number of steps in sketch space: a backstop, since the tolerance is to end a solve."""
+"""Of conjugate gradients. In sketch space a backstop, where the tolerance is to end a solve."""
 SKETCH_TOLERANCE = 0.01
 """Relative residual: small beside what the sketches themselves take from influences, which the
 store's audit says."""
@@ -119,13 +117,13 @@ def solvers(plan: Plan, gathered: Gathered) -> Evidence:
         return Evidence("unrolled", space, 0.0, as_it_is, remove, *found)
     damping = plan.config.damping or choose_damping(*trained)
     if gathered.source == "store":
-        solve = sketch_solver(space, damping, plan.config.max_steps)
+        solve = sketch_solver(space, damping)
         return Evidence("store", space, damping, solve, _one_step(plan, space, solve), *found)
     solve, remove = _whole(plan, space, damping)
     return Evidence(gathered.source, space, damping, solve, remove, *found)
 
 
-def sketch_solver(space: Space, damping: float, max_steps: int | None = None) -> Solve:
+def sketch_solver(space: Space, damping: float) -> Solve:
     """H⁻¹ in sketch space: conjugate gradients, preconditioned with a sample of the rows."""
     every = max(1, space.rows.n // PRECONDITIONER_ROWS)
     index = torch.arange(0, space.rows.n, every)
@@ -136,7 +134,7 @@ def sketch_solver(space: Space, damping: float, max_steps: int | None = None) ->
         EmpiricalFisher(space.rows, space.terms),
         damping,
         "cg",
-        max_steps=max_steps or SKETCH_STEPS,
+        max_steps=MAX_STEPS,
         tolerance=SKETCH_TOLERANCE,
         preconditioner=sampled_preconditioner(part, damping),
     )
@@ -209,7 +207,7 @@ def _whole(plan: Plan, space: Space, damping: float) -> tuple[Solve, Callable[[T
     kind, theta = CURVATURES[config.curvature], run.theta
     batches = plan.batches(samples=_scored(plan, space.index))
     parts = Parts(*plan.face, batches, space.rows, terms=space.terms)
-    options = {"max_steps": config.max_steps or MAX_STEPS} if plan.solver == "cg" else {}
+    options = {"max_steps": MAX_STEPS} if plan.solver == "cg" else {}
 
     def solver_of(weights: Tensor | None) -> Solve:
         curvature = kind.make(replace(parts, weights=weights))

@@ -34,7 +34,7 @@ Rows = Literal["unrolled", "store", "store or memory", "memory", "stream"]
 """Where rows come from: the whole training; the store, or else an error; the store, or else memory;
 gradients taken anew, kept or not."""
 
-CLOSED_FORM = ("candidates", "curvature", "damping", "solver", "max_steps", "newton_steps")
+CLOSED_FORM = ("candidates", "curvature", "damping", "solver", "newton_steps")
 """Options that only the closed form follows."""
 
 
@@ -207,12 +207,6 @@ def _rules(config: DebiasConfig) -> Iterator[_Rule]:
         f"the solver direct was asked for with the curvature {config.curvature}",
         "it has no closed form of the damped inverse",
         "Use the solver cg, or the curvature ekfac or identity",
-    )
-    yield _Rule(
-        config.max_steps is not None and _solver(config) != "cg",
-        f"{config.max_steps} iterations of the solver were asked for (debias.max_steps)",
-        f"the curvature {config.curvature} is solved directly",
-        "Leave debias.max_steps out, or set debias.solver to cg",
     )
     yield _Rule(
         config.newton_steps > 0 and not CURVATURES[config.curvature].couples_layers,

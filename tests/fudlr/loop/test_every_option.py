@@ -32,7 +32,6 @@ CHANGED = {
     "curvature": "ekfac",
     "damping": 1.0,
     "solver": "direct",
-    "max_steps": 1,
     "rows": "stream",
     "store": "no/such/store",
     "candidates": 0.5,
@@ -133,7 +132,6 @@ def test_an_option_acts_or_is_refused(run, usual, command, option, monkeypatch):
     [
         ({"lambda_fair": 0.0, "lambda_acc": 0.0}, "both 0"),
         ({"curvature": "ekfac", "newton_steps": 1}, "entries between layers"),
-        ({"curvature": "ekfac", "max_steps": 3}, "solved directly"),
         ({"curvature": "ggn", "solver": "direct"}, "no closed form"),
         ({"candidates": 0.5, "newton_steps": 1}, "those of all samples"),
         ({"rows": "store", "curvature": "ggn"}, "curvature ggn"),

@@ -18,14 +18,22 @@ from fudlr.gradients import metric as gradients
 from fudlr.groups import UserSet, debias_groups, sets_of_column
 from fudlr.lora import load
 from fudlr.metrics import evaluate
+from fudlr.pipeline import evidence
 from fudlr.pipeline.plan import prepare
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 OPTIONS = {
-    "objective": "arp", "lambda_acc": 0.0, "batch": 20, "rows": "memory", "max_steps": 60,
+    "objective": "arp", "lambda_acc": 0.0, "batch": 20, "rows": "memory",
     "force": True,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _solved_to_the_end():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "MAX_STEPS", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +68,7 @@ def test_each_is_the_usual_request_of_its_users_alone(run, found, sets, config, 
     run.engine.load(run.theta)
     assert one.users[0] == len(valid)
     own, expected = one.scored.influence.of(*one.predicted), usual.scored.influence.of("arp")
-    # Solved to the end (max_steps): a rest of the residual swaps samples at the budget's edge.
+    # Solved to the end: a rest of the residual swaps samples at the budget's edge.
     assert (own - expected).norm() < 2e-2 * expected.norm()
     assert torch.equal(one.mask, usual.mask)
     shift = usual.update.theta - run.theta

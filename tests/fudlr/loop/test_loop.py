@@ -112,10 +112,10 @@ def test_same_seed_gives_the_same_and_a_curve_of_some_users_stands_where_all_wou
     assert 0.5 < of_some / of_all < 2
 
 
-def test_streamed_rows_give_the_mask_of_rows_in_memory(run_folder):
+def test_streamed_rows_give_the_mask_of_rows_in_memory(run_folder, monkeypatch):
+    monkeypatch.setattr("fudlr.pipeline.evidence.MAX_STEPS", 5)
     stored, streamed = (
-        fudlr.debias(load_run(run_folder), rows=rows, max_steps=5, **SHORT)
-        for rows in ("memory", "stream")
+        fudlr.debias(load_run(run_folder), rows=rows, **SHORT) for rows in ("memory", "stream")
     )
     agree = (stored.mask == streamed.mask).float().mean()
     assert agree > 0.999

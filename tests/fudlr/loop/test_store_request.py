@@ -57,7 +57,8 @@ def test_a_store_that_kept_everything_answers_as_the_full_method(
     tmp_path, run_folder, gradients, monkeypatch
 ):
     monkeypatch.setattr(evidence, "SKETCH_TOLERANCE", 1e-5)
-    options = {"objective": "arp + 0.5*hellinger", "max_steps": 300, **SHORT}
+    monkeypatch.setattr(evidence, "MAX_STEPS", 300)
+    options = {"objective": "arp + 0.5*hellinger", **SHORT}
     exact = fudlr.debias(load_run(run_folder), rows="memory", **options)
     run = with_store(tmp_path / "store", load_run(run_folder), gradients)
     found = fudlr.debias(run, rows="store", **options)
@@ -97,9 +98,10 @@ def test_another_adapters_store_is_refused_or_passed_over_and_none_is_said(
         fudlr.debias(run, rows="store", **SHORT)
 
 
-def test_an_update_by_candidates_is_divided_by_all_samples(run_folder, gradients):
+def test_an_update_by_candidates_is_divided_by_all_samples(run_folder, gradients, monkeypatch):
+    monkeypatch.setattr(evidence, "MAX_STEPS", 300)
     run = load_run(run_folder)
-    found = fudlr.debias(run, candidates=0.3, rows="memory", max_steps=300, **SHORT)
+    found = fudlr.debias(run, candidates=0.3, rows="memory", **SHORT)
     scored = ~found.answer.scored.influence.values[:, 0].isnan()
     assert 0.25 < float(scored.double().mean()) < 0.35
     assert scored[found.mask.bool()].all()
@@ -120,11 +122,12 @@ def test_the_curvature_of_means_counts_their_terms(
     same, and the run's losses of one item are told to be such means.
     """
     monkeypatch.setattr(evidence, "SKETCH_TOLERANCE", 1e-6)
+    monkeypatch.setattr(evidence, "MAX_STEPS", 300)
     run = load_run(run_folder)
     if rows == "store":
         run = with_store(tmp_path / "store", run, gradients)
     monkeypatch.setattr(run.recommender, "terms", lambda samples: 1.0 + of(samples))
-    options = {"rows": rows, "max_steps": 300, "damping": 0.3}
+    options = {"rows": rows, "damping": 0.3}
     job = prepare(run, with_options(run.config.debias, options))
     found = evidence.solvers(job, evidence.gather(job))
     right = gradients[:2]
