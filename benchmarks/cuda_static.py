@@ -3,9 +3,8 @@
     python benchmarks/cuda_static.py          # writes results/cuda_static.json
     python benchmarks/cuda_static.py --check  # only fails where a kernel lost what it claims
 
-Per kernel and architecture: registers, shared memory, spills (none are allowed), 128-bit accesses
-and tensor-core instructions, and the share of a multiprocessor's warps that fit (CUDA C++
-Programming Guide, "Compute Capabilities": limits per multiprocessor).
+Per kernel and architecture: registers, shared memory, spills (none are allowed), 128-bit loads and
+tensor-core instructions.
 """
 
 import argparse
@@ -61,12 +60,6 @@ CLAIMS = {
     "check_attention_kernel": (256, set()),
 }
 
-# Registers, shared bytes and warps of a multiprocessor.
-LIMITS = {
-    "sm_80": (65536, 164 * 1024, 64),
-    "sm_90": (65536, 228 * 1024, 64),
-    "sm_100": (65536, 228 * 1024, 64),
-}
 SPILLS = ("LDL", "STL")
 
 
@@ -131,16 +124,6 @@ def instructions(tool, library):
     return found
 
 
-def occupancy(architecture, threads, registers, shared):
-    """The share of a multiprocessor's warps that are resident; registers come in lots of 256."""
-    all_registers, all_shared, warps = LIMITS[architecture]
-    each = -(-threads // 32)
-    per_warp = -(-registers * 32 // 256) * 256
-    blocks = min(all_registers // per_warp // each, warps // each, 32)
-    blocks = min(blocks, all_shared // (shared + 1024))
-    return blocks * each / warps
-
-
 def rows(tool, library):
     counted = instructions(tool, library)
     table = []
@@ -158,12 +141,9 @@ def rows(tool, library):
                 **numbers,
                 "spills": sum(n for op, n in seen.items() if op.startswith(SPILLS)),
                 "wide_loads": sum(n for op, n in seen.items() if re.match(r"LDG.*\.128", op)),
-                "wide_stores": sum(n for op, n in seen.items() if re.match(r"STG.*\.128", op)),
                 "tensor": sum(n for op, n in seen.items() if op.startswith("HMMA")),
                 "matrix_loads": sum(n for op, n in seen.items() if op.startswith("LDSM")),
                 "threads": threads,
-                "occupancy": threads
-                and occupancy(architecture, threads, numbers["registers"], numbers["shared"]),
             }
         )
     return sorted(table, key=lambda row: (row["kernel"], ARCHITECTURES.index(row["architecture"])))

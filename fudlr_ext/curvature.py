@@ -114,46 +114,39 @@ class Recorder:
         return Along(self.adapted(), vectors)
 
 
-class _Spine:
-    """What the outputs of one forward pass hang on, and products from there on.
+def _products(
+    recorder: Recorder | None,
+    vectors: Tensor,
+    delta: Tensor | None,
+    inner: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the products [k, d], with `inner` the product at what the outputs depend on.
 
-    That is θ itself, or, where the fused decoder layers ran, their last output: then the vectors
-    go through these all at once, and only what is left of the model differentiates vector by
-    vector.
+    Where the fused decoder layers ran, that is their last output: the vectors go through these all
+    at once, and only what is left of the model differentiates vector by vector.
+
+    Args:
+        recorder: The fused layers; None where the outputs depend on θ itself.
+        vectors: [k, d].
+        delta: The gradient at that output where the layers' own curvature counts (the Hessian).
+        inner: A tangent there to the change of its cotangent.
     """
-
-    def __init__(self, leaf: Tensor, recorder: Recorder | None) -> None:
-        self.leaf, self.recorder = leaf, recorder
-
-    def products(
-        self, vectors: Tensor, delta: Tensor | None, inner: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the products [k, d], with `inner` the product at the leaf.
-
-        Args:
-            vectors: [k, d].
-            delta: The gradient at the leaf where the layers' own curvature counts (the Hessian).
-            inner: A tangent of the leaf to the change of its cotangent.
-        """
-        if self.recorder is None:
-            rows = [inner(vector) for vector in vectors]
-            return torch.stack(rows) if rows else torch.zeros_like(vectors)
-        if delta is not None:
-            with torch.no_grad():
-                self.recorder.descend(delta)
-        size = max(1, DIRECTION_BYTES // max(self.recorder.bytes_each(), 1))
-        parts = [self._together(part, inner) for part in vectors.split(size) if len(part)]
-        return torch.cat(parts) if parts else torch.zeros_like(vectors)
-
-    def _together(self, vectors: Tensor, inner: Callable[[Tensor], Tensor]) -> Tensor:
-        assert self.recorder is not None
-        k = len(vectors)
+    if recorder is None:
+        rows = [inner(vector) for vector in vectors]
+        return torch.stack(rows) if rows else torch.zeros_like(vectors)
+    if delta is not None:
         with torch.no_grad():
-            along = self.recorder.along(vectors)
-        tangents = along.out.view(-1, k, along.out.shape[1])
-        changes = torch.stack([inner(tangents[:, j]) for j in range(k)], 1)
+            recorder.descend(delta)
+    size = max(1, DIRECTION_BYTES // max(recorder.bytes_each(), 1))
+    found = []
+    for part in (each for each in vectors.split(size) if len(each)):
         with torch.no_grad():
-            return along.back(changes.detach().flatten(0, 1))
+            along = recorder.along(part)
+        tangents = along.out.view(-1, len(part), along.out.shape[1])
+        changes = torch.stack([inner(tangents[:, j]) for j in range(len(part))], 1)
+        with torch.no_grad():
+            found.append(along.back(changes.detach().flatten(0, 1)))
+    return torch.cat(found) if found else torch.zeros_like(vectors)
 
 
 def attempt(
@@ -183,12 +176,12 @@ def attempt(
         return product(theta, recorder)
 
 
-def _spine(
+def _leaf(
     layout: Layout, theta: Tensor, recorder: Recorder | None, outputs: tuple[Tensor, ...]
-) -> _Spine:
-    """Return what the outputs hang on."""
+) -> Tensor:
+    """Return what the outputs depend on: θ, or the last output of the fused layers."""
     if recorder is None:
-        return _Spine(theta, None)
+        return theta
     matrices = [p for p in layout.parameters() if p.requires_grad]
     call, live = recorder.call, [each.sum() for each in outputs if each.requires_grad]
     if call.broken or len(recorder.runs) != recorder.layers:
@@ -196,7 +189,7 @@ def _spine(
     by_itself = torch.autograd.grad(live, matrices, retain_graph=True, allow_unused=True)
     if any(gradient is not None for gradient in by_itself):
         raise call.unserved("a LoRA matrix is used by itself")
-    return _Spine(recorder.leaves[-1], recorder)
+    return recorder.leaves[-1]
 
 
 def hvp(
@@ -209,10 +202,10 @@ def hvp(
     """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994)."""
     losses = losses_of()
     check_losses(losses, layout)
-    spine = _spine(layout, theta, recorder, (losses,))
-    (gradient,) = torch.autograd.grad(losses.mean(), spine.leaf, create_graph=True)
-    return spine.products(
-        vectors, gradient.detach(), lambda v: _gradients((gradient,), (spine.leaf,), (v,))[0]
+    leaf = _leaf(layout, theta, recorder, (losses,))
+    (gradient,) = torch.autograd.grad(losses.mean(), leaf, create_graph=True)
+    return _products(
+        recorder, vectors, gradient.detach(), lambda v: _gradients((gradient,), (leaf,), (v,))[0]
     )
 
 
@@ -237,7 +230,7 @@ def ggn_vp(
     given = list(everything)
     for i, tensor in zip(varying, at, strict=True):
         given[i] = tensor
-    leaf = (spine := _spine(layout, theta, recorder, outputs)).leaf
+    leaf = _leaf(layout, theta, recorder, outputs)
     losses = loss_of(tuple(given) if len(given) > 1 else given[0])
     check_losses(losses, layout)
     gradients = torch.autograd.grad(losses.mean(), at, create_graph=True)
@@ -251,4 +244,4 @@ def ggn_vp(
         curved = _gradients(gradients, at, forward_v)
         return _gradients(outputs, (leaf,), curved)[0]
 
-    return spine.products(vectors, None, product)
+    return _products(recorder, vectors, None, product)

@@ -254,23 +254,17 @@ class LayerTangents:
 
     def _attention_back(self, de: Tensor) -> list[Tensor]:
         """Return the changes of the projections' cotangents: of one product, or of two."""
-        run, uses, packed = self.run, self.run.uses, self.run.packed
+        run, uses = self.run, self.run.uses
         again = (None,) * 4 if uses is None else (uses[run.o].e, *self.dqkv)
         free = self.free(run.qkv)
         to_q, to_k, _ = ops.attention_backward(*run._attention(), de, *again, free)
-        width = to_k.shape[1]
-        if packed.wanted is None:
-            columns = to_q.shape[1] + 2 * width
-            side = to_q.as_strided((to_q.shape[0], columns + free), to_q.stride())
-            ops.rotate_heads(side[:, : columns - width], packed.cos, packed.sin, True)
-            self._heads_back(to_q, to_k)
-            return [side]
-        ops.rotate_heads(to_k, packed.cos, packed.sin, True)
-        ops.rotate_heads(to_q, *run.at, True)
+        side = run.turned_back(to_q, to_k, free)
         self._heads_back(to_q, to_k)
+        if run.packed.wanted is None:
+            return [side]
         room = to_q.new_empty(to_q.shape[0], to_q.shape[1] + self.free(run.only_q))
         room[:, : to_q.shape[1]] = to_q
-        return [to_k.as_strided((to_k.shape[0], 2 * width + free), to_k.stride()), room]
+        return [side, room]
 
     def _inputs_back(self, changes: list[Tensor], below: bool) -> Tensor | None:
         run = self.run

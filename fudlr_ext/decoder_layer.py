@@ -262,6 +262,21 @@ class Pass:
         for norm, grads in zip(self.head_norms or (), (to_q, to_k), strict=False):
             norm.backward(grads, self._keeping)
 
+    def turned_back(self, to_q: Tensor, to_k: Tensor, free: int = 0) -> Tensor:
+        """Undo the rotation in cotangents; return those of keys and values, side by side.
+
+        Those of the queries are in front where all positions are wanted, and `free` columns behind.
+        """
+        packed, width = self.packed, to_k.shape[1]
+        if packed.wanted is None:
+            columns = to_q.shape[1] + 2 * width
+            side = to_q.as_strided((to_q.shape[0], columns + free), to_q.stride())
+            ops.rotate_heads(side[:, : columns - width], packed.cos, packed.sin, True)
+            return side
+        ops.rotate_heads(to_k, packed.cos, packed.sin, True)
+        ops.rotate_heads(to_q, *self.at, True)
+        return to_k.as_strided((to_k.shape[0], 2 * width + free), to_k.stride())
+
     def _attention(self) -> tuple[Any, ...]:
         packed, layer = self.packed, self.layer
         limits = packed.limits if packed.wanted is None else packed.limits[packed.wanted]
@@ -322,18 +337,9 @@ class Pass:
         e = self._back(take, self.gate_up, uses, self.offsets)
         at_x2 = ops.rms_norm_backward(self.x2, second, self.scale2, e, delta)
         e = self._back(take, self.o, (self.attended, self.uo[:, d:], at_x2), self.offsets)
-        to_q, to_k, to_v = ops.attention_backward(*self._attention(), e)
-        if packed.wanted is None:
-            columns = to_q.shape[1] + 2 * to_k.shape[1]
-            side = to_q.as_strided((to_q.shape[0], columns), to_q.stride())
-            turned = side[:, : columns - to_v.shape[1]]
-            ops.rotate_heads(turned, packed.cos, packed.sin, True)
-            self._heads_back(to_q, to_k)
-        else:
-            side = to_k.as_strided((to_k.shape[0], 2 * to_k.shape[1]), to_k.stride())
-            ops.rotate_heads(to_k, packed.cos, packed.sin, True)
-            ops.rotate_heads(to_q, *self.at, True)
-            self._heads_back(to_q, to_k)
+        to_q, to_k, _ = ops.attention_backward(*self._attention(), e)
+        side = self.turned_back(to_q, to_k)
+        self._heads_back(to_q, to_k)
         e = self._back(take, self.qkv, (self.normed, self.u, side), packed.offsets, below)
         if packed.wanted is not None:
             eq = self._back(take, self.only_q, (self.some, self.uq, to_q), self.offsets, below)
