@@ -192,15 +192,20 @@ def _leaf(
     return recorder.leaves[-1]
 
 
+ModelAndLoss = tuple[Callable[[], Any], Callable[[Any], Tensor]]
+"""Makes the outputs, and the losses [n] of outputs."""
+
+
 def hvp(
     layout: Layout,
     theta: Tensor,
     recorder: Recorder | None,
-    losses_of: Callable[[], Tensor],
+    model_and_loss: ModelAndLoss,
     vectors: Tensor,
 ) -> Tensor:
     """Return ∇²(mean loss) v for vectors [k, d], [k, d] (Pearlmutter 1994)."""
-    losses = losses_of()
+    outputs_of, loss_of = model_and_loss
+    losses = loss_of(outputs_of())
     check_losses(losses, layout)
     leaf = _leaf(layout, theta, recorder, (losses,))
     (gradient,) = torch.autograd.grad(losses.mean(), leaf, create_graph=True)
@@ -213,7 +218,7 @@ def ggn_vp(
     layout: Layout,
     theta: Tensor,
     recorder: Recorder | None,
-    model_and_loss: tuple[Callable[[], Any], Callable[[Any], Tensor]],
+    model_and_loss: ModelAndLoss,
     vectors: Tensor,
 ) -> Tensor:
     """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs.

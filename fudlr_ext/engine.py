@@ -250,35 +250,24 @@ class Engine:
         The matrix is Jᵀ H J (Schraudolph 2002), with J the Jacobian of the outputs in θ and H the
         Hessian of the mean loss in the outputs, both exact; no damping.
         """
-        vectors = self._vectors("ggn_vp", "vectors", vectors, (None, self.d))
-        self._passes.check(forward, loss, batch)
-        return self._passes.product(
-            "ggn_vp",
-            self.theta(),
-            lambda theta, recorder: curvature.ggn_vp(
-                self._layout,
-                theta,
-                recorder,
-                (lambda: forward(self.model, batch), lambda outputs: loss(outputs, batch)),
-                vectors,
-            ),
-        )
+        return self._curved("ggn_vp", forward, loss, batch, vectors)
 
     def hvp(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
         """Return the exact Hessian's products of the mean loss for vectors [k, d], as [k, d]."""
-        vectors = self._vectors("hvp", "vectors", vectors, (None, self.d))
+        return self._curved("hvp", forward, loss, batch, vectors)
+
+    def _curved(
+        self, name: str, forward: Forward, loss: Loss, batch: Any, vectors: Tensor
+    ) -> Tensor:
+        vectors = self._vectors(name, "vectors", vectors, (None, self.d))
         self._passes.check(forward, loss, batch)
-        return self._passes.product(
-            "hvp",
-            self.theta(),
-            lambda theta, recorder: curvature.hvp(
-                self._layout,
-                theta,
-                recorder,
-                lambda: loss(forward(self.model, batch), batch),
-                vectors,
-            ),
-        )
+        product = {"hvp": curvature.hvp, "ggn_vp": curvature.ggn_vp}[name]
+
+        def run(theta: Tensor, recorder: curvature.Recorder | None) -> Tensor:
+            parts = (lambda: forward(self.model, batch), lambda outputs: loss(outputs, batch))
+            return product(self._layout, theta, recorder, parts, vectors)
+
+        return self._passes.product(name, self.theta(), run)
 
     def _vectors(self, op: str, name: str, given: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         fits = given.dim() == len(shape) and all(
