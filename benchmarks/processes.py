@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +39,9 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
     Raises:
         UsageError: The process was killed, mostly for want of memory.
     """
-    with _environment(GIVE_BACK), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    for name, value in GIVE_BACK.items():
+        os.environ.setdefault(name, value)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(function, *args).result()
         except BrokenProcessPool as error:
@@ -49,15 +50,3 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
                 "the process was killed before it was done",
                 "Give it more memory, or less to do",
             ) from error
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Within it, processes that are started have `values`; what the user set stays."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

@@ -23,11 +23,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import RESULTS, bar, interleaved, write_result
+from fudlr.config import RunConfig
+from fudlr.data.fetch import load_ml100k
+from fudlr.data.interactions import Samples
+from fudlr.recommenders.templates import load_template
+from fudlr.recommenders.titles import Titles
+from fudlr.train.small_text import train_tokenizer
 from rivals import RIVALS, load
-from title_work import BATCH, title_batches
-from workload import FACE, SIZES, VECTORS, Work, frozen_pass, peft_at_labels, peft_step
+from transformers import LlamaForCausalLM
+from workload import (
+    FACE,
+    SIZES,
+    VECTORS,
+    VOCABULARY,
+    Work,
+    adapted,
+    frozen_pass,
+    llama_config,
+    peft_at_labels,
+    peft_step,
+)
 
 from fudlr_ext import Engine
 
@@ -35,6 +53,8 @@ TOLERANCE = 1e-3  # kronfluence's EK-FAC vectors are of its own scale; others ag
 SCORING = {512: (1.3, 1.2), 256: (1.4, 1.3), 128: (1.7, 1.5)}
 """Least speed in peft steps, and beside the fastest peer."""
 TITLES = 2.0
+BATCH, BATCHES = 16, 4
+"""Of prompts of titles."""
 OURS = "fudlr_ext"
 COMPILED = "frozen limit, torch.compile"
 
@@ -102,7 +122,7 @@ def synthetic(
     for name in names:
         label = RIVALS[name]
         try:
-            call, vectors = load(name).scorer(work)
+            call, vectors = load(name)(work)
             call()  # a second time must give the same
             errors[label] = agreement(work, call(), vectors)
             calls[label] = call
@@ -114,6 +134,22 @@ def synthetic(
     positions, samples = SIZES[hidden]
     shape = {"hidden": hidden, "positions": positions, "samples": samples, "threads": threads}
     return {**shape, "rows": rows, "failed": failed}
+
+
+def title_batches(hidden: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
+    """A peft model of this width, and batches of random samples' prompts with their titles."""
+    data = load_ml100k()
+    config = RunConfig.model_validate({"data": {"window": 10}})
+    titles = data.items["title"].to_list()
+    tokenizer = train_tokenizer(load_template("bigrec"), titles, VOCABULARY)
+    torch.manual_seed(0)
+    model = adapted(LlamaForCausalLM(llama_config(hidden, len(tokenizer))))
+    recommender = Titles(model, tokenizer, data, config)
+    starts = data.user_starts[data.user]
+    later = np.flatnonzero(np.arange(len(data)) > starts)
+    chosen = np.random.default_rng(0).choice(later, BATCH * BATCHES, replace=False)
+    samples = Samples(data, np.sort(chosen)[np.random.default_rng(1).permutation(len(chosen))])
+    return model, list(recommender.batches(samples, BATCH))
 
 
 def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:

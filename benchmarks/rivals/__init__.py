@@ -10,6 +10,7 @@ They live in an environment of their own, `requirements.txt` beside this file; a
 process of it, together with the engine.
 """
 
+from functools import partial
 from importlib import import_module
 
 RIVALS = {
@@ -18,12 +19,15 @@ RIVALS = {
     "opacus_samples": "opacus 1.6.0",
     "bergson_scorer": "bergson 2.5.1",
     "dattri_hooks": "dattri-llm 0.1.0",
-    "kronfluence_identity": "kronfluence 1.0.1, identity",
-    "kronfluence_ekfac": "kronfluence 1.0.1, EK-FAC",
+    "kronfluence_scorer": "kronfluence 1.0.1, identity",
+    "kronfluence_scorer:ekfac": "kronfluence 1.0.1, EK-FAC",
 }
-"""Modules, and what the table calls them."""
+"""Modules, with an option of theirs, and what the table calls them."""
 
 
 def load(name: str):
-    """The module of one rival; raises where its library is not there."""
-    return import_module(f"rivals.{name}")
+    """The scorer of one rival; raises where its library is not there."""
+    module, _, option = name.partition(":")
+    return partial(
+        import_module(f"rivals.{module}").scorer, **({"strategy": option} if option else {})
+    )

@@ -1,4 +1,4 @@
-"""kronfluence 1.0.1: its tracked modules, with query gradients as they are."""
+"""kronfluence 1.0.1: its tracked modules, with query gradients as they are, or by EK-FAC."""
 
 import tempfile
 from typing import Any
@@ -24,13 +24,11 @@ from workload import at_labels, losses
 QUERIES = "accumulated_preconditioned_gradient"
 
 
-def scorer(work):
-    """Query gradients once; `call` is its own loop over training gradients."""
-    return tracked(work, "identity")
+def scorer(work, strategy="identity"):
+    """Query gradients once; `call` is its own loop over training gradients.
 
-
-def tracked(work, strategy):
-    """The same for any of its curvatures, whose factors are fitted once, to the batch."""
+    The factors of a curvature are fitted once, to the batch, and multiply the query gradients.
+    """
     names = [name.removesuffix(".weight") for name in work.split(work.vectors)]
 
     class Labels(Task):
