@@ -177,14 +177,13 @@ def complaints(table, architectures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--files", nargs="+", help="libraries or objects in place of the engine's")
     options = parser.parse_args()
-    if not options.files and "cuda" not in _C.devices():
+    if "cuda" not in _C.devices():
         sys.exit("cuda_static: the library has no GPU kernels. Build it with FUDLR_CUDA=ON")
     tool = find_tool()
     if tool is None:
         sys.exit("cuda_static: cuobjdump is missing. pip install .[cuda]")
-    table = [row for file in options.files or [_C.__file__] for row in rows(tool, file)]
+    table = rows(tool, _C.__file__)
     # A check takes what FUDLR_CUDA_GPUS asked for; the result file is of all.
     there = {row["architecture"] for row in table}
     lost = complaints(table, there if options.check and there else ARCHITECTURES)

@@ -101,14 +101,9 @@ def limits(device: str, clock: Any, side: int) -> dict[str, float]:
 
 def measure(row: Row, device: str, found: dict[str, float], clock: Any) -> dict[str, Any]:
     """A row of the result, as plain data."""
-    facts = {
-        "family": row.family,
-        "op": row.op,
-        "size": row.size,
-        "dtype": str(row.dtype).removeprefix("torch."),
-        "bytes": row.bytes,
-        "operations": row.operations,
-    }
+    names = ("family", "op", "size", "bytes", "operations")
+    facts = {name: getattr(row, name) for name in names}
+    facts["dtype"] = str(row.dtype).removeprefix("torch.")
     try:
         errors, timed = checked(row, row.build(device))
         seconds = medians(timed, clock)

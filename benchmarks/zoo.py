@@ -219,9 +219,6 @@ def adapter_rows() -> dict[str, dict[str, Any]]:
             found[name] = {"result": "not built", "said": said}
             continue
         found[name] = judge(model)
-    for name, change in STATES.items():
-        model = adapted(llama(), LoraConfig(r=2, target_modules=LINEARS))
-        found[name] = judge(change(model))
     return found
 
 
@@ -233,30 +230,6 @@ def _other(kind: Any) -> Any:
         if name in fields and not (name == "r" and kind.__name__ in {"OFTConfig"}):
             options[name] = value
     return kind(**options)
-
-
-def _second(model: Any, active: list[str]) -> Any:
-    model.add_adapter("other", LoraConfig(r=3, target_modules=["q_proj"]))
-    model.base_model.set_adapter(active)
-    return model
-
-
-def _merged(model: Any) -> Any:
-    model.merge_adapter()
-    return model
-
-
-def _disabled(model: Any) -> Any:
-    model.base_model.disable_adapter_layers()
-    return model
-
-
-STATES = {
-    "a second adapter, idle": lambda model: _second(model, ["default"]),
-    "two active adapters": lambda model: _second(model, ["default", "other"]),
-    "merged": _merged,
-    "disabled": _disabled,
-}
 
 
 def main() -> None:
