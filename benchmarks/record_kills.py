@@ -35,7 +35,7 @@ from fudlr.gradients.store import Recorder, Store
 from fudlr.run import folder as run_folder
 
 OPTIONS = {**SMALL, "model.pretrain_epochs": 0, "train.epochs": 3, "train.batch": 64,
-           "train.checkpoint": 4, "record.fit_samples": 128}  # fmt: skip
+           "train.checkpoint": 4}  # fmt: skip
 SLOW = 0.1  # seconds that a slow disk's fsync takes more
 PER_ROUND = 10  # kills of one training
 

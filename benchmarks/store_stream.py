@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, bar, write_result
-from fudlr.gradients import random_projection
+from fudlr.gradients import Projection
 from fudlr.gradients.store import Binding, Recipe, Store, StoreWriter, digest
 from fudlr.influence.unroll import Unrolled
 from fudlr.influence.unroll.adam import OptimiserStep, State
@@ -45,7 +45,8 @@ def write(folder: Path, given: argparse.Namespace) -> dict[str, float]:
     """Record a training, in batches; every epoch in another order."""
     draw = torch.Generator().manual_seed(0)
     rows = 0.01 * torch.randn(given.batch, given.dim, generator=draw)
-    projection = random_projection(SHAPES, given.dim // (2 * LAYERS * RANK))
+    turn = torch.linalg.qr(torch.randn(WIDTH, given.dim // (2 * LAYERS * RANK), generator=draw))[0]
+    projection = Projection(SHAPES, {name: turn.T.contiguous() for name in SHAPES})
     start = 0.1 * torch.randn(D, generator=draw)
     recipe, state, t = Recipe(), State.at(start), 0
     began = time.perf_counter()

@@ -59,7 +59,7 @@ def train(model, samples, weights, store=None) -> None:
     optimiser = torch.optim.Adam(parameters, lr=RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * SAMPLES // BATCH)
     order = torch.Generator().manual_seed(1)
-    options = RecordConfig(dims=8, fit_samples=BATCH)
+    options = RecordConfig()
     recorder = store and Recorder(model, store, data=samples, config=options, optimiser=optimiser)
     for _ in range(EPOCHS):
         for index in torch.randperm(SAMPLES, generator=order).split(BATCH):

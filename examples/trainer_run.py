@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, load_from_disk
-from fudlr.config import RecordConfig
 from fudlr.gradients.store import Numbered, RecorderCallback, Store
 from fudlr.influence.mask import threshold_mask
 from fudlr.influence.unroll import Unrolled
@@ -95,9 +94,7 @@ def main(out: str, samples: str | None = None) -> dict[str, float]:
     folder = Path(out)
     rows = load_from_disk(samples) if samples else make_samples(384, seed=0)
     histories = torch.tensor(make_samples(256, seed=1)["history"])  # no sample is among them
-    recorder = RecorderCallback(
-        folder / "store", data=str(samples), config=RecordConfig(dims=8, fit_samples=64)
-    )
+    recorder = RecorderCallback(folder / "store", data=str(samples))
     ending = DebiasAtTheEnd(folder / "store", histories)
     arguments = TrainingArguments(
         str(folder / "trainer"), num_train_epochs=8, per_device_train_batch_size=64,

@@ -308,7 +308,6 @@ EXPERIMENT = Experiment(
         "lora.targets": ("q_proj", "v_proj", "o_proj", "down_proj"),
         "train.batch": 1024,
         "record.epochs": "last",
-        "record.dims": 4,
         "debias.damping": 0.03,
         "debias.lambda_acc": 1.0,
     },

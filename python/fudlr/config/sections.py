@@ -148,11 +148,10 @@ class LoraSettings(Record):
 
 
 class TrainConfig(Record):
-    """Training of the adapter: Adam on (1/n) Σ ℓ_i + (l2/2)‖θ − θ₀‖²."""
+    """Training of the adapter: Adam on (1/n) Σ ℓ_i + (l2/2)‖θ − θ₀‖²; a falling cosine of rates."""
 
     epochs: Count = 10
     learning_rate: Positive = 5e-3
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     through: Literal["peft", "engine"] = "peft"
     """What makes a step's gradient: peft's own backward pass, or the engine's, which pays for no
     padding and for no logits but the answer's; the same to rounding. See docs/engine.md."""
@@ -178,21 +177,9 @@ class RecordConfig(Record):
     epochs: Literal["all", "last", "none"] = "all"
     """While the adapter trains: all steps, for the unrolled update; the last epoch alone, for the
     closed form; or nothing (`fudlr record` takes a pass after it, for the closed form)."""
-    projection: Literal["principal", "random"] = "principal"
-    """Directions that LoRA matrices' wide sides are projected on; see docs/store.md."""
     energy: Share = 0.9
     """Share of each matrix's gradient energy to keep, by the fewest principal directions."""
-    dims: Count | None = None
-    """As many directions of every matrix, in place of `energy`."""
-    fit_samples: Count = 256
-    """Samples from whose gradients the principal directions are chosen, at least."""
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if self.dims is None and self.projection != "principal":
-            raise ValueError("dims should be set with random directions")
-        return self
 
 
 class DebiasConfig(Record):

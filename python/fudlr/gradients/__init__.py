@@ -1,8 +1,7 @@
 """Per-sample gradients: in memory, streamed, stored; and the gradients of metrics."""
 
 from fudlr.gradients.matrix import GradientMatrix, MemoryRows, StreamedRows, record_rows
-from fudlr.gradients.principal import PrincipalAccumulator
-from fudlr.gradients.projection import Projection, random_projection
+from fudlr.gradients.projection import PrincipalAccumulator, Projection
 from fudlr.gradients.space import Space
 
 __all__ = [
@@ -12,6 +11,5 @@ __all__ = [
     "Projection",
     "Space",
     "StreamedRows",
-    "random_projection",
     "record_rows",
 ]

@@ -8,89 +8,66 @@ concern.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fudlr.common.batches import Batches, Source
 from fudlr.common.errors import DataError, NumericalError
+from fudlr_ext import Engine
 from fudlr_ext.ops import row_dots, row_gram, row_sums
 
 Forward = Callable[[Any, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
-Progress = Callable[[int, int], None]
-"""Called after each batch with the samples done and the samples in all."""
-
 ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-class GradientMatrix(Protocol):
-    """n per-sample gradients of d parameters each."""
+class GradientMatrix(ABC):
+    """n per-sample gradients of d parameters each; a form gives the three products.
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        ...
+    Attributes:
+        n: Samples.
+        d: Parameters.
+    """
 
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        ...
+    n: int
+    d: int
 
     def dots(self, vectors: Tensor) -> Tensor:
         """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
-        ...
+        check_columns(vectors, self.d, "vectors", "d")
+        return self._dots(vectors)
 
     def sum(self, weights: Tensor) -> Tensor:
         """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`."""
-        ...
+        check_columns(weights, self.n, "weights", "n")
+        return self._sum(weights)
 
     def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
         """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` default to ones.
 
         The divisor is n whatever the weights, as in the loss.
         """
-        ...
+        check_columns(vectors, self.d, "vectors", "d")
+        if weights is not None:
+            check_columns(weights[None], self.n, "weights", "n")
+        return self._gram(vectors, weights) / self.n
+
+    @abstractmethod
+    def _dots(self, vectors: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sum(self, weights: Tensor) -> Tensor: ...
+
+    def _gram(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
+        dots = self._dots(vectors).T
+        return self._sum((dots if weights is None else dots * weights).contiguous())
 
 
-class KeptMatrix(GradientMatrix, Protocol):
-    """Rows that are kept, and can be looked at."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """The rows at `index` `[m]`, `[m, d]`."""
-        ...
-
-
-class RowEngine(Protocol):
-    """What recomputed rows ask of an engine; `fudlr_ext.Engine` has it."""
-
-    def sample_grads(self, forward: Forward, loss: Loss, batch: Any) -> Tensor:
-        """Per-sample gradients, `[n, d]`."""
-        ...
-
-    def sample_dots(self, forward: Forward, loss: Loss, batch: Any, vectors: Tensor) -> Tensor:
-        """Products of the per-sample gradients with `vectors` `[k, d]`, `[n, k]`."""
-        ...
-
-    def grad_sum(self, forward: Forward, loss: Loss, batch: Any, weights: Tensor) -> Tensor:
-        """Weighted sums of the per-sample gradients, `[w, d]` for `weights` `[w, n]`."""
-        ...
-
-    def fisher_vp(
-        self,
-        forward: Forward,
-        loss: Loss,
-        batch: Any,
-        vectors: Tensor,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Gᵀ diag(w) G v / n of the batch, `[k, d]` for `vectors` `[k, d]`, `weights` `[n]`."""
-        ...
-
-
-class MemoryRows:
+class MemoryRows(GradientMatrix):
     """Rows held as one matrix.
 
     Args:
@@ -108,169 +85,96 @@ class MemoryRows:
                 f"{matrix.dtype} of shape {tuple(matrix.shape)}",
                 "Record at least one sample, one row each",
             )
-        # A row's sum is finite only if the row is; blocks keep the check's memory small.
-        bad = [not bool(row.sum().isfinite()) for row in matrix.split(1024)]
-        if any(bad):
-            broken = (~matrix.isfinite().all(dim=1)).nonzero().flatten()
-            if broken.numel():
-                raise _not_finite(broken)
+        ids = torch.arange(len(matrix))
+        for rows, some in zip(matrix.split(1024), ids.split(1024), strict=True):
+            check_rows(rows, some)  # in blocks, which keep the check's memory small
         self.matrix = matrix
+        self.n, self.d = matrix.shape
+        # The engine's row ops read each row once.
+        self._native = matrix.device.type == "cpu" and matrix.dtype in ROW_DTYPES
+        self._real = torch.float64 if matrix.dtype == torch.float64 else torch.float32
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self.matrix.shape[0]
-
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self.matrix.shape[1]
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
-        check_columns(vectors, self.d, "vectors", "d")
+    def _dots(self, vectors: Tensor) -> Tensor:
         if not self._native:
             return self.matrix @ vectors.contiguous().T
         return row_dots(self.matrix, vectors.to(self._real)).to(vectors.dtype)
 
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`."""
-        check_columns(weights, self.n, "weights", "n")
+    def _sum(self, weights: Tensor) -> Tensor:
         if not self._native:
             return weights.contiguous() @ self.matrix
         return row_sums(self.matrix, weights.to(self._real)).to(weights.dtype)
 
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
-        check_columns(vectors, self.d, "vectors", "d")
-        if weights is not None:
-            check_columns(weights[None], self.n, "weights", "n")
-            weights = weights.to(self._real) if self._native else weights
+    def _gram(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
         if not self._native:
-            dots = self.dots(vectors).T
-            return self.sum(dots if weights is None else dots * weights) / self.n
-        _, sums = row_gram(self.matrix, vectors.to(self._real), weights)
-        return (sums / self.n).to(vectors.dtype)
-
-    @property
-    def _native(self) -> bool:
-        """Whether the engine's row ops, which read each row once, take this matrix."""
-        return self.matrix.device.type == "cpu" and self.matrix.dtype in ROW_DTYPES
-
-    @property
-    def _real(self) -> torch.dtype:
-        """The dtype of what a row is multiplied with."""
-        return torch.float64 if self.matrix.dtype == torch.float64 else torch.float32
+            return super()._gram(vectors, weights)
+        given = None if weights is None else weights.to(self._real)
+        return row_gram(self.matrix, vectors.to(self._real), given)[1].to(vectors.dtype)
 
     def take(self, index: Tensor) -> Tensor:
         """The rows at `index` `[m]`, `[m, d]`."""
         return self.matrix[index]
 
 
-class StreamedRows:
+class StreamedRows(GradientMatrix):
     """Rows computed again by the engine for each product; peak memory does not grow with n.
 
     Args:
-        engine: What computes products with per-sample gradients; see `RowEngine`.
+        engine: What computes products with per-sample gradients.
         forward: `forward(model, batch) -> outputs`.
         loss: `loss(outputs, batch) -> [n]`, one undivided loss a sample.
         batches: The samples, in the order of the rows.
-        d: Number of parameters; asked of the engine (`engine.d`) where not given.
-        progress: Told after each batch.
     """
 
     def __init__(
-        self,
-        engine: RowEngine,
-        forward: Forward,
-        loss: Loss,
-        batches: Batches | Source,
-        *,
-        d: int | None = None,
-        progress: Progress | None = None,
+        self, engine: Engine, forward: Forward, loss: Loss, batches: Batches | Source
     ) -> None:
-        self._engine = engine
-        self._face = (forward, loss)
+        self._engine, self._face = engine, (forward, loss)
         self._batches = Batches.of(batches)
-        self._d = int(engine.d) if d is None else d  # type: ignore[attr-defined]
-        self._progress = progress
+        self.d = engine.d
 
     @property
-    def n(self) -> int:
+    def n(self) -> int:  # type: ignore[override]
         """Number of samples."""
         return self._batches.n
 
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self._d
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`."""
-        check_columns(vectors, self.d, "vectors", "d")
+    def _dots(self, vectors: Tensor) -> Tensor:
         out = vectors.new_empty(self.n, vectors.shape[0])
-
-        def step(batch: Any, rows: slice) -> None:
+        for batch, rows in self._batches:
             found = self._engine.sample_dots(*self._face, batch, vectors)
             _check_size(found.shape[0], rows)
             out[rows] = found
-
-        self._pass(step)
         return out
 
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`; batches of zero weight are skipped."""
-        check_columns(weights, self.n, "weights", "n")
+    def _sum(self, weights: Tensor) -> Tensor:
         out = weights.new_zeros(weights.shape[0], self.d)
-
-        def step(batch: Any, rows: slice) -> None:
+        for batch, rows in self._batches:
             part = weights[:, rows]
-            if part.count_nonzero():
-                out.add_(self._engine.grad_sum(*self._face, batch, part.contiguous()))
-
-        self._pass(step)
+            if part.count_nonzero():  # batches of zero weight are skipped
+                out += self._engine.grad_sum(*self._face, batch, part.contiguous())
         return out
 
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
-        check_columns(vectors, self.d, "vectors", "d")
-        if weights is not None:
-            check_columns(weights[None], self.n, "weights", "n")
+    def _gram(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
         out = torch.zeros_like(vectors)
-
-        def step(batch: Any, rows: slice) -> None:
+        for batch, rows in self._batches:
             part = None if weights is None else weights[rows]
             mean = self._engine.fisher_vp(*self._face, batch, vectors, part)
             out.add_(mean, alpha=rows.stop - rows.start)
-
-        self._pass(step)
-        return out / self.n
-
-    def _pass(self, step: Callable[[Any, slice], None]) -> None:
-        for batch, rows in self._batches:
-            step(batch, rows)
-            if self._progress is not None:
-                self._progress(rows.stop, self.n)
+        return out
 
 
 def record_rows(
-    engine: RowEngine,
+    engine: Engine,
     forward: Forward,
     loss: Loss,
     batches: Batches | Source,
-    *,
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
 ) -> MemoryRows:
     """Compute every sample's gradient once and keep them.
 
     Args:
-        engine: What computes per-sample gradients; see `RowEngine`.
+        engine: What computes per-sample gradients.
         forward: `forward(model, batch) -> outputs`.
         loss: `loss(outputs, batch) -> [n]`, one undivided loss a sample.
         batches: The samples, in the order that the rows will have.
-        dtype: Type of the rows; the engine's where not given.
-        progress: Told after each batch.
 
     Returns:
         Rows `[n, d]`: n · d numbers of memory.
@@ -283,14 +187,10 @@ def record_rows(
     for batch, rows in batches:
         part = engine.sample_grads(forward, loss, batch)
         _check_size(part.shape[0], rows)
-        broken = (~part.isfinite().all(dim=1)).nonzero().flatten()
-        if broken.numel():
-            raise _not_finite(broken + rows.start)
+        check_rows(part, torch.arange(rows.start, rows.stop))
         if matrix is None:
-            matrix = part.new_empty(batches.n, part.shape[1], dtype=dtype or part.dtype)
+            matrix = part.new_empty(batches.n, part.shape[1])
         matrix[rows] = part
-        if progress is not None:
-            progress(rows.stop, batches.n)
     return MemoryRows(torch.empty(0, 0) if matrix is None else matrix)
 
 
@@ -314,9 +214,16 @@ def _check_size(found: int, rows: slice) -> None:
         )
 
 
-def _not_finite(rows: Tensor) -> NumericalError:
-    return NumericalError(
-        "per-sample gradients were to be recorded",
-        f"{rows.numel()} of them are not finite, sample {int(rows[0])} the first",
-        "Look for NaN or overflow in that sample's loss; 16-bit weights often cause it",
-    )
+def check_rows(rows: Tensor, ids: Tensor) -> None:
+    """Raise NumericalError by the first of the samples `ids` `[m]` whose row `[m, d]` is not
+    finite."""
+    # A sum is finite only if all its terms are, and needs no second copy of the rows.
+    if bool(rows.sum(dtype=torch.float64).isfinite()):
+        return
+    broken = (~rows.isfinite().all(dim=1)).nonzero().flatten()
+    if broken.numel():
+        raise NumericalError(
+            "per-sample gradients were to be recorded",
+            f"{broken.numel()} of them are not finite, sample {int(ids[broken[0]])} the first",
+            "Look for NaN or overflow in that sample's loss; 16-bit weights often cause it",
+        )

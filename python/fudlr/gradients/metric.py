@@ -2,7 +2,7 @@
 
     ∇F_j(θ) = Σ_users (∂scores_u/∂θ)ᵀ ∂F_j/∂scores_u
 
-∂F_j/∂scores_u hangs on all users together (group means, entropies), so that nothing can go back
+∂F_j/∂scores_u depends on all users together (group means, entropies), so that nothing can go back
 before every user is scored. The forward passes' graphs are kept until then where they fit into
 memory; where they do not, users are scored without a graph, which some recommenders do for less,
 and each batch is run again. Both are exact, and never a sample of the users.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,53 +21,15 @@ from torch import Tensor, nn
 from fudlr.common.errors import DataError, NumericalError, UsageError
 from fudlr.common.progress import PATIENCE, track
 from fudlr.data import Samples
+from fudlr.metrics import Metric
 from fudlr.recommenders import Recommender
+from fudlr_ext import Engine
+from fudlr_ext.vjp import DeferredVjp
 
 VALIDATION_LOSS = "val_loss"
 """Name of the mean loss of the prompts among the gradients."""
 GRAPH_BYTES = 2 * 2**30
 """Memory that kept graphs may take; beyond it each batch is run a second time."""
-
-Progress = Callable[[int, int], None]
-
-
-class Surrogate(Protocol):
-    """A metric as far as its gradient goes."""
-
-    @property
-    def name(self) -> str:
-        """Key of the metric in results."""
-        ...
-
-    def surrogate(self, scores: Tensor, side: Any) -> Tensor:
-        """Differentiable value, a scalar, from scores `[n, M]`."""
-        ...
-
-
-class DeferredVjp(Protocol):
-    """A forward pass that can be gone back."""
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What it gave, detached."""
-        ...
-
-    @property
-    def held(self) -> int:
-        """Bytes that its graph keeps beside what autograd saves."""
-        ...
-
-    def vjp(self, cotangents: Any) -> Tensor:
-        """Gradients `[k, d]` of whatever hangs on the outputs with k `cotangents` each."""
-        ...
-
-
-class VjpEngine(Protocol):
-    """What metric gradients ask of an engine; `fudlr_ext.Engine` has it."""
-
-    def deferred_vjp(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> DeferredVjp:
-        """Run `forward` and keep its graph."""
-        ...
 
 
 class MetricGradient(NamedTuple):
@@ -95,14 +57,13 @@ class MetricGradients(dict[str, MetricGradient]):
 
 def metric_gradients(
     recommender: Recommender,
-    engine: VjpEngine,
+    engine: Engine,
     samples: Samples,
     side: Any,
-    metrics: Sequence[Surrogate],
+    metrics: Sequence[Metric],
     *,
     validation_loss: bool = True,
     batch_size: int = 256,
-    progress: Progress | None = None,
     graph_bytes: int = GRAPH_BYTES,
     parts: int = 0,
 ) -> MetricGradients:
@@ -117,7 +78,6 @@ def metric_gradients(
         validation_loss: Whether the mean loss joins them, as `VALIDATION_LOSS`; it costs a
             backward pass of its own.
         batch_size: Prompts a batch.
-        progress: Told the prompts done and the prompts in all, on the way back.
         graph_bytes: Memory for kept graphs, by the first batch's; see `GRAPH_BYTES`.
         parts: Also keep what each of so many parts of the prompts, in their order, adds; batches
             are made small enough for it.
@@ -128,7 +88,18 @@ def metric_gradients(
         NumericalError: Scores, a metric's value or its gradient are not finite.
     """
     names = [metric.name for metric in metrics] + [VALIDATION_LOSS] * validation_loss
-    _check_request(names, len(samples))
+    if not names or len(set(names)) < len(names):
+        raise UsageError(
+            "metrics were to be differentiated",
+            f"{list(names)}: none, or one of them twice",
+            "Name at least one metric, and each once",
+        )
+    if not len(samples):
+        raise DataError(
+            f"the gradients of {', '.join(names)} were to be computed",
+            "there are no prompts",
+            "Give at least one validation prompt",
+        )
 
     def scores_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         outputs = recommender.forward(model, batch)
@@ -139,7 +110,10 @@ def metric_gradients(
     parts = min(parts, len(samples))
     if parts:
         batch_size = min(batch_size, math.ceil(len(samples) / parts))
-    batches = _Batches(recommender, samples, batch_size)
+    cuts = [range(len(samples))[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+    # The same ones on every pass: a recommender may keep in them what it wrote.
+    made = recommender.batches(samples, batch_size, scoring=True)
+    batches = [(slice(cut.start, cut.stop), b) for cut, b in zip(cuts, made, strict=True)]
     # The model is in memory anyway, however many graphs refer to it.
     weights = {p.untyped_storage().data_ptr() for p in recommender.model.parameters()}
     kept, scores, losses = _score(engine, scores_and_loss, batches, graph_bytes, weights)
@@ -162,19 +136,17 @@ def metric_gradients(
         elif parts:
             shares[-1] = shares[-1] + pulled
         total = pulled if total is None else total + pulled
-        if progress is not None:
-            progress(part.stop, n)
     assert total is not None  # there is at least one prompt
-    for name, gradient in zip(names, total, strict=True):
-        _check_finite(name, gradient)
-    return MetricGradients(
-        {
-            name: MetricGradient(value, gradient)
-            for name, value, gradient in zip(names, values, total, strict=True)
-        },
-        scores,
-        torch.stack(shares) if shares else None,
-    )
+    found = {}
+    for name, value, gradient in zip(names, values, total, strict=True):
+        if broken := int((~gradient.isfinite()).sum()):
+            raise NumericalError(
+                f"the gradient of {name} was to be used",
+                f"{broken} of its {gradient.numel()} entries are not finite",
+                "Look for a division by zero or a logarithm of zero in the metric's surrogate",
+            )
+        found[name] = MetricGradient(value, gradient)
+    return MetricGradients(found, scores, torch.stack(shares) if shares else None)
 
 
 def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Tensor:
@@ -187,31 +159,10 @@ def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Ten
     return found.new_zeros(len(live), found.shape[1]).masked_scatter(live[:, None], found)
 
 
-class _Batches:
-    """The prompts batch by batch, the same batches on every pass: a recommender may keep in them
-    what it wrote."""
-
-    def __init__(self, recommender: Recommender, samples: Samples, size: int) -> None:
-        self._source = recommender.batches(samples, size, scoring=True)
-        self._made: list[Any] = []
-        self._cuts = [
-            slice(start, min(start + size, len(samples))) for start in range(0, len(samples), size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._cuts)
-
-    def __iter__(self) -> Iterator[tuple[slice, Any]]:
-        for number, cut in enumerate(self._cuts):
-            if number == len(self._made):
-                self._made.append(next(self._source))
-            yield cut, self._made[number]
-
-
 def _score(
-    engine: VjpEngine,
+    engine: Engine,
     forward: Callable[..., Any],
-    batches: _Batches,
+    batches: Sequence[tuple[slice, Any]],
     graph_bytes: int,
     weights: Container[int],
 ) -> tuple[list[DeferredVjp], Tensor, Tensor]:
@@ -257,7 +208,7 @@ def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
 
 
 def _surrogates(
-    metrics: Sequence[Surrogate], scores: Tensor, side: Any
+    metrics: Sequence[Metric], scores: Tensor, side: Any
 ) -> tuple[list[float], list[Tensor]]:
     """Value and ∂value/∂scores `[n, M]` of every metric."""
     if not bool(scores.isfinite().all()):
@@ -281,28 +232,3 @@ def _surrogates(
         values.append(float(value.detach()))
         cotangents.append(cotangent)
     return values, cotangents
-
-
-def _check_request(names: Sequence[str], n: int) -> None:
-    if not names or len(set(names)) < len(names):
-        raise UsageError(
-            "metrics were to be differentiated",
-            f"{list(names)}: none, or one of them twice",
-            "Name at least one metric, and each once",
-        )
-    if n == 0:
-        raise DataError(
-            f"the gradients of {', '.join(names)} were to be computed",
-            "there are no prompts",
-            "Give at least one validation prompt",
-        )
-
-
-def _check_finite(name: str, gradient: Tensor) -> None:
-    broken = int((~gradient.isfinite()).sum())
-    if broken:
-        raise NumericalError(
-            f"the gradient of {name} was to be used",
-            f"{broken} of its {gradient.numel()} entries are not finite",
-            "Look for a division by zero or a logarithm of zero in the metric's surrogate",
-        )

@@ -8,7 +8,6 @@ that are left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,10 @@ from torch import Tensor
 from fudlr.common.digest import canonical_json, digest
 from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import atomic_file
+from fudlr.gradients.matrix import check_columns
 
+EXACT_WIDTH = 2048  # up to here the second moment is kept whole: 16 MiB a side in float32
+KEPT_DIRECTIONS = 256  # beyond it, as many as an incremental decomposition carries along
 Shapes = Mapping[str, tuple[int, int]]
 """LoRA matrices in the order of the flat vector, each with its shape; `Engine.shapes`."""
 
@@ -50,7 +52,6 @@ class Projection:
     Args:
         shapes: The LoRA matrices in flat order, `Engine.shapes`.
         factors: P `[q, width]` of those that are kept, by name; its rows are orthonormal.
-        kind: How the factors were made: `principal` or `random`.
         kept: Share of the energy (sum of squares) of the gradients it was fitted to that sketches
             of them hold.
 
@@ -59,12 +60,12 @@ class Projection:
     """
 
     def __init__(
-        self, shapes: Shapes, factors: Mapping[str, Tensor], *, kind: str, kept: float | None = None
+        self, shapes: Shapes, factors: Mapping[str, Tensor], kept: float | None = None
     ) -> None:
         self.shapes = {name: (int(a), int(b)) for name, (a, b) in shapes.items()}
         _check_factors(self.shapes, factors)
         self.factors = {name: factors[name] for name in self.shapes if name in factors}
-        self.kind, self.kept = kind, kept
+        self.kept = kept
         self.blocks: list[Block] = []
         at = self.dim = 0
         for name, (a, b) in self.shapes.items():
@@ -82,7 +83,7 @@ class Projection:
 
     def project(self, flat: Tensor) -> Tensor:
         """S g, `[k, p]` for flat gradients `[k, d]`."""
-        _check_width(flat, self.d, "d")
+        check_columns(flat, self.d, "gradients", "d")
         out = flat.new_empty(flat.shape[0], self.dim)
         for block in self.blocks:
             gradient = flat[:, block.flat].unflatten(1, block.shape)
@@ -93,7 +94,7 @@ class Projection:
 
     def lift(self, sketch: Tensor) -> Tensor:
         """Sᵀ s, `[k, d]` for sketches `[k, p]`; zero on the matrices that are left out."""
-        _check_width(sketch, self.dim, "p")
+        check_columns(sketch, self.dim, "sketches", "p")
         out = sketch.new_zeros(sketch.shape[0], self.d)
         for block in self.blocks:
             part = sketch[:, block.sketch].unflatten(1, block.sketch_shape)
@@ -118,7 +119,7 @@ class Projection:
     def description(self) -> dict[str, Any]:
         """What it is, for a manifest; two projections are the same where these are equal."""
         return {
-            "kind": self.kind,
+            "kind": "principal",
             "kept": self.kept,
             "dim": self.dim,
             "matrices": f"{len(self.blocks)} of {len(self.shapes)}",
@@ -129,7 +130,6 @@ class Projection:
         """Write it as safetensors with its layout as JSON in the header."""
         facts = {
             "shapes": [[name, *shape] for name, shape in self.shapes.items()],
-            "kind": self.kind,
             "kept": self.kept,
             "fingerprint": self.fingerprint,
         }
@@ -153,7 +153,7 @@ class Projection:
                 facts = json.loads(file.metadata()["projection"])
                 factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: (int(a), int(b)) for name, a, b in facts["shapes"]}
-            found = cls(shapes, factors, kind=facts["kind"], kept=facts["kept"])
+            found = cls(shapes, factors, facts["kept"])
             sound = found.fingerprint == facts["fingerprint"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, UsageError) as error:
             raise StoreError(asked, f"{path} cannot be read ({error})", remedy) from error
@@ -162,27 +162,94 @@ class Projection:
         return found
 
 
-def random_projection(shapes: Shapes, dims: int, *, seed: int = 0) -> Projection:
-    """A projection on random directions, for gradients that nothing can be fitted to.
+class SecondMoment:
+    """Σ x xᵀ of vectors `[width]`: exact where it fits, else its leading part and its trace."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.trace = 0.0
+        self._whole = torch.zeros(width, width) if width <= EXACT_WIDTH else None
+        self._rows = torch.empty(0, width)  # Σ x xᵀ ≈ rowsᵀ rows
+
+    def add(self, vectors: Tensor) -> None:
+        """Count `vectors` `[m, width]` in."""
+        vectors = vectors.detach().to("cpu", torch.float32)
+        self.trace += float(vectors.double().square().sum())
+        if self._whole is not None:
+            self._whole.addmm_(vectors.T, vectors)
+            return
+        for part in vectors.split(KEPT_DIRECTIONS):
+            self._rows = torch.cat([self._rows, part])
+            if len(self._rows) > 2 * KEPT_DIRECTIONS:
+                self._rows = self._compress()[:KEPT_DIRECTIONS]
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, falling, `[m]`, and their eigenvectors as rows `[m, width]`."""
+        if self._whole is not None:
+            values, vectors = torch.linalg.eigh(self._whole.double())
+            return values.flip(0).clamp(min=0), vectors.T.flip(0)
+        rows = self._compress().double()
+        lengths = rows.norm(dim=1)
+        keep = lengths > lengths.max() * 1e-6
+        return lengths[keep].square(), rows[keep] / lengths[keep, None]
+
+    def _compress(self) -> Tensor:
+        """Rows of falling length, orthogonal to each other, with the same Σ x xᵀ."""
+        _, values, vectors = torch.linalg.svd(self._rows, full_matrices=False)
+        return values[:, None] * vectors
+
+
+class PrincipalAccumulator:
+    """Gathers per-sample gradients, and chooses the leading directions of their wide sides:
+    eigenvectors of Σ G_i G_iᵀ for B, of Σ G_iᵀ G_i for A.
 
     Args:
         shapes: The LoRA matrices in flat order, `Engine.shapes`.
-        dims: q of every matrix; one whose wide side is no wider is kept whole.
-        seed: Each matrix has its own stream, drawn from this and its name.
-
-    Raises:
-        UsageError: `dims` below 1.
     """
-    if dims < 1:
-        raise UsageError("a random projection was asked", f"dims={dims}", "Give at least 1")
-    factors = {}
-    for name, (a, b) in shapes.items():
-        width = a if is_b(name) else b
-        key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        normal = torch.randn(width, min(dims, width), generator=generator)
-        factors[name] = torch.linalg.qr(normal.double())[0].T.float().contiguous()
-    return Projection(shapes, factors, kind="random")
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.shapes = dict(shapes)
+        self.moments = {
+            name: SecondMoment(shape[0] if is_b(name) else shape[1])
+            for name, shape in self.shapes.items()
+        }
+
+    def add_rows(self, flat: Tensor) -> None:
+        """Count flat per-sample gradients `[n, d]` in."""
+        start = 0
+        for name, (a, b) in self.shapes.items():
+            part = flat[:, start : start + a * b].unflatten(1, (a, b))
+            wide = part.mT if is_b(name) else part
+            self.moments[name].add(wide.reshape(-1, wide.shape[-1]))
+            start += a * b
+
+    def fit(self, energy: float) -> Projection:
+        """The fewest directions of each matrix that keep the share `energy` of its energy.
+
+        The same share everywhere, since modules of small gradients steer too once the curvature has
+        rescaled them.
+
+        Raises:
+            UsageError: Nothing was added.
+        """
+        factors, held, total = {}, 0.0, 0.0
+        for name, moment in self.moments.items():
+            if not moment.trace:
+                continue
+            values, vectors = moment.eigen()
+            # A share of 1 may be missed by rounding.
+            short = int((values.cumsum(0) / moment.trace < energy - 1e-7).sum())
+            count = min(short + 1, len(values))
+            factors[name] = vectors[:count].float().contiguous()
+            held += float(values[:count].sum())
+            total += moment.trace
+        if not factors:
+            raise UsageError(
+                "principal directions were to be chosen",
+                "no gradient was added, or all were zero",
+                "Add the first batches' gradients before fit()",
+            )
+        return Projection(self.shapes, factors, round(min(1.0, held / total), 6))
 
 
 def _check_factors(shapes: Shapes, factors: Mapping[str, Tensor]) -> None:
@@ -196,13 +263,4 @@ def _check_factors(shapes: Shapes, factors: Mapping[str, Tensor]) -> None:
             "a projection was to be made of factors [q, width] for LoRA matrices",
             f"no such matrix, or another width: {wrong[:3]}" if factors else "there are none",
             "Give at least one matrix its factor, by the names in Engine.shapes",
-        )
-
-
-def _check_width(tensor: Tensor, width: int, letter: str) -> None:
-    if tensor.dim() != 2 or tensor.shape[1] != width:
-        raise UsageError(
-            f"a matrix [k, {letter}] with {letter} = {width} was to be projected or lifted",
-            f"shape {tuple(tensor.shape)}",
-            "A single vector is a matrix with one row: v[None]",
         )

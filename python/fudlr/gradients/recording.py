@@ -19,10 +19,10 @@ from fudlr.common.files import remove_folder
 from fudlr.common.progress import StageClock, track
 from fudlr.config import RunConfig
 from fudlr.data import Samples
+from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Binding, Recipe, Recorder, Store, model_fingerprint
-from fudlr.gradients.store.audit import audit_rows
-from fudlr.gradients.store.recorder import rehearse
-from fudlr.gradients.store.steps import check_room
+from fudlr.gradients.store.batch import BatchGradients, refuse_dropout
+from fudlr.gradients.store.steps import check_held, check_room, fit_samples
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError
@@ -34,6 +34,8 @@ STORE = "store"
 """Name of the store's folder in a run's."""
 AUDITED = 64
 """Samples whose gradients are taken again, in full, to measure what the rows lost."""
+PROBES = 16
+"""Directions whose influences the audit compares."""
 SHORT = 0.05
 """Of the share of energy that was asked for: how much may be missing without a warning."""
 
@@ -77,15 +79,8 @@ def recording(
 
     None where nothing is to be recorded, or nothing can be and nobody insists. An error within
     leaves no store. Once training has begun the recording never ends it: where that fails, a
-    `RecordingWarning` says so and the training goes on without it.
-
-    Args:
-        recommender, engine, samples: What is trained, at its start, on what.
-        config: Of the run.
-        run: Its folder, as it is written.
-        clock: Where the seconds of the end are noted.
-        folder: Where the recording lies meanwhile; in the run where None.
-        required: Refuse a training that cannot be recorded, rather than warn.
+    `RecordingWarning` says so and the training goes on without it. The recording lies in `folder`
+    meanwhile, in the run where None. Where `required`, what cannot be recorded is refused.
 
     Raises:
         UsageError: With `required`, this training cannot be recorded; before anything is trained.
@@ -97,7 +92,7 @@ def recording(
     recorded = 1 if config.record.epochs == "last" else config.train.epochs
     steps = math.ceil(len(samples) / config.train.batch)
     try:
-        _rehearse(recommender, engine, samples, config)
+        rehearse(recommender, engine, samples, config)
         place, rows = folder or run, len(samples) * recorded
         check_room(place, rows, steps * recorded, engine.d, config.record)
     except CANNOT as error:
@@ -136,11 +131,7 @@ def recording(
 class RunRecorder:
     """A recorder whose errors end the recording, and never the training it rides on.
 
-    Args:
-        recorder: What records.
-        ids: Of all training samples, `[n]`.
-        first: The epoch from which it does, from 0.
-        steps: Of an epoch.
+    It records the samples `ids` `[n]` from the epoch `first` on, counted from 0, of `steps` each.
     """
 
     def __init__(self, recorder: Recorder, ids: Tensor, first: int, steps: int) -> None:
@@ -164,25 +155,24 @@ class RunRecorder:
         """Record a step from the backward pass within; errors of the training go through."""
         self._recorder.begin_epoch(epoch + 1)
         context = self._recorder.batch(self._ids[index])
-        entered = False
         with self._guarded():
             context.__enter__()
-            entered = True
+        if self.ended:
+            yield
+            return
         try:
             yield
         except BaseException as error:
-            if entered:
-                context.__exit__(type(error), error, error.__traceback__)
+            context.__exit__(type(error), error, error.__traceback__)
             raise
-        if entered:
-            with self._guarded():
-                context.__exit__(None, None, None)
-                if self._recorder.recipe is not None:
-                    self._recorder.step(rate)
+        with self._guarded():
+            context.__exit__(None, None, None)
+            if self._recorder.recipe is not None:
+                self._recorder.step(rate)
 
     def reducer(self, epoch: int) -> Reducer | None:
         """What the engine reduces per-sample gradients of `epoch` to; None where to nothing."""
-        if not self.wants(epoch):
+        if self.ended:
             return None
         with self._guarded():
             self._recorder.begin_epoch(epoch + 1)
@@ -197,8 +187,8 @@ class RunRecorder:
 
     def flush(self) -> None:
         """Let the recording go on from here."""
-        if not self.ended:
-            with self._guarded():
+        with self._guarded():
+            if not self.ended:
                 self._recorder.flush()
 
     def end(self, error: Exception) -> None:
@@ -217,20 +207,33 @@ class RunRecorder:
             self.end(error)
 
 
-def _rehearse(
-    recommender: Recommender, engine: Engine, samples: Samples, config: RunConfig
-) -> None:
-    """Raise where this training cannot be recorded, by one batch spread over the data."""
+def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config: RunConfig) -> None:
+    """Take the gradients of one batch, spread over the data, as a recorder would, and forget them.
+
+    Parameters, their gradients (none, after it) and the random state are as they were.
+
+    Raises:
+        UsageError: Dropout is at work, or whole gradients would take more memory than is meant for
+            them.
+        NoGradientError: The backward pass reaches not every LoRA matrix.
+        EngineError: Rows are not samples, or the adapter is of a kind or in a state that is not
+            known.
+    """
     n = min(config.train.batch, len(samples))
     index = np.linspace(0, len(samples) - 1, n).astype(np.int64)
-
-    def backward() -> None:
-        batch = recommender.collate(samples.take(index))
-        losses = recommender.loss(recommender.forward(engine.model, batch), batch)
-        (losses.sum() / n).backward()
-
     with lora.training(engine, checkpointing=config.train.checkpointing):
-        rehearse(engine, config.record, n, backward)
+        refuse_dropout(engine.model)
+        check_held(max(n, fit_samples(engine.d)), engine.d)
+        hook = engine.backward_hook(engine.names)
+        try:
+            hook.open(n, BatchGradients(hook.layout, torch.arange(n), torch.ones(n), None))
+            with torch.random.fork_rng(devices=[]):
+                batch = recommender.collate(samples.take(index))
+                losses = recommender.loss(recommender.forward(engine.model, batch), batch)
+                (losses.sum() / n).backward()
+            hook.close()
+        finally:
+            hook.remove()
 
 
 def _warn(error: Exception) -> None:
@@ -254,17 +257,16 @@ def audit_or_warn(
     costs the audit alone.
     """
     count = min(AUDITED, len(samples))
-    projection = store.projection()
-    if count < 4 or projection is None:
+    if count < 4:
         return
     try:
         index = np.linspace(0, len(samples) - 1, count).astype(np.int64)
         chosen = samples.take(index)
         gradients = whole_rows(recommender, engine, chosen, config.train.batch)
         stored = store.read(torch.from_numpy(chosen.ids))
-        # Where training stopped early, as choose_damping has it; figures hang on it but little.
+        # Where training stopped early, as choose_damping has it; figures depend on it but little.
         damping = config.debias.damping or 3 * config.train.l2 or 0.03
-        store.save_audit(audit_rows(gradients, stored, projection, damping))
+        store.save_audit(audit_rows(gradients, stored, store.projection(), damping))
     except Exception as error:
         warnings.warn(
             f"The store is whole, {store.n} rows, and can be used, but what its rows lost was not "
@@ -278,15 +280,59 @@ def audit_or_warn(
         warnings.warn(short, RecordingWarning, stacklevel=2)
 
 
+def audit_rows(
+    gradients: Tensor, stored: Tensor, projection: Projection, damping: float
+) -> dict[str, float]:
+    """What a store's rows lost: by the projection, by their type, and by being recorded early.
+
+    Gradients G `[m, d]`, m ≥ 4, are taken again, in full, at the adapter that the store is of;
+    `stored` are the same samples' rows `[m, p]`. With half of G as G₁ and sums of the other half
+    with random signs as probes w:
+
+        energy      ‖S G‖² / ‖G‖²                                    of all LoRA matrices
+        influences  1 − ‖ŝ − s‖² / ‖s‖²,  s = G₁ (G₁ᵀG₁/m₁ + damping)⁻¹ w,  ŝ the same of sketches
+        cosine      mean of ⟨stored row, S g⟩ / (|stored row| |S g|)
+        error       ‖stored rows − S G‖ / ‖S G‖
+
+    The inverse is taken on the side of the samples: s = (G₁G₁ᵀ/m₁ + damping)⁻¹ G₁ w.
+    """
+    sketches = projection.project(gradients)
+    half = len(gradients) // 2
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (PROBES, len(gradients) - half), generator=generator) * 2.0 - 1.0
+    probes = signs.to(gradients) @ gradients[half:]
+    exact = _influences(gradients[:half], probes, damping)
+    sketched = _influences(sketches[:half], projection.project(probes), damping)
+    return {
+        "samples": float(len(gradients)),
+        "energy": projection.energy_kept(gradients),
+        "influences": 1 - _square(sketched - exact) / _square(exact),
+        "cosine": float(torch.cosine_similarity(stored, sketches, dim=1).mean()),
+        "error": (_square(stored - sketches) / _square(sketches)) ** 0.5,
+    }
+
+
+def _influences(rows: Tensor, probes: Tensor, damping: float) -> Tensor:
+    """(R Rᵀ/m + damping)⁻¹ R Wᵀ, `[m, k]`."""
+    rows, probes = rows.double(), probes.double()
+    gram = rows @ rows.T / len(rows)
+    gram.diagonal().add_(damping)
+    return torch.linalg.solve(gram, rows @ probes.T)
+
+
+def _square(values: Tensor) -> float:
+    return float(values.double().square().sum())
+
+
 def shortfall(store: Store, config: RunConfig) -> str:
     """In words, how far a store's rows fall short of `record.energy`; empty where they do not."""
     energy, asked = store.audit.get("energy", 1.0), config.record.energy
-    if config.record.dims is not None or energy >= asked - SHORT:
+    if energy >= asked - SHORT:
         return ""
     return (
         f"The store keeps {energy:.1%} of the gradients' energy where {asked:.0%} was asked for "
-        "(record.energy): its directions were chosen from too few samples. Raise "
-        "record.fit_samples, or record again with `fudlr record`"
+        "(record.energy): its directions were chosen from too few samples. Record "
+        "again with `fudlr record`"
     )
 
 

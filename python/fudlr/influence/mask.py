@@ -14,7 +14,6 @@ its linearisation it would exploit the approximation's error.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,19 +55,18 @@ class Mask:
         return int(self.remove.sum())
 
 
-def threshold_mask(score: Tensor, budget: float, *, ids: Sequence[object] | None = None) -> Mask:
+def threshold_mask(score: Tensor, budget: float) -> Mask:
     """The lowest `budget` share of the scores, as far as they are below 0.
 
     Args:
         score: `[n]`; see `scores`.
         budget: Largest share of the n samples to remove, in (0, 1].
-        ids: What errors call the samples.
 
     Raises:
         UsageError: The budget is outside (0, 1].
         NumericalError: A score is not finite; the sample is named.
     """
-    _check_mask(score, budget, ids)
+    _check_mask(score, budget)
     room = min(_room(budget, score.numel()), int((score < 0).sum()))
     remove = torch.zeros_like(score, dtype=torch.bool)
     # A stable sort: equal scores leave in the order of the samples, on every machine.
@@ -77,12 +75,7 @@ def threshold_mask(score: Tensor, budget: float, *, ids: Sequence[object] | None
 
 
 def gradient_descent_mask(
-    score: Tensor,
-    budget: float,
-    *,
-    steps: int = 500,
-    learning_rate: float = 0.3,
-    ids: Sequence[object] | None = None,
+    score: Tensor, budget: float, *, steps: int = 500, learning_rate: float = 0.3
 ) -> Mask:
     """Minimise Σ m_i score_i over m = σ(z) with Σ m ≤ budget · n, by projected Adam on z.
 
@@ -94,12 +87,11 @@ def gradient_descent_mask(
         budget: Largest share of the n samples to remove, in (0, 1].
         steps: Adam's steps.
         learning_rate: Adam's.
-        ids: What errors call the samples.
 
     Raises:
         UsageError, NumericalError: As `threshold_mask`.
     """
-    _check_mask(score, budget, ids)
+    _check_mask(score, budget)
     n = score.numel()
     room = _room(budget, n)
     gradient = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
@@ -159,7 +151,7 @@ def _room(budget: float, n: int) -> int:
     return math.floor(budget * n + 1e-9)
 
 
-def _check_mask(score: Tensor, budget: float, ids: Sequence[object] | None) -> None:
+def _check_mask(score: Tensor, budget: float) -> None:
     if not 0 < budget <= 1:
         raise UsageError(
             "a budget was to limit the share of removed samples",
@@ -172,7 +164,7 @@ def _check_mask(score: Tensor, budget: float, ids: Sequence[object] | None) -> N
             f"shape {tuple(score.shape)}",
             "Give one score a sample",
         )
-    check_finite(score, "score", ids)
+    check_finite(score, "score")
 
 
 def _warnings(budget: float, removed: int, n: int) -> list[str]:

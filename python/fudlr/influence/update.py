@@ -20,18 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fudlr.common.batches import Batches
 from fudlr.common.errors import DataError, NumericalError
 from fudlr.gradients import GradientMatrix
-from fudlr.gradients.matrix import Forward, Loss
+from fudlr.influence.curvature import Parts
 from fudlr.influence.solvers import Solution, Solve, Status
-from fudlr_ext import Engine
 from fudlr_ext.reducers import Sums
 
 LARGE_RESIDUAL = 0.1
@@ -87,7 +85,13 @@ def removal_update(
         DataError: Shapes that do not fit, or a mask outside of [0, 1].
         NumericalError: Something is not finite.
     """
-    _check_inputs(theta, theta.numel() if lift else rows.d, mask, rows.n)
+    wide = mask.to(torch.float64)
+    if not bool(((wide >= 0) & (wide <= 1)).all()):
+        raise DataError(
+            "an update removes samples with a mask between 0 and 1",
+            f"values from {float(wide.min()):.3g} to {float(wide.max()):.3g}, or NaN",
+            "1 forgets a sample, 0 keeps it; signed masks would steer, not remove",
+        )
     solution = solve(rows.sum(mask.to(theta.dtype)[None]) / (rows.n if n is None else n))
     shift = lift(solution.x) if lift else solution.x
     return finish(theta, shift[0], solution)
@@ -118,35 +122,20 @@ class KeptLoss:
     """L₁ and its gradient anywhere.
 
     Args:
-        engine: The model; `theta` is loaded into it again after each call.
-        forward: `forward(model, batch) -> outputs`.
-        loss: `loss(outputs, batch) -> [n]`.
-        batches: The training samples.
-        rows: Their gradients at θ*.
+        parts: The training samples, and their gradients at θ*; θ* is loaded into the engine again
+            after each call.
         mask: m `[n]`.
-        theta: θ* `[d]`.
-        start: θ₀ `[d]`.
+        theta, start: θ* and θ₀ `[d]`.
         l2: λ.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        forward: Forward,
-        loss: Loss,
-        batches: Batches,
-        *,
-        rows: GradientMatrix,
-        mask: Tensor,
-        theta: Tensor,
-        start: Tensor,
-        l2: float,
-    ) -> None:
-        self.engine, self.theta, self._start, self._l2 = engine, theta, start, l2
-        self._face, self._batches = (forward, loss), batches
-        self._weights = (1 - mask.to(theta)) / rows.n
-        everything = torch.full((1, rows.n), 1 / rows.n, dtype=theta.dtype, device=theta.device)
-        self._held = rows.sum(everything)[0] + l2 * (theta - start)  # ∇L(θ*)
+    def __init__(self, parts: Parts, mask: Tensor, theta: Tensor, start: Tensor, l2: float) -> None:
+        self.theta, self._start, self._l2 = theta, start, l2
+        self.engine, (*self._face, self._batches) = parts.engine, parts.face(None)
+        n = parts.rows.n
+        self._weights = (1 - mask.to(theta)) / n
+        everything = torch.full((1, n), 1 / n, dtype=theta.dtype, device=theta.device)
+        self._held = parts.rows.sum(everything)[0] + l2 * (theta - start)  # ∇L(θ*)
 
     def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L₁ up to a constant, and its gradient `[d]`, at `theta`; one pass over the batches."""
@@ -167,15 +156,6 @@ class KeptLoss:
         return value, gradient + self._l2 * from_start - self._held
 
 
-@dataclass(frozen=True)
-class NewtonStep:
-    """One step: the gradient's norm and L₁ (up to a constant) before it, and α; 0 if it failed."""
-
-    gradient: float
-    value: float
-    alpha: float
-
-
 def newton_update(first: Update, kept: KeptLoss, solve: Callable[[], Solve], steps: int) -> Update:
     """Go `steps` Newton steps on from the update `first`.
 
@@ -185,11 +165,15 @@ def newton_update(first: Update, kept: KeptLoss, solve: Callable[[], Solve], ste
         solve: Makes H⁻¹ of the kept samples at the parameters that the model holds.
         steps: How many; each costs a pass over the samples and a solve.
 
+    Returns:
+        The update; its details have of each step the gradient's norm and L₁ (up to a constant)
+        before it, and α, which is 0 if it failed.
+
     Raises:
         NumericalError: As `removal_update`.
     """
-    theta, solution, taken = first.theta, first.solution, []
-    said: list[str] = []
+    theta, solution, said = first.theta, first.solution, []
+    taken: list[dict[str, float]] = []
     value, gradient = kept.value_and_gradient(theta)
     for number in range(steps):
         kept.engine.load(theta)
@@ -208,10 +192,10 @@ def newton_update(first: Update, kept: KeptLoss, solve: Callable[[], Solve], ste
             alpha /= 2
         else:
             alpha = 0.0
-        taken.append(NewtonStep(norm, value, alpha))
+        taken.append({"gradient": norm, "value": value, "alpha": alpha})
         if slope >= 0 or alpha == 0:
             # At the minimum, to rounding, there is nothing left to fall.
-            if norm > 1e-3 * taken[0].gradient or number == 0:
+            if norm > 1e-3 * taken[0]["gradient"] or number == 0:
                 said.append(
                     f"Newton step {number + 1} of {steps} found no descent from a gradient of "
                     f"{norm:.2g}: the update is that of the steps before it. Likely a curvature "
@@ -220,27 +204,4 @@ def newton_update(first: Update, kept: KeptLoss, solve: Callable[[], Solve], ste
             break
         theta, value, gradient = trial, found, new
     update = finish(kept.theta, theta - kept.theta, solution)
-    details = {"newton": [asdict(step) for step in taken]}
-    return replace(update, warnings=[*update.warnings, *said], details=details)
-
-
-def _check_inputs(theta: Tensor, d: int, mask: Tensor, n: int) -> None:
-    if theta.shape != (d,) or mask.shape != (n,):
-        raise DataError(
-            f"an update needs theta [{d}] and a mask [{n}] to fit the gradients",
-            f"theta {tuple(theta.shape)}, mask {tuple(mask.shape)}",
-            "Give both for the same samples and adapter as the rows",
-        )
-    if not bool(theta.isfinite().all()):
-        raise NumericalError(
-            "an adapter was to be updated",
-            "its parameters are not finite",
-            "Train it again, or load an undamaged one",
-        )
-    wide = mask.to(torch.float64)
-    if not bool(((wide >= 0) & (wide <= 1)).all()):
-        raise DataError(
-            "an update removes samples with a mask between 0 and 1",
-            f"values from {float(wide.min()):.3g} to {float(wide.max()):.3g}, or NaN",
-            "1 forgets a sample, 0 keeps it; signed masks would steer, not remove",
-        )
+    return replace(update, warnings=[*update.warnings, *said], details={"newton": taken})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,28 +21,48 @@ from fudlr.gradients import GradientMatrix, Space, StreamedRows, record_rows
 from fudlr.gradients.recording import shortfall
 from fudlr.gradients.store import Store, StoredRows, StoreError
 from fudlr.influence.curvature import CURVATURES, EmpiricalFisher, Parts
-from fudlr.influence.solvers import Solve, make_solver, sampled_preconditioner
+from fudlr.influence.solvers import (
+    Solution,
+    Solve,
+    Status,
+    make_solver,
+    sampled_preconditioner,
+)
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
-from fudlr.pipeline.damping import choose_damping, stationarity
-from fudlr.pipeline.plan import Plan
-from fudlr.pipeline.unrolled import as_it_is, unrolled_run, unrolled_update
+from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
+from fudlr.run import Run
 
 MAX_STEPS = 20
-"""Of conjugate gradients. In sketch space a backstop, where the tolerance is to end a solve."""
+"""Of conjugate gradients; in sketch space a backstop, since the tolerance is to end a solve."""
 SKETCH_TOLERANCE = 0.01
 """Relative residual: small beside what the sketches themselves take from influences, which the
 store's audit says."""
 LOADED_BYTES = 2**30
 """Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
+STATIONARY = 0.1
+"""Share of the gradient that is left at θ* up to which training counts as converged. A training of
+twenty epochs with λ = 0.1 leaves 0.05 to 0.06, the demo's own, stopped early, about 0.4."""
+EARLY = 3.0
+"""Times λ, the damping where training stopped early."""
 PRECONDITIONER_ROWS = 512
 """Rows m that the preconditioner is made from: more save steps of 4 n p operations each, and cost
 m² p once and 4 m p a step."""
 
 
+def as_it_is(rhs: Tensor) -> Solution:
+    """H⁻¹ = 1, where rows are of the whole training: nothing is left to be solved."""
+    count = len(rhs)
+    return Solution(rhs, torch.zeros(count), 0, (Status.CONVERGED,) * count, "nothing was solved")
+
+
+def _not_solved(mask: Tensor) -> Update:
+    raise NotImplementedError("rows were gathered, and nothing is solved yet")
+
+
 @dataclass(frozen=True)
-class Gathered:
-    """Rows, before any damping or solver.
+class Evidence:
+    """Rows of gradients; and H⁻¹ in their space, once `solvers` has put it there.
 
     Attributes:
         source: `unrolled`, `store`, `memory` or `stream`.
@@ -51,22 +71,6 @@ class Gathered:
         warnings: Why it is not what was asked for, if so.
         about: Facts for the summary.
         unrolled: The training, where rows are of all of it.
-    """
-
-    source: str
-    space: Space
-    mean_gradient: Callable[[], Tensor]
-    warnings: list[str] = field(default_factory=list)
-    about: dict[str, object] = field(default_factory=dict)
-    unrolled: Unrolled | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Rows of gradients, and H⁻¹ in their space.
-
-    Attributes:
-        source, space, warnings, about: As gathered.
         damping: Of H; 0 where none is asked for.
         solve: H⁻¹ in that space, for scores and update alike.
         remove: Takes the samples of a mask `[n]` out of θ*; the model holds θ* before and after.
@@ -74,53 +78,121 @@ class Evidence:
 
     source: str
     space: Space
-    damping: float
-    solve: Solve
-    remove: Callable[[Tensor], Update]
-    warnings: list[str] = field(default_factory=list)
-    about: dict[str, object] = field(default_factory=dict)
+    mean_gradient: Callable[[], Tensor]
+    warnings: list[str]
+    about: dict[str, object]
+    unrolled: Unrolled | None = None
+    damping: float = 0.0
+    solve: Solve = as_it_is
+    remove: Callable[[Tensor], Update] = _not_solved
 
 
-def gather(plan: Plan) -> Gathered:
+def gather(plan: Plan) -> Evidence:
     """The rows that the plan asks for; a store's are opened, others computed.
 
     Raises:
         UsageError: A store was asked for and there is none.
         StoreError: The store is damaged, or belongs to another adapter.
     """
-    warnings = list(plan.run.notes)
+    run, said = plan.run, list(plan.run.notes)
+    unrolled = None
     if plan.rows == "unrolled":
-        recorded, unrolled = unrolled_run(plan.run, plan.config.store)
-        mean = recorded.mean_gradient()
-        assert mean is not None  # a store of a training has it
+        store, unrolled = unrolled_run(run, plan.config.store)
         space = Space(UnrolledRows(unrolled), unrolled.n)
-        said = _short(plan, recorded, warnings)
-        return Gathered("unrolled", space, lambda: mean, said, _about(recorded), unrolled)
-    store = None
-    if plan.rows in ("store", "store or memory"):
-        store = _open_store(plan, warnings)
-    return _from_model(plan, warnings) if store is None else _from_store(plan, store, warnings)
+    elif plan.rows in ("store", "store or memory") and (found := _open_store(plan, said)):
+        store, rows = found, StoredRows(found, torch.from_numpy(run.split.train.ids))
+        small = 4 * rows.n * rows.d <= LOADED_BYTES
+        terms = terms_of(plan, run.split.train)
+        space = Space(rows.load() if small else rows, rows.n, store.projection(), terms=terms)
+    else:
+        return _from_model(plan, said)
+    mean, short = store.mean_gradient(), shortfall(store, run.config)
+
+    def mean_gradient() -> Tensor:
+        if mean is not None:
+            return mean.to(run.theta)
+        # What is left of it in the sketches, where the whole was not kept.
+        return space.lift(_mean(space.rows, torch.zeros(())))[0]
+
+    about: dict[str, object] = {"dimension": store.dim, "dtype": store.dtype, "steps": store.steps}
+    about |= {"audit": store.audit} if store.audit else {}
+    source = "store" if unrolled is None else "unrolled"
+    said = [short, *said] if short else said
+    return Evidence(source, space, mean_gradient, said, about, unrolled)
 
 
-def solvers(plan: Plan, gathered: Gathered) -> Evidence:
+def solvers(plan: Plan, rows: Evidence) -> Evidence:
     """The damping and H⁻¹ for rows that were gathered."""
-    run, space = plan.run, gathered.space
-    trained = (run.config.train.l2, gathered.mean_gradient(), run.theta, run.start)
-    about = {
-        "rows": gathered.source,
-        "gradient_left": stationarity(*trained),
-        **gathered.about,
-    }
-    found = (gathered.warnings, about)
-    if gathered.unrolled is not None:
-        remove = unrolled_update(run, gathered.unrolled)
-        return Evidence("unrolled", space, 0.0, as_it_is, remove, *found)
+    run, space = plan.run, rows.space
+    trained = (run.config.train.l2, rows.mean_gradient(), run.theta, run.start)
+    about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
+    if (unrolled := rows.unrolled) is not None:
+
+        def retrain(mask: Tensor) -> Update:
+            """The training repeated without the samples of `mask`."""
+            delta = unrolled.update(mask).to(run.theta) - run.theta
+            return finish(run.theta, delta, as_it_is(delta[None]))
+
+        return replace(rows, about=about, remove=retrain)
     damping = plan.config.damping or choose_damping(*trained)
-    if gathered.source == "store":
+    if rows.source == "store":
         solve = sketch_solver(space, damping)
-        return Evidence("store", space, damping, solve, _one_step(plan, space, solve), *found)
-    solve, remove = _whole(plan, space, damping)
-    return Evidence(gathered.source, space, damping, solve, remove, *found)
+        remove = _one_step(plan, space, solve)
+    else:
+        solve, remove = _whole(plan, space, damping)
+    return replace(rows, about=about, damping=damping, solve=solve, remove=remove)
+
+
+def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:
+    """The run's training, to be repeated, and the store that it is in: its own or the one `named`.
+
+    Raises:
+        UsageError: There is none.
+        DataError: The store's steps do not lead to the run's adapter.
+        StoreError: The store is damaged, or of another run.
+    """
+    reason = why_not_unrolled(run, named)
+    store = None if reason else _store(run, named)
+    if store is None:
+        raise cannot_unroll(reason)
+    samples = run.split.train
+    unrolled = Unrolled.of(
+        store,
+        run.engine.shapes,
+        order=torch.from_numpy(samples.ids),
+        theta=run.theta,
+        terms=run.recommender.terms(samples),
+    )
+    return store, unrolled
+
+
+def stationarity(l2: float, mean_gradient: Tensor, theta: Tensor, start: Tensor) -> float:
+    """|ḡ + λ(θ* − θ₀)| / (|ḡ| + λ|θ* − θ₀|): 0 at an optimum, 1 before the first step.
+
+    How far the mean gradient ḡ [d] and λ's part cancel, as they do where ∇L = 0.
+    """
+    regulariser = l2 * (theta - start)
+    whole = float(mean_gradient.norm() + regulariser.norm())
+    return float((mean_gradient + regulariser).norm()) / whole if whole else 0.0
+
+
+def choose_damping(l2: float, mean_gradient: Tensor, theta: Tensor, start: Tensor) -> float:
+    """A damping that a user need not think about: λ at a stationary point, 3 λ short of one.
+
+    Where training stopped early the loss still falls, and its curvature changes along the way that
+    retraining goes; docs/method.md says how the rule was tested. `l2` is λ, and the mean gradient
+    that of the training samples.
+
+    Raises:
+        NumericalError: λ is 0, so that nothing sets the scale.
+    """
+    if l2 == 0:
+        raise NumericalError(
+            "a damping was to be chosen",
+            "the training had no λ (train.l2 is 0), so that nothing sets its scale",
+            "Give one with --damping; 0.01 to 0.1 suit a mean loss in nats",
+        )
+    return l2 if stationarity(l2, mean_gradient, theta, start) <= STATIONARY else EARLY * l2
 
 
 def sketch_solver(space: Space, damping: float) -> Solve:
@@ -131,7 +203,7 @@ def sketch_solver(space: Space, damping: float) -> Solve:
     if space.terms is not None:
         part = part * space.terms[index].to(part).sqrt()[:, None]
     return make_solver(
-        EmpiricalFisher(space.rows, space.terms),
+        EmpiricalFisher(Parts(space.rows, terms=space.terms)),
         damping,
         "cg",
         max_steps=MAX_STEPS,
@@ -158,12 +230,7 @@ def rescaled(update: Update, theta: Tensor, right: Tensor, space: Space, damping
 
     α = bᵀp / (pᵀ H p),   b = (1/n) Gᵀ m,   pᵀ H p = mean T_i (g_iᵀp)² + damping ‖p‖²
 
-    Args:
-        update: With the proposed shift p [d].
-        theta: θ* [d].
-        right: b [d].
-        space: Whole gradients.
-        damping: Absolute.
+    with p [d] the update's shift, b `right` [d] and G the space's whole gradients.
 
     Raises:
         NumericalError: The step does not descend.
@@ -205,12 +272,12 @@ def _whole(plan: Plan, space: Space, damping: float) -> tuple[Solve, Callable[[T
     """H⁻¹ and the update with whole gradients, by the curvature that the options name."""
     run, config = plan.run, plan.config
     kind, theta = CURVATURES[config.curvature], run.theta
-    batches = plan.batches(samples=_scored(plan, space.index))
-    parts = Parts(*plan.face, batches, space.rows, terms=space.terms)
+    scored = _scored(plan, space.index)
+    parts = Parts(space.rows, None, space.terms, *plan.face, plan.batches(samples=scored))
     options = {"max_steps": MAX_STEPS} if plan.solver == "cg" else {}
 
     def solver_of(weights: Tensor | None) -> Solve:
-        curvature = kind.make(replace(parts, weights=weights))
+        curvature = kind(replace(parts, weights=weights))
         return make_solver(curvature, damping, plan.solver, **options)
 
     run.engine.load(theta)
@@ -226,15 +293,7 @@ def _whole(plan: Plan, space: Space, damping: float) -> tuple[Solve, Callable[[T
             return rescaled(first, theta, right, space, damping)
         if not config.newton_steps:
             return first
-        kept = KeptLoss(
-            *plan.face,
-            batches,
-            rows=space.rows,
-            mask=mask,
-            theta=theta,
-            start=run.start,
-            l2=run.config.train.l2,
-        )
+        kept = KeptLoss(parts, mask, theta, run.start, run.config.train.l2)
         keep = 1 - mask.to(theta)
         return newton_update(first, kept, lambda: solver_of(keep), config.newton_steps)
 
@@ -243,9 +302,8 @@ def _whole(plan: Plan, space: Space, damping: float) -> tuple[Solve, Callable[[T
 
 def _open_store(plan: Plan, warnings: list[str]) -> Store | None:
     """The store to answer from; None where there is none to be had, and none has to be."""
-    named = plan.config.store
     try:
-        store = plan.run.store(Path(named)) if named else plan.run.store()
+        store = _store(plan.run, plan.config.store)
         if store is not None:
             store.places(torch.from_numpy(plan.run.split.train.ids))
     except StoreError as error:
@@ -265,37 +323,8 @@ def _open_store(plan: Plan, warnings: list[str]) -> Store | None:
     return store
 
 
-def _from_store(plan: Plan, store: Store, warnings: list[str]) -> Gathered:
-    projection = store.projection()
-    if projection is None:
-        raise StoreError(
-            f"the store {store.folder} was to answer a request",
-            "it does not say how its rows were projected",
-            "Record it with `fudlr record`",
-        )
-    rows = StoredRows(store, torch.from_numpy(plan.run.split.train.ids))
-    small = 4 * rows.n * rows.d <= LOADED_BYTES
-    terms, mean = terms_of(plan, plan.run.split.train), store.mean_gradient()
-    space = Space(rows.load() if small else rows, rows.n, projection, terms=terms)
-
-    def mean_gradient() -> Tensor:
-        if mean is not None:
-            return mean.to(plan.run.theta)
-        # What is left of it in the sketches, where the whole was not kept.
-        return space.lift(_mean(space.rows, torch.zeros(())))[0]
-
-    return Gathered("store", space, mean_gradient, _short(plan, store, warnings), _about(store))
-
-
-def _about(store: Store) -> dict[str, object]:
-    about: dict[str, object] = {"dimension": store.dim, "dtype": store.dtype, "steps": store.steps}
-    return {**about, "audit": store.audit} if store.audit else about
-
-
-def _short(plan: Plan, store: Store, warnings: list[str]) -> list[str]:
-    """What the store lacks of the energy asked for, before all other warnings."""
-    found = shortfall(store, plan.run.config)
-    return [found, *warnings] if found else warnings
+def _store(run: Run, named: str | None) -> Store | None:
+    return run.store(Path(named)) if named else run.store()
 
 
 def _scored(plan: Plan, index: Tensor | None) -> Samples:
@@ -304,19 +333,20 @@ def _scored(plan: Plan, index: Tensor | None) -> Samples:
     return samples if index is None else samples.take(index.numpy())
 
 
-def _from_model(plan: Plan, warnings: list[str]) -> Gathered:
-    config, n = plan.config, len(plan.run.split.train)
-    index = sample_candidates(n, config.candidates, plan.seed) if config.candidates < 1 else None
+def _from_model(plan: Plan, warnings: list[str]) -> Evidence:
+    share, n = plan.config.candidates, len(plan.run.split.train)
+    index = sample_candidates(n, share, plan.seed) if share < 1 else None
     scored = _scored(plan, index)
+    stream = plan.rows == "stream"
     rows: GradientMatrix
-    if plan.rows == "stream":
+    if stream:
         rows = StreamedRows(*plan.face, plan.batches(samples=scored))
     else:
         rows = record_rows(*plan.face, plan.batches("gradients of the samples", scored))
-    about: dict[str, object] = {} if index is None else {"candidates": len(index)}
     space = Space(rows, n, None, index, terms_of(plan, scored))
-    source = "stream" if plan.rows == "stream" else "memory"
-    return Gathered(source, space, lambda: _mean(rows, plan.run.theta)[0], warnings, about)
+    about: dict[str, object] = {} if index is None else {"candidates": len(index)}
+    source = "stream" if stream else "memory"
+    return Evidence(source, space, lambda: _mean(rows, plan.run.theta)[0], warnings, about)
 
 
 def _mean(rows: GradientMatrix, like: Tensor) -> Tensor:

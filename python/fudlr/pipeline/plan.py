@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,10 +23,12 @@ from fudlr.data import DataWarning
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.matrix import Forward, Loss
 from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradients, metric_gradients
+from fudlr.gradients.recording import STORE
+from fudlr.gradients.store import StoreError
+from fudlr.gradients.store.manifest import read_manifest
 from fudlr.influence.curvature import CURVATURES
 from fudlr.influence.solvers import SOLVERS
 from fudlr.metrics import Metric, Objective, find_metric
-from fudlr.pipeline.unrolled import why_not_unrolled
 from fudlr.run import Run
 from fudlr_ext import Engine
 
@@ -134,7 +137,7 @@ def prepare(
     clock = clock or StageClock()
     objective = Objective.parse(config.objective)
     _check_names(config)
-    for rule in (*_rules(config), *_command_rules(config, command)):
+    for rule in _rules(config, command):
         if rule.broken:
             raise UsageError(rule.asked, rule.found, rule.remedy)
     rows, why = _rows(run, config)
@@ -168,8 +171,14 @@ def _check_names(config: DebiasConfig) -> None:
             )
 
 
-def _rules(config: DebiasConfig) -> Iterator[_Rule]:
-    """What does not go together, whatever the command."""
+def _rules(config: DebiasConfig, command: Command) -> Iterator[_Rule]:
+    """What does not go together, and what a command would not follow."""
+    yield _Rule(
+        command == "grouped" and bool(config.also),
+        f"influences on {', '.join(config.also)} were asked for as well (debias.also)",
+        "a grouped request writes scores for the objective alone",
+        "Leave debias.also out, or make a request of its own with `fudlr debias`",
+    )
     closed = _named(_set(config, CLOSED_FORM))
     unfit, has_inverse = _why_no_store(config), hasattr(CURVATURES[config.curvature], "inverse")
     yield _Rule(
@@ -222,16 +231,6 @@ def _rules(config: DebiasConfig) -> Iterator[_Rule]:
     )
 
 
-def _command_rules(config: DebiasConfig, command: Command) -> Iterator[_Rule]:
-    """What a command would not follow."""
-    yield _Rule(
-        command == "grouped" and bool(config.also),
-        f"influences on {', '.join(config.also)} were asked for as well (debias.also)",
-        "a grouped request writes scores for the objective alone",
-        "Leave debias.also out, or make a request of its own with `fudlr debias`",
-    )
-
-
 def _set(config: DebiasConfig, names: Iterable[str]) -> list[str]:
     """Those of the options that are not at their default."""
     fields = DebiasConfig.model_fields
@@ -264,11 +263,7 @@ def _rows(run: Run, config: DebiasConfig) -> tuple[Rows, str]:
     reason = why_not_unrolled(run, config.store)
     if config.update == "unrolled":
         if reason:
-            raise UsageError(
-                "the training was to be unrolled (debias.update=unrolled)",
-                reason,
-                "Train with record.epochs=all, or set debias.update to closed_form",
-            )
+            raise cannot_unroll(reason)
         return "unrolled", "unrolled, as asked for"
     closed = _set(config, CLOSED_FORM)
     if config.rows != "auto":
@@ -285,6 +280,34 @@ def _rows(run: Run, config: DebiasConfig) -> tuple[Rows, str]:
     if config.rows != "auto":
         return config.rows, why
     return "memory" if _why_no_store(config) else "store or memory", why
+
+
+def cannot_unroll(reason: str) -> UsageError:
+    """The error of an unrolled update that cannot be, for this reason."""
+    return UsageError(
+        "the training was to be unrolled (debias.update=unrolled)",
+        reason,
+        "Train with record.epochs=all, or set debias.update to closed_form",
+    )
+
+
+def why_not_unrolled(run: Run, named: str | None) -> str:
+    """Why the run's training cannot be unrolled from its store or the one `named`; empty where it
+    can, as far as the manifest tells."""
+    folder = Path(named) if named else run.folder and run.folder / STORE
+    if not folder or not folder.is_dir():
+        return "there is no store"
+    try:
+        manifest = read_manifest(folder)
+    except StoreError as error:
+        return f"the store cannot be used ({error.found})"
+    if manifest is None or manifest.binding is None:
+        return "the store's recording was not finished"
+    if manifest.recipe is None:
+        return "the store has rows of the trained adapter alone, not of its training"
+    if manifest.binding != run.binding:
+        return "the store is of another adapter or other data"
+    return ""
 
 
 def _named(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ as often as wanted: that is all that sweeps, groups, held-out users and the trad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -142,19 +142,9 @@ def weigh(
     gradients: Gradients,
     objective: Objective,
     config: DebiasConfig,
-    *,
-    ids: Sequence[object] | None = None,
 ) -> Scored:
-    """The score of all n samples, for the λ's of `config`, from influences of those with a row.
-
-    Args:
-        space: The training samples' gradients.
-        found: Influences of the rows' samples.
-        gradients: Of every metric of the objective, for its value at θ*.
-        objective: What should fall.
-        config: The λ's.
-        ids: What errors call the samples.
-    """
+    """The score of all n samples, for the λ's of `config`, from influences of those with a row;
+    each metric of the objective is scaled by its value at θ*."""
     start = torch.tensor([gradients[name].value for name in objective.names])
     columns = torch.stack([found.of(name) for name in objective.names], 1)
     fairness = columns @ objective.coefficients(start).to(columns)
@@ -162,7 +152,7 @@ def weigh(
     lambdas = (config.lambda_fair, config.lambda_acc, config.lambda_spa)
     # Without a weight it takes no part, whatever stands in its place.
     other = torch.zeros_like(fairness) if accuracy is None else accuracy
-    score = scores(fairness, other, *lambdas, ids=ids)
+    score = scores(fairness, other, *lambdas)
     if space.index is None:
         return Scored(found, fairness, accuracy, score)
     return Scored(

@@ -21,7 +21,7 @@ from fudlr.gradients.projection import Projection
 from fudlr.gradients.recording import STORE, audit_or_warn, whole_rows
 from fudlr.gradients.store import Store, StoreWriter
 from fudlr.gradients.store.manifest import read_manifest
-from fudlr.gradients.store.steps import fit_rows
+from fudlr.gradients.store.steps import fit_rows, fit_samples
 from fudlr.gradients.store.writer import SHARD_BYTES
 from fudlr.run import Run
 from fudlr_ext.reducers import Sketch, Sums
@@ -54,22 +54,29 @@ def record_run(
     if not folder:
         raise UsageError("a store was to be recorded", "the run is in no folder", "Name one (out)")
     run.engine.load(run.theta)
-    store = _finished(run, folder)
-    if store is None:
+    samples = run.split.train
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.binding is None:
         about = [vars(run.binding), config.model_dump(mode="json"), run.config.train.batch]
         given = None if projection is None else projection.fingerprint
         course = digest("scoring", *about, given)
         with StoreWriter(
             folder, course, run.engine.d, config.dtype, shard_bytes=shard_bytes
         ) as writer:
-            writer.use(projection or writer.projection() or _fit(run, config))
-            append_samples(
-                run, run.split.train, writer, skip=writer.steps, description="record gradients"
-            )
+            if found := projection or writer.last_projection():
+                writer.use(found)
+            else:  # directions from samples spread over the data, in full
+                n = len(samples)
+                index = torch.linspace(0, n - 1, min(fit_samples(run.engine.d), n)).long()
+                chosen = samples.take(index.numpy())
+                rows = whole_rows(run.recommender, run.engine, chosen, run.config.train.batch)
+                writer.use(fit_rows(run.engine.shapes, rows, config))
+            skip = writer.steps
+            append_samples(run, samples, writer, skip=skip, description="record gradients")
             writer.finish(run.binding)
-        store = Store.open(folder, run.binding)
+    store = Store.open(folder, run.binding)
     if not store.audit:
-        audit_or_warn(store, run.recommender, run.engine, run.split.train, run.config)
+        audit_or_warn(store, run.recommender, run.engine, samples, run.config)
     return store
 
 
@@ -82,17 +89,12 @@ def append_samples(
     description: str = "",
     ids: Tensor | None = None,
 ) -> None:
-    """Append the rows of `samples` batch by batch.
+    """Append the rows of `samples` batch by batch, without the first `skip` batches.
 
-    Args:
-        run: Gives model, at its adapter, recommender and batch size.
-        samples: Of the run's catalogue.
-        writer: Of a store with mean gradients; `use` was called.
-        skip: Batches that are there already.
-        description: What the progress line says; none where empty.
-        ids: What the store calls the samples, `[n]`; their own ids where None.
+    `writer` is of a store with mean gradients, and knows its projection; it calls the samples
+    `ids` `[n]`, by their own ids where None. Nothing is shown without a `description`.
     """
-    projection = writer.projection()
+    projection = writer.last_projection()
     assert projection is not None
     ids = torch.from_numpy(samples.ids) if ids is None else ids
     left = torch.arange(len(samples)).split(run.config.train.batch)[skip:]
@@ -101,24 +103,3 @@ def append_samples(
         sketches, mean = Sketch(projection.sides), Sums(torch.full((1, len(index)), 1 / len(index)))
         run.engine.reduce(run.recommender.forward, run.recommender.loss, batch, [sketches, mean])
         writer.append(ids[index], sketches.result(), mean.result()[0])
-
-
-def _finished(run: Run, folder: Path) -> Store | None:
-    """The store in `folder`, where its recording was finished.
-
-    Raises:
-        StoreError: It is damaged, or of another adapter or data.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.binding is None:
-        return None
-    return Store.open(folder, run.binding)
-
-
-def _fit(run: Run, config: RecordConfig) -> Projection:
-    """Directions from samples spread over the data, in full."""
-    n = len(run.split.train)
-    index = torch.linspace(0, n - 1, min(config.fit_samples, n)).long()
-    chosen = run.split.train.take(index.numpy())
-    rows = whole_rows(run.recommender, run.engine, chosen, run.config.train.batch)
-    return fit_rows(run.engine.shapes, rows, config)

@@ -7,9 +7,7 @@ import warnings
 import numpy as np
 from torch import Tensor
 
-from fudlr.common.errors import UsageError
 from fudlr.common.terminal import say
-from fudlr.config import RunConfig
 from fudlr.data import DataWarning, Samples
 from fudlr.recommenders import Prompted, Recommender
 from fudlr_ext import Engine
@@ -18,30 +16,9 @@ SAMPLES = 64
 """Samples whose loss is shown, at most."""
 
 
-def refuse_new_tokens(config: RunConfig) -> None:
-    """Refuse to give a base tokens that the adapter was trained without.
-
-    Raises:
-        UsageError: Item tokens would be added for an adapter that was trained elsewhere.
-    """
-    if config.lora.adapter is not None:
-        raise UsageError(
-            f"the adapter {config.lora.adapter} was to be taken as it is, with item tokens",
-            "its base has none, and tokens that it never saw would be added",
-            "Say how it recommends: --set recommender.kind=titles, yes_no or grounded, and its own "
-            "words with recommender.template; or name the base of the run that made it, RUN/base",
-        )
-
-
 def show(recommender: Recommender, engine: Engine, theta: Tensor, samples: Samples) -> None:
-    """Print a whole prompt with its answer, and the loss without the adapter and with it.
-
-    Args:
-        recommender: Around the model, whose adapter is at its start.
-        engine: Of the same model, which has the adapter `theta` [d] afterwards.
-        theta: The adapter.
-        samples: Of validation.
-    """
+    """Print a whole prompt with its answer, and the loss of validation samples without the adapter
+    and with it, which the model has afterwards."""
     few = samples.take(np.arange(min(SAMPLES, len(samples))))
     if isinstance(recommender, Prompted):
         prompts, answers = texts(recommender, few)

@@ -21,9 +21,14 @@ from fudlr.recommenders import (
     add_item_tokens,
     load_template,
 )
-from fudlr.run.adopt import refuse_new_tokens
-from fudlr.train.pretrain import pretrain, small_llama
-from fudlr.train.small_text import VOCABULARY, pretrain_text, small_text_llama, train_tokenizer
+from fudlr.train.pretrain import (
+    VOCABULARY,
+    pretrain,
+    pretrain_text,
+    small_llama,
+    small_text_llama,
+    train_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,13 @@ def make_base(split: Split, config: RunConfig) -> Base:
         return _small_base(kind, split, config)
     folder = Path(config.model.base)
     record = None if kind.prompted else _of_a_run(folder, split)
-    if record is None and not kind.prompted:
-        refuse_new_tokens(config)
+    if record is None and not kind.prompted and config.lora.adapter is not None:
+        raise UsageError(
+            f"the adapter {config.lora.adapter} was to be taken as it is, with item tokens",
+            "its base has none, and tokens that it never saw would be added",
+            "Say how it recommends: --set recommender.kind=titles, yes_no or grounded, and its own "
+            "words with recommender.template; or name the base of the run that made it, RUN/base",
+        )
     model = load_base(folder, config.model.dtype)
     if record is not None:
         return Base(model, None, record, [])

@@ -1,9 +1,9 @@
 """What binds a run's parts to each other, and a result to its run.
 
-RUN/binding.json holds a digest of every file that the run's figures need, of every column of its
-data, and of the base model's weights. A result's summary holds the digests of what it was made from
-and of its own mask, adapter and options, by the names in `WORDS`. They are compared wherever a run
-or a result is read: parts of two runs, or changed ones, are never taken together.
+RUN/binding.json holds a digest of every file that the run's figures depend on, of every column of
+its data, and of the base model's weights. A result's summary holds the digests of what it was made
+from and of its own mask, adapter and options, by the names in `WORDS`. They are compared wherever a
+run or a result is read: parts of two runs, or changed ones, are never taken together.
 """
 
 from __future__ import annotations
@@ -53,13 +53,7 @@ class Record(BaseModel):
 
 
 def write_binding(folder: Path, interactions: Interactions, model: str) -> None:
-    """Bind a run's finished folder to its data and to itself.
-
-    Args:
-        folder: The run's.
-        interactions: Its data.
-        model: Digest of the base model's weights, as `model_fingerprint` has it.
-    """
+    """Bind a run's finished folder to its data, its base model's digest, and itself."""
     record = Record(model=model, files=_files(folder), columns=columns(interactions))
     write_json(folder / FILE, record.model_dump())
 
@@ -71,13 +65,7 @@ def check_files(folder: Path) -> Record:
         DataError: A file changed, is missing, or came in.
     """
     record = read_json(folder / FILE, Record, "Restore it, or train again")
-    recorded, found = record.files, _files(folder)
-    changed = [
-        f"{name} {'changed' if name in found and name in recorded else _gone(name in found)}"
-        for name in sorted({*recorded, *found})
-        if recorded.get(name) != found.get(name)
-    ]
-    if changed:
+    if changed := _changed(record.files, _files(folder)):
         raise DataError(
             f"the run in {folder} was to be used",
             f"it is not as it was written: {_few(changed)}",
@@ -94,12 +82,7 @@ def check_columns(folder: Path, recorded: Mapping[str, str], interactions: Inter
         DataError: A column changed or is missing.
     """
     found = columns(interactions)
-    changed = [
-        f"{name} {'changed' if name in found else 'is missing'}"
-        for name, value in recorded.items()
-        if found.get(name) != value
-    ]
-    if changed:
+    if changed := _changed(recorded, {name: found[name] for name in recorded if name in found}):
         raise DataError(
             f"the run in {folder} was to be used",
             f"its data are not those that it was trained on: {_few(changed)}",
@@ -124,28 +107,15 @@ def result_run(result: Path, summary: Mapping[str, Any], given: Path | None) -> 
 
 
 def result_parts(mask: pl.DataFrame, theta: Tensor, config: RunConfig) -> dict[str, str]:
-    """Digests of what a result's own folder holds, by the names in `WORDS`.
-
-    Args:
-        mask: The table of the training samples, whatever file it was in.
-        theta: The updated parameters [d].
-        config: The run's options with those of the request.
-    """
+    """Digests of what a result's own folder holds, by the names in `WORDS`: the table of the
+    training samples, the updated parameters [d], the run's options with those of the request."""
     table = {name: _column(mask[name]) for name in mask.columns}
     return {"updated": digest(theta), "mask": digest(table), "request": digest(to_plain(config))}
 
 
 def check_result(asked: str, recorded: object, found: Mapping[str, str]) -> None:
-    """Compare what a result was made from with what is taken for it.
-
-    Args:
-        asked: What was to be done, for the error.
-        recorded: `binding` of the result's summary.
-        found: Digests by the names in `WORDS`.
-
-    Raises:
-        DataError: Another part, or no record.
-    """
+    """Compare what a result was made from, `binding` of its summary, with the digests of what is
+    taken for it; raise DataError by the names in `WORDS` where they differ."""
     if not isinstance(recorded, Mapping):
         raise DataError(asked, "its summary does not say what it was made from", "Debias again")
     wrong = [WORDS[name] for name, value in found.items() if recorded.get(name) != value]
@@ -185,8 +155,17 @@ def _files(folder: Path) -> dict[str, str]:
     return found
 
 
-def _gone(is_there: bool) -> str:
-    return "came in" if is_there else "is missing"
+def _changed(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What is another now, in words."""
+    words = []
+    for name in sorted({*recorded, *found}):
+        if name not in recorded:
+            words.append(f"{name} came in")
+        elif name not in found:
+            words.append(f"{name} is missing")
+        elif recorded[name] != found[name]:
+            words.append(f"{name} changed")
+    return words
 
 
 def _few(names: list[str]) -> str:

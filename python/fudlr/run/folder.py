@@ -176,7 +176,13 @@ def train_run(
         UsageError: `out` holds a run and `overwrite` is false, or holds anything else.
     """
     out, clock = Path(out), clock or StageClock()
-    _check_out(out, overwrite)
+    check_replaceable(out, "run")
+    if not overwrite and (out / "config.yaml").is_file():
+        raise UsageError(
+            f"an adapter was to be trained into {out}",
+            "there is a trained run already",
+            "Name another folder with --out, or replace that run with --overwrite",
+        )
     kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
@@ -201,13 +207,15 @@ def train_run(
             warnings.warn(note, DataWarning, stacklevel=2)
         run = Run(config, split, recommender, engine, engine.theta(), engine.theta(), 0.0, [], out)
         if trained is None:
-            _train(run, temporary, clock, required)
+            _train(run, out, temporary, clock, required)
         else:
             run.theta = trained
             show(recommender, engine, trained, split.valid)
         lora.save(model, temporary / "adapter")
         run.train_seconds = 0.0 if adopted else clock.seconds["training"]
-        _write_items(temporary, split.interactions, recommender)
+        item_ids = split.interactions.items["item_id"].to_list()
+        items = {"kind": recommender.name, "item_ids": item_ids, **recommender.record()}
+        write_json(temporary / RECORD, items)
         write_json(
             temporary / "train.json",
             {
@@ -240,38 +248,21 @@ def _adapted(base: nn.Module, config: RunConfig) -> tuple[PeftModel, Engine, Ten
     return model, engine, trained
 
 
-def _train(run: Run, folder: Path, clock: StageClock, required: bool) -> None:
+def _train(run: Run, out: Path, folder: Path, clock: StageClock, required: bool) -> None:
     """Train `run` from its start, with what is recorded meanwhile written into `folder`."""
-    config, samples = run.config, run.split.train
-    assert run.folder is not None
-    # Beside the run where the training may be stopped and go on.
-    beside = run.folder.parent / f".{run.folder.name}.{STORE}" if config.train.checkpoint else None
-    face = (run.recommender, run.engine, samples)
+    config, face = run.config, (run.recommender, run.engine, run.split.train)
+    beside = checkpoint = None
+    if config.train.checkpoint:  # the training may be stopped and go on
+        beside = out.parent / f".{out.name}.{STORE}"
+        checkpoint = Checkpoint(out.parent, config.train.checkpoint, str(run.binding))
     riding = recording(
         *face, config=config, run=folder, clock=clock, folder=beside, required=required
     )
     with riding as recorder, clock.stage("training"):
         training = train_adapter(
-            *face, config.train, run.start, recorder=recorder, checkpoint=_checkpoint(run)
+            *face, config.train, run.start, recorder=recorder, checkpoint=checkpoint
         )
     run.theta, run.losses = training.theta, training.losses
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    check_replaceable(out, "run")
-    if not overwrite and (out / "config.yaml").is_file():
-        raise UsageError(
-            f"an adapter was to be trained into {out}",
-            "there is a trained run already",
-            "Name another folder with --out, or replace that run with --overwrite",
-        )
-
-
-def _checkpoint(run: Run) -> Checkpoint | None:
-    """Where the training of `run` keeps its state, beside its folder, if anywhere."""
-    if not run.config.train.checkpoint or run.folder is None:
-        return None
-    return Checkpoint(run.folder.parent, run.config.train.checkpoint, str(run.binding))
 
 
 class _Record(BaseModel):
@@ -352,9 +343,3 @@ def load_run(
         adapter=adapter,
         model=bound.model,
     )
-
-
-def _write_items(folder: Path, interactions: Interactions, recommender: Recommender) -> None:
-    item_ids = interactions.items["item_id"].to_list()
-    record = {"kind": recommender.name, "item_ids": item_ids, **recommender.record()}
-    write_json(folder / RECORD, record)

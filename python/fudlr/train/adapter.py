@@ -20,13 +20,13 @@ from torch import Tensor
 from fudlr import lora
 from fudlr.common.batches import token_batches
 from fudlr.common.errors import ModelError, NumericalError, UsageError
-from fudlr.common.kept import key_of
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
 from fudlr.gradients.recording import RunRecorder
+from fudlr.gradients.store.batch import dropout_at_work
 from fudlr.recommenders import Recommender
-from fudlr.train.checkpoint import Checkpoint, State, adam_moments, load_moments
+from fudlr.train.checkpoint import Checkpoint, State, load_moments
 from fudlr_ext import Engine
 from fudlr_ext.reducers import Reducer, Sums
 
@@ -76,7 +76,7 @@ def train_adapter(
         recommender: Gives batches, outputs and losses.
         engine: Orders the parameters.
         samples: The n training samples.
-        config: Epochs, learning rate, schedule, batch, λ, seed.
+        config: Epochs, learning rate, batch, λ, seed.
         start: θ₀ [d], the initialisation and the centre of λ.
         weights: w [n], 1 where None; 0 removes a sample.
         recorder: Records samples' gradients; without `weights`.
@@ -89,25 +89,33 @@ def train_adapter(
         UsageError: The engine was to train a model with dropout.
         DataError: The checkpoint is damaged.
     """
-    if config.through == "engine":
-        _check_no_dropout(recommender.model, description)
     engine.load(start)
     parameters = engine.parameters()
     centre = [p.detach().clone() for p in parameters]
     n = len(samples)
     steps = config.epochs * math.ceil(n / config.batch)
-    keeper = _Keeper(checkpoint, samples, config, start, weights, recorder=recorder)
-    kept = keeper.read()
+    key = "" if checkpoint is None else checkpoint.key(samples, config, start, weights)
+    kept = None if checkpoint is None else checkpoint.read(key)
+    if kept is not None and recorder is not None and not recorder.resume(kept.step):
+        kept = None  # what was recorded on the way and is not here is to be made again
     done = kept.step if kept else 0
     optimiser = torch.optim.Adam(
         [{"params": parameters, "initial_lr": config.learning_rate}], lr=config.learning_rate
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, steps), done - 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))), done - 1
+    )
     totals = torch.zeros(config.epochs, dtype=torch.float64)
     with (
         lora.training(engine, checkpointing=config.checkpointing),
         torch.random.fork_rng(devices=[]),
     ):
+        for name, rate in dropout_at_work(recommender.model) if config.through == "engine" else ():
+            raise UsageError(
+                f"{description} through the engine (train.through=engine)",
+                f"the model drops activations in training ({name}: {rate:g}), the engine none",
+                "Set the model's dropout to 0, or train.through=peft",
+            )
         torch.manual_seed(config.seed)  # of an adapter's dropout
         if kept is not None:
             engine.load(kept.theta)
@@ -125,14 +133,13 @@ def train_adapter(
             recording = recorder if recorder is not None and recorder.wants(epoch) else None
             if config.through == "engine":
                 reducer = None if recording is None else partial(recording.reducer, epoch)
-                loss, rows = _through_engine(recommender, engine, part, weighted, reducer)
+                loss, mean, rows = _through_engine(recommender, engine, part, weighted, reducer)
                 if recording is not None and rows is not None:
-                    recording.take(index, rows, _gradient(parameters), rate)
+                    recording.take(index, rows, mean, rate)
             else:
                 with recording.batch(epoch, index, rate) if recording else nullcontext():
                     loss = _through_peft(recommender, part, weighted)
-            _check_reached(engine, parameters, description)
-            _add_l2(parameters, centre, config.l2)
+            _finish_gradient(engine, centre, config.l2, description)
             optimiser.step()
             scheduler.step()
             totals[epoch] += loss / n
@@ -142,8 +149,12 @@ def train_adapter(
                     "the loss is not finite",
                     "Lower train.learning_rate, or look for NaN in the base model",
                 )
-            keeper.keep(step, engine, optimiser, totals)
-    keeper.clear()
+            if checkpoint is not None and step % checkpoint.every == 0:
+                if recorder is not None:
+                    recorder.flush()
+                checkpoint.write(key, State.of(step, engine, optimiser, totals))
+    if checkpoint is not None:
+        checkpoint.clear(key)
     return Training(engine.theta(), [float(t) for t in totals])
 
 
@@ -163,11 +174,11 @@ def _through_engine(
     samples: Samples,
     weights: Tensor | None,
     make_reducer: Callable[[], Reducer | None] | None,
-) -> tuple[float, Tensor | None]:
+) -> tuple[float, Tensor, Tensor | None]:
     """The same from the engine, samples of like length together; none of weight 0 is computed.
 
     Returns:
-        Σ w_i ℓ_i; and what the reducers made of the samples' gradients `[b, …]`, if there are any.
+        Σ w_i ℓ_i; the gradient `[d]`; what the reducers made of the samples' gradients `[b, …]`.
     """
     weights = torch.ones(len(samples)) if weights is None else weights
     live = weights.nonzero().flatten()
@@ -187,10 +198,10 @@ def _through_engine(
             rows = found.new_zeros(len(samples), found.shape[1]) if rows is None else rows
             rows[index] = found
         loss += float(losses.cpu() @ weights[index].to(losses.cpu()))
-    means = engine.unflatten(total / len(samples)).values()
-    for parameter, mean in zip(engine.parameters(), means, strict=True):
-        parameter.grad = mean.to(parameter)
-    return loss, rows
+    mean = total / len(samples)
+    for parameter, own in zip(engine.parameters(), engine.unflatten(mean).values(), strict=True):
+        parameter.grad = own.to(parameter, copy=True)  # λ is added to it, and not to the mean
+    return loss, mean, rows
 
 
 def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
@@ -200,86 +211,17 @@ def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
     return token_batches(lengths, max(int(lengths.max()), ENGINE_TOKENS))
 
 
-def _check_no_dropout(model: torch.nn.Module, description: str) -> None:
-    """Raise where training would drop activations at random, which the engine does not."""
-    for name, module in model.named_modules():
-        rate = getattr(module, "attention_dropout", 0.0)
-        rate = module.p if isinstance(module, torch.nn.Dropout) else rate
-        if isinstance(rate, float) and rate > 0:
-            raise UsageError(
-                f"{description} through the engine (train.through=engine)",
-                f"the model drops activations in training ({name}: {rate:g}), the engine none",
-                "Set the model's dropout to 0, or train.through=peft",
-            )
-
-
-class _Keeper:
-    """The checkpoints of one training, or none."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint | None,
-        samples: Samples,
-        config: TrainConfig,
-        start: Tensor,
-        weights: Tensor | None,
-        *,
-        recorder: RunRecorder | None,
-    ) -> None:
-        self._checkpoint, self._recorder = checkpoint, recorder
-        if checkpoint is not None:
-            tensors = {"start": start, "ids": torch.from_numpy(samples.ids)}
-            tensors |= {} if weights is None else {"weights": weights}
-            self._key = key_of(tensors, config.model_dump(mode="json"), checkpoint.course)
-
-    def read(self) -> State | None:
-        if self._checkpoint is None:
-            return None
-        state = self._checkpoint.read(self._key)
-        if state is not None and self._recorder is not None:
-            # What was recorded on the way and is not here is to be made again.
-            return state if self._recorder.resume(state.step) else None
-        return state
-
-    def keep(self, step: int, engine: Engine, optimiser: torch.optim.Adam, totals: Tensor) -> None:
-        if self._checkpoint is None or not self._checkpoint.due(step):
-            return
-        if self._recorder is not None:
-            self._recorder.flush()
-        moments = adam_moments(optimiser, engine.parameters())
-        state = State(step, engine.theta(), moments, torch.get_rng_state(), totals)
-        self._checkpoint.write(self._key, state)
-
-    def clear(self) -> None:
-        if self._checkpoint is not None:
-            self._checkpoint.clear(self._key)
-
-
-def _check_reached(engine: Engine, parameters: list[torch.nn.Parameter], description: str) -> None:
-    """Raise where a parameter got no gradient: it would stay where it is without a word."""
-    lost = [name for name, p in zip(engine.names, parameters, strict=True) if p.grad is None]
+def _finish_gradient(engine: Engine, centre: list[Tensor], l2: float, description: str) -> None:
+    """Add λ's part, and raise where a parameter got no gradient: it would stay without a word."""
+    pairs = list(zip(engine.names, engine.parameters(), strict=True))
+    lost = [name for name, parameter in pairs if parameter.grad is None]
     if lost:
         raise ModelError(
             description,
-            f"{len(lost)} of {len(parameters)} LoRA matrices got no gradient (first: {lost[0]})",
+            f"{len(lost)} of {len(pairs)} LoRA matrices got no gradient (first: {lost[0]})",
             "Leave out layers that take no part in the loss, and reentrant gradient checkpointing",
         )
-
-
-def _gradient(parameters: list[torch.nn.Parameter]) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-
-
-def _add_l2(parameters: list[torch.nn.Parameter], centre: list[Tensor], l2: float) -> None:
     with torch.no_grad():
-        for p, start in zip(parameters, centre, strict=True):
-            assert p.grad is not None  # checked before
-            p.grad.add_(p - start, alpha=l2)
-
-
-def _schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    if config.schedule == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-    if config.schedule == "linear":
-        return lambda step: max(1 - step / steps, 0.0)
-    return lambda step: 1.0
+        for (_, parameter), start in zip(pairs, centre, strict=True):
+            assert parameter.grad is not None  # checked before
+            parameter.grad.add_(parameter - start, alpha=l2)

@@ -1,8 +1,8 @@
 """A training that was stopped: where it had come to, so that it goes on from there bit for bit.
 
 FOLDER/<key>.checkpoint.safetensors: the parameters [d], Adam's two moments [d] each, the state of
-the random numbers, and the losses so far. The key is a digest of everything that the training hangs
-on: a checkpoint of another training is never found.
+the random numbers, and the losses so far. The key is a digest of everything that the training
+depends on: a checkpoint of another training is never found.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from fudlr.common.kept import Kept
+from fudlr.common.kept import Kept, key_of
+from fudlr.config import TrainConfig
+from fudlr.data.interactions import Samples
+from fudlr.gradients.store.recorder import adam_moments
+from fudlr_ext import Engine
 
 ENDING = ".checkpoint.safetensors"
 TENSORS = ("theta", "moments", "random", "totals")
@@ -38,6 +43,13 @@ class State:
     random: Tensor
     totals: Tensor
 
+    @classmethod
+    def of(cls, step: int, engine: Engine, optimiser: torch.optim.Adam, totals: Tensor) -> Self:
+        """That of a training now."""
+        found = adam_moments(optimiser, engine.parameters())
+        assert found is not None  # it took a step
+        return cls(step, engine.theta(), found[0], torch.get_rng_state(), totals)
+
 
 class Checkpoint:
     """Where a training keeps its state, and how often.
@@ -49,11 +61,15 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, every: int, course: str) -> None:
-        self._kept, self._every, self.course = Kept(folder, ENDING), every, course
+        self._kept, self.every, self._course = Kept(folder, ENDING), every, course
 
-    def due(self, step: int) -> bool:
-        """Whether the state is to be kept after `step` batches."""
-        return step % self._every == 0
+    def key(
+        self, samples: Samples, config: TrainConfig, start: Tensor, weights: Tensor | None
+    ) -> str:
+        """A name for the training of these samples, by these options, from `start` [d]."""
+        tensors = {"start": start, "ids": torch.from_numpy(samples.ids)}
+        tensors |= {} if weights is None else {"weights": weights}
+        return key_of(tensors, config.model_dump(mode="json"), self._course)
 
     def write(self, key: str, state: State) -> None:
         """Keep `state`, whole or not at all, in place of the earlier one."""
@@ -75,14 +91,6 @@ class Checkpoint:
     def clear(self, key: str) -> None:
         """Forget the state of a training that ended."""
         self._kept.clear(key)
-
-
-def adam_moments(optimiser: torch.optim.Adam, parameters: Sequence[Tensor]) -> Tensor:
-    """Adam's two running means [2, d] in the order of `parameters`."""
-    names = ("exp_avg", "exp_avg_sq")
-    return torch.stack(
-        [torch.cat([optimiser.state[p][name].flatten() for p in parameters]) for name in names]
-    )
 
 
 def load_moments(

@@ -54,7 +54,7 @@ def debias(run, tmp_path, *options):
         (["--set", "debias.also=[arp"], "not valid YAML"),
         (["--objective", "arp@7"], "7"),
         (["--set", "data.user_group=planet", "--objective", "hellinger"], "planet"),
-        (["--set", "record.dims=3"], "does not use it"),
+        (["--set", "record.energy=0.5"], "does not use it"),
     ],
 )
 def test_wrong_options_exit_with_2(run_folder, tmp_path, options, words):

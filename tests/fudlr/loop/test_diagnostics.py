@@ -217,10 +217,6 @@ class Overconfident(Identity):
     def inverse(self, rhs, damping):
         return rhs / (damping - 0.999)
 
-    @classmethod
-    def make(cls, parts):
-        return cls()
-
 
 def test_a_destructive_update_is_refused_unless_forced(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(CURVATURES, "overconfident", Overconfident)

@@ -12,7 +12,7 @@ from fudlr.config import merge
 from fudlr.gradients import record_rows
 from fudlr.gradients.recording import shortfall
 from fudlr.gradients.store import Recorder, RecordingWarning, Store, StoreError, StoreWriter
-from fudlr.gradients.store.recorder import BatchGradients
+from fudlr.gradients.store.batch import BatchGradients
 from fudlr.pipeline.evidence import gather
 from fudlr.pipeline.plan import prepare
 from fudlr.record import record_run

@@ -40,7 +40,7 @@ def with_store(folder, run, gradients, matrices=("lora_A", "lora_B"), theta=None
         for name, shape in run.engine.shapes.items()
         if any(each in name for each in matrices)
     }
-    projection = Projection(run.engine.shapes, factors, kind="principal")
+    projection = Projection(run.engine.shapes, factors)
     made_from = binding(run, run.theta if theta is None else theta)
     order = torch.randperm(len(gradients), generator=torch.Generator().manual_seed(0))
     with StoreWriter(folder, "course", 0, "float32", shard_bytes=100) as writer:

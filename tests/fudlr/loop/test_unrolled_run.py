@@ -11,9 +11,8 @@ from fudlr.common.errors import DataError, UsageError
 from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.influence.unroll import Unrolled
-from fudlr.pipeline.evidence import gather, solvers
+from fudlr.pipeline.evidence import gather, solvers, unrolled_run
 from fudlr.pipeline.plan import prepare, with_options
-from fudlr.pipeline.unrolled import unrolled_run
 from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
 
@@ -138,7 +137,7 @@ def test_a_killed_training_goes_on_with_its_recording(tiny_config, tmp_path, cas
     """Byte for byte; killed after a checkpoint in the middle of the second epoch or before it."""
     through, epochs, at = case
     options = {
-        "train.through": through, "record.epochs": epochs, "record.fit_samples": 64,
+        "train.through": through, "record.epochs": epochs,
         "record.energy": 0.99,
     }  # fmt: skip
     config = merge(tiny_config, {**FOUR_STEPS, **options})

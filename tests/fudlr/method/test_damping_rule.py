@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fudlr.common.errors import NumericalError
-from fudlr.pipeline.damping import choose_damping, stationarity
+from fudlr.pipeline.evidence import choose_damping, stationarity
 
 START, THETA = torch.zeros(8), torch.arange(8.0)
 L2 = 0.1

@@ -53,13 +53,6 @@ def test_products_agree_with_dense(bed, streamed, recorded):
         assert torch.allclose(rows.gram_product(v, few), weighted, atol=1e-10)
 
 
-def test_any_layout_of_the_vectors(recorded):
-    v = normal(recorded.d, 5).T
-    assert not v.is_contiguous()
-    assert torch.allclose(recorded.dots(v), recorded.dots(v.contiguous()), atol=1e-13)
-    assert recorded.dots(v[:0]).shape == (recorded.n, 0)
-
-
 def test_streaming_holds_one_batch_at_a_time(bed, face):
     alive = []
 
@@ -91,13 +84,6 @@ def test_batches_without_weight_are_not_computed(bed, face):
     weights[0, 501] = 1
     assert torch.allclose(rows.sum(weights)[0], bed.matrix[501], atol=1e-12)
     assert seen == [3]
-
-
-def test_progress_is_told(bed, face):
-    said = []
-    rows = StreamedRows(*face, lambda: uneven(bed), progress=lambda *done: said.append(done))
-    rows.dots(normal(1, rows.d))
-    assert said == [(500, N), (503, N), (600, N), (1200, N)]
 
 
 def test_bad_rows():
@@ -152,6 +138,8 @@ def test_bad_batches(bed, face):
 class Linear:
     """An engine whose rows are the batch itself."""
 
+    d = 3
+
     def sample_dots(self, forward, loss, batch, vectors):
         return batch @ vectors.T
 
@@ -161,7 +149,7 @@ def test_a_shuffled_loader_is_refused_at_its_second_pass():
     data, v = normal(20, 3), normal(1, 3, seed=1)
     shuffled = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
     with pytest.raises(UsageError, match=r"another batch .*shuffle=False"):
-        StreamedRows(Linear(), None, None, shuffled, d=3).dots(v)
-    rows = StreamedRows(Linear(), None, None, torch.utils.data.DataLoader(data, 4), d=3)
+        StreamedRows(Linear(), None, None, shuffled).dots(v)
+    rows = StreamedRows(Linear(), None, None, torch.utils.data.DataLoader(data, 4))
     assert torch.equal(rows.dots(v), data @ v.T)
     assert torch.equal(rows.dots(v), data @ v.T)

@@ -111,11 +111,6 @@ def test_targeted_removal_agrees_with_retraining(bed, rows, solve, values, limit
     assert abs(float(values.of("arp") @ mask) - actual) <= tolerance * abs(actual)
 
 
-def test_retraining_from_the_start_reaches_the_same_optimum(bed, values):
-    mask = targeted(values, 0.05)
-    assert torch.allclose(bed.retrain(mask, bed.start), bed.retrain(mask), atol=1e-6)
-
-
 def test_leave_one_out(bed, rows, solve, values):
     order = values.of("arp").argsort()
     chosen = order[:: N // 12].tolist()

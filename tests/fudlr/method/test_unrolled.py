@@ -246,10 +246,10 @@ class Trained:
         given |= {"theta": self.theta, **options}
         return Unrolled(training or Memory(self.steps), SHAPES, **given)
 
-    def sketched(self, dims):
+    def sketched(self, energy):
         accumulator = PrincipalAccumulator(SHAPES)
         accumulator.add_rows(torch.cat([step.rows for step in self.steps]))
-        projection = accumulator.fit(dims=dims)
+        projection = accumulator.fit(energy)
         # Orthonormal to float64, as its formulas ask.
         projection.factors = {
             name: torch.linalg.qr(factor.double().T)[0].T
@@ -328,7 +328,7 @@ def test_influence_is_the_transpose(trained, monkeypatch, kept):
 @pytest.mark.parametrize("terms", [1.0, 2.0])
 def test_sketches_answer_as_their_lifted_rows_would(plain, terms):
     """Nothing but SᵀS g in place of g, with the exact means."""
-    projection, steps = plain.sketched(dims=2)
+    projection, steps = plain.sketched(0.7)
     lifted = [replace(step, rows=projection.lift(step.rows)) for step in steps]
     assert not torch.allclose(lifted[0].rows, plain.steps[0].rows, rtol=0.1)
     options = {"terms": torch.full((N,), terms)}
@@ -341,7 +341,7 @@ def test_sketches_answer_as_their_lifted_rows_would(plain, terms):
 
 
 def test_all_directions_are_whole_rows(plain):
-    projection, steps = plain.sketched(dims=9)
+    projection, steps = plain.sketched(1.0)
     found = plain.unrolled(Memory(steps, projection)).tangent(normal(61, 2, N))
     assert torch.allclose(found, plain.unrolled().tangent(normal(61, 2, N)), rtol=1e-8)
 

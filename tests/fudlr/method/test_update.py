@@ -7,7 +7,7 @@ import torch
 from bed import L2, Bed, N
 from fudlr.common.batches import Batches
 from fudlr.gradients import MemoryRows
-from fudlr.influence.curvature import Hessian
+from fudlr.influence.curvature import Hessian, Parts
 from fudlr.influence.mask import threshold_mask
 from fudlr.influence.scores import influence
 from fudlr.influence.solvers import make_solver
@@ -22,20 +22,17 @@ def rows(bed: Bed):
     return MemoryRows(bed.matrix)
 
 
-@pytest.fixture(scope="module")
-def face(bed: Bed):
-    return bed.engine, bed.recommender.forward, bed.recommender.loss
-
-
-def batches(bed: Bed):
-    parts = torch.arange(N).split(700)
-    return Batches([bed.recommender.collate(bed.train.take(part)) for part in parts])
+def parts(bed: Bed, rows, weights=None):
+    index = torch.arange(N).split(700)
+    batches = Batches([bed.recommender.collate(bed.train.take(part)) for part in index])
+    face = (bed.engine, bed.recommender.forward, bed.recommender.loss)
+    return Parts(rows, weights, None, *face, batches)
 
 
 @pytest.fixture(scope="module")
-def hessian(bed: Bed, face):
+def hessian(bed: Bed, rows):
     def solve(weights=None):
-        return make_solver(Hessian(*face, batches(bed), weights), L2, **OPTIONS)
+        return make_solver(Hessian(parts(bed, rows, weights)), L2, **OPTIONS)
 
     return solve
 
@@ -52,14 +49,13 @@ def change(bed: Bed, theta):
     return float(bed.metric(theta) - bed.metric(bed.theta))
 
 
-def kept_loss(bed: Bed, face, rows, mask, **options):
-    where = {"theta": bed.theta, "start": bed.start, "l2": L2, **options}
-    return KeptLoss(*face, batches(bed), rows=rows, mask=mask, **where)
+def kept_loss(bed: Bed, rows, mask, theta=None):
+    return KeptLoss(parts(bed, rows), mask, bed.theta if theta is None else theta, bed.start, L2)
 
 
-def test_newton_steps_go_to_retraining_s_optimum(bed, face, rows, hessian, removal):
+def test_newton_steps_go_to_retraining_s_optimum(bed, rows, hessian, removal):
     mask, actual = removal
-    kept, weights = kept_loss(bed, face, rows, mask), 1 - mask
+    kept, weights = kept_loss(bed, rows, mask), 1 - mask
     first = removal_update(bed.theta, rows, mask, hessian())
     one_step = abs(change(bed, first.theta) / actual - 1)
     assert one_step > 0.05  # what the steps mend
@@ -74,7 +70,7 @@ def test_newton_steps_go_to_retraining_s_optimum(bed, face, rows, hessian, remov
     assert torch.equal(bed.engine.theta(), bed.theta)
 
 
-def test_kept_loss_is_the_loss_without_the_samples(bed, face, rows, removal):
+def test_kept_loss_is_the_loss_without_the_samples(bed, rows, removal):
     mask, _ = removal
     theta = bed.theta + 0.05 * torch.randn(
         rows.d, generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -83,7 +79,7 @@ def test_kept_loss_is_the_loss_without_the_samples(bed, face, rows, removal):
     def plain(t):
         return bed.objective(t, 1 - mask)
 
-    kept = kept_loss(bed, face, rows, mask)
+    kept = kept_loss(bed, rows, mask)
     value, gradient = kept.value_and_gradient(theta)
     at_start, _ = kept.value_and_gradient(bed.theta)
     # θ* is an optimum here: nothing is held.
@@ -91,7 +87,7 @@ def test_kept_loss_is_the_loss_without_the_samples(bed, face, rows, removal):
     assert math.isclose(value - at_start, float(plain(theta) - plain(bed.theta)), rel_tol=1e-6)
 
 
-def test_the_gradient_that_training_left_is_held(bed, face, rows, hessian):
+def test_the_gradient_that_training_left_is_held(bed, rows, hessian):
     """At a point that is no optimum nothing moves without a removal."""
     nothing = torch.zeros(N, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -99,8 +95,9 @@ def test_the_gradient_that_training_left_is_held(bed, face, rows, hessian):
     assert grad(bed.objective)(early, 1 - nothing).norm() > 1e-4
     bed.engine.load(early)
     try:
-        g = bed.engine.sample_grads(face[1], face[2], bed.recommender.collate(bed.train))
-        held = kept_loss(bed, face, MemoryRows(g), nothing, theta=early)
+        face = (bed.recommender.forward, bed.recommender.loss)
+        g = bed.engine.sample_grads(*face, bed.recommender.collate(bed.train))
+        held = kept_loss(bed, MemoryRows(g), nothing, early)
         assert held.value_and_gradient(early)[1].norm() < 1e-10
         still = removal_update(early, MemoryRows(g), nothing, hessian())
         assert float(still.delta.norm()) == 0
@@ -108,9 +105,9 @@ def test_the_gradient_that_training_left_is_held(bed, face, rows, hessian):
         bed.engine.load(bed.theta)
 
 
-def test_newton_stops_where_nothing_descends(bed, face, rows, hessian, removal):
+def test_newton_stops_where_nothing_descends(bed, rows, hessian, removal):
     mask, _ = removal
-    kept = kept_loss(bed, face, rows, mask)
+    kept = kept_loss(bed, rows, mask)
     first = removal_update(bed.theta, rows, mask, hessian())
 
     def uphill(rhs):

@@ -5,7 +5,7 @@ from fudlr import lora
 from fudlr.config import LoraSettings, RunConfig, merge
 from fudlr.data import leave_last_out, synthetic
 from fudlr.recommenders import RECOMMENDERS, Prompted, load_template
-from fudlr.train.small_text import train_tokenizer
+from fudlr.train.pretrain import train_tokenizer
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (

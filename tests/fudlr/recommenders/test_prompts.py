@@ -6,7 +6,7 @@ import yaml
 from fudlr.common.errors import ModelError, UsageError
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import Template, load_template, shipped
-from fudlr.train.small_text import train_tokenizer
+from fudlr.train.pretrain import train_tokenizer
 from prompt_models import recommender, split
 
 TITLES = ["Red Film", "Blue Film", "Green Film"]

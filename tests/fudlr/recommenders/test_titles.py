@@ -8,7 +8,7 @@ from fudlr.recommenders.cached import step
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import Template
 from fudlr.recommenders.tree import TokenTree, walk
-from fudlr.train.small_text import train_tokenizer
+from fudlr.train.pretrain import train_tokenizer
 from prompt_models import ARCHITECTURES, adapted, base, recommender, split
 from torch import nn
 from torch.nn.functional import cross_entropy

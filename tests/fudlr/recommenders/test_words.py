@@ -7,7 +7,7 @@ from fudlr.recommenders import RECOMMENDERS
 from fudlr.recommenders.prompting import Pieces
 from fudlr.recommenders.templates import load_template
 from fudlr.recommenders.words import Words
-from fudlr.train.small_text import train_tokenizer
+from fudlr.train.pretrain import train_tokenizer
 from prompt_models import adapted, base, config, split
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast

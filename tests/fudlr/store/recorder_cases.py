@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from fudlr.config import RecordConfig
+from fudlr.gradients import Projection
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fudlr_ext import Engine, label_logits, label_loss
 
 N, WIDTH, VOCABULARY = 24, 6, 31
-EXACT = RecordConfig(dtype="float32", dims=64, fit_samples=1, epochs="last")
-"""More directions than there are: rows are the whole gradients, turned."""
+EXACT = RecordConfig(dtype="float32", epochs="last")
 
 
 def adapted_llama(dropout: float = 0.0, layers: int = 2, **changes) -> torch.nn.Module:
@@ -53,6 +53,13 @@ def take(batch: dict[str, torch.Tensor], index: torch.Tensor) -> dict[str, torch
 
 def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return label_loss(label_logits(model, batch), batch)
+
+
+def every_direction(model: torch.nn.Module) -> Projection:
+    """Sketches under it are the whole gradients."""
+    shapes = Engine(model).shapes
+    wide = {name: torch.eye(a if "lora_B" in name else b) for name, (a, b) in shapes.items()}
+    return Projection(shapes, wide)
 
 
 def exact_rows(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from fudlr.gradients import Projection
 from fudlr.gradients.store import Binding, Store, StoreWriter, digest
 
 BINDING = Binding(*(digest(name) for name in ("model", "adapter", "data", "order")))
@@ -18,6 +19,11 @@ def random_rows(n: int, dim: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     scale = 10 ** (3 * torch.rand(dim // 16 + 1, generator=generator) - 3)
     return torch.randn(n, dim, generator=generator) * scale.repeat_interleave(16)[:dim]
+
+
+def whole(dim: int) -> Projection:
+    """A projection on `dim` columns that leaves them as they are."""
+    return Projection({"x.lora_A.w": (1, dim)}, {"x.lora_A.w": torch.eye(dim)})
 
 
 def append_all(writer: StoreWriter, rows: torch.Tensor, ids: torch.Tensor, epoch: int = 1) -> None:
@@ -39,7 +45,7 @@ def write_store(
     ids = torch.arange(len(rows)) if ids is None else ids
     size = rows.shape[1] * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
     with StoreWriter(folder, "course", D, dtype, shard_bytes=shard_rows * size) as writer:
-        writer.use_plain(rows.shape[1])
+        writer.use(whole(rows.shape[1]))
         append_all(writer, rows, ids)
         writer.finish(binding)
     return Store.open(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fudlr.gradients import PrincipalAccumulator
-from fudlr.gradients.store.audit import PROBES, audit_rows
+from fudlr.gradients.recording import PROBES, audit_rows
 
 SHAPES = {"x.lora_A.weight": (2, 6), "x.lora_B.weight": (8, 2)}
 
@@ -15,7 +15,7 @@ def test_the_figures_are_those_of_the_formulas():
     g = torch.randn(13, 28, generator=generator, dtype=torch.float64)
     accumulator = PrincipalAccumulator(SHAPES)
     accumulator.add_rows(g.float())
-    projection = accumulator.fit(dims=3)
+    projection = accumulator.fit(0.8)
     s = projection.project(g)
     stored = s + 0.1 * torch.randn(s.shape, generator=generator, dtype=torch.float64)
     signs = torch.randint(2, (PROBES, 7), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0

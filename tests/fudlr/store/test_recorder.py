@@ -11,7 +11,6 @@ import pytest
 import torch
 from fudlr.common.errors import DataError, UsageError
 from fudlr.config import RecordConfig
-from fudlr.gradients import random_projection
 from fudlr.gradients.store import (
     Recorder,
     Store,
@@ -19,11 +18,21 @@ from fudlr.gradients.store import (
     StoreWriter,
     digest,
     model_fingerprint,
+    steps,
 )
-from fudlr.gradients.store.shards import read_header
-from fudlr.gradients.store.steps import StepRecorder, Taken
+from fudlr.gradients.store.manifest import read_manifest
+from fudlr.gradients.store.steps import StepRecorder
 from fudlr.influence.unroll import Unrolled
-from recorder_cases import EXACT, N, adapted_llama, exact_rows, losses, samples, take
+from recorder_cases import (
+    EXACT,
+    N,
+    adapted_llama,
+    every_direction,
+    exact_rows,
+    losses,
+    samples,
+    take,
+)
 
 from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError, NoGradientError
@@ -41,7 +50,8 @@ def close(exact):
 def record(folder, model, step, config=EXACT, **options):
     """Record all samples in batches of 8, the last one first, without changing the adapter."""
     batch = samples()
-    with Recorder(model, folder, data="samples", config=config, **options) as recorder:
+    options = {"projection": every_direction(model), "config": config, **options}
+    with Recorder(model, folder, data="samples", **options) as recorder:
         for index in reversed(torch.arange(N).split(8)):
             step(recorder, index, take(batch, index))
             model.zero_grad()
@@ -60,20 +70,12 @@ def check(store, model):
     assert projection.energy_kept(exact) == pytest.approx(1)
 
 
-def test_a_row_is_the_samples_own_undivided_gradient(tmp_path):
-    model = adapted_llama()
-    store = record(tmp_path / "s", model, lambda *a: plain(*a, model))
-    check(store, model)
-    exact = exact_rows(model, samples())
-    torch.testing.assert_close(store.mean_gradient(), exact.mean(0), **close(exact))
-
-
 @pytest.mark.parametrize("n", [5, N])
 @pytest.mark.parametrize("fit_samples", [1, 100], ids=["fitted early", "fitted at the end"])
-@pytest.mark.parametrize("kind", [{}, {"dims": 2}, {"projection": "random", "dims": 2}])
-def test_every_kind_and_number_gives_a_row_a_sample(tmp_path, kind, fit_samples, n):
+def test_every_number_gives_a_row_a_sample(tmp_path, fit_samples, n, monkeypatch):
     """Rows equal project(sample_grads), whether there are fewer samples than fitting asks for."""
-    config = RecordConfig(dtype="float32", fit_samples=fit_samples, **kind)
+    monkeypatch.setattr(steps, "FIT_SAMPLES", fit_samples)
+    config = RecordConfig(dtype="float32")
     model, batch = adapted_llama(), take(samples(), torch.arange(n))
     with Recorder(model, tmp_path / "s", data="samples", config=config) as recorder:
         for index in torch.arange(n).split(8):
@@ -83,9 +85,6 @@ def test_every_kind_and_number_gives_a_row_a_sample(tmp_path, kind, fit_samples,
     assert store.n == n
     expected = store.projection().project(exact)
     torch.testing.assert_close(store.read(IDS[:n]), expected, **close(exact))
-    if kind.get("projection") == "random":
-        same = random_projection(Engine(model).shapes, 2)
-        assert store.projection().fingerprint == same.fingerprint
 
 
 def accumulated(recorder, index, batch, model):
@@ -112,10 +111,14 @@ def scaled(recorder, index, batch, model):
         (losses(model, batch).sum() * 512).backward()
 
 
-@pytest.mark.parametrize("step", [accumulated, weighted, token_mean, scaled])
-def test_whatever_the_loss_was_divided_by(tmp_path, step):
+@pytest.mark.parametrize("step", [plain, accumulated, weighted, token_mean, scaled])
+def test_a_row_is_the_samples_own_gradient_whatever_the_loss_was_divided_by(tmp_path, step):
     model = adapted_llama()
-    check(record(tmp_path / "s", model, lambda *a: step(*a, model)), model)
+    store = record(tmp_path / "s", model, lambda *a: step(*a, model))
+    check(store, model)
+    if step is plain:
+        exact = exact_rows(model, samples())
+        torch.testing.assert_close(store.mean_gradient(), exact.mean(0), **close(exact))
 
 
 def test_a_sample_without_weight_has_the_row_zero(tmp_path):
@@ -203,22 +206,23 @@ def test_a_training_that_starts_again_goes_on_with_its_recording(tmp_path, monke
     """Killed after every shard, a step each but for those that directions are chosen from: at an
     epoch's end and within; and directions change on the way."""
     monkeypatch.setitem(StoreWriter.__init__.__kwdefaults__, "shard_bytes", 1)
-    options = {"config": RecordConfig(energy=0.999, fit_samples=16)}
+    monkeypatch.setattr(steps, "FIT_SAMPLES", 16)
+    options = {"config": RecordConfig(energy=0.999)}
     trained(tmp_path / "whole", **options)
     whole = Store.open(tmp_path / "whole")
     assert whole.projection(0).fingerprint != whole.projection().fingerprint
-    assert [shard.header.steps for shard in whole.shards] == [2, 1] * 3
-    write = StoreWriter._write
+    assert [shard.steps for shard in whole.shards] == [2, 1] * 3
+    change = StoreWriter._change
 
-    def killed(self):
-        write(self)
-        if len(self._shards) > len(written):
+    def killed(self, **changes):
+        change(self, **changes)
+        if len(self._manifest.shards) > len(written):
             written.append(1)
             raise Killed
 
     written = []
     with monkeypatch.context() as patched:
-        patched.setattr(StoreWriter, "_write", killed)
+        patched.setattr(StoreWriter, "_change", killed)
         for _ in whole.shards:
             with pytest.raises(Killed):
                 trained(tmp_path / "s", **options)
@@ -254,10 +258,11 @@ def test_a_gradient_that_was_not_recorded_is_refused_at_its_step(tmp_path, monke
     recorder.close()
 
 
-def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path):
+def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path, monkeypatch):
     """From one epoch's samples to the next's, which have other gradients."""
     shapes = {"x.lora_A.weight": (2, 40), "x.lora_B.weight": (40, 2)}
-    config = RecordConfig(dtype="float32", energy=0.9, fit_samples=16)
+    monkeypatch.setattr(steps, "FIT_SAMPLES", 16)
+    config = RecordConfig(dtype="float32", energy=0.9)
     recorder = StepRecorder(tmp_path, "course", shapes, config)
     generator = torch.Generator().manual_seed(0)
 
@@ -270,59 +275,50 @@ def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path):
         recorder.begin_epoch(epoch)
         assert recorder.projection is None  # whole gradients, to see how much is kept
         whole = rows(at)
-        recorder.add(Taken(torch.arange(16), whole, whole.mean(0)))
+        recorder.add(torch.arange(16), whole, whole.mean(0))
         assert recorder.projection is not None
-        assert recorder.writer.segments == (1 if epoch < 3 else 2)
+        assert recorder.segments == (1 if epoch < 3 else 2)
         assert recorder.projection.energy_kept(rows(at)) > 0.85
-    recorder.writer.close()
+    recorder.close()
 
 
-def test_a_second_backward_is_refused(tmp_path):
-    model = adapted_llama()
-
-    def twice(recorder, index, batch):
-        with recorder.batch(IDS[index]):
-            loss = losses(model, batch).mean()
-            loss.backward(retain_graph=True)
-            loss.backward()
-
-    with pytest.raises(EngineError, match="arrived twice"):
-        record(tmp_path / "s", model, twice)
-
-
-def test_a_batch_without_backward_is_refused(tmp_path):
-    model = adapted_llama()
-
-    def none(recorder, index, batch):
-        with recorder.batch(IDS[index]):
-            losses(model, batch)
-
-    with pytest.raises(NoGradientError, match="28 never arrived"):
-        record(tmp_path / "s", model, none)
-
-
-def test_a_backward_after_its_batch_is_refused(tmp_path):
-    model = adapted_llama()
-
-    def late(recorder, index, batch):
-        with recorder.batch(IDS[index]):
-            loss = losses(model, batch).mean()
-            losses(model, batch).mean().backward()
+def twice(recorder, index, batch, model):
+    with recorder.batch(IDS[index]):
+        loss = losses(model, batch).mean()
+        loss.backward(retain_graph=True)
         loss.backward()
 
-    with pytest.raises(EngineError, match="closed already"):
-        record(tmp_path / "s", model, late)
+
+def none(recorder, index, batch, model):
+    with recorder.batch(IDS[index]):
+        losses(model, batch)
 
 
-def test_rows_that_are_not_samples_are_refused(tmp_path):
+def late(recorder, index, batch, model):
+    with recorder.batch(IDS[index]):
+        loss = losses(model, batch).mean()
+        losses(model, batch).mean().backward()
+    loss.backward()
+
+
+def packed(recorder, index, batch, model):
+    with recorder.batch(IDS[index[:4]], divisor=8):
+        losses(model, batch).mean().backward()
+
+
+WRONG = {
+    twice: "arrived twice",
+    none: "28 never arrived",
+    late: "closed already",
+    packed: "whose rows are not the samples",
+}
+
+
+@pytest.mark.parametrize("step", WRONG, ids=lambda step: step.__name__)
+def test_a_backward_pass_that_is_not_the_batchs_is_refused(tmp_path, step):
     model = adapted_llama()
-
-    def packed(recorder, index, batch):
-        with recorder.batch(IDS[index[:4]], divisor=8):
-            losses(model, batch).mean().backward()
-
-    with pytest.raises(EngineError, match="whose rows are not the samples"):
-        record(tmp_path / "s", model, packed)
+    with pytest.raises((EngineError, NoGradientError), match=WRONG[step]):
+        record(tmp_path / "s", model, lambda *a: step(*a, model))
 
 
 def test_dropout_is_refused_and_can_be_accepted(tmp_path):
@@ -361,7 +357,9 @@ def test_what_was_flushed_is_on_disk_before_anything_is_closed(tmp_path):
     folder = tmp_path / "s.recording"
     assert not list(folder.glob("rows-*"))
     recorder.flush()
-    assert read_header(folder / "rows-000000.safetensors").header.rows == 8
+    (shard,) = read_manifest(folder).shards
+    shard.check_header()
+    assert shard.rows == 8
     recorder.close()
 
 

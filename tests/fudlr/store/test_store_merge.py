@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 from fudlr.common.errors import UsageError
-from fudlr.gradients import random_projection
+from fudlr.gradients import Projection
 from fudlr.gradients.store import (
     Binding,
     Store,
@@ -19,30 +19,30 @@ from fudlr.gradients.store import (
 )
 from fudlr.gradients.store.commands import store_info, store_merge, store_verify
 from rich.console import Console
-from store_cases import BINDING, DTYPES, OTHER, append_all, random_rows, write_store
+from store_cases import BINDING, DTYPES, OTHER, append_all, random_rows, whole, write_store
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_all_bit_by_bit(tmp_path, dtype):
     rows = random_rows(23, 9)
-    whole = write_store(tmp_path / "whole", rows, dtype)
+    entire = write_store(tmp_path / "whole", rows, dtype)
     write_store(tmp_path / "a", rows[:10], dtype)
     write_store(tmp_path / "b", rows[10:], dtype, ids=torch.arange(10, 23))
     store = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-    assert torch.equal(store.read(torch.arange(23)), whole.read(torch.arange(23)))
+    assert torch.equal(store.read(torch.arange(23)), entire.read(torch.arange(23)))
     assert store.binding == BINDING
     assert (store.steps, store.epochs.unique().tolist()) == (5, [1])
     # Steps of 5, 5 and of 5, 5, 3 samples, with means 0, 1 and 0, 1, 2.
     assert torch.allclose(store.mean_gradient(), torch.full((3,), (5 + 5 + 6) / 23))
     vectors = torch.randn(2, 9)
     found = StoredRows(store).gram_product(vectors)
-    assert torch.allclose(found, StoredRows(whole).gram_product(vectors), rtol=1e-5)
+    assert torch.allclose(found, StoredRows(entire).gram_product(vectors), rtol=1e-5)
 
 
 def test_last_epochs_alone_are_merged(tmp_path):
     rows = random_rows(10, 4)
     with StoreWriter(tmp_path / "a", "course", 3, "float32") as writer:
-        writer.use_plain(4)
+        writer.use(whole(4))
         append_all(writer, -rows, torch.arange(10), epoch=1)
         append_all(writer, rows, torch.arange(10), epoch=2)
         writer.finish(BINDING)
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     write_store(tmp_path / "c", random_rows(6, 5), ids=torch.arange(10, 16))
     write_store(tmp_path / "d", random_rows(6, 4), "int8", ids=torch.arange(10, 16))
-    for name, said in (("c", "another dimension"), ("d", "another dtype")):
+    for name, said in (("c", "another projection"), ("d", "another dtype")):
         with pytest.raises(StoreError, match=said):
             merge([tmp_path / "a", tmp_path / name], tmp_path / "out")
     with pytest.raises(UsageError, match="there already"):
@@ -93,7 +93,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
 def test_rows_of_different_projections_are_refused(tmp_path):
     shapes = {"x.lora_A.w": (2, 6), "x.lora_B.w": (5, 2)}
     for seed in (0, 1):
-        projection = random_projection(shapes, 1, seed=seed)
+        wide = {"x.lora_A.w": torch.eye(6)[seed : seed + 1], "x.lora_B.w": torch.eye(5)[:1]}
+        projection = Projection(shapes, wide)
         with StoreWriter(tmp_path / f"{seed}", "course", 3, "float32") as writer:
             writer.use(projection)
             ids = torch.arange(5) + 10 * seed

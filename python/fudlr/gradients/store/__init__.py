@@ -2,7 +2,7 @@
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import RecordingWarning, StoreError
-from fudlr.gradients.store.binding import Binding, Recipe, model_fingerprint
+from fudlr.gradients.store.manifest import Binding, Recipe, model_fingerprint
 from fudlr.gradients.store.merging import joint_binding, merge
 from fudlr.gradients.store.reader import Store
 from fudlr.gradients.store.recorder import Recorder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -23,44 +24,45 @@ AUDIT = {
 
 def store_info(folder: Path, console: Console | None = None) -> None:
     """Print what the store in `folder` is; opens it, so that a bad one is refused by name."""
-    info = Store.open(folder).info()
-    table = _table("store")
-    table.add_row("folder", str(folder))
-    table.add_row("last epoch", f"{info['rows']:,} rows × {info['dim']:,} {info['dtype']}")
-    table.add_row("recorded", f"{info['steps']:,} steps in {info['epochs']} epochs")
-    table.add_row("on disk", f"{_size(info['bytes'])} in {info['shards']} shards")
-    training = info["training"]
+    found = Store.open(folder)
+    recipe, segments = found.manifest.recipe, found.manifest.segments
     said = "the last epoch alone, for the closed form"
-    if training is not None:
+    if recipe is not None:
         said = "a whole training, which can be unrolled: "
-        said += ", ".join(f"{name} {value}" for name, value in training.items() if value)
-    table.add_row("of", said)
-    if info["projections"] > 1:
-        table.add_row("projections", f"{info['projections']}; the last one:")
-    for name, value in info["projection"].items():
-        if name == "kept" and value is not None:
-            table.add_row("projection: kept", f"{value:.1%} of the energy it was fitted to")
-        elif value is not None:
-            table.add_row(f"projection: {name}", _short(value))
-    for name, value in info["audit"].items():
+        said += ", ".join(f"{name} {value}" for name, value in asdict(recipe).items() if value)
+    rows = {
+        "folder": str(folder),
+        "last epoch": f"{found.n:,} rows × {found.dim:,} {found.dtype}",
+        "recorded": f"{found.steps:,} steps in {found.epochs.unique().numel()} epochs",
+        "on disk": f"{_size(found.bytes)} in {len(found.shards)} shards",
+        "of": said,
+    }
+    if len(segments) > 1:
+        rows["projections"] = f"{len(segments)}; the last one:"
+    for name, value in found.about_projection.items():
+        if value is not None:
+            shown = f"{value:.1%} of the energy it was fitted to" if name == "kept" else value
+            rows[f"projection: {name}"] = _short(shown)
+    for name, value in found.audit.items():
         label, text = AUDIT.get(name, (name, "{:g}"))
-        table.add_row(f"audit: {label}", text.format(value))
-    for name, value in info["binding"].items():
-        table.add_row(f"made from: {name}", _short(value))
-    (console or terminal.console()).print(table)
+        rows[f"audit: {label}"] = text.format(value)
+    for name, value in asdict(found.binding).items():
+        rows[f"made from: {name}"] = _short(value)
+    _print("store", rows, console)
 
 
 def store_verify(folder: Path, console: Console | None = None) -> None:
     """Compare every row in `folder` with its checksum; raises StoreError by the shards' names."""
     clock = StageClock()
     with clock.stage("verify"):
-        store = Store.open(folder, check="full")
-    table = _table("store: whole")
-    table.add_row("folder", str(folder))
-    table.add_row("rows", f"{int(store.counts.sum()):,} in {store.steps:,} steps")
-    table.add_row("checked", f"{_size(store.bytes)} in {len(store.shards)} shards")
-    table.add_row("took", duration(clock.seconds["verify"]))
-    (console or terminal.console()).print(table)
+        found = Store.open(folder, check="full")
+    rows = {
+        "folder": str(folder),
+        "rows": f"{int(found.counts.sum()):,} in {found.steps:,} steps",
+        "checked": f"{_size(found.bytes)} in {len(found.shards)} shards",
+        "took": duration(clock.seconds["verify"]),
+    }
+    _print("store: whole", rows, console)
 
 
 def store_merge(
@@ -76,11 +78,13 @@ def store_merge(
     store_info(out, console)
 
 
-def _table(title: str) -> Table:
+def _print(title: str, rows: dict[str, str], console: Console | None) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    return table
+    for row in rows.items():
+        table.add_row(*row)
+    (console or terminal.console()).print(table)
 
 
 def _short(value: object) -> str:

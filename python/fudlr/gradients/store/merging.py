@@ -11,7 +11,7 @@ import torch
 from fudlr.common.digest import digest
 from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import remove_folder, replace_folder
-from fudlr.gradients.store.binding import Binding
+from fudlr.gradients.store.manifest import Binding
 from fudlr.gradients.store.reader import Store
 from fudlr.gradients.store.writer import StoreWriter
 
@@ -47,11 +47,7 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
     try:
         course = digest([store.manifest.course for store in stores])
         with StoreWriter(temporary, course, first.manifest.d, first.dtype) as writer:
-            projection = first.projection()
-            if projection is None:
-                writer.use_plain(first.dim)
-            else:
-                writer.use(projection)
+            writer.use(first.projection())
             for store in stores:
                 for number in range(store.steps):
                     if store.epochs[number] == store.epochs[-1]:
@@ -92,10 +88,9 @@ def _check(stores: Sequence[Store], *, combine_data: bool) -> None:
         differing = [f"another {name}" for name in first.binding.differences(store.binding)]
         if combine_data:
             differing = [word for word in differing if word.split()[-1] in ("model", "adapter")]
-        mine, its = (s.manifest.segments[s.shards[-1].header.segment] for s in (first, store))
+        mine, its = (each.about_projection["fingerprint"] for each in (first, store))
         facts = {
-            "projection": mine.get("fingerprint") != its.get("fingerprint"),
-            "dimension": first.dim != store.dim,
+            "projection": mine != its,
             "dtype": first.dtype != store.dtype,
             "mean gradients": first.manifest.d != store.manifest.d,
         }

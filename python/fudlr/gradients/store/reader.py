@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,28 +19,32 @@ from torch import Tensor
 from fudlr.common.digest import digest, tensor_bytes
 from fudlr.common.errors import StoreError
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.binding import Binding
-from fudlr.gradients.store.manifest import (
-    TRAINING,
-    Manifest,
-    listed_shards,
-    read_manifest,
-)
+from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, read_manifest
 from fudlr.gradients.store.shards import Shard, Step, decode, open_regular, refuse, row_bytes
 from fudlr.gradients.store.writer import projection_path
 
 WINDOW_BYTES = 64 * 2**20
-_ABOUT = {"model": "model", "adapter": "adapter", "data": "training data", "order": "order"}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a step lies: which shard, the step's number in it, its rows in it."""
+class Window(NamedTuple):
+    """Consecutive rows of one shard, not read yet.
+
+    Attributes:
+        places: Where they lie in the last epoch.
+        read: Gives rows `[b, p]` as stored and their scales `[b, s]` (int8).
+    """
+
+    places: slice
+    read: Callable[[], tuple[Tensor, Tensor | None]]
+
+
+class _Place(NamedTuple):
+    """Where a step lies: which shard, the step's number in it, its first row in it."""
 
     shard: int
     step: int
-    rows: slice
+    start: int
 
 
 class Store:
@@ -54,19 +58,25 @@ class Store:
     their first use, by `verify`, or on opening with `check="full"`.
 
     Use `Store.open`.
+
+    Attributes:
+        n, dim, ids: Samples of the last epoch, numbers in its rows, and the samples' names `[n]`.
+        steps, counts, epochs, rates: How many in all; and of each its samples, epoch, and rate.
+        dtype: Of the rows.
+        whole_training: Whether every step of a training is here, so that it can be unrolled.
+        about_projection: The description of the last epoch's projection.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
-        self.folder, self.manifest, self.shards = folder, manifest, list(shards)
-        assert manifest.binding is not None  # open
-        self.binding = manifest.binding
+    def __init__(self, folder: Path, manifest: Manifest, binding: Binding) -> None:
+        self.folder, self.manifest, self.binding = folder, manifest, binding
+        self.shards = manifest.shards
         self._trusted: set[int] = set()
         self._places: list[_Place] = []
         tables = [shard.table() for shard in self.shards]
         for number, table in enumerate(tables):
             start = 0
             for step, count in enumerate(table["counts"].tolist()):
-                self._places.append(_Place(number, step, slice(start, start + count)))
+                self._places.append(_Place(number, step, start))
                 start += count
         self._all_ids = torch.cat([table["ids"] for table in tables])
         self._shares = torch.cat([table["shares"] for table in tables])
@@ -76,6 +86,10 @@ class Store:
         self._starts = [0, *self.counts.cumsum(0).tolist()]
         self._first = int((self.epochs < self.epochs[-1]).sum())  # step of the last epoch
         self.ids = self._all_ids[self._starts[self._first] :]
+        self.n, self.dim = self.ids.numel(), self.shards[-1].dim
+        self.dtype, self.steps = manifest.dtype, len(self._places)
+        self.whole_training = manifest.recipe is not None
+        self.about_projection = manifest.segments[self.shards[-1].segment]
 
     @classmethod
     def open(
@@ -102,33 +116,30 @@ class Store:
         if manifest is None:
             found = "it has no manifest" if folder.is_dir() else "there is no such folder"
             raise StoreError(asked, found, "Make one with `fudlr train` or `fudlr record`")
-        if manifest.binding is None or not manifest.shards:
+        made_from = manifest.binding
+        if made_from is None or not manifest.shards:
             raise StoreError(
                 asked,
                 "its recording was not finished",
                 "Start the recording again: it goes on where it stopped",
             )
-        if binding is not None and binding != manifest.binding:
-            raise _foreign(folder, binding, manifest.binding)
-        store = cls(folder, manifest, listed_shards(folder, manifest))
+        if binding is not None and binding != made_from:
+            details = ", ".join(
+                f"another {name.replace('data', 'training data')} "
+                f"({getattr(made_from, name)[:12]}… instead of {getattr(binding, name)[:12]}…)"
+                for name in binding.differences(made_from)
+            )
+            raise StoreError(
+                f"the store {folder} was to be used for this request",
+                f"it was made from {details}",
+                "Record a store for this adapter and data, or name the one that belongs to them",
+            )
+        for shard in manifest.shards:
+            shard.check_header()
+        store = cls(folder, manifest, made_from)
         if check == "full":
             store.verify()
         return store
-
-    @property
-    def n(self) -> int:
-        """Samples of the last epoch."""
-        return self.ids.numel()
-
-    @property
-    def dim(self) -> int:
-        """p, numbers in a row of the last epoch."""
-        return self.shards[-1].header.dim
-
-    @property
-    def dtype(self) -> str:
-        """Of the rows."""
-        return self.manifest.dtype
 
     @property
     def bytes(self) -> int:
@@ -136,57 +147,40 @@ class Store:
         return sum(shard.size for shard in self.shards)
 
     @property
-    def whole_training(self) -> bool:
-        """Whether every step of a training is here, so that it can be unrolled."""
-        return self.manifest.recipe is not None
-
-    @property
     def audit(self) -> dict[str, float]:
         """What was measured of the rows' losses; empty where nothing was."""
         return self.manifest.audit
 
-    def projection(self, segment: int = -1) -> Projection | None:
-        """The projection of a segment, the last epoch's by default; None where there is none.
+    def projection(self, segment: int = -1) -> Projection:
+        """The projection of a segment, the last epoch's by default.
 
         Raises:
             StoreError: Its file is gone, damaged, or not the one that the manifest names.
         """
-        number = self.shards[-1].header.segment if segment < 0 else segment
-        about = self.manifest.segments[number]
-        if about["kind"] == "none":
-            return None
+        number = self.shards[-1].segment if segment < 0 else segment
         path = projection_path(self.folder, number)
         found = Projection.load(path)
-        if found.description() != about:
+        if found.description() != self.manifest.segments[number]:
             raise refuse(path, "is not the projection that the rows were made with")
         return found
 
-    @property
-    def steps(self) -> int:
-        """Steps of all epochs."""
-        return len(self._places)
-
     def mean(self, step: int) -> Tensor:
         """Σ u_i g_i of a step, from 0, `[d]`."""
-        place = self._places[step]
-        shard = self._trust(place.shard)
-        return shard.read("means", place.step, place.step + 1)[0]
+        shard, at, _ = self._places[step]
+        return self._trust(shard).read("means", at, at + 1)[0]
 
     def step(self, step: int) -> Step:
         """A step, from 0."""
         place = self._places[step]
-        shard = self._trust(place.shard)
-        at = place.rows.start, place.rows.stop
         own = slice(self._starts[step], self._starts[step + 1])
         return Step(
             self._all_ids[own],
-            shard.read("rows", *at),
-            shard.read("scales", *at) if self.dtype == "int8" else None,
+            *self._read(place.shard, place.start, place.start + own.stop - own.start),
             self._shares[own],
             self.mean(step),
             float(self.rates[step]),
             int(self.epochs[step]),
-            shard.header.segment,
+            self.shards[place.shard].segment,
         )
 
     def mean_gradient(self) -> Tensor | None:
@@ -222,9 +216,9 @@ class Store:
             StoreError: Some differ; every such shard is named.
         """
         errors = []
-        for number, shard in enumerate(self.shards):
+        for number in range(len(self.shards)):
             try:
-                shard.check()
+                self.shards[number].check()
                 self._trusted.add(number)
             except StoreError as error:
                 errors.append(error)
@@ -236,24 +230,6 @@ class Store:
         if self.whole_training:
             self.training()
 
-    def info(self) -> dict[str, Any]:
-        """What the store is, for a person or a file."""
-        return {
-            "folder": str(self.folder),
-            "rows": self.n,
-            "dim": self.dim,
-            "dtype": self.dtype,
-            "epochs": int(self.epochs.unique().numel()),
-            "steps": self.steps,
-            "bytes": self.bytes,
-            "shards": len(self.shards),
-            "training": None if self.manifest.recipe is None else asdict(self.manifest.recipe),
-            "projection": self.manifest.segments[self.shards[-1].header.segment],
-            "projections": len(self.manifest.segments),
-            "audit": self.audit,
-            "binding": asdict(self.binding),
-        }
-
     def save_audit(self, figures: dict[str, float]) -> None:
         """Put figures into the manifest."""
         self.manifest = replace(self.manifest, audit=figures)
@@ -264,9 +240,10 @@ class Store:
         limit = max(1, window_bytes // row_bytes(self.dim, self.dtype))
         at = 0
         for number, first in self._last_shards():
-            for start in range(first, self.shards[number].header.rows, limit):
-                stop = min(start + limit, self.shards[number].header.rows)
-                yield Window(slice(at, at + stop - start), self, number, start)
+            for start in range(first, self.shards[number].rows, limit):
+                stop = min(start + limit, self.shards[number].rows)
+                read = partial(self._read, number, start, stop)
+                yield Window(slice(at, at + stop - start), read)
                 at += stop - start
 
     def read(self, ids: Tensor) -> Tensor:
@@ -320,15 +297,15 @@ class Store:
     def _last_shards(self) -> Iterator[tuple[int, int]]:
         """Each shard of the last epoch, with its first row that is of it."""
         first = self._places[self._first]
-        segment = self.shards[-1].header.segment
+        segment = self.shards[-1].segment
         for number in range(first.shard, len(self.shards)):
-            if self.shards[number].header.segment != segment:
+            if self.shards[number].segment != segment:
                 raise StoreError(
                     f"the last epoch of the store {self.folder} was to be used",
                     "its rows are of several projections",
                     "Record a store of the adapter itself (`fudlr record`)",
                 )
-            yield number, first.rows.start if number == first.shard else 0
+            yield number, first.start if number == first.shard else 0
 
     def content_sha256(self) -> str:
         """sha256 over all steps: equal for equal content, however it was cut into shards."""
@@ -341,33 +318,18 @@ class Store:
             found.update(f"{step.rate} {step.epoch}".encode())
         return found.hexdigest()
 
+    def _read(self, number: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a shard and their scales."""
+        shard = self._trust(number)
+        scales = shard.read("scales", start, stop) if self.dtype == "int8" else None
+        return shard.read("rows", start, stop), scales
+
     def _trust(self, number: int) -> Shard:
         """A shard, its rows compared with their checksum once."""
         if number not in self._trusted:
             self.shards[number].check()
             self._trusted.add(number)
         return self.shards[number]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive rows of one shard, not read yet; `places` are theirs in the last epoch."""
-
-    places: slice
-    _store: Store
-    _shard: int
-    _start: int
-
-    def read(self) -> tuple[Tensor, Tensor | None]:
-        """Rows `[b, p]` as stored and their scales `[b, s]` (int8).
-
-        Raises:
-            StoreError: The shard's rows do not match their checksum, on its first use.
-        """
-        shard = self._store._trust(self._shard)
-        at = self._start, self._start + self.places.stop - self.places.start
-        scales = shard.read("scales", *at) if self._store.dtype == "int8" else None
-        return shard.read("rows", *at), scales
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
@@ -384,16 +346,3 @@ def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
                 yield coming.popleft().result()
         for ready in coming:
             yield ready.result()
-
-
-def _foreign(folder: Path, asked: Binding, found: Binding) -> StoreError:
-    details = ", ".join(
-        f"another {_ABOUT[name]} ({getattr(found, name)[:12]}… instead of "
-        f"{getattr(asked, name)[:12]}…)"
-        for name in asked.differences(found)
-    )
-    return StoreError(
-        f"the store {folder} was to be used for this request",
-        f"it was made from {details}",
-        "Record a store for this adapter and data, or name the one that belongs to them",
-    )

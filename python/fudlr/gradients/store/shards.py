@@ -14,11 +14,10 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from fudlr.common.errors import StoreError
 from fudlr.common.files import atomic_file
 
 VERSION = 2
-NAME = re.compile(r"rows-(\d{6})\.safetensors")
+SHARDS = f"rows-{6 * '[0-9]'}.safetensors"
+"""Pattern of a shard's name."""
 SCALE_BLOCK = 128
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _TAGS = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32",
          torch.bfloat16: "BF16", torch.int8: "I8"}  # fmt: skip
 _ALIGN = 64  # bytes: the data begins at a cache line
-_MAX_HEADER = 100 * 2**20  # the safetensors format's own limit
 _WINDOW = 8 * 2**20
 TABLE = ("ids", "counts", "epochs", "rates", "shares")
 """Tensors that opening reads; the others are the body."""
@@ -65,57 +64,6 @@ class Step:
     rate: float = 0.0
     epoch: int = 1
     segment: int = 0
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a shard says of itself.
-
-    Attributes:
-        course: Digest of what its store was recorded from.
-        sequence: Its place in the store, from 0.
-        segment: Which of the store's projections made the rows.
-        dim, d: Numbers in a row and in a mean gradient.
-        dtype: Of the rows; see `DTYPES`.
-        rows, steps: How many.
-        table_sha256, body_crc32: Checksums.
-    """
-
-    course: str
-    sequence: int
-    segment: int
-    dim: int
-    d: int
-    dtype: str
-    rows: int
-    steps: int
-    table_sha256: str
-    body_crc32: int
-
-    def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Names, types and shapes of the tensors in the order in which they lie."""
-        m, s = self.rows, self.steps
-        out: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "ids": (torch.int64, (m,)),
-            "counts": (torch.int64, (s,)),
-            "epochs": (torch.int64, (s,)),
-            "rates": (torch.float64, (s,)),
-            "shares": (torch.float32, (m,)),
-            "means": (torch.float32, (s, self.d)),
-        }
-        if self.dtype == "int8":
-            out["scales"] = (torch.float32, (m, -(-self.dim // SCALE_BLOCK)))
-        return {**out, "rows": (DTYPES[self.dtype], (m, self.dim))}
-
-    def layout(self) -> dict[str, Any]:
-        """The header's entries for the tensors, as safetensors has them."""
-        out: dict[str, Any] = {}
-        end = 0
-        for name, (dtype, shape) in self.tensors().items():
-            begin, end = end, end + math.prod(shape) * dtype.itemsize
-            offsets = [begin, end]
-            out[name] = {"dtype": _TAGS[dtype], "shape": list(shape), "data_offsets": offsets}
-        return out
 
 
 def row_bytes(dim: int, dtype: str) -> int:
@@ -151,30 +99,101 @@ def decode(rows: Tensor, scales: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard on disk whose header was checked."""
+    """A shard on disk, as the manifest has it: its file begins with all of that but the folder.
 
-    path: Path
-    header: Header
-    begin: int
-    """Where its tensors start in the file."""
+    Attributes:
+        folder: The store.
+        course: Digest of what its store was recorded from.
+        sequence: Its place in the store, from 0.
+        segment: Which of the store's projections made the rows.
+        dim, d: Numbers in a row and in a mean gradient.
+        dtype: Of the rows; see `DTYPES`.
+        rows, steps: How many.
+        table_sha256, body_crc32: Checksums.
+    """
+
+    folder: Path
+    course: str
+    sequence: int
+    segment: int
+    dim: int
+    d: int
+    dtype: str
+    rows: int
+    steps: int
+    table_sha256: str
+    body_crc32: int
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / f"rows-{self.sequence:06d}.safetensors"
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self.begin + int(self.header.layout()["rows"]["data_offsets"][1])
+        return len(self.header) + max(end for *_, end in self._layout.values())
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        return {"name": self.path.name, "bytes": self.size, **asdict(self.header)}
+        return {"name": self.path.name, "bytes": self.size, **self._facts}
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+
+    @cached_property
+    def _layout(self) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
+        """Type, shape, first and last byte of the tensors, in the order in which they lie."""
+        m, s = self.rows, self.steps
+        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "ids": (torch.int64, (m,)),
+            "counts": (torch.int64, (s,)),
+            "epochs": (torch.int64, (s,)),
+            "rates": (torch.float64, (s,)),
+            "shares": (torch.float32, (m,)),
+            "means": (torch.float32, (s, self.d)),
+        }
+        if self.dtype == "int8":
+            tensors["scales"] = (torch.float32, (m, -(-self.dim // SCALE_BLOCK)))
+        tensors["rows"] = (DTYPES[self.dtype], (m, self.dim))
+        out, end = {}, 0
+        for name, (dtype, shape) in tensors.items():
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            out[name] = (dtype, shape, begin, end)
+        return out
+
+    @cached_property
+    def header(self) -> bytes:
+        """The file's beginning, one text for equal facts, padded so that the data is aligned."""
+        facts = canonical_json({"version": VERSION, **self._facts})
+        seal = hashlib.sha256(facts.encode()).hexdigest()
+        tensors = {
+            name: {"dtype": _TAGS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            for name, (dtype, shape, begin, end) in self._layout.items()
+        }
+        whole = {"__metadata__": {"fudlr": facts, "sha256": seal}, **tensors}
+        text = json.dumps(whole, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % _ALIGN)
+        return len(text).to_bytes(8, "little") + text
+
+    def check_header(self) -> None:
+        """Raise StoreError where the file's size or beginning is not what it should be."""
+        with open_regular(self.path) as file:
+            size, found = os.fstat(file.fileno()).st_size, file.read(len(self.header))
+        if not self.header.startswith(found):
+            raise refuse(
+                self.path,
+                "is not the one in the manifest: corrupted, doubled, renamed or another store's",
+            )
+        if size != self.size:
+            kind = "truncated" if size < self.size else "corrupted"
+            raise refuse(self.path, f"is {kind}: {size} bytes where {self.size} were written")
 
     def table(self) -> dict[str, Tensor]:
-        """Its `TABLE`, checked against its checksum.
-
-        Raises:
-            StoreError: It differs.
-        """
+        """Its `TABLE`, or StoreError where that does not match its checksum."""
         found = {name: self.read(name) for name in TABLE}
-        if _sha256(tensor_bytes(found[name]) for name in TABLE) != self.header.table_sha256:
+        if _sha256(found) != self.table_sha256:
             raise refuse(self.path, "is corrupted: its sample ids do not match their checksum")
         return found
 
@@ -186,50 +205,35 @@ class Shard:
         Raises:
             StoreError: The file is gone or has changed its size.
         """
-        dtype, (count, *tail) = self.header.tensors()[name]
-        stop = count if stop is None else stop
-        width = math.prod(tail)
-        out = torch.empty(stop - start, *tail, dtype=dtype)
+        dtype, (count, *tail), begin, _ = self._layout[name]
+        out = torch.empty((count if stop is None else stop) - start, *tail, dtype=dtype)
         if not out.numel():
             return out
-        at = self.begin + self.header.layout()[name]["data_offsets"][0]
         raw = out.view(-1).view(torch.uint8).numpy().data
         with open_regular(self.path) as file:
-            file.seek(at + start * width * dtype.itemsize)
+            file.seek(len(self.header) + begin + start * math.prod(tail) * dtype.itemsize)
             if os.fstat(file.fileno()).st_size != self.size or file.readinto(raw) != len(raw):
                 raise refuse(self.path, "has changed its size since the store was opened")
         return out
 
     def check(self) -> None:
-        """Read the whole body and compare it with its checksum.
-
-        Raises:
-            StoreError: It differs.
-        """
+        """Read the whole body; raise StoreError where it does not match its checksum."""
         found = 0
-        for name in self.header.tensors():
+        for name, (dtype, (count, *tail), *_) in self._layout.items():
             if name not in TABLE:
-                for piece in self._pieces(name):
+                some = max(1, _WINDOW // max(1, math.prod(tail) * dtype.itemsize))
+                for start in range(0, count, some):
+                    piece = self.read(name, start, min(start + some, count))
                     found = zlib.crc32(tensor_bytes(piece), found)
-        if found != self.header.body_crc32:
+        if found != self.body_crc32:
             raise refuse(self.path, "is corrupted: its rows do not match their checksum")
 
-    def _pieces(self, name: str) -> Iterator[Tensor]:
-        dtype, (count, *tail) = self.header.tensors()[name]
-        step = max(1, _WINDOW // max(1, math.prod(tail) * dtype.itemsize))
-        for start in range(0, count, step):
-            yield self.read(name, start, min(start + step, count))
 
-
-def write_shard(folder: Path, header: dict[str, Any], steps: list[Step]) -> Shard:
+def write_shard(folder: Path, facts: dict[str, Any], steps: list[Step]) -> Shard:
     """Write whole `steps` as one shard: under a temporary name, flushed, renamed.
 
-    A process killed at any moment leaves the whole shard or none under its name.
-
-    Args:
-        folder: The store.
-        header: `course`, `sequence`, `segment`, `dim`, `d` and `dtype` of it.
-        steps: At least one, their rows encoded.
+    A process killed at any moment leaves the whole shard or none under its name. `facts` are its
+    `course`, `sequence`, `segment`, `dim`, `d` and `dtype`; rows are encoded.
     """
     tensors: dict[str, Tensor] = {
         "ids": torch.cat([step.ids for step in steps]),
@@ -245,66 +249,21 @@ def write_shard(folder: Path, header: dict[str, Any], steps: list[Step]) -> Shar
     body = 0
     for name in [name for name in tensors if name not in TABLE]:
         body = zlib.crc32(tensor_bytes(tensors[name]), body)
-    table = _sha256(tensor_bytes(tensors[name]) for name in TABLE)
-    made = Header(
-        **header, rows=len(tensors["ids"]), steps=len(steps), table_sha256=table, body_crc32=body
-    )
-    text = _text(made)
-    path = folder / shard_name(made.sequence)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    facts = {**facts, "rows": len(tensors["ids"]), "steps": len(steps)}
+    shard = Shard(folder, **facts, table_sha256=_sha256(tensors), body_crc32=body)
+    with atomic_file(shard.path) as temporary, temporary.open("wb") as file:
+        file.write(shard.header)
         for tensor in tensors.values():
             file.write(tensor_bytes(tensor))
-    return Shard(path, made, 8 + len(text))
-
-
-def read_header(path: Path) -> Shard:
-    """Read and check a shard's header: size, checksum of the header, name.
-
-    Raises:
-        StoreError: Truncated, damaged, renamed, or of another format; the shard is named.
-    """
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        size = os.fstat(file.fileno()).st_size
-        if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
-            raise refuse(path, f"is truncated: {size} bytes, less than its header")
-        if length > _MAX_HEADER:
-            raise refuse(path, "is corrupted: its header's length makes no sense")
-        raw = file.read(length)
-    try:
-        facts = json.loads(json.loads(raw)["__metadata__"]["fudlr"])
-        if facts.pop("version") != VERSION:
-            raise refuse(path, "is of another version of the format")
-        header = Header(**facts)
-        sound = raw == _text(header)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise refuse(path, "is corrupted: its header cannot be read") from error
-    if not sound:
-        raise refuse(path, "is corrupted: its header is not as it was written")
-    shard = Shard(path, header, 8 + len(raw))
-    if size != shard.size:
-        kind = "truncated" if size < shard.size else "corrupted"
-        raise refuse(path, f"is {kind}: {size} bytes where its header says {shard.size}")
-    if path.name != shard_name(header.sequence):
-        original = shard_name(header.sequence)
-        raise refuse(path, f"is a doubled or renamed shard: it was written as {original}")
     return shard
 
 
-def shard_name(sequence: int) -> str:
-    """File name of a store's `sequence`-th shard, from 0."""
-    return f"rows-{sequence:06d}.safetensors"
-
-
 def open_regular(path: Path) -> Any:
-    """Open a file of a store for reading; a pipe or a device is refused, and not waited for.
-
-    Raises:
-        StoreError: It is missing, cannot be read, or is no regular file.
-    """
+    """Open a file of a store for reading; a pipe or a device is refused, and not waited for."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise refuse(path, "is missing") from error
     except OSError as error:
         raise refuse(path, f"cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -323,17 +282,8 @@ def refuse(path: Path, found: str) -> StoreError:
     )
 
 
-def _text(header: Header) -> bytes:
-    """The safetensors header, one text for equal facts, padded so that the data is aligned."""
-    facts = canonical_json({"version": VERSION, **asdict(header)})
-    seal = hashlib.sha256(facts.encode()).hexdigest()
-    whole = {"__metadata__": {"fudlr": facts, "sha256": seal}, **header.layout()}
-    text = json.dumps(whole, separators=(",", ":")).encode()
-    return text + b" " * (-(len(text) + 8) % _ALIGN)
-
-
-def _sha256(pieces: Iterable[memoryview]) -> str:
+def _sha256(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
-    for piece in pieces:
-        found.update(piece)
+    for name in TABLE:
+        found.update(tensor_bytes(tensors[name]))
     return found.hexdigest()

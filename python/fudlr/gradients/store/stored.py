@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.gradients.matrix import MemoryRows, check_columns
+from fudlr.gradients.matrix import GradientMatrix, MemoryRows
 from fudlr.gradients.store.reader import WINDOW_BYTES, Store, Window, read_ahead
-from fudlr.gradients.store.shards import decode
 from fudlr_ext.ops import row_dots, row_gram, row_sums
 
 
-class StoredRows:
+class StoredRows(GradientMatrix):
     """Rows of a store in the order that `order` says, read in the order in which they lie.
 
     A window is read while the one before is multiplied: peak memory is a few windows and the
@@ -43,25 +42,14 @@ class StoredRows:
                 "Name each sample once",
             )
         self.store, self.order = store, order
+        self.n, self.d = order.numel(), store.dim
         self._window_bytes = window_bytes
         self._position: Tensor | None = None  # row i of the store is row i here
         if not torch.equal(order, store.ids):
             self._position = torch.full((store.n,), -1, dtype=torch.int64)
             self._position[store.places(order)] = torch.arange(order.numel())
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self.order.numel()
-
-    @property
-    def d(self) -> int:
-        """Numbers in a row: the sketch's dimension p."""
-        return self.store.dim
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """G Vᵀ, `[n, k]`, for `vectors` V `[k, p]`."""
-        check_columns(vectors, self.d, "vectors", "d")
+    def _dots(self, vectors: Tensor) -> Tensor:
         out = torch.empty(self.n, vectors.shape[0])
         small = vectors.float().contiguous()
         for position, rows, scales in self._parts():
@@ -69,27 +57,19 @@ class StoredRows:
             out[position[here]] = row_dots(rows, small, scales)[here]
         return out.to(vectors.dtype)
 
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i g_i, `[w, p]`, for `weights` `[w, n]`; windows of zero weight are not read."""
-        check_columns(weights, self.n, "weights", "n")
+    def _sum(self, weights: Tensor) -> Tensor:
         sums = torch.zeros(len(weights), self.d, dtype=torch.float64)
         for position, rows, scales in self._parts(weights):
             sums += row_sums(rows, _spread(weights, position), scales)
         return sums.to(weights.dtype)
 
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, p]`, for `vectors` `[k, p]`; `weights` `[n]` or ones.
-
-        Every row is read once.
-        """
-        check_columns(vectors, self.d, "vectors", "d")
+    def _gram(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
         given = torch.ones(1, self.n) if weights is None else weights[None]
-        check_columns(given, self.n, "weights", "n")
         small = vectors.float().contiguous()
         sums = torch.zeros(len(vectors), self.d, dtype=torch.float64)
         for position, rows, scales in self._parts(given):
             sums += row_gram(rows, small, _spread(given, position)[0], scales)[1]
-        return (sums / self.n).to(vectors.dtype)
+        return sums.to(vectors.dtype)
 
     def take(self, index: Tensor) -> Tensor:
         """The rows at `index` `[m]` as float32, `[m, p]`."""
@@ -97,11 +77,7 @@ class StoredRows:
 
     def load(self) -> MemoryRows:
         """All rows as one float32 matrix in memory, for a store that is small."""
-        matrix = torch.empty(self.n, self.d)
-        for position, rows, scales in self._parts():
-            here = (position >= 0).nonzero().flatten()
-            matrix[position[here]] = decode(rows[here], None if scales is None else scales[here])
-        return MemoryRows(matrix)
+        return MemoryRows(self.store.read(self.order))
 
     def _at(self, window: Window) -> Tensor:
         """Which rows the window's are, `[b]`, -1 for those that are left out."""

@@ -17,15 +17,13 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
@@ -35,13 +33,12 @@ from fudlr.common.errors import RecordingWarning, UsageError
 from fudlr.common.files import write_json
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.binding import Recipe
-from fudlr.gradients.store.recorder import BatchGradients, Recorder, refuse_dropout
+from fudlr.gradients.store.batch import ASKED, LabelledBatch, refuse_dropout
+from fudlr.gradients.store.manifest import Recipe
+from fudlr.gradients.store.recorder import Recorder
 from fudlr_ext import Engine
-from fudlr_ext.labels import IGNORED
 
 COLUMN = "sample_id"
-ASKED = "a Trainer's gradients were to be recorded"
 POINTS = "points.json"
 """In a recording: its course, and the adapter's digest at each step that a checkpoint was saved."""
 
@@ -85,7 +82,7 @@ class RecorderCallback(TrainerCallback):
         self._data, self._allow_dropout, self._projection = data, allow_dropout, projection
         self._engine: Engine | None = None
         self._recorder: Recorder | None = None
-        self._batch: _Batch | None = None
+        self._batch: LabelledBatch | None = None
         self._handles: list[RemovableHandle] = []
         self._resumed: str | None = None
         self._course = ""
@@ -176,39 +173,36 @@ class RecorderCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Take the last batch of a step, and the step."""
         self._leave()
-        if self._recorder is not None and self._whole:
-            try:
+        with self._guarded(first=state.global_step == 0):
+            if self._recorder is not None and self._whole:
                 self._recorder.step()
-            except Exception as error:
-                self._refuse_or_give_up(error, first=state.global_step == 0)
 
     def on_save(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Let the recording go on from this checkpoint."""
-        if self._recorder is None:
-            return
-        try:
-            self._recorder.flush()
-            theta = self._recorder.engine.theta()
-            _mark(self._recorder.folder, state.global_step, theta, self._course)
-        except Exception as error:
-            self._give_up(error)
+        with self._guarded():
+            if self._recorder is not None:
+                self._recorder.flush()
+                points, about = _points(self._recorder.folder), {"course": self._course}
+                if points.get("course") == self._course:
+                    about = points
+                about[str(state.global_step)] = digest(self._recorder.engine.theta())
+                write_json(self._recorder.folder / POINTS, about)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """At the last epoch's end, put the store in place, bound to the adapter as it is now."""
         ended = control.should_training_stop or state.global_step >= state.max_steps
-        if self._recorder is None or (self._whole and not ended):
+        recorder = self._recorder
+        if recorder is None or (self._whole and not ended):
             return
-        if not self._whole and self._recorder.n < self._samples:
+        if not self._whole and recorder.n < self._samples:
             self._give_up(
-                f"the epoch showed {self._recorder.n} of {self._samples} samples before it ended. "
+                f"the epoch showed {recorder.n} of {self._samples} samples before it ended. "
                 "Resume the training"
             )
             return
-        try:
-            self._recorder.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._recorder = None
+        with self._guarded():
+            recorder.finish()
+            self._recorder = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
         """Take the hooks away."""
@@ -223,6 +217,17 @@ class RecorderCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
+
+    @contextmanager
+    def _guarded(self, *, first: bool = False) -> Iterator[None]:
+        """At the training's first batch nothing is lost by an error; later a training would be,
+        and it ends the recording alone."""
+        try:
+            yield
+        except Exception as error:
+            if first or not self._known:
+                raise
+            self._give_up(error)
 
     def _give_up(self, reason: Exception | str) -> None:
         """End the recording, and say why and what there is of it; the training goes on."""
@@ -266,25 +271,15 @@ class RecorderCallback(TrainerCallback):
                 "a second forward pass came before the first one's backward",
                 "Leave what a batch is to the Trainer's own training_step",
             )
-        batch = self._batch = _count_labels(ids, inputs, self.ids)
+        batch = self._batch = LabelledBatch.of(ids, inputs, self.ids)
         if not (self._known or self._allow_dropout):
             refuse_dropout(model)
         if self._recorder is not None:
             weights = batch.counts.cpu()
-            try:
-                batch.context = self._recorder.batch(
-                    batch.ids, divisor=batch.items, weights=weights
-                )
-                batch.here = batch.context.__enter__()
-            except Exception as error:
-                self._refuse_or_give_up(error)
+            with self._guarded():
+                context = self._recorder.batch(batch.ids, divisor=batch.items, weights=weights)
+                batch.here, batch.context = context.__enter__(), context
         return args, inputs
-
-    def _refuse_or_give_up(self, error: Exception, *, first: bool = False) -> None:
-        """At the training's first batch nothing is lost by an error; later a training would be."""
-        if first or not self._known:
-            raise error
-        self._give_up(error)
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         """Once the model has its loss, check that it is the one that rows stand for."""
@@ -293,30 +288,11 @@ class RecorderCallback(TrainerCallback):
             return
         if self._known and batch.here is None:
             return
-        loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
-        found = ""
-        if loss is None or logits is None or logits.dim() != 3:
-            found = f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]"
-        else:
-            expected = float(_loss_sum(logits.detach(), batch) / batch.items)
-            if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
-                found = (
-                    f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
-                    f"cross-entropy {expected:.6g}"
-                )
-        if found:
-            error = UsageError(
-                ASKED,
-                found,
-                "Train a causal language model with its own loss alone, without fused losses or a "
-                "router's part, or use fudlr.gradients.store.Recorder in a loop of your own",
-            )
-            self._refuse_or_give_up(error)
-            return
-        assert loss is not None
-        loss.register_hook(lambda gradient: self._arrived(batch, gradient))
+        with self._guarded():
+            loss = batch.checked_loss(outputs)
+            loss.register_hook(lambda gradient: self._arrived(batch, gradient))
 
-    def _arrived(self, batch: _Batch, gradient: Tensor) -> None:
+    def _arrived(self, batch: LabelledBatch, gradient: Tensor) -> None:
         batch.arrived = True
         if batch.here is not None:
             batch.here.multiplied(float(gradient))
@@ -326,7 +302,7 @@ class RecorderCallback(TrainerCallback):
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        try:
+        with self._guarded():
             if not batch.arrived and not (self._known and batch.here is None):
                 raise UsageError(
                     ASKED,
@@ -335,8 +311,6 @@ class RecorderCallback(TrainerCallback):
                 )
             if batch.context is not None:
                 batch.context.__exit__(None, None, None)
-        except Exception as error:
-            self._refuse_or_give_up(error)
         self._known = True
 
 
@@ -356,53 +330,6 @@ class Numbered(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.samples[index], self.column: int(index)}
-
-
-@dataclass
-class _Batch:
-    """A batch between its forward pass and the end of its backward pass."""
-
-    ids: Tensor
-    labels: Tensor
-    counts: Tensor
-    items: Tensor
-    """Label tokens that the loss is divided by."""
-    context: AbstractContextManager[BatchGradients | None] | None = None
-    here: BatchGradients | None = None
-    arrived: bool = False
-
-
-def _count_labels(ids: Any, inputs: Mapping[str, Any], column: str) -> _Batch:
-    """The batch of samples `ids` that the model is given in `inputs`.
-
-    Raises:
-        UsageError: There are no ids in `column`, or no labels.
-    """
-    labels = inputs.get("labels")
-    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point():
-        found = f"the batch has no ids, one integer a sample, as {column!r}"
-    elif not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids):
-        found = "the model was not given labels [n, t], a row for each id"
-    elif "shift_labels" in inputs:
-        found = "the batch brings its own shift_labels"
-    else:
-        counts = (labels[:, 1:] != IGNORED).sum(1)
-        items = inputs.get("num_items_in_batch")
-        items = counts.sum() if items is None else torch.as_tensor(items)
-        return _Batch(ids, labels, counts.float(), items.to(counts.device).float().clamp_min(1))
-    raise UsageError(
-        ASKED,
-        found,
-        "Wrap the data set (Numbered) and a collator that drops columns (callback.collator), and "
-        "let the model compute its loss from labels",
-    )
-
-
-def _loss_sum(logits: Tensor, batch: _Batch) -> Tensor:
-    """The cross-entropies of all label tokens, added up in float32."""
-    targets = batch.labels[:, 1:]
-    row, place = (targets != IGNORED).nonzero(as_tuple=True)
-    return cross_entropy(logits[row, place].float(), targets[row, place], reduction="sum")
 
 
 def _check_arguments(args: Any, loader: Any) -> None:
@@ -425,14 +352,6 @@ def _check_arguments(args: Any, loader: Any) -> None:
             "; ".join(found),
             "Change these options, or use `Recorder` in a loop of your own",
         )
-
-
-def _mark(folder: Path, step: int, theta: Tensor, course: str) -> None:
-    """Note that `folder` has all rows up to `step`, at which the adapter is `theta` [d]."""
-    points = _points(folder)
-    if points.get("course") != course:
-        points = {"course": course}
-    write_json(folder / POINTS, {**points, str(step): digest(theta)})
 
 
 def _points(folder: Path) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -14,33 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fudlr.common.digest import digest
-from fudlr.common.errors import StoreError, UsageError
+from fudlr.common.errors import NumericalError, StoreError, UsageError
 from fudlr.common.files import atomic_file, claim_folder, clear_unfinished
+from fudlr.gradients.matrix import check_rows
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.binding import Binding, Recipe
-from fudlr.gradients.store.manifest import (
-    MANIFEST,
-    TRAINING,
-    Manifest,
-    listed_shards,
-    read_manifest,
-)
-from fudlr.gradients.store.shards import (
-    DTYPES,
-    NAME,
-    Step,
-    encode,
-    row_bytes,
-    write_shard,
-)
+from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, Recipe, read_manifest
+from fudlr.gradients.store.shards import DTYPES, SHARDS, Step, encode, row_bytes, write_shard
 
 SHARD_BYTES = 8 * 2**20
 """Of a shard, at least; small, since a killed recording loses what is in none yet."""
-
-
-def projection_path(folder: Path, segment: int) -> Path:
-    """The file of a store's `segment`-th projection."""
-    return folder / f"projection-{segment:03d}.safetensors"
 
 
 class StoreWriter:
@@ -107,44 +88,38 @@ class StoreWriter:
                 "it holds rows of another adapter, of other data or options",
                 f"Name another folder, or remove {self.folder} where it is no longer needed",
             )
-        self._shards = listed_shards(self.folder, found)
-        names = {shard.path.name for shard in self._shards}
-        for path in self.folder.glob("rows-*"):
-            if NAME.fullmatch(path.name) and path.name not in names:
-                path.unlink()
+        for shard in found.shards:
+            shard.check_header()
+        for path in {*self.folder.glob(SHARDS)} - {shard.path for shard in found.shards}:
+            path.unlink()
         return found
-
-    @property
-    def complete(self) -> bool:
-        """Whether this is a finished store, to which nothing can be added."""
-        return self._manifest.binding is not None
 
     @property
     def steps(self) -> int:
         """Steps so far."""
-        return sum(shard.header.steps for shard in self._shards) + len(self._buffer)
+        return sum(shard.steps for shard in self._manifest.shards) + len(self._buffer)
 
     @property
     def rows(self) -> int:
         """Samples in them."""
-        stored = sum(shard.header.rows for shard in self._shards)
+        stored = sum(shard.rows for shard in self._manifest.shards)
         return stored + sum(len(step.ids) for step in self._buffer)
 
     @property
     def epoch(self) -> int:
         """Of the last step that is in a shard; 0 before any."""
-        return int(self._shards[-1].table()["epochs"][-1]) if self._shards else 0
+        shards = self._manifest.shards
+        return int(shards[-1].table()["epochs"][-1]) if shards else 0
 
     @property
     def segments(self) -> int:
         """Projections used so far."""
         return len(self._manifest.segments)
 
-    def projection(self, segment: int = -1) -> Projection | None:
-        """One of the projections that were used so far, the last by default; None if none was."""
-        if not self.segments:
-            return None
-        return Projection.load(projection_path(self.folder, segment % self.segments))
+    def last_projection(self) -> Projection | None:
+        """The last of the projections that were used so far; None if none was."""
+        at = projection_path(self.folder, self.segments - 1)
+        return Projection.load(at) if self.segments else None
 
     def use(self, projection: Projection) -> None:
         """Rows from now on are sketches under `projection`."""
@@ -155,14 +130,8 @@ class StoreWriter:
             self.flush()
         if new:
             projection.save(projection_path(self.folder, segment))
-            self._describe((*self._manifest.segments, projection.description()))
+            self._change(segments=(*self._manifest.segments, projection.description()))
         self._segment, self.dim = segment, projection.dim
-
-    def use_plain(self, dim: int) -> None:
-        """Rows from now on are `dim` numbers that no projection here made."""
-        self._segment, self.dim = 0, dim
-        if not self.segments:
-            self._describe(({"kind": "none", "dim": dim},))
 
     def append(
         self,
@@ -188,7 +157,7 @@ class StoreWriter:
 
         Raises:
             UsageError: Shapes that do not fit.
-            StoreError: A row or the mean is not finite.
+            NumericalError: A row or the mean is not finite.
         """
         b, d = len(ids), self._manifest.d
         mean = torch.empty(0) if mean is None else mean.detach().float().cpu().clone()
@@ -201,7 +170,13 @@ class StoreWriter:
                 f"its rows, mean and shares have the shapes {shapes}",
                 f"Give [{b}, {self.dim}], [{d}] and [{b}], for at least one sample",
             )
-        _check_finite(ids, rows, mean)
+        check_rows(rows, ids)
+        if not bool(mean.isfinite().all()):
+            raise NumericalError(
+                "a step's mean gradient was to be stored",
+                "it is not finite",
+                "Look for NaN or overflow in its samples' losses; 16-bit weights often cause it",
+            )
         names = ids.detach().to("cpu", torch.int64).clone()
         self.put(Step(names, *encode(rows, self._manifest.dtype), shares, mean, rate, epoch), cut)
 
@@ -211,25 +186,19 @@ class StoreWriter:
         about = self._manifest
         self._size += len(step.ids) * row_bytes(self.dim, about.dtype) + 4 * about.d
         if cut and self._size >= self._shard_bytes:
-            self.flush()
+            StoreWriter.flush(self)
 
     def flush(self) -> None:
         """Write what is buffered as a shard; it is safe on disk when this returns."""
         if not self._buffer:
             return
         about = self._manifest
-        header = {
-            "course": about.course,
-            "sequence": len(self._shards),
-            "segment": self._segment,
-            "dim": self.dim,
-            "d": about.d,
-            "dtype": about.dtype,
-        }
+        facts = {"course": about.course, "sequence": len(about.shards), "segment": self._segment,
+                 "dim": self.dim, "d": about.d, "dtype": about.dtype}  # fmt: skip
         try:
-            self._shards.append(write_shard(self.folder, header, self._buffer))
+            shard = write_shard(self.folder, facts, self._buffer)
             self._buffer, self._size = [], 0
-            self._write()
+            self._change(shards=(*about.shards, shard))
         except OSError as error:
             raise StoreError(
                 f"a shard was to be written to {self.folder}",
@@ -244,17 +213,17 @@ class StoreWriter:
             Whether they are here and end with a shard; if not, all steps were forgotten.
         """
         self._buffer, self._size = [], 0
-        keep, held = 0, 0
-        while keep < len(self._shards) and held < steps:
-            held += self._shards[keep].header.steps
+        shards, held = self._manifest.shards, 0
+        keep = 0
+        while keep < len(shards) and held < steps:
+            held += shards[keep].steps
             keep += 1
-        found = held == steps
-        dropped, self._shards = self._shards[keep * found :], self._shards[: keep * found]
-        used = {shard.header.segment for shard in self._shards}
-        self._describe(self._manifest.segments[: max(used, default=-1) + 1])
-        for shard in dropped:
+        kept = shards[:keep] if held == steps else ()
+        used = max((shard.segment for shard in kept), default=-1)
+        self._change(shards=kept, segments=self._manifest.segments[: used + 1])
+        for shard in shards[len(kept) :]:
             shard.path.unlink()
-        return found
+        return held == steps
 
     def finish(
         self,
@@ -274,11 +243,11 @@ class StoreWriter:
             StoreError: Nothing was recorded.
         """
         self.flush()
-        if not self._shards:
+        if not self._manifest.shards:
             raise StoreError(
                 f"the recording in {self.folder} was to be finished",
                 "no batch was recorded",
-                "Record at least one",
+                "Put `with recorder.batch(ids):` around each forward and backward pass",
             )
         seal = None
         if training is not None:
@@ -286,9 +255,7 @@ class StoreWriter:
             with atomic_file(self.folder / TRAINING) as temporary:
                 save_file(whole, temporary)
             seal = digest(whole)
-        changes: dict[str, Any] = {"binding": binding, "recipe": recipe, "training_sha256": seal}
-        self._manifest = replace(self._manifest, **changes)
-        self._write()
+        self._change(binding=binding, recipe=recipe, training_sha256=seal)
 
     def close(self) -> None:
         """Let go of the store; what is buffered is lost."""
@@ -298,37 +265,14 @@ class StoreWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _describe(self, segments: tuple[dict[str, Any], ...]) -> None:
-        self._manifest = replace(self._manifest, segments=segments)
-        self._write()
-
-    def _write(self) -> None:
-        self._manifest = self._manifest.with_shards(self._shards)
+    def _change(self, **changes: Any) -> None:
+        self._manifest = replace(self._manifest, **changes)
         self._manifest.write(self.folder)
 
 
-def is_recording(folder: Path) -> bool:
-    """Whether `folder` has a manifest."""
-    return (folder / MANIFEST).is_file()
-
-
-def _check_finite(ids: Tensor, rows: Tensor, mean: Tensor) -> None:
-    """Raise StoreError by the first sample whose row is NaN or infinite."""
-    # A sum is finite only if all its terms are, and needs no second copy of the rows.
-    if bool(rows.sum(dtype=torch.float64).isfinite()) and bool(mean.isfinite().all()):
-        return
-    broken = ids[~rows.isfinite().all(dim=1).cpu()]
-    first = f"{len(broken)} of them, sample {int(broken[0])} the first" if len(broken) else "a mean"
-    raise StoreError(
-        "per-sample gradients were to be stored",
-        f"{first} are not finite",
-        "Look for NaN or overflow in that sample's loss; 16-bit weights often cause it",
-    )
+def projection_path(folder: Path, segment: int) -> Path:
+    """The file of a store's `segment`-th projection."""
+    return folder / f"projection-{segment:03d}.safetensors"

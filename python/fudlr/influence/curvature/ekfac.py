@@ -14,55 +14,31 @@ Grosse et al. 2023, arXiv 2308.03296). Labels are the data's. The damped inverse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fudlr.common.batches import Batches, Source
-from fudlr.influence.curvature.base import Forward, Loss, Parts, weighted
+from fudlr.common.batches import Batches
+from fudlr.gradients.matrix import Forward, Loss
+from fudlr.influence.curvature.parts import Parts
 from fudlr_ext.reducers import Factors, Sides, Sketch
-
-Bases = dict[str, tuple[Tensor, Tensor]]
-"""By matrix: orthogonal P `[a, a]` and Q `[b, b]`."""
 
 
 class EKFAC:
-    """EK-FAC of the LoRA matrices; two passes over the samples when it is made.
+    """EK-FAC of the LoRA matrices; two passes over the samples when it is made."""
 
-    Args:
-        engine: `fudlr_ext.Engine`, for `reduce`, `names` and `shapes`.
-        forward: `forward(model, batch) -> outputs`.
-        loss: `loss(outputs, batch) -> [n]`.
-        batches: The samples.
-        weights: `[n]`; ones by default.
-    """
-
-    semidefinite = True
     couples_layers = False
     from_rows = False
 
-    def __init__(
-        self,
-        engine: Any,
-        forward: Forward,
-        loss: Loss,
-        batches: Batches | Source,
-        weights: Tensor | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         # g_i enters squared: √w in the loss is w in the matrix.
-        root = None if weights is None else weights.sqrt()
-        face = weighted(forward, loss, Batches.of(batches), root)
-        self._shapes = engine.shapes
-        self._bases = _eigenbases(engine, *face)
-        self._values = self._variances(engine, *face)
-
-    @classmethod
-    def make(cls, parts: Parts) -> EKFAC:
-        """At the adapter that the engine holds."""
-        return cls(parts.engine, parts.forward, parts.loss, parts.batches, parts.of_squares)
+        weights = parts.of_squares
+        face = parts.face(None if weights is None else weights.sqrt())
+        self._shapes = parts.engine.shapes
+        self._bases = _eigenbases(parts.engine, *face)
+        self._values = self._variances(parts.engine, *face)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H₀ v for each row v of `vectors` `[k, d]`, `[k, d]`."""
@@ -86,25 +62,21 @@ class EKFAC:
         return values / batches.n
 
     def _scaled(self, vectors: Tensor, values: Tensor) -> Tensor:
-        out = torch.empty_like(vectors)
-        for name, part in self._slices():
-            shape = self._shapes[name]
+        out, start = torch.empty_like(vectors), 0
+        for name, shape in self._shapes.items():
+            part = slice(start, start + prod(shape))
             p, q = (basis.to(vectors) for basis in self._bases[name])
             turned = p.T @ vectors[:, part].unflatten(1, shape) @ q
             scaled = turned * values[part].to(vectors).view(shape)
             out[:, part] = (p @ scaled @ q.T).flatten(1)
+            start = part.stop
         return out
 
-    def _slices(self) -> Iterator[tuple[str, slice]]:
-        """Where each matrix lies in the flat vector."""
-        start = 0
-        for name, shape in self._shapes.items():
-            yield name, slice(start, start + prod(shape))
-            start += prod(shape)
 
-
-def _eigenbases(engine: Any, forward: Forward, loss: Loss, batches: Batches) -> Bases:
-    """Eigenvectors of L and R of every LoRA matrix; one pass over the batches."""
+def _eigenbases(
+    engine: Any, forward: Forward, loss: Loss, batches: Batches
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Eigenvectors of L `[a, a]` and R `[b, b]` of every LoRA matrix; one pass over the batches."""
     left: dict[str, Tensor] = {}
     right: dict[str, Tensor] = {}
     counts = torch.zeros(len(engine.names), dtype=torch.int64)

@@ -9,25 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from fudlr.common.errors import UsageError
-from fudlr.influence.solvers.base import HasProduct, Product, Solution, Solve, Status
-from fudlr.influence.solvers.cg import cg_solver, solve_cg
-from fudlr.influence.solvers.direct import direct_solver, solve_direct
-from fudlr.influence.solvers.sampled import sampled_preconditioner
+from fudlr.influence.solvers.base import HasProduct, Solution, Solve, Status, direct_solver
+from fudlr.influence.solvers.cg import cg_solver, sampled_preconditioner, solve_cg
 
 SOLVERS: dict[str, Callable[..., Solve]] = {"cg": cg_solver, "direct": direct_solver}
 """Every solver by the name that options use: `(curvature, damping, **options) -> Solve`."""
 
 __all__ = [
     "SOLVERS",
-    "HasProduct",
-    "Product",
     "Solution",
     "Solve",
     "Status",
     "make_solver",
     "sampled_preconditioner",
     "solve_cg",
-    "solve_direct",
 ]
 
 

@@ -26,8 +26,12 @@ from fudlr.influence.solvers.base import (
     Solve,
     Status,
     check_system,
-    worst,
+    relative,
 )
+
+EXCESS = 2.0
+"""μ / damping of the preconditioner: above 1, since the directions that Ĝ lacks have some curvature
+too."""
 
 
 def cg_solver(curvature: HasProduct, damping: float, **options: Any) -> Solve:
@@ -43,7 +47,6 @@ def solve_cg(
     max_steps: int = 50,
     tolerance: float = 1e-4,
     preconditioner: Product | None = None,
-    start: Tensor | None = None,
 ) -> Solution:
     """Solve (H₀ + damping · I) x = b for each row b of `rhs`.
 
@@ -55,58 +58,50 @@ def solve_cg(
         tolerance: Relative residual at which a right-hand side counts as solved.
         preconditioner: About (H₀ + damping · I)⁻¹ r for each row; symmetric positive definite.
             It is given as many rows as are not frozen.
-        start: First guess `[k, d]`; zeros by default.
 
     Returns:
         The solution; never NaN, whatever its status.
 
     Raises:
-        DataError, UsageError, NumericalError: As `check_system`, for shapes that do not fit, and
-            for a preconditioner that is not positive definite.
+        DataError, UsageError, NumericalError: As `check_system`, and for a preconditioner that is
+            not positive definite.
     """
     check_system(rhs, damping)
-    _check_options(rhs, max_steps, tolerance, start)
-    state = _State(rhs, tolerance)
-    state.begin(start, product, damping, preconditioner)
-    steps = 0
+    if max_steps < 1 or not 0 <= tolerance < 1:
+        raise UsageError(
+            "conjugate gradients need max_steps ≥ 1 and 0 ≤ tolerance < 1",
+            f"max_steps {max_steps}, tolerance {tolerance}",
+            "The defaults are 50 and 1e-4",
+        )
+    state, steps = _State(rhs, damping, tolerance, preconditioner), 0
     while steps < max_steps and state.active.numel():
-        state.advance(product, damping, preconditioner)
+        state.advance(product)
         steps += 1
-    return state.solution(steps, damping)
+    residuals = relative(state.residual, rhs)
+    message = state.message(float(residuals.max()), steps)
+    return Solution(state.x, residuals, steps, tuple(state.statuses), message)
 
 
 class _State:
     """Iterates of all right-hand sides; `direction` and `inner` are those of `active` alone."""
 
-    def __init__(self, rhs: Tensor, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self.x = torch.zeros_like(rhs)
-        self.residual = rhs.clone()
+    def __init__(
+        self, rhs: Tensor, damping: float, tolerance: float, preconditioner: Product | None
+    ) -> None:
+        self.damping, self.tolerance, self._preconditioner = damping, tolerance, preconditioner
+        self.x, self.residual = torch.zeros_like(rhs), rhs.clone()
         self.norms = rhs.norm(dim=1)
-        self.statuses = [Status.MAX_STEPS] * rhs.shape[0]
-        self.active = torch.arange(rhs.shape[0], device=rhs.device)
-        self.direction = self.residual
-        self.inner = self.norms.square()
+        self.statuses = [Status.MAX_STEPS] * len(rhs)
+        self.active = torch.arange(len(rhs), device=rhs.device)
+        self.direction, self.inner = self.residual, self.norms.square()
         self.smallest = math.inf
         """Smallest vᵀ (H₀ + damping) v / vᵀ v over the directions searched."""
-
-    def begin(
-        self, start: Tensor | None, product: Product, damping: float, preconditioner: Product | None
-    ) -> None:
-        if start is not None:
-            start = start.to(self.x)
-            # A zero right-hand side has the solution zero, wherever the start was.
-            start = start * (self.norms > 0)[:, None]
-            applied = product(start) + damping * start
-            (applied,) = self._keep(applied.isfinite().all(dim=1), Status.NOT_FINITE, applied)
-            self.x[self.active] = start[self.active]
-            self.residual[self.active] -= applied
         self._freeze_converged()
-        self.direction = self._precondition(preconditioner)
+        self.direction = self._precondition()
         self.inner = (self.residual[self.active] * self.direction).sum(dim=1)
 
-    def advance(self, product: Product, damping: float, preconditioner: Product | None) -> None:
-        applied = product(self.direction) + damping * self.direction
+    def advance(self, product: Product) -> None:
+        applied = product(self.direction) + self.damping * self.direction
         curvature = (self.direction * applied).sum(dim=1)
         finite = curvature.isfinite() & applied.isfinite().all(dim=1)
         (applied, curvature) = self._keep(finite, Status.NOT_FINITE, applied, curvature)
@@ -125,19 +120,16 @@ class _State:
         self.x[self.active] = x
         self.residual[self.active] = residual
         self._freeze_converged()
-        self._turn(preconditioner)
-
-    def _turn(self, preconditioner: Product | None) -> None:
-        conditioned = self._precondition(preconditioner)
+        conditioned = self._precondition()
         inner = (self.residual[self.active] * conditioned).sum(dim=1)
         self.direction = conditioned + (inner / self.inner)[:, None] * self.direction
         self.inner = inner
 
-    def _precondition(self, preconditioner: Product | None) -> Tensor:
+    def _precondition(self) -> Tensor:
         residual = self.residual[self.active]
-        if preconditioner is None or not self.active.numel():
+        if self._preconditioner is None or not self.active.numel():
             return residual
-        conditioned = preconditioner(residual)
+        conditioned = self._preconditioner(residual)
         if conditioned.shape != residual.shape or not bool(
             ((residual * conditioned).sum(dim=1) > 0).all()
         ):
@@ -162,14 +154,8 @@ class _State:
         self.direction, self.inner = self.direction[keep], self.inner[keep]
         return tuple(other[keep] for other in others)
 
-    def solution(self, steps: int, damping: float) -> Solution:
-        one = torch.ones_like(self.norms)
-        residuals = self.residual.norm(dim=1) / torch.where(self.norms > 0, self.norms, one)
-        message = self._message(float(residuals.max()), steps, damping)
-        return Solution(self.x, residuals, steps, tuple(self.statuses), message)
-
-    def _message(self, residual: float, steps: int, damping: float) -> str:
-        status = worst(self.statuses)
+    def message(self, residual: float, steps: int) -> str:
+        status, damping = max(self.statuses, key=list(Status).index), self.damping
         found = [str(j) for j, each in enumerate(self.statuses) if each is status]
         which = f"{len(found)} of {len(self.statuses)} right-hand sides (number {', '.join(found)})"
         if status is Status.NOT_FINITE:
@@ -197,16 +183,45 @@ class _State:
         return f"Converged in {steps} steps to a relative residual of {residual:.2g}."
 
 
-def _check_options(rhs: Tensor, max_steps: int, tolerance: float, start: Tensor | None) -> None:
-    if max_steps < 1 or not 0 <= tolerance < 1:
-        raise UsageError(
-            "conjugate gradients need max_steps ≥ 1 and 0 ≤ tolerance < 1",
-            f"max_steps {max_steps}, tolerance {tolerance}",
-            "The defaults are 50 and 1e-4",
-        )
-    if start is not None and (start.shape != rhs.shape or not bool(start.isfinite().all())):
+def sampled_preconditioner(rows: Tensor, damping: float) -> Product:
+    """A preconditioner from a sample of the rows, all entries between layers included.
+
+        M⁻¹ = (Ĝᵀ Ĝ / m + μ)⁻¹ = (1 − Ĝᵀ (Ĝ Ĝᵀ + m μ)⁻¹ Ĝ) / μ,   μ = 2 · damping
+
+    (Woodbury; Frangella, Tropp, Udell 2021, arXiv 2110.02820, from a sketch of the matrix instead).
+    The curvature's few large eigenvalues live in any few hundred rows and are what conjugate
+    gradients are slow on. It costs one m × m matrix, and two products with Ĝ a step, where a step
+    itself takes two with all rows.
+
+    Args:
+        rows: Ĝ, some rows of gradients `[m, p]`, spread over all.
+        damping: That of the solve; above 0.
+
+    Raises:
+        DataError: No rows.
+        NumericalError: The matrix is not positive definite in this precision.
+    """
+    if rows.dim() != 2 or not len(rows):
         raise DataError(
-            f"a start was to be finite and of the right-hand sides' shape {tuple(rhs.shape)}",
-            f"shape {tuple(start.shape)}, or entries that are not finite",
-            "Leave it out to start from zero",
+            "a preconditioner was to be made from rows of gradients [m, p], m ≥ 1",
+            f"shape {tuple(rows.shape)}",
+            "Give some of the rows of the curvature",
         )
+    shift = EXCESS * damping
+    scaled = rows / len(rows) ** 0.5
+    gram = scaled @ scaled.T
+    gram.diagonal().add_(shift)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if bool(failed):
+        raise NumericalError(
+            f"a preconditioner was to be made from {len(rows)} rows",
+            f"with a damping of {damping:g} their products are not positive definite",
+            "Raise the damping",
+        )
+    half = torch.linalg.solve_triangular(factor, scaled, upper=False)  # halfᵀ half = 1 − μ M⁻¹
+
+    def product(vectors: Tensor) -> Tensor:
+        own = half.to(vectors)
+        return (vectors - (vectors @ own.T) @ own) / shift
+
+    return product

@@ -21,7 +21,7 @@ from fudlr.gradients.store import Recipe
 
 class State(NamedTuple):
     """Parameters and Adam's running means of gradients and of their squares `[d]`; or changes of
-    them, or what hangs on them, `[k, d]`."""
+    them, or what depends on them, `[k, d]`."""
 
     theta: Tensor
     mean: Tensor
@@ -127,7 +127,7 @@ class LinearStep:
         return State(theta, mean, square)
 
     def transposed(self, later: State) -> tuple[Tensor, State]:
-        """The transpose of `tangent`: what hangs on G, and on the state before, given what hangs on
+        """The transpose of `tangent`: what depends on G and the state before, given what does on
         the state after, all `[k, d]`."""
         recipe, b1, b2 = self.step.recipe, *self.step.recipe.betas
         mean = later.mean + self.by_mean * later.theta

@@ -9,38 +9,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fudlr.gradients.matrix import check_columns
+from fudlr.gradients.matrix import GradientMatrix
 from fudlr.influence.unroll.unrolled import Unrolled
 
 
-class UnrolledRows:
-    """The rows of an `Unrolled` training as a `GradientMatrix`."""
+class UnrolledRows(GradientMatrix):
+    """The rows of an `Unrolled` training as a `GradientMatrix`: a product with vectors is one pass
+    from the last step back, a sum one pass over the steps."""
 
     def __init__(self, unrolled: Unrolled) -> None:
-        self._unrolled = unrolled
+        self._unrolled, self.n, self.d = unrolled, unrolled.n, unrolled.d
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self._unrolled.n
-
-    @property
-    def d(self) -> int:
-        """Number of parameters."""
-        return self._unrolled.d
-
-    def dots(self, vectors: Tensor) -> Tensor:
-        """G Vᵀ, `[n, k]`, for `vectors` V `[k, d]`; one pass from the last step back."""
-        check_columns(vectors, self.d, "vectors", "d")
+    def _dots(self, vectors: Tensor) -> Tensor:
         return self.n * self._unrolled.influence(vectors)
 
-    def sum(self, weights: Tensor) -> Tensor:
-        """Σ_i w_i g_i, `[w, d]`, for `weights` `[w, n]`; one pass over the steps."""
-        check_columns(weights, self.n, "weights", "n")
+    def _sum(self, weights: Tensor) -> Tensor:
         return self.n * self._unrolled.tangent(weights)
-
-    def gram_product(self, vectors: Tensor, weights: Tensor | None = None) -> Tensor:
-        """V Gᵀ diag(w) G / n, `[k, d]`, for `vectors` `[k, d]`; `weights` `[n]` or ones."""
-        dots = self.dots(vectors)
-        weighted = dots if weights is None else dots * weights[:, None]
-        return self.sum(weighted.T.contiguous()) / self.n

@@ -1,0 +1,164 @@
+"""One batch of a recording: what its backward pass gives, and what must not be at work in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fudlr.common.errors import UsageError
+from fudlr.gradients.projection import Projection
+from fudlr_ext.labels import IGNORED
+from fudlr_ext.layers import Block, Layout
+from fudlr_ext.reducers import Rows, Sketch
+
+ASKED = "a Trainer's gradients were to be recorded"
+
+
+class BatchGradients:
+    """Takes a batch's gradients from a `BackwardHook`: whole, or sketched by a projection.
+
+    A sample whose share u is 0 has the row 0.
+    """
+
+    def __init__(
+        self, layout: Layout, ids: Tensor, shares: Tensor, projection: Projection | None
+    ) -> None:
+        self.ids, self.shares = ids, shares
+        self.mean = torch.zeros(layout.d, dtype=layout.dtype, device=layout.device)
+        self._reducer = Rows() if projection is None else Sketch(projection.sides)
+        self._reducer.start(layout, len(ids))
+
+    def multiplied(self, factor: float) -> None:
+        """Say that the loss was multiplied by `factor` on its way to `backward`."""
+        self.shares = self.shares * factor
+
+    def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
+        """Take a block's factors from the backward pass."""
+        self._reducer.add(block, left, right, offsets)
+
+    def total(self, block: Block, gradient: Tensor) -> None:
+        """Take the gradient of the whole loss in a block."""
+        self.mean[block.slice].add_(gradient.flatten().to(self.mean))
+
+    def rows(self) -> Tensor:
+        """g_i or their sketches, `[n, d]` or `[n, p]`."""
+        found = self._reducer.result()
+        shares = self.shares.to(found)[:, None]
+        return torch.where(shares > 0, found / shares.clamp_min(1e-38), 0.0)
+
+
+def shares_of(n: int, divisor: float | Tensor | None, weights: Tensor | None) -> Tensor:
+    """u = weight / divisor of each sample, `[n]` float32."""
+    scale = torch.as_tensor(float(n) if divisor is None else divisor).detach().cpu().float()
+    given = torch.ones(n) if weights is None else weights.detach().cpu().float()
+    fits = scale.numel() in (1, n) and given.shape == (n,)
+    if not fits or not bool((scale > 0).all()) or not bool((given >= 0).all()):
+        raise UsageError(
+            f"the divisors and weights of {n} samples were given",
+            f"divisors {scale.flatten().tolist()[:5]}, weights {given.flatten().tolist()[:5]}",
+            "Give one divisor above 0 for all or one each, and weights from 0 on, one each",
+        )
+    return given / scale.flatten()
+
+
+def refuse_dropout(model: nn.Module) -> None:
+    """Raise where a module drops something out now."""
+    for name, _ in dropout_at_work(model):
+        raise UsageError(
+            "gradients were to be recorded from a training",
+            f"the dropout of {name} is at work, so that each row would be the gradient under one "
+            "random mask",
+            "Train without dropout, record after training with `fudlr record`, or accept it with "
+            "allow_dropout=True",
+        )
+
+
+def dropout_at_work(model: nn.Module) -> Iterator[tuple[str, float]]:
+    """Names and shares of the modules that drop something out now."""
+    for name, module in model.named_modules():
+        share = module.p if isinstance(module, nn.Dropout) else 0.0
+        share = share or getattr(module, "attention_dropout", 0.0)
+        if module.training and isinstance(share, float) and share > 0:
+            yield name, share
+
+
+@dataclass
+class LabelledBatch:
+    """A Trainer's batch between its forward pass and the end of its backward pass.
+
+    Attributes:
+        ids: The samples `[n]`.
+        labels: `[n, t]`.
+        counts: Label tokens of each sample `[n]`.
+        items: Label tokens that the loss is divided by.
+        context, here: Recording it.
+        arrived: Whether a gradient came to its loss.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    counts: Tensor
+    items: Tensor
+    context: AbstractContextManager[BatchGradients | None] | None = None
+    here: BatchGradients | None = None
+    arrived: bool = False
+
+    @classmethod
+    def of(cls, ids: Any, inputs: Mapping[str, Any], column: str) -> Self:
+        """The batch of samples `ids` that the model is given in `inputs`.
+
+        Raises:
+            UsageError: There are no ids in `column`, or no labels.
+        """
+        labels = inputs.get("labels")
+        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point():
+            found = f"the batch has no ids, one integer a sample, as {column!r}"
+        elif not isinstance(labels, Tensor) or labels.dim() != 2 or len(labels) != len(ids):
+            found = "the model was not given labels [n, t], a row for each id"
+        elif "shift_labels" in inputs:
+            found = "the batch brings its own shift_labels"
+        else:
+            counts = (labels[:, 1:] != IGNORED).sum(1)
+            items = inputs.get("num_items_in_batch")
+            items = counts.sum() if items is None else torch.as_tensor(items)
+            return cls(ids, labels, counts.float(), items.to(counts.device).float().clamp_min(1))
+        raise UsageError(
+            ASKED,
+            found,
+            "Wrap the data set (Numbered) and a collator that drops columns (callback.collator), "
+            "and let the model compute its loss from labels",
+        )
+
+    def checked_loss(self, outputs: Any) -> Tensor:
+        """The model's loss.
+
+        Raises:
+            UsageError: It is not its label tokens' cross-entropies over `items`.
+        """
+        loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
+        if loss is None or logits is None or logits.dim() != 3:
+            found = f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]"
+        else:
+            targets = self.labels[:, 1:]
+            row, place = (targets != IGNORED).nonzero(as_tuple=True)
+            given = logits.detach()[row, place].float(), targets[row, place]
+            expected = float(cross_entropy(*given, reduction="sum") / self.items)
+            if math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
+                return loss
+            found = (
+                f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
+                f"cross-entropy {expected:.6g}"
+            )
+        raise UsageError(
+            ASKED,
+            found,
+            "Train a causal language model with its own loss alone, without fused losses or a "
+            "router's part, or use fudlr.gradients.store.Recorder in a loop of your own",
+        )
