@@ -31,7 +31,7 @@ from fudlr.data.fetch import load_ml100k
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.templates import load_template
 from fudlr.recommenders.titles import Titles
-from fudlr.train.small_text import train_tokenizer
+from fudlr.train.pretrain import train_tokenizer
 from rivals import RIVALS, load
 from transformers import LlamaForCausalLM
 from workload import (
