@@ -15,10 +15,10 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fudlr_ext.collect import even_offsets, flat_factors
 from fudlr_ext.errors import EngineError, NoGradientError
 from fudlr_ext.layers import Block, Layout
 
@@ -139,20 +139,9 @@ class BackwardHook:
             return
         use.taken = True
         self._seen.add(use.block.name)
-        dtype = torch.promote_types(left.dtype, use.right.dtype)
-        if self.layout.dtype == torch.float64:
-            dtype = torch.float64
-        left, right = (
-            factor.detach().to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, use.right)
-        )
-        use.taker.factors(use.block, left, right, self._even(left))
-
-    def _even(self, left: Tensor) -> Tensor:
-        """Return the offsets of samples that all have the same number of positions."""
-        if self._offsets is None or int(self._offsets[-1]) != len(left):
-            steps = torch.arange(self._count + 1, device=left.device)
-            self._offsets = steps * (len(left) // max(self._count, 1))
-        return self._offsets
+        self._offsets = even_offsets(self._offsets, self._count, use.right)
+        factors = flat_factors(self.layout, left.detach(), use.right)
+        use.taker.factors(use.block, *factors, self._offsets)
 
 
 class _Use:

@@ -137,24 +137,29 @@ class Collector:
                 flat = delta.detach().reshape(len(delta), -1).double()
                 weights = torch.arange(1, flat.shape[1] + 1, device=flat.device).double().sin()
                 self.marks.append((layer, x.dim() > 2, flat @ weights))
-        return self._even(x)
-
-    def _even(self, x: Tensor) -> Tensor:
-        """Return the offsets of samples that all have the same number of positions."""
-        samples = self._n or 1
-        positions = x.shape[:-1].numel()
-        if self._offsets is None or int(self._offsets[-1]) != positions:
-            steps = torch.arange(samples + 1, device=x.device)
-            self._offsets = steps * (positions // max(samples, 1))
+        self._offsets = even_offsets(self._offsets, self._n or 1, x)
         return self._offsets
 
     def _add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        dtype = torch.promote_types(left.dtype, right.dtype)
-        if torch.float64 in {dtype, self._layout.dtype}:
-            dtype = self._layout.dtype
-        left, right = (factor.to(dtype).reshape(-1, factor.shape[-1]) for factor in (left, right))
+        left, right = flat_factors(self._layout, left, right)
         for reducer in self._reducers:
             reducer.add(block, left, right, offsets)
+
+
+def even_offsets(known: Tensor | None, samples: int, x: Tensor) -> Tensor:
+    """Return where the samples of x [..., d] begin, all of one length; `known` where it says so."""
+    positions = x.shape[:-1].numel()
+    if known is not None and int(known[-1]) == positions:
+        return known
+    return torch.arange(samples + 1, device=x.device) * (positions // max(samples, 1))
+
+
+def flat_factors(layout: Layout, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both factors as [T, ...] in one dtype, float64 where the adapter has it alone."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    if torch.float64 in {dtype, layout.dtype}:
+        dtype = layout.dtype
+    return left.to(dtype).flatten(0, -2), right.to(dtype).flatten(0, -2)
 
 
 def row_weights(losses: Tensor) -> Tensor:

@@ -84,6 +84,22 @@ def test_other_types_are_refused_by_name(kind):
         Engine(get_peft_model(llama(), KINDS[kind]))
 
 
+VARIANTS = {
+    "variant Dora": {"use_dora": True},
+    "lora_B has a bias": {"lora_bias": True, "target_modules": ["q_proj"]},
+    "LoRA on an embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "trainable_token_indices": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("message", VARIANTS)
+def test_variants_are_refused_by_name(message):
+    base = llama(tie_word_embeddings=False, attention_bias=message == "lora_B has a bias")
+    with pytest.raises(UnsupportedLayerError, match=message):
+        Engine(adapted(base, **VARIANTS[message]))
+
+
 def test_convolution_base():
     base = GPT2LMHeadModel(GPT2Config(vocab_size=41, n_embd=16, n_layer=2, n_head=2))
     model = get_peft_model(

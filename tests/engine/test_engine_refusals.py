@@ -25,22 +25,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-KINDS = {
-    "variant Dora": {"use_dora": True},
-    "lora_B has a bias": {"lora_bias": True, "target_modules": ["q_proj"]},
-    "LoRA on an embedding": {"target_modules": ["q_proj", "embed_tokens"]},
-    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    "trainable_token_indices": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
-}
-
-
-@pytest.mark.parametrize("message", KINDS)
-def test_kinds_of_adapter(message):
-    base = llama(tie_word_embeddings=False, attention_bias=message == "lora_B has a bias")
-    with pytest.raises(UnsupportedLayerError, match=message):
-        Engine(adapted(base, **KINDS[message]))
-
-
 def test_quantised_base():
     model = adapted(llama())
 
