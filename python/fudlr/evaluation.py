@@ -16,9 +16,9 @@ from torch import Tensor
 from fudlr.common.errors import UsageError
 from fudlr.config import DataConfig
 from fudlr.data import (
-    Candidates,
     Samples,
     Split,
+    candidates_of,
     groups_or_none,
     history_groups,
     tail_items,
@@ -61,9 +61,9 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
     seen = torch.from_numpy(samples.seen())
-    candidates = Candidates(config)
-    if candidates:  # what is no candidate is as good as seen: never listed
-        seen |= ~torch.from_numpy(candidates.mask(samples))
+    if config.candidates is not None:  # what is no candidate is as good as seen: never listed
+        chosen = torch.from_numpy(candidates_of(samples, config.candidates))
+        seen |= ~torch.zeros_like(seen).scatter(1, chosen, True)
     unseen = n_items - int(seen.sum(1).max()) if n else n_items
     if config.k > unseen:
         raise UsageError(

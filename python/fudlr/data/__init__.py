@@ -5,7 +5,7 @@ Readers raise `DataError` for what is missing, damaged or does not match, with f
 """
 
 from fudlr.data.build import build_interactions
-from fudlr.data.candidates import Candidates, candidate_items
+from fudlr.data.candidates import candidate_items, candidates_of
 from fudlr.data.check import DataCheck, check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, load_ml100k
 from fudlr.data.groups import (
@@ -23,7 +23,6 @@ from fudlr.data.synthetic import synthetic
 
 __all__ = [
     "READERS",
-    "Candidates",
     "DataCheck",
     "DataWarning",
     "Interactions",
@@ -31,6 +30,7 @@ __all__ = [
     "Split",
     "build_interactions",
     "candidate_items",
+    "candidates_of",
     "check_data",
     "count_groups",
     "drawn",

@@ -5,65 +5,45 @@ They are drawn for each prompt, or named for each user by a table of one's own.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
-from fudlr.config import DataConfig
-from fudlr.data.interactions import Bools, Interactions, Ints, Samples
+from fudlr.data.interactions import Interactions, Ints, Samples
 from fudlr.data.tables import READ, ending
 
 
-class Candidates:
-    """What prompts choose from, as the options say.
+def candidates_of(samples: Samples, given: int | str) -> Ints:
+    """What the prompts choose from: [n, c] int64, ascending; shorter rows repeat their target.
 
     Args:
-        config: `candidates` is a number, or a file of lists.
+        samples: The prompts.
+        given: `data.candidates`: how many are drawn for each, or a table of them by user.
+
+    Raises:
+        UsageError: A sample has fewer unseen items than are to be drawn.
+        DataError: The table cannot be read, or lacks a user.
     """
-
-    def __init__(self, config: DataConfig) -> None:
-        given = config.candidates
-        self._count = given if isinstance(given, int) else None
-        self._lists = Path(given) if isinstance(given, str) else None
-        self._read: tuple[Interactions, dict[int, list[int]]] | None = None
-
-    def __bool__(self) -> bool:
-        """Whether there are any: without, the whole catalogue is chosen from."""
-        return self._count is not None or self._lists is not None
-
-    def items(self, samples: Samples) -> Ints:
-        """[n, c] int64, ascending in each row; shorter rows repeat their target.
-
-        Raises:
-            UsageError: A sample has fewer unseen items than are to be drawn.
-            DataError: The lists cannot be read, or lack a user.
-        """
-        if self._lists is None:
-            assert self._count is not None  # else nobody asks
-            return candidate_items(samples, self._count, 0)
-        if self._read is None or self._read[0] is not samples.interactions:
-            self._read = samples.interactions, _by_user(self._lists, samples.interactions)
-        own = [self._read[1].get(user, []) for user in samples.user.tolist()]
-        if empty := sum(not len(row) for row in own):
-            raise DataError(
-                f"the candidates in {self._lists} were to be chosen from",
-                f"it names none for {empty} of the {len(own)} users that are asked",
-                "Add them, or draw candidates with data.candidates",
-            )
-        rows = np.repeat(samples.target[:, None], max(map(len, own), default=0) + 1, axis=1)
-        for row, mine in zip(rows, own, strict=True):
-            row[: len(mine)] = mine
-        return np.sort(rows, axis=1)
-
-    def mask(self, samples: Samples) -> Bools:
-        """The same as [n, M] bool."""
-        mask = np.zeros((len(samples), samples.interactions.n_items), dtype=bool)
-        np.put_along_axis(mask, self.items(samples), True, axis=1)
-        return mask
+    if isinstance(given, int):
+        return candidate_items(samples, given, 0)
+    lists = _by_user(Path(given), samples.interactions)
+    own = [lists.get(user, []) for user in samples.user.tolist()]
+    if empty := sum(not row for row in own):
+        raise DataError(
+            f"the candidates in {given} were to be chosen from",
+            f"it names none for {empty} of the {len(own)} users that are asked",
+            "Add them, or draw candidates with data.candidates",
+        )
+    rows = np.repeat(samples.target[:, None], max(map(len, own), default=0) + 1, axis=1)
+    for row, mine in zip(rows, own, strict=True):
+        row[: len(mine)] = mine
+    return np.sort(rows, axis=1)
 
 
+@lru_cache(maxsize=4)
 def _by_user(path: Path, data: Interactions) -> dict[int, list[int]]:
     """The items of each user of the file, as indices."""
     asked = f"the candidates in {path} were to be read"

@@ -18,7 +18,7 @@ from rich.text import Text
 from fudlr.common import terminal
 from fudlr.common.errors import DataError
 from fudlr.config import DataConfig
-from fudlr.data.candidates import Candidates
+from fudlr.data.candidates import candidates_of
 from fudlr.data.groups import SMALL_GROUP, UNKNOWN, count_groups, groups_or_none
 from fudlr.data.interactions import DataWarning, Interactions
 from fudlr.data.splits import make_split
@@ -99,7 +99,7 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
             split = make_split(data, config)
             samples = {part: len(getattr(split, part)) for part in ("train", "valid", "test")}
             if config.candidates is not None:
-                Candidates(config).items(split.test)
+                candidates_of(split.test, config.candidates)
         except DataError as error:
             problems.append(str(error))
     said = [w.message for w in caught if isinstance(w.message, DataWarning)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
-from fudlr.data.candidates import Candidates
+from fudlr.data.candidates import candidates_of
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
@@ -170,7 +170,7 @@ class Prompted(Recommender):
     ) -> None:
         super().__init__(model, tokenizer, interactions, config)
         self.config, self.seed = config.recommender, config.seed
-        self.candidates = Candidates(config.data)
+        self.candidates = config.data.candidates
         if record is not None:
             template = Template.model_validate(record["template"])
         else:
@@ -269,8 +269,8 @@ class Prompted(Recommender):
     def for_scores(self, samples: Samples, prompts: Sequence[Prompt]) -> Batch:
         """What a batch for scoring has beside: `prompt`, and `candidates` where there are some."""
         batch: Batch = {"prompt": self.padded([prompt.tokens for prompt in prompts])}
-        if self.candidates:
-            chosen = self.candidates.items(samples)
+        if self.candidates is not None:
+            chosen = candidates_of(samples, self.candidates)
             batch["candidates"] = torch.from_numpy(chosen).to(self.device)
         return batch
 
