@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from fudlr.common.errors import DataError
-from fudlr.data.text import Table, decode, listed, one_line, read_bytes, shown, unread, warn
+from fudlr.data.text import Table, listed, one_line, read_text, shown, unread, warn
 
 CHUNK = 100_000  # rows held as Python objects at a time
 NESTED = object()
@@ -24,7 +24,7 @@ def _no_constant(name: str) -> Any:
 
 def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows with their number, from 1: of a list of objects, or of one object a line."""
-    text = decode(read_bytes(path), str(path), "utf-8").decode()
+    text = read_text(path, "utf-8").decode()
     whole = text.lstrip().startswith("[")
     number = 0
     try:

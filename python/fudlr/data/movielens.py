@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from fudlr.data.build import Tables
-from fudlr.data.text import UNIT, Table, decode, read_bytes, read_fields, unread
+from fudlr.data.text import UNIT, Table, read_fields, read_text, unread
 
 RATINGS = ("user_id", "item_id", "rating", "timestamp")
 DAT_USERS = ("user_id", "gender", "age", "occupation", "zip_code")
@@ -30,7 +30,7 @@ GENRES = (
 
 def _lines(path: Path, separator: str, columns: tuple[str, ...]) -> Table:
     # GroupLens' older files are in latin-1, which needs no word.
-    text = decode(read_bytes(path), str(path), "utf-8", "latin-1", quiet=True).strip(b"\n")
+    text = read_text(path, "utf-8", "latin-1", quiet=True).strip(b"\n")
     if len(separator) > 1:  # polars splits at one byte
         if UNIT.encode() in text:
             raise unread(path, "it is not text", "Fetch it again")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fudlr.common.errors import DataError
 from fudlr.data.build import Tables, split_texts
-from fudlr.data.text import Table, decode, read_bytes, read_fields, shown, unread
+from fudlr.data.text import Table, read_fields, read_text, shown, unread
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 ENDINGS = (".inter", ".item", ".user")
@@ -39,8 +39,8 @@ def _header(line: str, label: str) -> dict[str, str]:
 
 def _read_table(path: Path) -> Table:
     """Read one atomic file with its declared types."""
-    label = f"{path.parent.name}/{path.name}"
-    header, _, body = decode(read_bytes(path), label, "utf-8").partition(b"\n")
+    label = str(path)
+    header, _, body = read_text(path, "utf-8").partition(b"\n")
     columns = _header(header.decode(), label)
     if not body:
         raise unread(label, "it has a header and no rows", "Fetch it again")

@@ -13,7 +13,7 @@ import polars as pl
 from fudlr.common.errors import DataError
 from fudlr.data.build import Tables
 from fudlr.data.columns import roles
-from fudlr.data.text import Table, decode, part_files, read_bytes, warn
+from fudlr.data.text import Table, part_files, read_text, warn
 
 LINE = re.compile(rb"[^\s,;|\":{}\[\]]+( [^\s,;|\":{}\[\]]+)* *")
 
@@ -35,7 +35,7 @@ def sequence_tables(path: Path) -> Tables:
     lines = [
         line.split()
         for file in part_files(path)
-        for line in decode(read_bytes(file), str(file), "utf-8").decode().split("\n")
+        for line in read_text(file, "utf-8").decode().split("\n")
     ]
     pairs = [(user, item) for user, *chosen in filter(None, lines) for item in chosen]
     if not pairs:

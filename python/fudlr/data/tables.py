@@ -17,11 +17,10 @@ from fudlr.data.text import (
     RECORD,
     UNIT,
     Table,
-    decode,
     listed,
     one_line,
-    read_bytes,
     read_fields,
+    read_text,
     shown,
     unquoted,
     unread,
@@ -75,7 +74,7 @@ def read_csv(path: Path, numbered: bool = False) -> Table:
         numbered: it has no header, and its columns are called 1, 2, ...
     """
     label, first = str(path), 1 if numbered else 2
-    text = decode(read_bytes(path), label, "utf-8", "cp1252")
+    text = read_text(path, "utf-8", "cp1252")
     fields, separator = _first_line(text, label)
     names = [str(n + 1) for n in range(len(fields))] if numbered else _names(fields, label)
     body, ends = text if numbered else text.partition(b"\n")[2], "\n"
@@ -128,9 +127,8 @@ def _column_names(path: Path) -> list[str]:
             return list(next(json_rows(path))[1])
         if ending(path) == ".parquet":
             return list(pl.read_parquet_schema(path))
-        label = str(path)
-        text = decode(read_bytes(path), label, "utf-8", "cp1252", quiet=True)
-        return _names(_first_line(text, label)[0], label)
+        text = read_text(path, "utf-8", "cp1252", quiet=True)
+        return _names(_first_line(text, str(path))[0], str(path))
     except (DataError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return []
 

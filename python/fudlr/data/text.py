@@ -73,8 +73,12 @@ def part_files(path: Path, endings: tuple[str, ...] = ("",)) -> list[Path]:
     return found or (files if len(files) == 1 else [])
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a whole file, also one that gzip packed."""
+def read_text(path: Path, *encodings: str, quiet: bool = False) -> bytes:
+    """A file, also one that gzip packed, as UTF-8 with plain line ends.
+
+    It is read in the first of `encodings` that fits; UTF-16 is known by its first bytes. Where
+    another encoding than the first has to be taken, this is said, unless `quiet`.
+    """
     try:
         raw = path.read_bytes()
         if raw.startswith(b"\x1f\x8b"):
@@ -83,17 +87,6 @@ def read_bytes(path: Path) -> bytes:
         raise unread(path, f"it is no whole gzip file ({error})", "Fetch it again") from error
     except OSError as error:
         raise unread(path, str(error.strerror or error), "Check the path") from error
-    if not raw.strip():
-        raise unread(path, "it is empty", "Fetch or write it again")
-    return raw
-
-
-def decode(raw: bytes, label: str, *encodings: str, quiet: bool = False) -> bytes:
-    """Return a table as UTF-8 with plain line ends, by the first of `encodings` that fits.
-
-    UTF-16 is known by its first bytes. Where another encoding than the first has to be taken, this
-    is said, unless `quiet`.
-    """
     failed: UnicodeDecodeError | None = None
     for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else encodings:
         try:
@@ -103,17 +96,20 @@ def decode(raw: bytes, label: str, *encodings: str, quiet: bool = False) -> byte
             failed = failed or error
     else:
         raise unread(
-            f"{label}, as {' or '.join(encodings)},",
+            f"{path}, as {' or '.join(encodings)},",
             f"line {_line(raw, failed)} is not ({failed})",
             "Write it as UTF-8 (older data sets are often in latin-1)",
         ) from failed
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n")
+    if not text.strip():
+        raise unread(path, "it is empty", "Fetch or write it again")
     if failed and not quiet:
         where = f"line {_line(raw, failed)} is not UTF-8"
-        warn(f"{label}: {where}, so that it was read as {encoding}", "encoding")
+        warn(f"{path}: {where}, so that it was read as {encoding}", "encoding")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise unread(label, f"line {line} holds zero bytes", "Write it as text")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").encode()
+        raise unread(path, f"line {line} holds zero bytes", "Write it as text")
+    return text.encode()
 
 
 def _line(raw: bytes, error: UnicodeDecodeError | None) -> int:

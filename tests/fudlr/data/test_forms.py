@@ -171,6 +171,7 @@ def _csv(folder, text, name="a.csv"):
         ('user,item,time\n1,"a",5\n1,"b"\n', "line 3 has 2 fields, 3 are expected"),
         ("user,item,time\n", "a header and no rows"),
         ("", "it is empty"),
+        ("\ufeff \n", "it is empty"),
         ("\nuser,item,time\n1,a,5\n", "its first line is empty"),
         ("user,user,item,time\n1,1,a,5\n", "the name 'user' twice"),
         ("user,User,item,time\n1,1,a,5\n", "could each be the `user`"),
