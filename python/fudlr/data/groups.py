@@ -35,9 +35,7 @@ def _column(table: pl.DataFrame, column: str, asked: str) -> pl.Series:
 def _known(values: pl.Series) -> pl.Series:
     """Turn the ways of writing "unknown" into nulls."""
     text = values.cast(pl.String).str.strip_chars()
-    mask = text.str.to_lowercase().is_in(UNKNOWN)
-    known = text.to_frame("v").select(pl.when(~mask).then(pl.col("v"))).to_series()
-    return known.alias(values.name)
+    return text.set(text.str.to_lowercase().is_in(UNKNOWN).fill_null(True), None)
 
 
 def _binned(values: pl.Series) -> tuple[Ints, list[str]] | None:
