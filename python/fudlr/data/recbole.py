@@ -60,9 +60,9 @@ def recbole_tables(path: Path) -> Tables:
     """
     found = inter_files(path)
     if len(found) != 1:
-        several = f"Name one of {', '.join(str(f.relative_to(path)) for f in found)}"
-        remedy = several if found else "Check the path: it has no .inter file"
-        raise DataError(f"a data set was to be read from {path}", f"it holds {len(found)}", remedy)
+        names = ", ".join(str(f.relative_to(path)) for f in found)
+        asked = f"a data set was to be read from {path}"
+        raise DataError(asked, f"it holds {len(found)}", f"Name one of {names}")
     (file,) = found
     sides = [file.with_suffix(ending) for ending in (".user", ".item")]
     return Tables(

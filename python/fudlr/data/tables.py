@@ -163,12 +163,7 @@ def table_tables(path: Path, columns: Mapping[str, str]) -> Tables:
         columns: the caller's mapping; numbers for names say that there is no header.
     """
     file = find_table(path, columns)
-    if file is None:
-        raise DataError(
-            f"a table of interactions was to be read from {path}",
-            "it is not clear which file that is",
-            f"Name the file, or call it {EVENT_FILES[0]} with one of {', '.join(READ)}",
-        )
+    assert file is not None  # else the form was not found
     numbered = any(columns.get(role, "").isdigit() for role in KEYS)
     reader = READ[ending(file)]
     if reader is read_csv:
