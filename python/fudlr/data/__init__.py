@@ -6,10 +6,9 @@ Readers raise `DataError` for what is missing, damaged or does not match, with f
 
 from fudlr.data.build import build_interactions
 from fudlr.data.candidates import candidate_items, candidates_of
-from fudlr.data.check import DataCheck, check_data, print_check
+from fudlr.data.check import check_data, print_check
 from fudlr.data.fetch import fetch_ml100k, load_ml100k
 from fudlr.data.groups import (
-    count_groups,
     groups_or_none,
     history_groups,
     item_groups,
@@ -23,7 +22,6 @@ from fudlr.data.synthetic import synthetic
 
 __all__ = [
     "READERS",
-    "DataCheck",
     "DataWarning",
     "Interactions",
     "Samples",
@@ -32,7 +30,6 @@ __all__ = [
     "candidate_items",
     "candidates_of",
     "check_data",
-    "count_groups",
     "drawn",
     "fetch_ml100k",
     "groups_or_none",

@@ -1,6 +1,6 @@
 """Recommenders: how a causal LM scores a catalogue. One file and one line here for each."""
 
-from fudlr.recommenders.base import Batch, Outputs, Recommender
+from fudlr.recommenders.base import Batch, Recommender
 from fudlr.recommenders.grounded import Grounded
 from fudlr.recommenders.item_tokens import ItemTokens, add_item_tokens
 from fudlr.recommenders.prompting import Prompted
@@ -20,12 +20,10 @@ __all__ = [
     "Batch",
     "Grounded",
     "ItemTokens",
-    "Outputs",
     "Prompted",
     "Recommender",
     "Template",
     "Titles",
-    "YesNo",
     "add_item_tokens",
     "load_template",
 ]
