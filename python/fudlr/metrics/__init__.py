@@ -9,7 +9,7 @@ from fudlr.metrics.base import (
     top_k,
 )
 from fudlr.metrics.objective import Objective, Term, metric_gradient
-from fudlr.metrics.resample import Interval, bootstrap, permutation_null
+from fudlr.metrics.resample import Interval, Null, bootstrap, permutation_null
 from fudlr.metrics.score_function import DrawnLists, from_lists
 from fudlr.metrics.statistics import Statistics, evaluate, evaluate_lists, statistics
 from fudlr.metrics.table import METRICS, find_metric, from_function, load_metrics, register
@@ -19,6 +19,7 @@ __all__ = [
     "DrawnLists",
     "Interval",
     "Metric",
+    "Null",
     "Objective",
     "Side",
     "Statistics",
