@@ -3,11 +3,11 @@
 import pytest
 import test_gpu_ops
 import torch
-from kin import KIN
+from calls import CALLS
 from test_gpu_ops import moved, on_cpu
 
 pytestmark = test_gpu_ops.pytestmark
-CALL = next(call for call in KIN if call.op == "attention" and call.way == "all")
+CALL = next(call for call in CALLS if call.op == "attention" and call.way == "all")
 
 
 def test_the_same_words_as_on_the_cpu():
