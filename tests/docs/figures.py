@@ -193,11 +193,11 @@ def llm() -> list[str]:
 
 def kills() -> list[str]:
     record, store = result("record_kills"), result("store_kills")
-    assert record["all_equal"]
     assert store["all_equal"]
+    assert record["bars"][0]["met"]
     return [
         row("`store_kills`", store["kills"], "equal, byte for byte"),
-        row("`record_kills`", sum(record["kills"].values()), "equal, byte for byte"),
+        row("`record_kills`", record["kills"], "equal, byte for byte"),
     ]
 
 

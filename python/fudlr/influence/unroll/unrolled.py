@@ -366,8 +366,9 @@ class Unrolled:
         count = self._training.count
         state, states = self._start, [self._start]
         keeps = 3 * count * self.d * theta.element_size() <= STATE_BYTES
-        for t in range(count):
-            state = self._after(t, state, self._training.mean(t))
+        means = read_ahead(partial(self._training.mean, t) for t in range(count))
+        for t, mean in enumerate(means):
+            state = self._after(t, state, mean)
             if keeps:
                 states.append(state)
         self._states = states if keeps else None
