@@ -19,6 +19,8 @@ from fudlr_ext.layers import Block, Layout
 from fudlr_ext.reducers import Rows, Sketch
 
 ASKED = "a Trainer's gradients were to be recorded"
+SAME_WEIGHT = 1e-3
+"""Relative difference of label tokens' weights that counts as rounding."""
 
 
 class BatchGradients:
@@ -100,6 +102,7 @@ class LabelledBatch:
         items: Label tokens that the loss is divided by.
         context, here: Recording it.
         arrived: Whether a gradient came to its loss.
+        wrong: Why its rows are not what the Trainer differentiates; empty where they are.
     """
 
     ids: Tensor
@@ -109,6 +112,7 @@ class LabelledBatch:
     context: AbstractContextManager[BatchGradients | None] | None = None
     here: BatchGradients | None = None
     arrived: bool = False
+    wrong: str = ""
 
     @classmethod
     def of(cls, ids: Any, inputs: Mapping[str, Any], column: str) -> Self:
@@ -136,29 +140,41 @@ class LabelledBatch:
             "and let the model compute its loss from labels",
         )
 
-    def checked_loss(self, outputs: Any) -> Tensor:
-        """The model's loss.
-
-        Raises:
-            UsageError: It is not its label tokens' cross-entropies over `items`.
-        """
+    def watch(self, outputs: Any) -> None:
+        """Have the factor of the loss taken from the gradient that comes to the model's `outputs`,
+        and note what is wrong with them."""
         loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
-        if loss is None or logits is None or logits.dim() != 3:
-            found = f"{type(outputs).__name__} has not both a loss and logits [n, t, vocabulary]"
+        tokens, targets = getattr(outputs, "log_probs", None), self.labels[:, 1:]
+        if isinstance(tokens, Tensor) and tokens.shape == targets.shape:
+            # TRL's fused head: its trainer makes the loss of the label tokens' log-probabilities.
+            if getattr(outputs, "aux_loss", None) is not None:
+                self.wrong = "a router's loss is added to the label tokens'"
+            tokens.register_hook(self._tokens_arrived)
+        elif loss is None or logits is None or logits.dim() != 3:
+            self.wrong = (
+                f"{type(outputs).__name__} has neither a loss with logits [n, t, vocabulary] nor "
+                "log_probs of its labels [n, t - 1]"
+            )
         else:
-            targets = self.labels[:, 1:]
             row, place = (targets != IGNORED).nonzero(as_tuple=True)
             given = logits.detach()[row, place].float(), targets[row, place]
             expected = float(cross_entropy(*given, reduction="sum") / self.items)
-            if math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
-                return loss
-            found = (
-                f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
-                f"cross-entropy {expected:.6g}"
-            )
-        raise UsageError(
-            ASKED,
-            found,
-            "Train a causal language model with its own loss alone, without fused losses or a "
-            "router's part, or use fudlr.gradients.store.Recorder in a loop of your own",
-        )
+            if not math.isclose(expected, float(loss.detach()), rel_tol=1e-3, abs_tol=1e-6):
+                self.wrong = (
+                    f"the model's loss is {float(loss.detach()):.6g}, its label tokens' mean "
+                    f"cross-entropy {expected:.6g}"
+                )
+            loss.register_hook(self._loss_arrived)
+
+    def _loss_arrived(self, gradient: Tensor) -> None:
+        self.arrived = True
+        if self.here is not None:
+            self.here.multiplied(float(gradient))
+
+    def _tokens_arrived(self, gradient: Tensor) -> None:
+        """Of log-probabilities `[n, t - 1]`, whose sum is divided by what the Trainer chose."""
+        weights = -gradient[self.labels[:, 1:] != IGNORED]
+        first = weights.flatten()[:1].sum()
+        if bool(((weights - first).abs() > SAME_WEIGHT * first).any()):
+            self.wrong = "the label tokens have different weights in the loss"
+        self._loss_arrived(first.clamp_min(0) * self.items)

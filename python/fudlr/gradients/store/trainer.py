@@ -284,18 +284,9 @@ class RecorderCallback(TrainerCallback):
     def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         """Once the model has its loss, check that it is the one that rows stand for."""
         batch = self._batch
-        if batch is None or not model.training:
+        if batch is None or not model.training or (self._known and batch.here is None):
             return
-        if self._known and batch.here is None:
-            return
-        with self._guarded():
-            loss = batch.checked_loss(outputs)
-            loss.register_hook(lambda gradient: self._arrived(batch, gradient))
-
-    def _arrived(self, batch: LabelledBatch, gradient: Tensor) -> None:
-        batch.arrived = True
-        if batch.here is not None:
-            batch.here.multiplied(float(gradient))
+        batch.watch(outputs)
 
     def _leave(self) -> None:
         """After a batch's backward pass, take its rows."""
@@ -304,11 +295,19 @@ class RecorderCallback(TrainerCallback):
             return
         with self._guarded():
             if not batch.arrived and not (self._known and batch.here is None):
-                raise UsageError(
-                    ASKED,
-                    "what was differentiated was not the loss that the model returned",
-                    "Train without a loss of your own, or use `Recorder` in a loop of your own",
+                batch.wrong = batch.wrong or (
+                    "what was differentiated was not the loss that the model returned"
                 )
+            if batch.wrong:
+                wrong = UsageError(
+                    ASKED,
+                    batch.wrong,
+                    "Train a causal language model with its own loss alone, or use "
+                    "fudlr.gradients.store.Recorder in a loop of your own",
+                )
+                if batch.context is not None:
+                    batch.context.__exit__(UsageError, wrong, None)
+                raise wrong
             if batch.context is not None:
                 batch.context.__exit__(None, None, None)
         self._known = True
