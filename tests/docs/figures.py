@@ -154,8 +154,10 @@ def large() -> list[str]:
     peaks = [f"{form['peak_bytes'] / 2**30:.1f} GiB ({name})" for name, form in forms.items()]
     catalogue = result("catalogue")["expectation"]["float32"]["times_chunked"]
     others = {
-        f"`store_stream`: product with a store of {stream['store_gb']:.1f} GB from disk": (
-            f"{stream['share_of_disk_bandwidth']:.0%} of the speed of reading its files"
+        f"`store_stream`: unrolled request from a store of {stream['write']['store_gb']:.1f} GB": (
+            f"{stream['request']['peak_gb']:.2f} GB of memory at most, "
+            f"{stream['request']['share_of_read_bandwidth']:.0%} of the speed of reading its files "
+            "(60% was asked for)"
         ),
         "`data_large`: reading 10⁷ interactions, peak memory": ", ".join(peaks),
         "`catalogue`: expectations over 10⁶ items with gradients": (

@@ -379,7 +379,17 @@ def test_steps_of_another_training_are_refused(plain):
     with pytest.raises(DataError, match="whole way"):
         plain.unrolled(recipe=Recipe(l2=0.5))
     with pytest.raises(DataError, match="whole way"):
-        plain.unrolled(Memory(plain.steps[1:] + plain.steps[:1]))
+        plain.unrolled(recipe=replace(plain.recipe, betas=(0.8, 0.999)))
+    with pytest.raises(DataError, match="whole way"):
+        plain.unrolled(rates=RATES.flip(0))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 5, 6, 7, 8], [0, 1, 2, 3, 4, 4, 5, 6, 7, 8],
+                                   [0, 1, 2, 4, 3, 5, 6, 7, 8]],
+                         ids=["missing", "repeated", "reordered"])  # fmt: skip
+def test_a_step_that_is_not_the_trainings_is_refused(trained, order):
+    with pytest.raises(DataError, match="whole way"):
+        trained.unrolled(Memory([trained.steps[t] for t in order]), rates=RATES[order])
 
 
 def test_a_training_that_was_recorded_from_its_middle(plain):

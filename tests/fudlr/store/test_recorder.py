@@ -246,6 +246,38 @@ def test_an_optimiser_whose_steps_cannot_be_repeated_is_refused(tmp_path, option
         trained(tmp_path / "s", **options)
 
 
+def one_cycle(parameters):
+    optimiser = torch.optim.AdamW(parameters)
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=9)
+
+
+def two_rates(parameters):
+    groups = [{"params": parameters[::2]}, {"params": parameters[1::2], "lr": 2e-3}]
+    optimiser = torch.optim.Adam(groups, lr=1e-3)
+    return optimiser, torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(one_cycle, "its betas changed"), (two_rates, "several learning rates")]
+)
+def test_a_schedule_of_more_than_one_rate_is_refused_at_its_step(tmp_path, make, said):
+    model, batch = adapted_llama(), samples()
+    optimiser, scheduler = make([p for p in model.parameters() if p.requires_grad])
+    recorder = Recorder(model, tmp_path / "s", data="samples", optimiser=optimiser, config=EXACT)
+
+    def train():
+        for index in torch.arange(N).split(8):
+            with recorder.batch(IDS[index]):
+                losses(model, take(batch, index)).mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            scheduler.step()
+
+    with pytest.raises(UsageError, match=said):
+        train()
+    recorder.close()
+
+
 def test_a_gradient_that_was_not_recorded_is_refused_at_its_step(tmp_path, monkeypatch):
     model, batch = adapted_llama(), samples()
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,15 @@ def test_an_epoch_that_stops_early_leaves_no_store_and_says_so(tmp_path):
 def test_options_that_do_not_go_with_it_are_refused_before_training(tmp_path, options, said):
     made = trainer(tmp_path, callback(tmp_path), **options)
     with pytest.raises(UsageError, match=said):
+        made.train()
+    assert made.state.global_step == 0
+
+
+def test_too_little_disk_is_seen_before_training(tmp_path, monkeypatch):
+    made = trainer(tmp_path, callback(tmp_path, config=WHOLE))
+    free = SimpleNamespace(free=9)
+    monkeypatch.setattr("fudlr.gradients.store.steps.shutil.disk_usage", lambda _: free)
+    with pytest.raises(UsageError, match=r"of 48 samples .*GB are free"):
         made.train()
     assert made.state.global_step == 0
 

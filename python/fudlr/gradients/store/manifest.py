@@ -117,6 +117,27 @@ class Recipe:
         numbers = float(chosen["eps"]), float(chosen["weight_decay"])
         return cls(type(inner).__name__, (first, second), *numbers, clip=clip)
 
+    def rate(self, optimiser: torch.optim.Optimizer) -> float:
+        """The learning rate of the step that `optimiser` is about to make.
+
+        Raises:
+            UsageError: It has several, or options that are no longer the recipe's.
+        """
+        now = replace(Recipe.of(optimiser, clip=self.clip), l2=self.l2)
+        rates = {float(group["lr"]) for group in optimiser.param_groups if group["params"]}
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != getattr(now, f.name)]
+        found = f"its {' and '.join(changed)} changed on the way" if changed else ""
+        if len(rates) > 1:
+            found = f"its groups of parameters have several learning rates ({sorted(rates)})"
+        if found:
+            raise UsageError(
+                f"a step of {self.optimiser} was to be recorded, to be unrolled later",
+                found,
+                "Schedule the learning rate alone, one for all parameters (cycle_momentum=False in "
+                "OneCycleLR and CyclicLR), or record the last epoch alone, for the closed form",
+            )
+        return rates.pop()
+
 
 def unwrapped(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser itself, within a wrapper such as accelerate's."""

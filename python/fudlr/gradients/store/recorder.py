@@ -195,7 +195,8 @@ class Recorder:
         mean = torch.stack([part.mean for part in parts]).sum(0)
         if self.optimiser is not None:
             self._check_gradient(mean)
-            rate = self.optimiser.param_groups[0]["lr"] if rate is None else rate
+            assert self.recipe is not None
+            rate = self.recipe.rate(self.optimiser) if rate is None else rate
         assert rate is not None
         ids = torch.cat([part.ids for part in parts])
         shares = torch.cat([part.shares for part in parts])

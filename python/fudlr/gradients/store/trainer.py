@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
@@ -36,6 +36,7 @@ from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.batch import ASKED, LabelledBatch, refuse_dropout
 from fudlr.gradients.store.manifest import Recipe
 from fudlr.gradients.store.recorder import Recorder
+from fudlr.gradients.store.steps import check_room
 from fudlr_ext import Engine
 
 COLUMN = "sample_id"
@@ -126,7 +127,11 @@ class RecorderCallback(TrainerCallback):
         if self._whole:
             Recipe.of(now["optimizer"])
         self._samples = len(loader.dataset)
+        steps = state.max_steps - self._first
+        rows = math.ceil(self._samples * steps / self._each)
         self._engine = Engine(model)
+        place = self.out.with_name(f"{self.out.name}.recording")
+        check_room(place, rows, steps, self._engine.d, self.config)
         self._resumed = None
         if state.global_step > self._first:
             self._resumed = self._find(args, state.global_step)
