@@ -2,28 +2,30 @@
 
     python benchmarks/unrolled.py [--out out/unrolled] [--trainings brief demo] [--seeds 0]
 
-Two trainings of the demo's model: *brief*, 1,024 samples in 192 steps, as language models are
-tuned; and *demo*, the demo's own of 300 steps. Each is trained through peft and through the engine
-without recording, and through the engine with each setting of the recording (all the same adapter
-to rounding; figures are of the engine's). For ARP and for Hellinger, with λ_acc = 1 and a budget of
-10%, the samples that the first setting chooses are taken out by each setting's unrolled update, by
-the closed form from its last epoch, and by a real retraining. Changes are of the steered surrogate
-on test prompts. Runs and retrainings are kept in --out. Writes benchmarks/results/unrolled.json.
+Trainings of the demo's model: *brief*, 1,024 samples in 192 steps, as language models are tuned;
+*demo*, the demo's own of 300 steps; *large*, all samples of every user. Each is trained through
+peft and through the engine, recorded with the defaults and not, in turns. For ARP and for
+Hellinger, with λ_acc = 1 and a budget of 10%, the samples that the unrolled influence chooses are
+taken out by the unrolled update, by the closed form from the last epoch, and by a real retraining.
+Changes are of the steered surrogate on test prompts. With --compare, other settings of the
+recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
+all. Runs and retrainings are kept in --out. Writes benchmarks/results/unrolled.json, into which
+trainings and seeds that were measured before are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_result
+from common import RESULTS, describe, write_result
 from fudlr import RunConfig
 from fudlr.common.progress import StageClock
 from fudlr.config import merge
@@ -31,27 +33,34 @@ from fudlr.data import fetch_ml100k
 from fudlr.evaluation import measure
 from fudlr.gradients.recording import recording
 from fudlr.gradients.store import Store
+from fudlr.gradients.store.shards import Step, decode
 from fudlr.influence.mask import threshold_mask
+from fudlr.influence.unroll import StoredTraining, Unrolled
 from fudlr.metrics import Objective
-from fudlr.pipeline.plan import prepare, with_options
+from fudlr.pipeline.plan import Plan, prepare, with_options
 from fudlr.pipeline.request import solve
 from fudlr.run import Run, load_run, train_run
 from fudlr.train.adapter import train_adapter
 from fudlr.verify import removal, retrain
+from torch import Tensor
 
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "brief": {"data.train_samples": 1024, "train.epochs": 3, "train.batch": 16,
               "train.learning_rate": 1e-3},
     "demo": {},
+    "large": {"data.max_train_per_user": 1000, "train.epochs": 2},
 }  # fmt: skip
-SETTINGS = {
-    "energy .9, bfloat16": {"energy": 0.9},
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole rows": {"energy": 1.0, "dtype": "float32"},
+    "energy .9, bfloat16": {"energy": 0.9, "dtype": "bfloat16"},
     "energy .9, int8": {"energy": 0.9, "dtype": "int8"},
-    "energy .8, bfloat16": {"energy": 0.8},
+    "energy .8, bfloat16": {"energy": 0.8, "dtype": "bfloat16"},
     "energy .8, int8": {"energy": 0.8, "dtype": "int8"},
-    "energy .7, bfloat16": {"energy": 0.7},
+    "energy .7, int8": {"energy": 0.7, "dtype": "int8"},
+    "energy .6, int8": {"energy": 0.6, "dtype": "int8"},
 }
-OBJECTIVES = {"arp": "arp_soft", "hellinger": "hellinger_soft"}
+OBJECTIVES = {"arp": "arp_soft", "hellinger": "hellinger"}
+LISTS = {"arp": "arp", "hellinger": "hellinger@10"}
 SHARE = 0.1
 
 
@@ -63,10 +72,13 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def train(run: Run, through: str, settings: dict[str, Any] | None, folder: Path) -> float:
     """CPU seconds of the training, recorded into `folder`/store where there are settings."""
-    record = run.config.record.model_copy(update=settings or {"epochs": "none"})
+    update = {"epochs": "none"} if settings is None else {"epochs": "all", **settings}
+    record = run.config.record.model_copy(update=update)
     options = run.config.train.model_copy(update={"through": through})
     config = run.config.model_copy(update={"record": record, "train": options})
     face = (run.recommender, run.engine, run.split.train)
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     run.engine.load(run.start)
     clock = StageClock(announce=False)
 
@@ -74,122 +86,260 @@ def train(run: Run, through: str, settings: dict[str, Any] | None, folder: Path)
         with recording(*face, config=config, run=folder, clock=clock) as recorder:
             train_adapter(*face, options, run.start, recorder=recorder)
 
+    spent = cpu(work)[0]
+    run.engine.load(run.theta)
+    return spent
+
+
+def plan_for(run: Run, store: Path, objective: str, **options: Any) -> Plan:
+    asked = {"objective": objective, "lambda_acc": 1.0, "store": str(store), **options}
+    return prepare(run, with_options(run.config.debias, asked), StageClock(announce=False))
+
+
+def requests(run: Run, store: Path) -> dict[str, float]:
+    """CPU seconds of a first request, of another objective then, and of the floor under both."""
+
+    def answer(objective: str, solved: Any = None) -> Any:
+        plan = plan_for(run, store, objective, update="unrolled")
+        found = solve(plan) if solved is None else solved.by(plan.gradients(plan.valid))
+        found.answer(found.scored(objective=plan.objective))
+        return found
+
+    first, solved = cpu(lambda: answer("arp"))
+    further, _ = cpu(lambda: answer("hellinger", solved))
+    plan = solved.plan
+    gradients, _ = cpu(lambda: plan.gradients(plan.valid))
+    return {"first": first, "further": further, "metric gradients": gradients, "floor": floor(plan)}
+
+
+def floor(plan: Plan) -> float:
+    """CPU seconds of one forward and one backward pass through the engine over the users."""
+    run = plan.run
+
+    def forward(model: Any, batch: Any) -> Tensor:
+        return run.recommender.item_scores(run.recommender.forward(model, batch), batch)
+
+    def work() -> None:
+        samples = plan.valid.samples
+        for batch in run.recommender.batches(samples, plan.config.batch, scoring=True):
+            way = run.engine.deferred_vjp(forward, batch)
+            way.vjp((torch.ones_like(way.outputs[0])[None],))
+
     return cpu(work)[0]
 
 
-def request(run: Run, store: Path | None, **options: Any) -> dict[str, Any]:
-    """One request for both objectives: scores, evidence, and its CPU seconds by stage."""
-    clock = StageClock(announce=False)
-    asked = {"objective": "arp", "also": ("hellinger",), "lambda_acc": 1.0, **options}
-    asked |= {} if store is None else {"store": str(store)}
-    plan = prepare(run, with_options(run.config.debias, asked), clock)
-    found = solve(plan)
-    scores = {name: found.scored(objective=Objective.parse(name)).score for name in OBJECTIVES}
-    stages = {name: s for name, s in clock.cpu_seconds.items() if name != "prepare"}
-    return {"solved": found, "scores": scores, "stages": stages}
+def figures(plan: Plan, theta: Tensor) -> dict[str, float]:
+    plan.run.engine.load(theta)
+    found = measure(plan.run.recommender, plan.valid, plan.test).metrics
+    plan.run.engine.load(plan.run.theta)
+    return {name: found[name] for name in (*OBJECTIVES.values(), *LISTS.values(), "test_loss")}
 
 
-def figures(run: Run, solved: Any, theta: torch.Tensor) -> dict[str, float]:
-    run.engine.load(theta)
-    found = measure(run.recommender, solved.plan.valid, solved.plan.test).metrics
-    return {name: found[name] for name in (*OBJECTIVES.values(), "test_loss")}
+class SomeEpochs(StoredTraining):
+    """A stored training whose rows of all but some epochs stand in from the nearest of those."""
+
+    def __init__(self, store: Store, order: Tensor, keep: list[int]) -> None:
+        super().__init__(store, order)
+        self._store, self._keep = store, keep
+        self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def step(self, step: int) -> Step:
+        """The step, with rows of the nearest epoch that is kept."""
+        found = super().step(step)
+        nearest = min(self._keep, key=lambda epoch: abs(epoch - found.epoch))
+        if nearest == found.epoch:
+            return found
+        if nearest not in self._epochs:
+            steps = [super(SomeEpochs, self).step(t) for t in range(self.count)
+                     if int(self._store.epochs[t]) == nearest]  # fmt: skip
+            ids = torch.cat([each.ids for each in steps])
+            rows = torch.cat([decode(each.rows, each.scales) for each in steps])
+            self._epochs[nearest] = (rows[ids.argsort()], torch.tensor(steps[0].segment))
+        rows, segment = self._epochs[nearest]
+        values = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        chosen = {"rows": rows[found.ids], "scales": None, "segment": int(segment)}
+        return Step(**{**values, **chosen})
 
 
-def ranks(values: torch.Tensor) -> torch.Tensor:
-    return values.argsort().argsort().double()
+def unrolled(run: Run, store: Store, keep: list[int] | None = None) -> Unrolled:
+    order = torch.from_numpy(run.split.train.ids)
+    ends = store.training()
+    recipe = store.manifest.recipe
+    assert recipe is not None
+    return Unrolled(
+        StoredTraining(store, order) if keep is None else SomeEpochs(store, order, keep),
+        run.engine.shapes,
+        recipe=recipe,
+        rates=store.rates,
+        samples=len(order),
+        start=ends["start"],
+        theta=run.theta,
+        terms=run.recommender.terms(run.split.train),
+    )
 
 
-def of_training(run: Run, folder: Path) -> dict[str, Any]:
-    seconds = {way: train(run, way, None, folder) for way in ("engine", "peft")}
-    run.engine.load(run.theta)
-    whole = 4 * run.engine.d * len(run.split.train) * run.config.train.epochs
-    found: dict[str, Any] = {}
-    asked: dict[str, Any] = {}
-    for name, settings in SETTINGS.items():
-        place = folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        recorded = train(run, "engine", settings, place)
-        run.engine.load(run.theta)
-        asked[name] = request(run, place / "store", update="unrolled")
-        store = Store.open(place / "store")
-        found[name] = {
-            "recorded_cpu_s": recorded,
-            "recorded_of_peft": recorded / seconds["peft"],
-            "bytes_of_float32": store.bytes / whole,
-            "numbers_of_d": store.dim / run.engine.d,
-            "projections": len(store.manifest.segments),
-            "audit": store.audit,
-            "request_cpu_s": asked[name]["stages"],
+def spearman(a: Tensor, b: Tensor) -> float:
+    return float(
+        torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (a, b)]))[0, 1]
+    )
+
+
+class Case:
+    """One training and one seed: two masks, each really retrained without."""
+
+    def __init__(self, run: Run, store: Path, folder: Path) -> None:
+        self.run = run
+        self.plan = plan_for(run, store, "arp", also=("hellinger",), update="unrolled")
+        self.gradients = self.plan.gradients(self.plan.valid)
+        self.first = self.scores(unrolled(run, Store.open(store)))
+        self.masks = {name: threshold_mask(s, SHARE).remove for name, s in self.first.items()}
+        jobs = [removal(f"without {name}", mask) for name, mask in self.masks.items()]
+        found = retrain(run, jobs, folder / "retrainings", description="retrain")
+        self.retrained = {name: each.theta for name, each in zip(self.masks, found, strict=True)}
+        self.before = figures(self.plan, run.theta)
+        self.after = {name: figures(self.plan, theta) for name, theta in self.retrained.items()}
+
+    def real(self, name: str, key: str) -> float:
+        """What retraining without the mask `name` changes the figure `key` by."""
+        return self.after[name][key] - self.before[key]
+
+    def scores(self, training: Unrolled) -> dict[str, Tensor]:
+        names = list(self.gradients)
+        stacked = torch.stack([self.gradients[name].gradient for name in names])
+        influence = dict(zip(names, training.influence(stacked).T, strict=True))
+        values = {name: self.gradients[name].value for name in names}
+        out = {}
+        for name in OBJECTIVES:
+            turned = Objective.parse(name).coefficients(torch.tensor([values[name]]))[0]
+            fair, accuracy = float(turned) * influence[name], influence["val_loss"]
+            out[name] = fair / fair.std() + accuracy / accuracy.std()
+        return out
+
+    def judge(self, name: str, theta: Tensor) -> dict[str, float]:
+        """An update without the mask `name`, held against retraining."""
+        found = figures(self.plan, theta)
+        soft, lists = (
+            (found[key] - self.before[key]) / self.real(name, key)
+            for key in (OBJECTIVES[name], LISTS[name])
+        )
+        real = self.retrained[name] - self.run.theta
+        return {
+            "change_of_retraining": soft,
+            "change_of_retraining_in_lists": lists,
+            "cosine": float(torch.cosine_similarity(theta - self.run.theta, real, dim=0)),
         }
-        print(name, found[name], file=sys.stderr, flush=True)
-    first = asked[next(iter(SETTINGS))]
-    masks = {name: threshold_mask(s, SHARE).remove for name, s in first["scores"].items()}
-    jobs = [removal(f"without {name}", mask) for name, mask in masks.items()]
-    retrained = retrain(run, jobs, folder / "retrainings", description="retrain")
-    before = figures(run, first["solved"], run.theta)
-    removals: dict[str, Any] = {}
-    for (name, mask), truth in zip(masks.items(), retrained, strict=True):
-        key = OBJECTIVES[name]
-        real = figures(run, first["solved"], truth.theta)[key] - before[key]
-        removals[name] = {"before": before[key], "retrained": real}
-        for setting, each in asked.items():
-            ways = {"unrolled": each["solved"].evidence.remove}
-            if setting == next(iter(SETTINGS)):
-                place = str(folder / setting / "store")
-                ways["closed form"] = request(run, Path(place), rows="store")["solved"]
-                ways["closed form"] = ways["closed form"].evidence.remove
-            for way, remove in ways.items():
-                spent, update = cpu(partial(remove, mask))
-                shift, real_shift = update.delta, truth.theta - run.theta
-                label = setting if way == "unrolled" else way
-                removals[name][label] = {
-                    "change_of_retraining": (
-                        figures(run, first["solved"], update.theta)[key] - before[key]
-                    )
-                    / real,
-                    "cosine": float(torch.cosine_similarity(shift, real_shift, dim=0)),
-                    "update_cpu_s": spent,
-                    "scores_spearman_with_first": float(
-                        torch.corrcoef(
-                            torch.stack([ranks(each["scores"][name]), ranks(first["scores"][name])])
-                        )[0, 1]
-                    ),
-                }
-        print(name, removals[name], file=sys.stderr, flush=True)
+
+    def all(self, training: Unrolled) -> dict[str, dict[str, Any]]:
+        scores = self.scores(training)
+        return {
+            name: {
+                **self.judge(name, training.update(mask)),
+                "first_order": self.judge(name, self.run.theta + training.tangent(mask[None])[0]),
+                "scores_spearman": spearman(scores[name], self.first[name]),
+            }
+            for name, mask in self.masks.items()
+        }
+
+
+def size(run: Run, store: Store) -> dict[str, float]:
+    whole = 4 * run.engine.d * len(run.split.train) * run.config.train.epochs
+    means = 4 * run.engine.d * store.steps
     return {
+        "bytes_of_float32": store.bytes / whole,
+        "of_them_means": means / whole,
+        "numbers_of_d": store.dim / run.engine.d,
+        "projections": len(store.manifest.segments),
+        "energy": store.audit.get("energy", 1.0),
+    }
+
+
+def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
+    place = folder / "defaults"
+    ways = {"peft": ("peft", None), "engine recorded": ("engine", {}), "engine": ("engine", None),
+            "peft recorded": ("peft", {})}  # fmt: skip
+    seconds = {}
+    for name, (through, settings) in ways.items():
+        seconds[name] = train(
+            run, through, settings, place if name == "engine recorded" else folder
+        )
+        print(name, seconds[name], file=sys.stderr, flush=True)
+    shutil.rmtree(folder / "store")
+    store = Store.open(place / "store")
+    cost = requests(run, place / "store")
+    case = Case(run, place / "store", folder)
+    closed = solve(plan_for(run, place / "store", "arp", rows="store")).evidence.remove
+    found = {
         "samples": len(run.split.train),
         "parameters": run.engine.d,
-        "steps": run.store(folder / next(iter(SETTINGS)) / "store").steps,
+        "steps": store.steps,
         "training_cpu_s": seconds,
-        "settings": found,
-        "removals": removals,
+        "engine_recorded_of_peft": seconds["engine recorded"] / seconds["peft"],
+        "peft_recorded_of_peft": seconds["peft recorded"] / seconds["peft"],
+        "request_cpu_s": cost,
+        "first_of_training": cost["first"] / seconds["peft"],
+        "further_of_training": cost["further"] / seconds["peft"],
+        "metric_gradients_of_floor": cost["metric gradients"] / cost["floor"],
+        "store": size(run, store),
+        "retrained_change": {
+            name: case.real(name, key) / case.before[key] for name, key in OBJECTIVES.items()
+        },
+        "unrolled": case.all(unrolled(run, store)),
+        "closed form": {n: case.judge(n, closed(mask).theta) for n, mask in case.masks.items()},
     }
+    print(json.dumps(found, indent=1), file=sys.stderr, flush=True)
+    if compare:
+        found["compared"] = compared(run, folder, case, store)
+    return found
+
+
+def compared(run: Run, folder: Path, case: Case, store: Store) -> dict[str, Any]:
+    """Other settings of the recording, and the rows of some epochs, for the same masks."""
+    found: dict[str, Any] = {}
+    for name, settings in SETTINGS.items():
+        spent = train(run, "engine", settings, folder / "other")
+        other = Store.open(folder / "other" / "store")
+        sizes = {"recorded_cpu_s": spent, **size(run, other)}
+        found[name] = {**sizes, "unrolled": case.all(unrolled(run, other))}
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    shutil.rmtree(folder / "other")
+    last = int(store.epochs[-1])
+    for name, keep in {
+        "every second epoch": list(range(last, 0, -2)),
+        "last third of the epochs": list(range(last - max(1, last // 3) + 1, last + 1)),
+    }.items():
+        found[name] = {"epochs": sorted(keep), "unrolled": case.all(unrolled(run, store, keep))}
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/unrolled"))
-    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS))
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=["brief", "demo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--compare", action="store_true", help="other settings of the recording")
     given = parser.parse_args()
     torch.set_num_threads(1)
     fetch_ml100k()
-    found: dict[str, Any] = {}
+    path = RESULTS / "unrolled.json"
     for name in given.trainings:
         for seed in given.seeds:
             folder = given.out / f"{name}-{seed}"
             if not (folder / "run").is_dir():
                 options = {"train.through": "engine", "record.epochs": "none"}
-                train_run(
-                    merge(RunConfig(), {**options, **TRAININGS[name], "seed": seed}),
-                    folder / "run",
-                )
-            made = of_training(load_run(folder / "run"), folder)
-            found.setdefault(name, {})[str(seed)] = made
-            command = "python benchmarks/unrolled.py --trainings " + " ".join(found)
-            command += f" --seeds {' '.join(map(str, given.seeds))}"
-            write_result(RESULTS / "unrolled.json", command, share=SHARE, trainings=found)
+                options |= {**TRAININGS[name], "seed": seed}
+                train_run(merge(RunConfig(), options), folder / "run")
+            made = of_training(load_run(folder / "run"), folder, given.compare)
+            made["machine"] = describe()
+            earlier = json.loads(path.read_text()) if path.is_file() else {}
+            trainings = earlier.get("trainings", {})
+            kept = trainings.get(name, {}).get(str(seed), {})
+            if "compared" in kept and not given.compare:
+                made["compared"] = kept["compared"]
+            trainings.setdefault(name, {})[str(seed)] = made
+            seeds = " ".join(sorted({s for each in trainings.values() for s in each}))
+            command = "python benchmarks/unrolled.py --trainings " + " ".join(trainings)
+            write_result(path, f"{command} --seeds {seeds}", share=SHARE, trainings=trainings)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,9 @@ class RecordConfig(Record):
     closed form; or nothing (`fudlr record` takes a pass after it, for the closed form)."""
     energy: Share = 0.9
     """Share of each matrix's gradient energy to keep, by the fewest principal directions."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "int8"] = "int8"
+    """Of the rows; int8 with a scale for every 128 numbers of a row ranks and updates as bfloat16
+    does (docs/results.md), in half the bytes."""
 
 
 class DebiasConfig(Record):

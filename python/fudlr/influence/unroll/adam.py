@@ -82,8 +82,10 @@ class OptimiserStep:
 
     def _effective(self, before: State, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """q and g."""
-        raw = gradient + self.recipe.l2 * (before.theta - self.start)
-        return raw, self.clipping(raw)[0] * raw + self.coupled * before.theta
+        raw = torch.add(gradient, before.theta - self.start, alpha=self.recipe.l2)
+        factor = self.clipping(raw)[0]
+        g = raw if factor == 1 else factor * raw
+        return raw, g if not self.coupled else g + self.coupled * before.theta
 
     def clipping(self, raw: Tensor) -> tuple[float, float]:
         """The factor of q, and its norm where it is clipped, else 0."""
@@ -130,12 +132,14 @@ class LinearStep:
         """The transpose of `tangent`: what depends on G and the state before, given what does on
         the state after, all `[k, d]`."""
         recipe, b1, b2 = self.step.recipe, *self.step.recipe.betas
-        mean = later.mean + self.by_mean * later.theta
-        square = later.square + self.by_square * later.theta
-        g = (1 - b1) * mean + 2 * (1 - b2) * self.gradient * square
+        mean = torch.addcmul(later.mean, self.by_mean, later.theta)
+        square = torch.addcmul(later.square, self.by_square, later.theta)
+        g = torch.addcmul((1 - b1) * mean, self.gradient, square, value=2 * (1 - b2))
         change = self._clipped(g)
-        theta = self.step._kept * later.theta + recipe.l2 * change + self.step.coupled * g
-        return change, State(theta, b1 * mean, b2 * square)
+        theta = torch.add(self.step._kept * later.theta, change, alpha=recipe.l2)
+        if self.step.coupled:
+            theta += self.step.coupled * g
+        return change, State(theta, mean.mul_(b1), square.mul_(b2))
 
     def _clipped(self, change: Tensor) -> Tensor:
         """∂g/∂q, which is symmetric, times `change` `[k, d]`."""

@@ -36,7 +36,7 @@ exact in the row space of A and the column space of B. Nothing wider than a LoRA
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -51,17 +51,30 @@ step the columns of B are the same but for signs."""
 
 @dataclass(frozen=True)
 class Layers:
-    """L layers of the same shapes: where their A [r, in] and B [out, r] lie in the flat vector."""
+    """L layers of the same shapes: where their A [r, in] and B [out, r] lie in the flat vector, and
+    what each is called."""
 
-    index_a: Tensor
-    index_b: Tensor
+    index_a: Tensor | slice
+    index_b: Tensor | slice
     a_shape: tuple[int, int, int]
     b_shape: tuple[int, int, int]
+    names: list[tuple[str, str]]
 
     def of(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """A `[..., L, r, in]` and B `[..., L, out, r]` of flat vectors `[..., d]`."""
         return (vectors[..., self.index_a].unflatten(-1, self.a_shape),
                 vectors[..., self.index_b].unflatten(-1, self.b_shape))  # fmt: skip
+
+    def stacked(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """A `[L, k r, in]` and B `[L, out, k r]` of `[k, d]`: one product serves all k."""
+        a, b = self.of(vectors)
+        return a.transpose(0, 1).flatten(1, 2), b.permute(1, 2, 0, 3).flatten(2)
+
+    def put(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """Write what `stacked` gave into `out` `[k, d]`."""
+        a, b = a.unflatten(1, (len(out), -1)), b.unflatten(2, (len(out), -1))
+        out[:, self.index_a] = a.transpose(0, 1).flatten(1)
+        out[:, self.index_b] = b.permute(2, 0, 1, 3).flatten(1)
 
 
 def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
@@ -71,12 +84,12 @@ def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
         ModelError: They do not come in such pairs.
     """
     names, start = list(shapes), 0
-    groups: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int]]] = {}
+    groups: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int, str, str]]] = {}
     for a, b in zip(names[::2], names[1::2], strict=False):
         if "lora_A" not in a or b != a.replace("lora_A", "lora_B"):
             break
         middle = start + prod(shapes[a])
-        groups.setdefault((shapes[a], shapes[b]), []).append((start, middle))
+        groups.setdefault((shapes[a], shapes[b]), []).append((start, middle, a, b))
         start = middle + prod(shapes[b])
     paired = 2 * sum(map(len, groups.values()))
     if paired != len(names):
@@ -87,10 +100,37 @@ def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
         )
     out = []
     for (a_shape, b_shape), places in groups.items():
-        of_a = torch.cat([torch.arange(at, at + prod(a_shape)) for at, _ in places])
-        of_b = torch.cat([torch.arange(at, at + prod(b_shape)) for _, at in places])
-        out.append(Layers(of_a, of_b, (len(places), *a_shape), (len(places), *b_shape)))
+        of_a = torch.cat([torch.arange(at, at + prod(a_shape)) for at, *_ in places])
+        of_b = torch.cat([torch.arange(at, at + prod(b_shape)) for _, at, *_ in places])
+        called = [(a, b) for _, _, a, b in places]
+        out.append(Layers(of_a, of_b, (len(places), *a_shape), (len(places), *b_shape), called))
     return out
+
+
+def arrange(layers: list[Layers]) -> tuple[Tensor, list[Layers]]:
+    """An order of flat vectors, `vector[..., order]`, in which the matrices of each group lie side
+    by side, so that `Layers.of` copies nothing; and the layers in it."""
+    order: list[Tensor] = []
+    out, start = [], 0
+    for group in layers:
+        assert isinstance(group.index_a, Tensor)
+        assert isinstance(group.index_b, Tensor)
+        order += [group.index_a, group.index_b]
+        middle = start + len(group.index_a)
+        end = middle + len(group.index_b)
+        out.append(replace(group, index_a=slice(start, middle), index_b=slice(middle, end)))
+        start = end
+    return torch.cat(order), out
+
+
+Inverses = list[tuple[Tensor, Tensor]]
+"""(A Aᵀ)⁻¹ and (Bᵀ B)⁺ of each group of layers, `[..., L, r, r]`."""
+
+
+def inverses(layers: list[Layers], theta: Tensor) -> Inverses:
+    """For adapters `theta` `[..., d]`."""
+    parts = (group.of(theta) for group in layers)
+    return [(_inverse(a @ a.mT), _inverse(b.mT @ b)) for a, b in parts]
 
 
 @dataclass(frozen=True)
@@ -116,13 +156,14 @@ class Response:
     Args:
         layers: Of the flat vector; see `group_layers`.
         theta: θ `[d]`, where the rows were taken.
+        known: Its `inverses`, where they are known.
     """
 
-    def __init__(self, layers: list[Layers], theta: Tensor) -> None:
-        self._layers = []
-        for group in layers:
-            a, b = group.of(theta)
-            self._layers.append(_At(group, a, b, _inverse(a @ a.mT), _inverse(b.mT @ b)))
+    def __init__(self, layers: list[Layers], theta: Tensor, known: Inverses | None = None) -> None:
+        known = known or inverses(layers, theta)
+        self._layers = [
+            _At(group, *group.of(theta), *found) for group, found in zip(layers, known, strict=True)
+        ]
 
     def seen(self, shift: Tensor) -> Tensor:
         """δ `[d]` with what b a adds to it, as far as A's row space sees it: ⟨G_i, b a⟩ =
@@ -139,17 +180,22 @@ class Response:
 
         The derivative of the mean gradient `total` that empirical Fisher leaves out; symmetric.
         """
-        out = torch.zeros_like(shifts)
+        out = torch.empty_like(shifts)
         for at in self._layers:
             u, v = at.factors(total)
-            a, b = at.layers.of(shifts)
-            of_a = (b.mT @ u) @ at.a + (b.mT @ at.b) @ v
-            of_b = u @ (at.a @ a.mT) + at.b @ (v @ a.mT)
-            out[..., at.layers.index_a] = of_a.flatten(-3)
-            out[..., at.layers.index_b] = of_b.flatten(-3)
+            left, right = torch.cat([u, at.b], 2), torch.cat([at.a, v], 1)  # their product is Ĝ
+            a, b = at.layers.stacked(shifts)
+            at.layers.put(out, b.mT @ left @ right, left @ (right @ a.mT))
         return out
 
 
 def _inverse(gram: Tensor) -> Tensor:
     """The pseudoinverses of symmetric matrices; 0 of 0."""
-    return torch.linalg.pinv(gram.double(), rtol=RANK, hermitian=True).to(gram)
+    wide = gram.double()
+    found, failed = torch.linalg.inv_ex(wide)
+    # λ_max / λ_min is at most ‖G‖ ‖G⁻¹‖: below 1 / RANK every eigenvalue counts.
+    norms = torch.linalg.matrix_norm(wide) * torch.linalg.matrix_norm(found)
+    short = (failed != 0) | ~(norms < 1 / RANK)
+    if bool(short.any()):
+        found[short] = torch.linalg.pinv(wide[short], rtol=RANK, hermitian=True)
+    return found.to(gram)

@@ -33,7 +33,8 @@ from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.reader import read_ahead
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, OptimiserStep, State
-from fudlr.influence.unroll.response import Response, group_layers
+from fudlr.influence.unroll.arranged import ArrangedProjection
+from fudlr.influence.unroll.response import Inverses, Response, arrange, group_layers, inverses
 from fudlr_ext.ops import row_gram, row_sums
 
 WINDOW = 32
@@ -42,7 +43,8 @@ ASTRAY = 1e-3
 """Distance from θ* beside the training's whole way beyond which it is another training's rows:
 rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
 STATE_BYTES = 2**29
-"""Of the states of all steps, up to which they are kept; else √T of them, and made again."""
+"""Of the states and means of all steps, up to which they are kept; else √T of the states, and made
+again."""
 
 
 class Training(Protocol):
@@ -86,7 +88,6 @@ class StoredTraining:
                 "Train with record.epochs=all, or use the closed form (debias.update=closed_form)",
             )
         self._store, (self._ids, self._at) = store, order.sort()
-        self._projections: dict[int, Projection | None] = {}
 
     @property
     def count(self) -> int:
@@ -113,9 +114,7 @@ class StoredTraining:
 
     def projection(self, segment: int) -> Projection | None:
         """What made a segment's rows."""
-        if segment not in self._projections:
-            self._projections[segment] = self._store.projection(segment)
-        return self._projections[segment]
+        return self._store.projection(segment)
 
 
 @dataclass(frozen=True)
@@ -159,17 +158,25 @@ class Unrolled:
         before: int = 0,
     ) -> None:
         self.n, self.d = samples, theta.numel()
-        self._training, self._layers = training, group_layers(shapes)
+        # Within, flat vectors have another order, with layers of one shape side by side.
+        self._order, self._layers = arrange(group_layers(shapes))
+        self._back = self._order.argsort()
+        self._training = training
+        self._projections: dict[int, ArrangedProjection | None] = {}
         self._recipe, self._rates, self._before = recipe, rates.tolist(), before
-        start = start.cpu()
-        self._start = State.at(start) if moments is None else State(start, *moments.cpu())
+        start = start.cpu()[self._order]
+        self._start = State.at(start)
+        if moments is not None:
+            self._start = State(start, *moments.cpu()[:, self._order])
         self._terms = torch.ones(samples) if terms is None else terms.cpu()
         # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
         # of terms, of which T count: more batches average the others out (docs/method.md).
         self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, training.count)
         self._near: dict[int, Step] = {}
         self._states: list[State] | None = None
-        self._check(theta.cpu())
+        self._means: list[Tensor] = []
+        self._inverses: Inverses | None = None
+        self._check(theta.cpu()[self._order])
 
     @classmethod
     def of(
@@ -218,14 +225,14 @@ class Unrolled:
         for place, step in self._forwards("unroll the training"):
             removed = mask[step.ids]
             shift = away.theta - place.state.theta
-            response = Response(self._layers, place.state.theta)
+            response = self._response(place)
             seen = response.seen(shift)
             shares = step.shares.to(shift)
             kept = 1 - float(removed @ shares) / float(shares.sum())
-            total = step.mean.to(shift) + self._move(step, seen[None], removed[None], kept)[0]
+            total = self._mean(place.t) + self._move(step, seen[None], removed[None], kept)[0]
             total = total + response.views(total, shift[None])[0]
             away = self._optimiser(place.t).move(away, total)
-        return away.theta
+        return away.theta[self._back]
 
     def tangent(self, masks: Tensor) -> Tensor:
         """The change of θ to first order in `masks` `[k, n]`, `[k, d]`."""
@@ -233,71 +240,104 @@ class Unrolled:
         zero = self._start.theta.new_zeros(len(masks), self.d)
         change = State(zero, zero, zero)
         for place, step in self._forwards("change of the training"):
-            linear = self._linear(place, step)
-            response = Response(self._layers, place.state.theta)
+            linear, response = self._linear(place), self._response(place)
             gradient = self._move(step, change.theta, masks[:, step.ids], 1.0)
-            gradient += response.views(step.mean.to(zero), change.theta)
+            gradient += response.views(self._mean(place.t), change.theta)
             change = linear.tangent(change, gradient)
-        return change.theta
+        return change.theta[:, self._back]
 
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
-        vectors = vectors.to("cpu", self._start.theta.dtype)
+        vectors = vectors.to("cpu", self._start.theta.dtype)[:, self._order]
         out = vectors.new_zeros(self.n, len(vectors))
         zero = torch.zeros_like(vectors)
         hangs = State(vectors, zero, zero)
         for place, step in self._backwards():
-            gradient, hangs = self._linear(place, step).transposed(hangs)
+            gradient, hangs = self._linear(place).transposed(hangs)
             dots, curved = self._products(step, gradient)
             out.index_add_(0, step.ids, -dots * step.shares.to(out)[:, None])
-            response = Response(self._layers, place.state.theta)
-            curved = curved + response.views(step.mean.to(out), gradient)
+            curved = curved + self._response(place).views(self._mean(place.t), gradient)
             hangs = State(hangs.theta + curved, hangs.mean, hangs.square)
         return out
 
     def _optimiser(self, t: int) -> OptimiserStep:
         return OptimiserStep(self._recipe, t + 1 + self._before, self._rates[t], self._start.theta)
 
-    def _linear(self, place: _Place, step: Step) -> LinearStep:
-        mean, optimiser = step.mean.to(place.state.theta), self._optimiser(place.t)
-        return optimiser.linear(place.state, mean, optimiser.move(place.state, mean))
+    def _linear(self, place: _Place) -> LinearStep:
+        mean = self._mean(place.t)
+        after = self._after(place.t, place.state, mean)
+        return self._optimiser(place.t).linear(place.state, mean, after)
+
+    def _mean(self, t: int) -> Tensor:
+        """The gradient of step `t` in the order of `_order`."""
+        if t < len(self._means):
+            return self._means[t]
+        return self._training.mean(t)[self._order].to(self._start.theta)
+
+    def _response(self, place: _Place) -> Response:
+        if self._states is None:
+            return Response(self._layers, place.state.theta)
+        if self._inverses is None:
+            whole = torch.stack([state.theta for state in self._states[:-1]])
+            self._inverses = inverses(self._layers, whole)
+        known = [(a[place.t], b[place.t]) for a, b in self._inverses]
+        return Response(self._layers, place.state.theta, known)
 
     def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: float) -> Tensor:
         """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
         of the step's samples `[k, b]`."""
-        _, curved = self._products(step, shifts)
+        _, sums = self._sums(step, shifts)
         weights = _beside(step.rows, removed * step.shares.to(removed))
-        gone = row_sums(step.rows, weights, step.scales).to(shifts)
-        return kept * curved - self._lift(step, gone)
+        gone = row_sums(step.rows, weights, step.scales)
+        sums = {segment: total * (kept / self._window) for segment, total in sums.items()}
+        sums[step.segment] = sums[step.segment] - gone
+        return self._lifted(sums, shifts)
 
     def _products(self, step: Step, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j g_j g_jᵀ v `[k, d]`, the mean of that
         over the window, for `vectors` `[k, d]`."""
+        dots, sums = self._sums(step, vectors)
+        return dots, self._lifted(sums, vectors) / self._window
+
+    def _sums(self, step: Step, vectors: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j S g_j g_jᵀ v `[k, p]` over the window,
+        by the segments of its steps."""
         dots: Tensor | None = None
-        curved = torch.zeros_like(vectors)
         seen: dict[int, Tensor] = {}
-        sums: dict[int, tuple[Step, Tensor]] = {}
+        sums: dict[int, Tensor] = {}
         for near in self._window_of(step):
             if near.segment not in seen:
-                seen[near.segment] = _beside(near.rows, self._project(near, vectors))
+                seen[near.segment] = _beside(near.rows, self._project(near.segment, vectors))
             weights = near.shares.double() * self._terms[near.ids].double()
             weights = _beside(near.rows, weights)
             found, products = row_gram(near.rows, seen[near.segment], weights, near.scales)
             dots = found if near is step else dots
             before = sums.get(near.segment)
-            sums[near.segment] = (near, products if before is None else before[1] + products)
-        for near, total in sums.values():
-            curved += self._lift(near, total.to(vectors))
+            sums[near.segment] = products if before is None else before + products
         assert dots is not None  # the step is in its own window
-        return dots.to(vectors), curved / self._window
+        return dots.to(vectors), sums
 
-    def _project(self, step: Step, vectors: Tensor) -> Tensor:
-        projection = self._training.projection(step.segment)
-        return vectors if projection is None else projection.project(vectors)
+    def _lifted(self, sums: dict[int, Tensor], like: Tensor) -> Tensor:
+        """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments."""
+        parts = [self._lift(segment, total.to(like)) for segment, total in sums.items()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
-    def _lift(self, step: Step, sketches: Tensor) -> Tensor:
-        projection = self._training.projection(step.segment)
-        return sketches if projection is None else projection.lift(sketches)
+    def _project(self, segment: int, vectors: Tensor) -> Tensor:
+        projection = self._projection(segment)
+        return vectors[:, self._back] if projection is None else projection.project(vectors)
+
+    def _lift(self, segment: int, sketches: Tensor) -> Tensor:
+        projection = self._projection(segment)
+        return sketches[:, self._order] if projection is None else projection.lift(sketches)
+
+    def _projection(self, segment: int) -> ArrangedProjection | None:
+        if segment not in self._projections:
+            found = self._training.projection(segment)
+            dtype = self._start.theta.dtype
+            self._projections[segment] = (
+                None if found is None else ArrangedProjection(found, self._layers, dtype)
+            )
+        return self._projections[segment]
 
     def _window_of(self, step: Step) -> Iterator[Step]:
         """The step and those on both sides of it."""
@@ -332,7 +372,7 @@ class Unrolled:
         steps = range(self._training.count)
         for t, step in enumerate(track(self._read(steps), len(steps), description)):
             yield _Place(t, state), step
-            state = self._after(t, state, step.mean)
+            state = self._after(t, state)
 
     def _backwards(self) -> Iterator[tuple[_Place, Step]]:
         """Every step from the last on, with what was before it."""
@@ -347,31 +387,33 @@ class Unrolled:
         for t in range(len(steps)):
             if t % size == 0:
                 marks.append(state)
-            state = self._after(t, state, self._training.mean(t))
+            state = self._after(t, state)
         between: list[State] = []
         for t, step in zip(steps, read, strict=True):
             if not between:
                 between = [marks[t // size]]
                 for s in range(t // size * size, t):
-                    between.append(self._after(s, between[-1], self._training.mean(s)))
+                    between.append(self._after(s, between[-1]))
             yield _Place(t, between.pop()), step
 
-    def _after(self, t: int, state: State, mean: Tensor) -> State:
+    def _after(self, t: int, state: State, mean: Tensor | None = None) -> State:
         """The training after step `t`."""
         if self._states is not None:
             return self._states[t + 1]
-        return self._optimiser(t).move(state, mean.to(state.theta))
+        return self._optimiser(t).move(state, self._mean(t) if mean is None else mean)
 
     def _check(self, theta: Tensor) -> None:
         count = self._training.count
-        state, states = self._start, [self._start]
-        keeps = 3 * count * self.d * theta.element_size() <= STATE_BYTES
-        means = read_ahead(partial(self._training.mean, t) for t in range(count))
-        for t, mean in enumerate(means):
+        state, states, means = self._start, [self._start], []
+        keeps = 4 * count * self.d * theta.element_size() <= STATE_BYTES
+        ahead = read_ahead(partial(self._mean, t) for t in range(count))
+        for t, mean in enumerate(ahead):
             state = self._after(t, state, mean)
             if keeps:
                 states.append(state)
-        self._states = states if keeps else None
+                means.append(mean)
+        if keeps:
+            self._states, self._means = states, means
         way = float((theta - self._start.theta).norm())
         off = float((state.theta - theta).norm())
         if not off <= ASTRAY * way:
