@@ -122,6 +122,44 @@ def brief() -> list[str]:
     return rows
 
 
+def unrolled() -> list[str]:
+    """The unrolled update beside retraining, over seeds; its costs; other settings, one seed."""
+    rows = []
+    trainings = result("unrolled")["trainings"]
+    for name, seeds in trainings.items():
+        for metric in ("arp", "hellinger"):
+            cells = []
+            for way in ("unrolled", "first order", "closed form"):
+                found = [
+                    each["unrolled"][metric]["first_order"]
+                    if way == "first order"
+                    else each[way][metric]
+                    for each in seeds.values()
+                ]
+                changes = [each["change_of_retraining"] for each in found]
+                spread = f" ({min(changes):.2f} to {max(changes):.2f})" if len(found) > 1 else ""
+                cosine = mean(each["cosine"] for each in found)
+                cells += [f"{mean(changes):.2f}{spread}", f"{cosine:.2f}"]
+            rows.append(row(name, metric, len(seeds), *cells))
+    for name, seeds in trainings.items():
+        found = list(seeds.values())
+        size = mean(each["store"]["bytes_of_float32"] for each in found)
+        ways = ("engine_recorded_of_peft", "peft_recorded_of_peft")
+        shares = ("first_of_training", "further_of_training")
+        cells = [f"{mean(each[way] for each in found):.2f}" for way in ways]
+        cells += [f"{mean(each[share] for each in found):.1%}" for share in shares]
+        floor = mean(each["metric_gradients_of_floor"] for each in found)
+        rows.append(row(name, f"{size:.1%}", *cells, f"{floor:.2f}"))
+    for name, seeds in trainings.items():
+        for setting, each in seeds.get("0", {}).get("compared", {}).items():
+            arp, gap = each["unrolled"]["arp"], each["unrolled"]["hellinger"]
+            size = f"{each['bytes_of_float32']:.1%}" if "bytes_of_float32" in each else "–"
+            keys = ("change_of_retraining", "cosine", "scores_spearman")
+            cells = [f"{arp[key]:.2f}, {gap[key]:.2f}" for key in keys]
+            rows.append(row(name, setting, size, *cells))
+    return rows
+
+
 def by_width(name: str, figure: str, sign: int) -> list[str]:
     """A row a way with its figure at every width, the best at the first width first."""
     cases = [case["rows"] for case in result(name)["cases"]]
@@ -298,6 +336,6 @@ def dropped() -> list[str]:
 
 
 TOPICS = (
-    loop, ties, null, lds, rivals, record_once, brief, scoring, curvature, large, experiments,
-    llm, kills, dropped,
+    loop, ties, null, lds, rivals, record_once, unrolled, brief, scoring,
+    curvature, large, experiments, llm, kills, dropped,
 )  # fmt: skip

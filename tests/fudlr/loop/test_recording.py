@@ -39,7 +39,7 @@ def test_training_leaves_a_store_of_almost_the_rows_at_the_end(run, gradients):
     ids = torch.from_numpy(run.split.train.ids)
     exact = store.projection().project(gradients)
     stored = store.read(ids)
-    # Stale by the last of twenty epochs at a falling rate, and rounded to bfloat16: .998 measured.
+    # Stale by the last of twenty epochs at a falling rate, and rounded: .998 measured in bfloat16.
     assert torch.cosine_similarity(stored, exact, dim=1).mean() > 0.99
     assert float(stored.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
     assert torch.equal(store.ids.sort().values, ids.sort().values)
