@@ -41,7 +41,7 @@ def test_targeted_removals_move_the_metric_as_predicted(found, folder):
     assert [value > 0 for value in targeted["actual"]["arp"]] == [False, True, False, True]
     assert 0.4 < targeted["agreement"]["arp"]["slope"] < 2
     # Of four, two in each direction, .6 is the least where the directions are told apart; the order
-    # within a direction is the noise of retraining, and hangs on the processor.
+    # within a direction is the noise of retraining, and depends on the processor.
     assert targeted["agreement"]["arp"]["spearman"] > 0.59
     assert len(found["lds"]["random"]["actual"]["arp"]) == 6
 

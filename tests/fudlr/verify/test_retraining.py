@@ -37,28 +37,15 @@ def test_several_processes_give_what_one_gives(run, short, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
-def test_what_is_kept_is_not_done_again(run, short, tmp_path, monkeypatch):
+def test_what_is_kept_is_not_done_again_and_an_interruption_loses_what_was_running(
+    run, short, tmp_path, monkeypatch
+):
     jobs = [removal(f"{i}", mask, short) for i, mask in enumerate(masks(run, 3))]
-    first = retrain(run, jobs[:2], tmp_path)
-    calls = []
-    original = retraining.train_adapter
-
-    def counted(*arguments, **options):
-        calls.append(options["description"])
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(retraining, "train_adapter", counted)
-    again = retrain(run, jobs, tmp_path)
-    assert calls == ["2"]
-    assert torch.equal(first[1].theta, again[1].theta)
-
-
-def test_an_interruption_loses_only_what_was_running(run, short, tmp_path, monkeypatch):
-    jobs = [removal(f"{i}", mask, short) for i, mask in enumerate(masks(run, 3))]
-    original = retraining.train_adapter
+    original, calls = retraining.train_adapter, []
 
     def interrupted(*arguments, **options):
-        if options["description"] == "1":
+        calls.append(options["description"])
+        if calls == ["0", "1"]:
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
@@ -66,9 +53,13 @@ def test_an_interruption_loses_only_what_was_running(run, short, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         retrain(run, jobs, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{key(run, jobs[0])}.safetensors"]
+    first = retrain(run, jobs[:2], tmp_path)
+    again = retrain(run, jobs, tmp_path)
+    assert calls == ["0", "1", "1", "2"]
+    assert torch.equal(first[1].theta, again[1].theta)
 
 
-def test_the_key_hangs_on_everything_that_the_result_does(run, short):
+def test_the_key_depends_on_everything_that_the_result_does(run, short):
     n = len(run.split.train)
     plain = Job("a", torch.ones(n), short)
     keys = [
@@ -87,15 +78,14 @@ def test_the_key_hangs_on_everything_that_the_result_does(run, short):
     assert key(replace(run, start=run.start + 1), plain) != keys[0]
 
 
-def test_a_damaged_file_is_named(run, short, tmp_path):
+def test_a_damaged_file_and_processes_without_a_folder_are_refused(run, short, tmp_path):
     job = removal("x", masks(run)[0], short)
-    path = tmp_path / f"{key(run, job)}.safetensors"
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(DataError, match=path.name):
-        retrain(run, [job], tmp_path)
-
-
-def test_several_processes_need_a_folder(run, short):
+    retrain(run, [job], tmp_path)
+    (path,) = tmp_path.iterdir()
+    for damaged in (b"not safetensors", path.read_bytes()[:-4] + b"\x00\x00\x80\x3f"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=path.name):
+            retrain(run, [job], tmp_path)
     with pytest.raises(UsageError, match="processes"):
         retrain(replace(run, folder=None), [Job("x", config=short)], processes=2)
 
