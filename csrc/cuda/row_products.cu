@@ -55,7 +55,7 @@ const char* dots(const StoredRows& g, const void* vectors, int64_t k, int64_t pa
                static_cast<Sum<In>*>(parts == 1 ? to : work));
   const char* error = launch_error();
   if (error != nullptr || parts == 1) return error;
-  FUDLR_LAUNCH((row_dots_finish_kernel<Sum<In>>), grid(blocks(g.n * k, 256)), 256, 0, stream,
+  FUDLR_LAUNCH((join_parts_kernel<Sum<In>, Sum<In>>), grid(blocks(g.n * k, 256)), 256, 0, stream,
                static_cast<const Sum<In>*>(work), parts, g.n * k, static_cast<Sum<In>*>(to));
   return launch_error();
 }
@@ -74,7 +74,7 @@ const char* chunk_sums(const StoredRows& g, const Coefficients& c, int64_t count
 template <typename In>
 const char* join_chunks(const StoredRows& g, int64_t count, const void* work, double* to,
                         void* stream) {
-  FUDLR_LAUNCH((row_sums_finish_kernel<Sum<In>>), grid(blocks(count * g.p, 256)), 256, 0, stream,
+  FUDLR_LAUNCH((join_parts_kernel<Sum<In>, double>), grid(blocks(count * g.p, 256)), 256, 0, stream,
                static_cast<const Sum<In>*>(work), blocks(g.n, kRowChunk), count * g.p, to);
   return launch_error();
 }

@@ -131,15 +131,15 @@ row_dots_kernel(gpu::StoredRows g, const Sum<In>* vectors, int64_t k, int64_t pa
   }
 }
 
-// dots[e] = Σ work[part, e], part after part.
-template <typename Number>
+// to[e] = Σ work[part, e] in To, part after part.
+template <typename From, typename To>
 FUDLR_KERNEL(256, 2)
-row_dots_finish_kernel(const Number* work, int64_t parts, int64_t size, Number* dots) {
+join_parts_kernel(const From* work, int64_t parts, int64_t size, To* to) {
   for (int64_t e = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; e < size;
        e += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    Number sum = 0;
+    To sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += work[part * size + e];
-    dots[e] = sum;
+    to[e] = sum;
   }
 }
 
@@ -194,18 +194,6 @@ row_sums_kernel(gpu::StoredRows g, gpu::Coefficients c, int64_t count, int64_t a
                    work + (chunk * count + j + m) * g.p + column);
       }
     }
-  }
-}
-
-// sums[e] = Σ work[chunk, e] in double, chunk after chunk.
-template <typename Number>
-FUDLR_KERNEL(256, 2)
-row_sums_finish_kernel(const Number* work, int64_t chunks, int64_t size, double* sums) {
-  for (int64_t e = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; e < size;
-       e += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += work[chunk * size + e];
-    sums[e] = sum;
   }
 }
 
