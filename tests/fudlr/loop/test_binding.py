@@ -54,7 +54,7 @@ CHANGES = {
     "adapter/adapter_model.safetensors": shift,
     "adapter/adapter_config.json": lambda path: edit(path, '"lora_alpha": 16', '"lora_alpha": 17'),
     "train.json": lambda path: edit(path, '"training": ', '"training": 9'),
-    "config.yaml": lambda path: edit(path, "epochs: 20", "epochs: 21"),
+    "config.yaml": lambda path: edit(path, "epochs: 12", "epochs: 13"),
     "base/tokenizer_config.json": lambda path: path.write_text("{}"),
     "start/adapter_config.json": lambda path: path.unlink(),
 }

