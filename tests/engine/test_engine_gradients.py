@@ -43,7 +43,7 @@ def seeded():
 
 
 @pytest.mark.parametrize(
-    ("base", "dtype"), [(llama, torch.float64), (qwen2, torch.float32)], ids=str
+    ("base", "dtype"), [(llama, torch.float64), (qwen2, torch.float32)], ids=["llama", "qwen2"]
 )
 @pytest.mark.parametrize("options", ADAPTERS.values(), ids=ADAPTERS)
 def test_sample_grads(base, options, dtype):
