@@ -59,9 +59,9 @@ class BedRecommender(Recommender):
 
     name = "bed"
 
-    @classmethod
-    def create(cls, model, tokenizer, interactions, config, record=None):
-        return cls(model, M)
+    def __init__(self, model):
+        self.model, self.n_items, self.window = model, M, WIDTH
+        self._probed = False
 
     def collate(self, samples, scoring=False):
         return {"x": samples.x, "target": samples.target}
@@ -108,7 +108,7 @@ class Bed:
             torch.manual_seed(seed)
             config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["first", "second"])
             self.model = get_peft_model(Net(), config).double().eval()
-        self.recommender = BedRecommender(self.model, M)
+        self.recommender = BedRecommender(self.model)
         self.engine = Engine(self.model)
         # A larger A keeps the problem close to convex, so that one Newton step means something.
         self.engine.load(3 * self.engine.theta())
