@@ -46,7 +46,7 @@ def write(folder: Path, given: argparse.Namespace) -> dict[str, float]:
     draw = torch.Generator().manual_seed(0)
     rows = 0.01 * torch.randn(given.batch, given.dim, generator=draw)
     turn = torch.linalg.qr(torch.randn(WIDTH, given.dim // (2 * LAYERS * RANK), generator=draw))[0]
-    projection = Projection(SHAPES, {name: turn.T.contiguous() for name in SHAPES})
+    projection = Projection(SHAPES, {name: turn.T.clone() for name in SHAPES})
     start = 0.1 * torch.randn(D, generator=draw)
     recipe, state, t = Recipe(), State.at(start), 0
     began = time.perf_counter()
