@@ -9,8 +9,10 @@ Hellinger, with λ_acc = 1 and a budget of 10%, the samples that the unrolled in
 taken out by the unrolled update, by the closed form from the last epoch, and by a real retraining.
 Changes are of the steered surrogate on test prompts. With --compare, other settings of the
 recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
-all. Runs and retrainings are kept in --out. Writes benchmarks/results/unrolled.json, into which
-trainings and seeds that were measured before are kept.
+all. With --removals, that many random removals of 10% are really retrained, and nothing else is
+done: how changes on the validation prompts rank beside those that influences predict. Runs and
+retrainings are kept in --out. Writes benchmarks/results/unrolled.json, into which trainings and
+seeds that were measured before are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from fudlr.pipeline.plan import Plan, prepare, with_options
 from fudlr.pipeline.request import solve
 from fudlr.run import Run, load_run, train_run
 from fudlr.train.adapter import train_adapter
-from fudlr.verify import removal, retrain
+from fudlr.verify import random_removals, removal, retrain
 from torch import Tensor
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -312,12 +314,49 @@ def compared(run: Run, folder: Path, case: Case, store: Store) -> dict[str, Any]
     return found
 
 
+def of_removals(run: Run, folder: Path, count: int) -> dict[str, Any]:
+    """The linear datamodeling score: Spearman of changes by random removals with predicted ones."""
+    place, whole = folder / "lds", folder / "lds whole"
+    train(run, "engine", {}, place)
+    train(run, "engine", SETTINGS["whole rows"], whole)
+    plan = plan_for(run, place / "store", "arp", also=("hellinger",), update="unrolled")
+    gradients = plan.gradients(plan.valid)
+    stacked = torch.stack([gradients[name].gradient for name in OBJECTIVES])
+    closed = solve(plan_for(run, place / "store", "arp", also=("hellinger",), rows="store"))
+    influence = {
+        name: unrolled(run, Store.open(at / "store")).influence(stacked)
+        for name, at in {"sketches": place, "whole rows": whole}.items()
+    }
+    influence["closed form"] = torch.stack([closed.influence.of(name) for name in OBJECTIVES], 1)
+    shutil.rmtree(whole)
+    masks = random_removals(len(run.split.train), count, SHARE, run.config.seed)
+    jobs = [removal(f"random {number}", mask) for number, mask in enumerate(masks)]
+    found = retrain(run, jobs, folder / "retrainings", description="retrain")
+
+    def values(theta: Tensor) -> list[float]:
+        run.engine.load(theta)
+        figures = measure(run.recommender, plan.valid, plan.valid).metrics
+        return [figures[key] for key in OBJECTIVES.values()]
+
+    actual = torch.tensor([values(each.theta) for each in found]) - torch.tensor(values(run.theta))
+    run.engine.load(run.theta)
+    predicted = {way: torch.stack(masks).to(each) @ each for way, each in influence.items()}
+    return {
+        "removals": count,
+        "spearman": {
+            way: {name: spearman(each[:, k], actual[:, k]) for k, name in enumerate(OBJECTIVES)}
+            for way, each in predicted.items()
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/unrolled"))
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=["brief", "demo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--compare", action="store_true", help="other settings of the recording")
+    parser.add_argument("--removals", type=int, default=0, help="random removals, in place of all")
     given = parser.parse_args()
     torch.set_num_threads(1)
     fetch_ml100k()
@@ -329,13 +368,15 @@ def main() -> None:
                 options = {"train.through": "engine", "record.epochs": "none"}
                 options |= {**TRAININGS[name], "seed": seed}
                 train_run(merge(RunConfig(), options), folder / "run")
-            made = of_training(load_run(folder / "run"), folder, given.compare)
-            made["machine"] = describe()
+            run = load_run(folder / "run")
+            if given.removals:
+                made = {"lds": of_removals(run, folder, given.removals)}
+            else:
+                made = of_training(run, folder, given.compare)
+                made["machine"] = describe()
             earlier = json.loads(path.read_text()) if path.is_file() else {}
             trainings = earlier.get("trainings", {})
-            kept = trainings.get(name, {}).get(str(seed), {})
-            if "compared" in kept and not given.compare:
-                made["compared"] = kept["compared"]
+            made = {**trainings.get(name, {}).get(str(seed), {}), **made}
             trainings.setdefault(name, {})[str(seed)] = made
             seeds = " ".join(sorted({s for each in trainings.values() for s in each}))
             command = "python benchmarks/unrolled.py --trainings " + " ".join(trainings)

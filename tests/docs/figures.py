@@ -157,6 +157,11 @@ def unrolled() -> list[str]:
             keys = ("change_of_retraining", "cosine", "scores_spearman")
             cells = [f"{arp[key]:.2f}, {gap[key]:.2f}" for key in keys]
             rows.append(row(name, setting, size, *cells))
+        for seed, each in seeds.items():
+            if "lds" in each:
+                ways = each["lds"]["spearman"].values()
+                cells = [f"{way['arp']:.2f}, {way['hellinger']:.2f}" for way in ways]
+                rows.append(row(name, seed, each["lds"]["removals"], *cells))
     return rows
 
 
