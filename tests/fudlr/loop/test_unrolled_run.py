@@ -41,8 +41,9 @@ def test_steps_are_the_trainings(folder):
     data = run.recommender.collate(run.split.train.take(ids.argsort()[place].numpy()))
     rows = engine.sample_grads(run.recommender.forward, run.recommender.loss, data)
     assert torch.allclose(first.mean, rows.mean(0), rtol=1e-4, atol=1e-7)
-    sketched = store.projection(first.segment).project(rows)
-    half = first.scales.repeat_interleave(128, dim=1)[:, : store.dim] / 2  # of a step of int8
+    projection = store.projection(first.segment)
+    sketched = projection.project(rows)
+    half = first.scales.repeat_interleave(128, dim=1)[:, : projection.dim] / 2  # of a step of int8
     off = (decode(first.rows, first.scales) - sketched).abs()
     assert bool((off <= 1.01 * half + 1e-6).all())
 

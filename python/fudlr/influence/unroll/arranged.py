@@ -79,7 +79,8 @@ class ArrangedProjection:
                 sizes.append(len(names) * k * rank * q)
                 own = torch.arange(start, start + sizes[-1])
                 # [L, k, r, q] for A, [L, q, k, r] for B; sketches have [r, q'] and [q', r].
-                own = own.view(-1, q, k, rank) if is_b else own.view(-1, k, rank, q)
+                count = len(names)
+                own = own.view(count, q, k, rank) if is_b else own.view(count, k, rank, q)
                 start += sizes[-1]
                 for at, name in zip(own, names, strict=True):
                     if name in blocks:
