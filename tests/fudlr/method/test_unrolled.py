@@ -7,11 +7,13 @@ import pytest
 import torch
 from fudlr.common.errors import DataError, ModelError
 from fudlr.gradients import PrincipalAccumulator
+from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Recipe
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.unroll.adam import OptimiserStep, State
-from fudlr.influence.unroll.response import Response, group_layers
+from fudlr.influence.unroll.arranged import ArrangedProjection
+from fudlr.influence.unroll.response import Response, arrange, group_layers
 
 SHAPES = {"q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2), "v.lora_A.w": (2, 4), "v.lora_B.w": (3, 2)}
 D = sum(a * b for a, b in SHAPES.values())
@@ -410,3 +412,19 @@ def test_a_training_that_was_recorded_from_its_middle(plain):
     assert torch.allclose(unrolled.update(torch.zeros(N)), whole.theta, rtol=1e-9)
     with pytest.raises(DataError, match="whole way"):
         whole.unrolled(Memory(whole.steps[3:]), start=state.theta, rates=RATES[3:])
+
+
+@pytest.mark.parametrize("missing", [(), ("q.lora_A.w",), ("q.lora_A.w", "v.lora_A.w")])
+def test_an_arranged_projection_is_the_projection(missing):
+    """A side whose gradients were all 0, as A's are at the start, has no directions at all."""
+    full = torch.zeros(2, D).double()
+    accumulator = PrincipalAccumulator(SHAPES)
+    accumulator.add_rows(normal(5, 6, D).float())
+    factors = accumulator.fit(energy=0.7).factors
+    projection = Projection(SHAPES, {k: f for k, f in factors.items() if k not in missing})
+    order, layers = arrange(group_layers(SHAPES))
+    arranged = ArrangedProjection(projection, layers, torch.float64)
+    vectors, sketches = normal(6, 2, D), normal(7, 2, projection.dim)
+    torch.testing.assert_close(arranged.project(vectors[:, order]), projection.project(vectors))
+    full[:, order] = arranged.lift(sketches)
+    torch.testing.assert_close(full, projection.lift(sketches))

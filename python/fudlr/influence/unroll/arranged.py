@@ -54,7 +54,8 @@ class ArrangedProjection:
         """The factors of some matrices, `[L, q, width]`, the shorter ones filled up with zeros."""
         projection = self._projection
         factors = [projection.factors.get(name) for name in names]
-        q = max(0 if factor is None else len(factor) for factor in factors)
+        # One at least: a side whose gradients were all 0 has no directions.
+        q = max(1, *(0 if factor is None else len(factor) for factor in factors))
         shape = projection.shapes[names[0]]
         width = max(shape) if factors[0] is None else factors[0].shape[1]
         side = torch.zeros(len(names), -(-q // MULTIPLE) * MULTIPLE, width, dtype=dtype)
@@ -79,8 +80,7 @@ class ArrangedProjection:
                 sizes.append(len(names) * k * rank * q)
                 own = torch.arange(start, start + sizes[-1])
                 # [L, k, r, q] for A, [L, q, k, r] for B; sketches have [r, q'] and [q', r].
-                count = len(names)
-                own = own.view(count, q, k, rank) if is_b else own.view(count, k, rank, q)
+                own = own.view(-1, q, k, rank) if is_b else own.view(-1, k, rank, q)
                 start += sizes[-1]
                 for at, name in zip(own, names, strict=True):
                     if name in blocks:
