@@ -15,7 +15,7 @@ SHOWN = 10  # names in a message; the count says how many there are
 
 
 def check_losses(losses: Tensor, layout: Layout) -> None:
-    """Raise where the losses are not one finite number a sample that hangs on the adapter."""
+    """Raise where the losses are not one finite number a sample that depends on the adapter."""
     if not isinstance(losses, Tensor) or losses.dim() != 1:
         shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise EngineError(

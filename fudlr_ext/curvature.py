@@ -45,7 +45,7 @@ def _gradients(
     cotangents: tuple[Tensor, ...],
     create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Return the inputs' gradients, zero where nothing hangs on them; the graph stays."""
+    """Return the inputs' gradients, zero where nothing depends on them; the graph stays."""
     live = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not live:
         return tuple(torch.zeros_like(tensor) for tensor in inputs)
@@ -74,7 +74,7 @@ class Recorder:
         layers: How many there are.
         runs: What each of them computed that ran.
         leaves: Each layer's output, cut off from the graph below; the last one is what the rest of
-            the model hangs on.
+            the model depends on.
     """
 
     def __init__(self, call: FusedCall) -> None:
@@ -89,7 +89,7 @@ class Recorder:
         return self.leaves[-1]
 
     def adapted(self) -> list[Pass]:
-        """Return what hangs on the adapter: the lowest layer that it has a part in, and above."""
+        """Return what depends on the adapter: the lowest layer that it has a part in, and above."""
         first = next(i for i, run in enumerate(self.runs) if run.layer.adapted)
         return self.runs[first:]
 

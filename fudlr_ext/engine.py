@@ -220,7 +220,7 @@ class Engine:
     def deferred_vjp(self, forward: Forward, batch: Any) -> DeferredVjp:
         """Run `forward` and keep its graph: `outputs` now, `vjp(cotangents)` later.
 
-        For what hangs on several batches' outputs together, such as a metric over many users.
+        For what depends on several batches' outputs together, such as a metric over many users.
         """
         return self._passes.deferred(forward, batch)
 

@@ -1,6 +1,6 @@
 """A forward pass whose graph is kept: its outputs now, Jᵀ c for any cotangents c later.
 
-What hangs on the outputs of many batches together (a metric over all users) needs all of them
+What depends on the outputs of many batches together (a metric over all users) needs all of them
 before any cotangent is known. Keeping the graphs saves the second forward pass.
 """
 
