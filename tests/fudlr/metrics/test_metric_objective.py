@@ -155,7 +155,8 @@ def test_metrics_of_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from fudlr.metrics import from_function, register\n"
-        "def soft(scores, side):\n    return scores.softmax(1)[:, 0].mean()\n"
+        "FIRST = 0\n"
+        "def soft(scores, side):\n    return scores.softmax(1)[:, FIRST].mean()\n"
         "register(from_function('first_item', soft, True), replace=True)\n"
     )
     assert load_metrics(file) == ["first_item"]
