@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
         AttributeError,
         RecursionError,
         UnicodeError,
+        re.error,  # of target_modules, a regular expression where it is a string
     ) as error:
         raise ModelError(asked, f"a file of it is damaged ({error})", "Save it again") from error
     except (RuntimeError, ValueError) as error:

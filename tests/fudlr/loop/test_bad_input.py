@@ -82,9 +82,12 @@ def changed(path, change):
     save_file(state, path, metadata={"format": "pt"})
 
 
-def of_other_layers(path):
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "target_modules": ["no_such_layer"]}))
+def of_layers(targets):
+    def damage(path):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "target_modules": targets}))
+
+    return damage
 
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -94,7 +97,8 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
     ("name", "damage", "words"),
     [
         (SETTINGS, lambda path: path.unlink(), "adapter_config.json is missing"),
-        (SETTINGS, of_other_layers, "adapter"),
+        (SETTINGS, of_layers(["no_such_layer"]), "adapter"),
+        (SETTINGS, of_layers("[q_proj"), "a file of it is damaged"),  # no regular expression
         (WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:200]), "damaged"),
         (WEIGHTS, lambda path: changed(path, lambda t: t / 0), "NaN or infinity"),
         (WEIGHTS, lambda path: changed(path, lambda t: torch.cat([t, t], 1)),
