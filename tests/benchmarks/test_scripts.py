@@ -1,9 +1,11 @@
 """Every script is importable: a name that the library no longer has is found here."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from fudlr.debias.expected import SHARES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = [*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("experiments/[a-z]*.py")]
@@ -13,3 +15,9 @@ NAMES = sorted(".".join(path.relative_to(BENCHMARKS).with_suffix("").parts) for 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_is_imported(name):
     assert import_module(name).__doc__
+
+
+def test_the_error_bar_is_the_measured_one():
+    found = json.loads((BENCHMARKS / "results" / "error_bar.json").read_text())
+    assert SHARES["unrolled"] == tuple(round(end, 2) for end in found["interval"])
+    assert 0.8 <= found["coverage"] <= 0.97

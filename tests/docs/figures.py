@@ -162,7 +162,11 @@ def unrolled() -> list[str]:
                 ways = each["lds"]["spearman"].values()
                 cells = [f"{way['arp']:.2f}, {way['hellinger']:.2f}" for way in ways]
                 rows.append(row(name, seed, each["lds"]["removals"], *cells))
-    return rows
+    bar = result("error_bar")
+    requests = sum(each["of"] for each in bar["left_out"].values())
+    inside = sum(each["inside"] for each in bar["left_out"].values())
+    ends = " to ".join(f"{end:.2f}" for end in bar["interval"])
+    return [*rows, row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")]
 
 
 def by_width(name: str, figure: str, sign: int) -> list[str]:

@@ -66,6 +66,7 @@ class MetricRow:
         self.change = self._change(summary, "after", "change")
         self.retrained = self._cell(summary, "retrained")
         self.retrained_change = self._change(summary, "retrained", "retrained_change")
+        self.expected = self._ends(summary, section(summary, "expected").get(name))
         heldout, null = section(summary, "heldout"), section(summary, "null", name)
         self.heldout_before = self._cell(heldout, "before")
         self.heldout_after = self._cell(heldout, "after")
@@ -79,11 +80,14 @@ class MetricRow:
         return Cell(number(section(of, part).get(self.name)), pair(interval))
 
     def _change(self, of: Mapping[str, Any], part: str, interval: str) -> Change:
-        before = self._cell(of, "before").value
-        value = relative(before, self._cell(of, part).value)
-        ends = pair(section(of, "intervals", interval).get(self.name))
-        around = (ends[0] / abs(before), ends[1] / abs(before)) if before and ends else None
+        value = relative(self._cell(of, "before").value, self._cell(of, part).value)
+        around = self._ends(of, section(of, "intervals", interval).get(self.name))
         return Change(value, around, _verdict(value, around, self.direction))
+
+    def _ends(self, of: Mapping[str, Any], ends: Any) -> tuple[float, float] | None:
+        """An interval of a change, relative to the figure before."""
+        found, before = pair(ends), self._cell(of, "before").value
+        return (found[0] / abs(before), found[1] / abs(before)) if before and found else None
 
     @property
     def arrow(self) -> str:

@@ -70,11 +70,19 @@ def popular_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def agreement_sentences(summary: Mapping[str, Any]) -> Iterator[str]:
-    """For each steered metric: what retraining changed, and how much of it the update did."""
+    """For each steered metric: what retraining changed, or is expected to, and what the update."""
     for keys in objective_metrics(summary):
         for row in (row for row in metric_rows(summary) if row.name in keys):
             truth, ours = row.retrained_change, row.change
-            if truth.value is None or ours.value is None:
+            if ours.value is None:
+                continue
+            if truth.value is None:
+                if row.expected is not None:
+                    low, high = map(signed, row.expected)
+                    yield (
+                        f"Retraining without the same samples is expected to change {row.label} by "
+                        f"{low} to {high} (90% interval); the update did by {ours.text}."
+                    )
                 continue
             told = f"Retraining without the same samples changed {row.label} by {truth.text}"
             if truth.verdict == "within noise":

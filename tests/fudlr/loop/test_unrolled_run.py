@@ -10,6 +10,7 @@ from fudlr import load_run, train_run
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.progress import StageClock
 from fudlr.config import merge
+from fudlr.debias.expected import SHARES
 from fudlr.gradients.store.shards import decode
 from fudlr.influence.unroll import Unrolled
 from fudlr.pipeline.evidence import gather, solvers, unrolled_run
@@ -81,6 +82,9 @@ def test_a_request_is_unrolled_where_the_store_has_the_training(folder, monkeypa
     assert about["rule"] == "unrolled"
     assert about["why"] == "unrolled, since the store has the whole training"
     assert found.after.metrics["arp_soft"] < found.before.metrics["arp_soft"]
+    change = found.after.metrics["arp_soft"] - found.before.metrics["arp_soft"]
+    low, high = (share * change for share in reversed(SHARES["unrolled"]))
+    assert found.summary["expected"] == {"arp_soft": pytest.approx([low, high])}
     predicted = found.answer.scored.predicted(found.mask)["arp"]
     assert predicted < 0
     (tangent,) = unrolled_run(run)[1].tangent(found.mask[None])

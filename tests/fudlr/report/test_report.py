@@ -248,6 +248,12 @@ def test_a_sentence_says_how_much_of_retraining_the_update_is(summary: dict[str,
     assert "within noise" in next(agreement_sentences(summary))
     del summary["retrained"]
     assert list(agreement_sentences(summary)) == []
+    before, after = (summary[state]["arp"] for state in ("before", "after"))
+    summary["expected"] = {"arp": [(after - before) * 1.0, (after - before) * 0.71]}
+    assert list(agreement_sentences(summary)) == [
+        "Retraining without the same samples is expected to change ARP by −9.2% to −6.5% "
+        "(90% interval); the update did by −9.2%."
+    ]
 
 
 def test_the_next_step_depends_on_what_is_missing(data: ReportData, without_plots: None) -> None:
