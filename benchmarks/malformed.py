@@ -1,16 +1,21 @@
-"""Thousands of malformed files of runs, results, adapters, bases and options; see docs/tests.
+"""What every command says of thousands of malformed files of runs, results, adapters and bases.
 
-python benchmarks/malformed.py --cases 2000 --out benchmarks/results/malformed.json
+    python benchmarks/malformed.py [--cases 2000]
+
+Each case is a sound folder with one thing in it damaged by chance. Wrong is a traceback, an error
+without words of its own, a crash, a hang, or damage that is taken for sound. Writes
+benchmarks/results/malformed.json.
 """
 
 import argparse
 import collections
-import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import RESULTS, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fudlr" / "commands"))
 import malformed
@@ -22,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS / "malformed.json")
     options = parser.parse_args()
     os.environ["FUDLR_QUIET"] = "1"
     began = time.perf_counter()
@@ -39,16 +44,14 @@ def main() -> None:
                 print(outcome.case, outcome.wrong, outcome.words[:300], flush=True)
     record = {
         "cases": len(outcomes),
-        "first": options.first,
-        "exit codes": dict(sorted(collections.Counter(str(o.code) for o in outcomes).items())),
-        "taken as sound": sum(malformed.REACHED in o.words or o.code == 0 for o in outcomes),
+        "exit_codes": dict(sorted(collections.Counter(str(o.code) for o in outcomes).items())),
+        "taken_as_sound": sum(malformed.REACHED in o.words or o.code == 0 for o in outcomes),
         "wrong": [f"{o.case}: {o.wrong}" for o in outcomes if o.wrong],
         "seconds": round(time.perf_counter() - began),
     }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    command = f"python benchmarks/malformed.py --cases {options.cases} --first {options.first}"
+    print(record)
+    write_result(options.out, command, **record)
 
 
 if __name__ == "__main__":

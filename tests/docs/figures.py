@@ -241,12 +241,13 @@ def llm() -> list[str]:
 
 
 def kills() -> list[str]:
-    record, store = result("record_kills"), result("store_kills")
+    record, store, found = (result(name) for name in ("record_kills", "store_kills", "malformed"))
     assert store["all_equal"]
     assert record["bars"][0]["met"]
     return [
         row("`store_kills`", store["kills"], "equal, byte for byte"),
         row("`record_kills`", record["kills"], "equal, byte for byte"),
+        row(f"{found['cases']:,}", len(found["wrong"])),
     ]
 
 
