@@ -17,6 +17,7 @@ from fudlr.config import RunConfig, field_names, merge
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TREES = ("python", "fudlr_ext", "csrc", "benchmarks", "examples", "tests", "findings")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 
@@ -76,6 +77,16 @@ def test_links_lead_somewhere(page):
             heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
             assert anchor in slugs, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_sources_that_are_named_are_there(page):
+    """Those that are gone are named with the commit that has them."""
+    text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+    there = [path.as_posix() for top in TREES for path in (ROOT / top).rglob("*.*")]
+    for name, after in re.findall(r"`([\w/-]+/[\w-]+\.(?:py|cpp|cu|h))`([^.]{0,30})", text):
+        found = any(path.endswith(f"/{name}") for path in there)
+        assert found or "at commit" in after, f"{page.name}: {name}"
 
 
 @pytest.fixture(scope="module")
