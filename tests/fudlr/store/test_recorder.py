@@ -14,7 +14,6 @@ from fudlr.config import RecordConfig
 from fudlr.gradients.store import (
     Recorder,
     Store,
-    StoreError,
     StoreWriter,
     digest,
     model_fingerprint,
@@ -35,7 +34,6 @@ from recorder_cases import (
 )
 
 from fudlr_ext import Engine
-from fudlr_ext.errors import EngineError, NoGradientError
 
 IDS = torch.arange(N) * 10 + 3
 # The engine sums the same terms in another order.
@@ -312,74 +310,6 @@ def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path, monkey
         assert recorder.segments == (1 if epoch < 3 else 2)
         assert recorder.projection.energy_kept(rows(at)) > 0.85
     recorder.close()
-
-
-def twice(recorder, index, batch, model):
-    with recorder.batch(IDS[index]):
-        loss = losses(model, batch).mean()
-        loss.backward(retain_graph=True)
-        loss.backward()
-
-
-def none(recorder, index, batch, model):
-    with recorder.batch(IDS[index]):
-        losses(model, batch)
-
-
-def late(recorder, index, batch, model):
-    with recorder.batch(IDS[index]):
-        loss = losses(model, batch).mean()
-        losses(model, batch).mean().backward()
-    loss.backward()
-
-
-def packed(recorder, index, batch, model):
-    with recorder.batch(IDS[index[:4]], divisor=8):
-        losses(model, batch).mean().backward()
-
-
-WRONG = {
-    twice: "arrived twice",
-    none: "28 never arrived",
-    late: "closed already",
-    packed: "whose rows are not the samples",
-}
-
-
-@pytest.mark.parametrize("step", WRONG, ids=lambda step: step.__name__)
-def test_a_backward_pass_that_is_not_the_batchs_is_refused(tmp_path, step):
-    model = adapted_llama()
-    with pytest.raises((EngineError, NoGradientError), match=WRONG[step]):
-        record(tmp_path / "s", model, lambda *a: step(*a, model))
-
-
-def test_dropout_is_refused_and_can_be_accepted(tmp_path):
-    model = adapted_llama(dropout=0.2)
-    with pytest.raises(UsageError, match=r"dropout of .*lora_dropout"):
-        record(tmp_path / "s", model, lambda *a: plain(*a, model))
-    store = record(tmp_path / "s", model, lambda *a: plain(*a, model), allow_dropout=True)
-    assert store.n == N
-    attention = adapted_llama(attention_dropout=0.1)
-    with pytest.raises(UsageError, match=r"dropout of .*self_attn"):
-        record(tmp_path / "t", attention, lambda *a: plain(*a, attention))
-
-
-@pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [-1.0]), torch.ones(3)])
-def test_weights_that_cannot_be_are_refused(tmp_path, weights):
-    recorder = Recorder(adapted_llama(), tmp_path / "s", data="samples")
-    with (
-        pytest.raises(UsageError, match="weights from 0 on"),
-        recorder.batch(IDS[:8], weights=weights),
-    ):
-        pass
-
-
-def test_nothing_recorded_is_an_error(tmp_path):
-    with (
-        pytest.raises(StoreError, match="no batch was recorded"),
-        Recorder(adapted_llama(), tmp_path / "s", data="samples"),
-    ):
-        pass
 
 
 def test_what_was_flushed_is_on_disk_before_anything_is_closed(tmp_path):
