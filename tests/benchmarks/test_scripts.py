@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from fudlr.debias.expected import SHARES
+from fudlr.debias.expected import SHARES, expected
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = [*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("experiments/[a-z]*.py")]
@@ -21,3 +21,12 @@ def test_the_error_bar_is_the_measured_one():
     found = json.loads((BENCHMARKS / "results" / "error_bar.json").read_text())
     assert SHARES["unrolled"] == tuple(round(end, 2) for end in found["interval"])
     assert 0.8 <= found["coverage"] <= 0.97
+
+
+def test_the_error_bar_turns_with_the_change_and_is_for_what_was_measured():
+    before, low = {"arp_soft": 4.0, "gini_soft": 0.5}, SHARES["unrolled"][0]
+    found = expected("unrolled", before, before, {"arp_soft": 3.0, "gini_soft": 0.6})
+    assert found["arp_soft"] == pytest.approx([-1.0, -low])
+    assert found["gini_soft"] == pytest.approx([0.1 * low, 0.1])
+    assert expected("unrolled", before, before, before) == {}
+    assert expected("closed_form", before, before, {"arp_soft": 3.0, "gini_soft": 0.6}) == {}

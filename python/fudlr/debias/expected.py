@@ -13,7 +13,8 @@ were really retrained (`python benchmarks/error_bar.py`, error_bar.json)."""
 def expected(
     rule: str, steered: Iterable[str], before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, list[float]]:
-    """The interval of retraining's change of each steered surrogate; none for other rules.
+    """The interval of retraining's change of each steered surrogate; none for other rules, nor where
+    nothing was changed.
 
     Args:
         rule: Of the update.
@@ -24,5 +25,7 @@ def expected(
         return {}
     changes = {name: after[name] - before[name] for name in steered}
     return {
-        name: sorted(share * change for share in SHARES[rule]) for name, change in changes.items()
+        name: sorted(share * change for share in SHARES[rule])
+        for name, change in changes.items()
+        if change
     }
