@@ -132,7 +132,7 @@ def test_hidden_states_of_all_layers():
 
     engine = check(model, batch, forward=forward, loss=loss, curved=False)
     assert not fused(engine)
-    assert fused(check(model, batch, engine=engine))  # and afterwards as ever
+    assert fused(check(model, batch, engine=engine))  # and fused again afterwards
 
 
 def test_a_recording_hook_sees_what_the_model_makes():

@@ -57,7 +57,7 @@ def as_it_is(rhs: Tensor) -> Solution:
 
 
 def _not_solved(mask: Tensor) -> Update:
-    raise NotImplementedError("rows were gathered, and nothing is solved yet")
+    raise RuntimeError("these rows have no solver: `solvers` gives the evidence one")
 
 
 @dataclass(frozen=True)
