@@ -13,8 +13,8 @@ were really retrained (`python benchmarks/error_bar.py`, error_bar.json)."""
 def expected(
     rule: str, steered: Iterable[str], before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, list[float]]:
-    """The interval of retraining's change of each steered surrogate; none for other rules, nor where
-    nothing was changed.
+    """The interval of retraining's change of each steered surrogate that the update changed; none
+    for other rules.
 
     Args:
         rule: Of the update.
