@@ -1,4 +1,4 @@
-"""Debias LoRA-tuned LLM recommenders: influence, mask, closed-form update, proof."""
+"""Debias LoRA-tuned LLM recommenders: influence, mask, update, proof."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Rivals of the closed form, on the same trained adapter."""
+"""Rivals of removal, on the same trained adapter."""
 
 from fudlr.compare.comparison import RIVALS, compare_run
 from fudlr.compare.outputs import pareto, print_comparison, write_comparison

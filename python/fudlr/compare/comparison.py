@@ -42,7 +42,7 @@ from fudlr.run import Run
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        retrained.CLOSED_FORM,
+        retrained.OURS,
         retrained.RETRAINED,
         retrained.RANDOM,
         retrained.POPULAR,
@@ -219,7 +219,7 @@ def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: 
         ndcg: NDCG's name in the figures.
     """
     reference = KEPT * head["trained_steering"][ndcg]
-    if ours := rivals.get(retrained.CLOSED_FORM.name):
+    if ours := rivals.get(retrained.OURS.name):
         reference = ours["points"][retrained.CONFIGURED]["steering"][ndcg]
     sign = 1 if head["lower_is_better"] else -1
     for record in rivals.values():

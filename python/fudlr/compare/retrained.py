@@ -20,19 +20,20 @@ from fudlr.compare.base import Point, Rival, Setting, item_classes
 from fudlr.verify import random_removals
 
 SHARES = (0.5, 1.0, 2.0)
-"""Budgets of the closed form, as multiples of the configured one."""
+"""Budgets of our own update, as multiples of the configured one."""
 CONFIGURED = SHARES.index(1.0)
 """Which of its points is that of the configured budget."""
 POWERS = (0.25, 0.5)
 CUT = 10.0
 
 
-def _closed_form(setting: Setting) -> list[Point]:
+def _ours(setting: Setting) -> list[Point]:
     found = []
     for share in SHARES:
         budget = min(setting.config.budget * share, 1.0)
         result, cost = setting.ours(budget)
-        found.append(Point(f"{budget:.0%} removed", result.theta, cost=cost))
+        rule = result.summary["update"]["rule"].replace("_", " ")
+        found.append(Point(f"{budget:.0%} removed, {rule}", result.theta, cost=cost))
     return found
 
 
@@ -83,16 +84,16 @@ def _popularity(setting: Setting) -> Tensor:
     return torch.from_numpy(setting.run.split.popularity[setting.run.split.train.target])
 
 
-CLOSED_FORM = Rival(
-    "closed form (ours)",
-    "θ* + (1/n) H⁻¹ Gᵀ m: nearly the adapter that never saw the masked samples",
-    _closed_form,
+OURS = Rival(
+    "removal (ours)",
+    "the update that `fudlr debias` makes: nearly the adapter that never saw the masked samples",
+    _ours,
     uses_users=True,
     names_samples=True,
 )
 RETRAINED = Rival(
     "retrained without our mask",
-    "the truth that the closed form stands for",
+    "the truth that the update stands for",
     _retrained,
     uses_users=True,
     names_samples=True,

@@ -64,7 +64,8 @@ def _ascent(setting: Setting) -> list[Point]:
 def _eraser(setting: Setting) -> list[Point]:
     result, cost = setting.ours()
     run, began, found = setting.run, clock(), []
-    damping = float(result.summary["solver"]["damping"])
+    # Where our own update unrolls the training, it has no damping: λ is the loss's own.
+    damping = float(result.summary["solver"]["damping"]) or run.config.train.l2
     generator = torch.Generator().manual_seed(setting.run.config.seed)
 
     def product(vector: Tensor) -> Tensor:

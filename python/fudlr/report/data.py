@@ -47,7 +47,7 @@ class ReportData:
             `score`, `influence_<metric>` and `influence_accuracy` (first-order change of the
             metric, and of the validation loss, when the sample is removed), `user_id`,
             `target`, `target_title`, `history` (a list of titles or ids, oldest first).
-        curve: One dictionary a budget: `budget`, `predicted` {metric: value} of the closed form
+        curve: One dictionary a budget: `budget`, `predicted` {metric: value} of the update
             and `measured` {metric: value} of a retraining, or None.
 
     Raises:

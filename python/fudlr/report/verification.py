@@ -47,10 +47,10 @@ def _agreements(parts: Found) -> Iterator[list[str]]:
 def _seeds(found: Found) -> Iterator[list[str]]:
     for name, each in found["metrics"].items():
         spread = "–" if each["deviation"] is None else f"{each['deviation']:.3g}"
-        yield [name, f"{each['closed_form']:+.4g}", f"{each['mean']:+.4g}", spread]
+        yield [name, f"{each['update']:+.4g}", f"{each['mean']:+.4g}", spread]
     if shifts := found.get("shifts"):
         others = _listed([f"{each:.2f}" for each in shifts["cosine_retrained"]])
-        yield ["cosine with the run's shift", f"{shifts['closed_form_retrained']:.2f}", others, "–"]
+        yield ["cosine with the run's shift", f"{shifts['update_retrained']:.2f}", others, "–"]
 
 
 def _heldout(found: Found) -> Iterator[list[str]]:
@@ -94,7 +94,7 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...], Callable[[Found], Iterator[li
         "Retraining with and without the removed samples at each seed: their change, and how much "
         "of it is the seed's; last, the cosines of the shifts of parameters with that of the run's "
         "own retraining.",
-        ("metric", "closed form", "retrained: mean", "deviation"),
+        ("metric", "update", "retrained: mean", "deviation"),
         _seeds,
     ),
     "heldout": (

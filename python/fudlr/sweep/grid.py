@@ -3,7 +3,7 @@
 Among the points whose validation loss rises by at most `max_loss_rise`, relative to θ*, the one
 whose objective falls most is the sweet spot; equal ones by the fewer removals. Where none keeps to
 that, the points follow by how little the loss rises. Both figures are of the validation prompts, so
-that the test prompts' figures are not chosen by: the closed form's measured ones where every point
+that the test prompts' figures are not chosen by: the measured ones where every point
 has them, else the predicted ones.
 """
 

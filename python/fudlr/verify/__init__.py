@@ -1,4 +1,4 @@
-"""Real retraining, held against what the closed form says and gives."""
+"""Real retraining, held against what an update says and gives."""
 
 from fudlr.verify.case import Checks
 from fudlr.verify.lds import Agreement, agreement, random_removals, targeted_removals

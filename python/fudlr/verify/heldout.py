@@ -1,6 +1,6 @@
 """Held-out users by cross-fitting: a mask from one half's gradients, judged on the other half.
 
-For each half, scores, mask and closed form are made anew with that half alone as validation
+For each half, scores, mask and update are made anew with that half alone as validation
 prompts, and the adapter is retrained without the mask's samples. Each user is judged by the
 adapters that its own gradient had no part in, and the halves are joined before anything is
 measured.

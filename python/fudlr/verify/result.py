@@ -1,4 +1,4 @@
-"""Proof: the adapter retrained without the removed samples, held against the closed form."""
+"""Proof: the adapter retrained without the removed samples, held against the update."""
 
 from __future__ import annotations
 

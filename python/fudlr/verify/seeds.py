@@ -29,7 +29,7 @@ def seeds(case: Case) -> dict[str, Any] | None:
     done = case.retrain(jobs, "retrain with and without")
     figures = [case.measure(each.theta).metrics for each in done]
     pairs = list(zip(figures[::2], figures[1::2], strict=True))
-    closed = case.measure(case.theta).metrics
+    updated = case.measure(case.theta).metrics
     trained = case.measure(case.run.theta).metrics
     record = {}
     for name in trained:
@@ -40,7 +40,7 @@ def seeds(case: Case) -> dict[str, Any] | None:
             "change": changes,
             "mean": mean(changes),
             "deviation": stdev(changes) if len(changes) > 1 else None,
-            "closed_form": closed[name] - trained[name],
+            "update": updated[name] - trained[name],
         }
     ways = [
         without.theta - whole.theta for whole, without in zip(done[::2], done[1::2], strict=True)
@@ -55,8 +55,8 @@ def _shifts(case: Case, ways: list[Tensor]) -> dict[str, Any]:
     return {
         "norm": [float(way.norm()) for way in ways],
         "cosine_retrained": [_cosine(way, truth) for way in ways],
-        "cosine_closed_form": [_cosine(way, ours) for way in ways],
-        "closed_form_retrained": _cosine(ours, truth),
+        "cosine_update": [_cosine(way, ours) for way in ways],
+        "update_retrained": _cosine(ours, truth),
     }
 
 

@@ -9,6 +9,8 @@ import torch
 from fudlr import load_run, train_run
 from fudlr.common.errors import DataError, UsageError
 from fudlr.common.progress import StageClock
+from fudlr.compare import RIVALS
+from fudlr.compare.base import Setting
 from fudlr.config import merge
 from fudlr.debias.expected import SHARES
 from fudlr.gradients.store.shards import decode
@@ -70,6 +72,25 @@ def test_nobody_removed_is_the_adapter(folder):
     way = float((run.theta - run.start).norm())
     off = float((unrolled.update(torch.zeros(unrolled.n)) - run.theta).norm())
     assert off < 1e-4 * way
+
+
+def test_rivals_of_an_unrolled_update(folder, monkeypatch):
+    """The table says which update is ours. LLMEraser's solve has the loss's λ where ours has no
+    damping: with a curvature of 0 it ends at b / λ after one step."""
+    run = load_run(folder)
+    setting = Setting(run, with_options(run.config.debias, {"force": True}))
+    ours = RIVALS["removal (ours)"].points(setting)
+    assert all(point.strength.endswith("removed, unrolled") for point in ours)
+    monkeypatch.setattr(run.engine, "hvp", lambda *given: torch.zeros_like(given[3]))
+    run.engine.load(run.theta)
+    gone = setting.ours()[0].mask.nonzero().flatten().numpy()
+    batch = run.recommender.collate(run.split.train.take(gone))
+    face = (run.recommender.forward, run.recommender.loss)
+    right = run.engine.sample_grads(*face, batch).sum(0) / len(run.split.train)
+    for point in RIVALS["LLMEraser's solve"].points(setting):
+        torch.testing.assert_close(
+            point.theta - run.theta, right / run.config.train.l2, rtol=1e-3, atol=1e-5
+        )
 
 
 def test_a_request_is_unrolled_where_the_store_has_the_training(folder, monkeypatch):

@@ -71,9 +71,9 @@ def test_the_runs_own_seed_goes_the_retrainings_way(found, folder, run_folder):
     assert own == pytest.approx(1, abs=1e-4)
     assert 0 < other < 0.99
     assert 0.05 < cosine < 1
-    assert shifts["closed_form_retrained"] == pytest.approx(cosine, abs=1e-4)
-    assert shifts["cosine_closed_form"][0] == pytest.approx(
-        shifts["closed_form_retrained"], abs=1e-4
+    assert shifts["update_retrained"] == pytest.approx(cosine, abs=1e-4)
+    assert shifts["cosine_update"][0] == pytest.approx(
+        shifts["update_retrained"], abs=1e-4
     )
 
 

@@ -63,7 +63,7 @@ def test_what_should_make_lists_less_popular_does(record):
         name: [point["figures"]["arp"] for point in rival["points"]]
         for name, rival in record["rivals"].items()
     }
-    for name in ("closed form (ours)", "retrained without our mask", "most-popular removal",
+    for name in ("removal (ours)", "retrained without our mask", "most-popular removal",
                  "inverse-popularity weights", "direct fine-tuning"):  # fmt: skip
         assert min(arps[name]) < record["trained"]["arp"], name
     # A harder penalty and a larger mix go further.
@@ -71,8 +71,8 @@ def test_what_should_make_lists_less_popular_does(record):
         assert arps[name][-1] < min(arps[name][0], record["trained"]["arp"]), name
 
 
-def test_the_closed_form_comes_closer_to_retraining_than_the_trained_adapter(record):
-    ours = record["rivals"]["closed form (ours)"]["points"]
+def test_our_update_comes_closer_to_retraining_than_the_trained_adapter(record):
+    ours = record["rivals"]["removal (ours)"]["points"]
     assert ours[1]["kl_to_retrained"] < record["trained_kl_to_retrained"]
     truth = record["rivals"]["retrained without our mask"]["points"][0]
     assert truth["kl_to_retrained"] == pytest.approx(0, abs=1e-6)
@@ -139,7 +139,7 @@ def test_names_are_matched_in_any_case_and_close_ones_offered():
     assert find_rivals(["XQUAD"]) == ["xQuAD", "most popular items"]
     with pytest.raises(UsageError, match="Did you mean: popularity penalty"):
         find_rivals(["popularity penality"])
-    with pytest.raises(UsageError, match="Choose from: closed form"):
+    with pytest.raises(UsageError, match="Choose from: removal"):
         find_rivals(["§§"])
 
 
@@ -160,7 +160,7 @@ def made_up(**rivals):
     for name, points in rivals.items():
         figures = [{"ndcg@10": ndcg, "arp": arp} for ndcg, arp in points]
         change = {"ndcg@10": [-0.01, 0.01], "arp": [-1.0, 1.0]}
-        record["rivals"][name.replace("ours", "closed form (ours)")] = {
+        record["rivals"][name.replace("ours", "removal (ours)")] = {
             "points": [
                 {"strength": f"{i}", "figures": each, "steering": each, "change": change}
                 for i, each in enumerate(figures)
