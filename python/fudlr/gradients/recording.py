@@ -21,7 +21,7 @@ from fudlr.config import RunConfig
 from fudlr.data import Samples
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Binding, Recipe, Recorder, Store, model_fingerprint
-from fudlr.gradients.store.batch import BatchGradients, refuse_dropout
+from fudlr.gradients.store.batch import BatchGradients
 from fudlr.gradients.store.steps import check_held, check_room, fit_samples
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
@@ -213,8 +213,7 @@ def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config:
     Parameters, their gradients (none, after it) and the random state are as they were.
 
     Raises:
-        UsageError: Dropout is at work, or whole gradients would take more memory than is meant for
-            them.
+        UsageError: Whole gradients would take more memory than is meant for them.
         NoGradientError: The backward pass reaches not every LoRA matrix.
         EngineError: Rows are not samples, or the adapter is of a kind or in a state that is not
             known.
@@ -222,7 +221,6 @@ def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config:
     n = min(config.train.batch, len(samples))
     index = np.linspace(0, len(samples) - 1, n).astype(np.int64)
     with lora.training(engine, checkpointing=config.train.checkpointing):
-        refuse_dropout(engine.model)
         check_held(max(n, fit_samples(engine.d)), engine.d)
         hook = engine.backward_hook(engine.names)
         try:

@@ -115,7 +115,8 @@ def gather(plan: Plan) -> Evidence:
         return space.lift(_mean(space.rows, torch.zeros(())))[0]
 
     about: dict[str, object] = {"dimension": store.dim, "dtype": store.dtype, "steps": store.steps}
-    about |= {"audit": store.audit} if store.audit else {}
+    facts = {"audit": store.audit, "dropout": store.manifest.dropout}
+    about |= {name: fact for name, fact in facts.items() if fact}
     source = "store" if unrolled is None else "unrolled"
     said = [short, *said] if short else said
     return Evidence(source, space, mean_gradient, said, about, unrolled)

@@ -110,10 +110,11 @@ def train_adapter(
         lora.training(engine, checkpointing=config.checkpointing),
         torch.random.fork_rng(devices=[]),
     ):
-        for name, rate in dropout_at_work(recommender.model) if config.through == "engine" else ():
+        dropped = dropout_at_work(recommender.model)
+        if dropped and config.through == "engine":
             raise UsageError(
                 f"{description} through the engine (train.through=engine)",
-                f"the model drops activations in training ({name}: {rate:g}), the engine none",
+                f"the model drops activations in training ({dropped}), the engine none",
                 "Set the model's dropout to 0, or train.through=peft",
             )
         torch.manual_seed(config.seed)  # of an adapter's dropout

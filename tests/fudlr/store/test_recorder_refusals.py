@@ -4,8 +4,9 @@ import pytest
 import torch
 from fudlr.common.errors import UsageError
 from fudlr.gradients.store import Recorder, StoreError
-from recorder_cases import N, adapted_llama, losses
-from test_recorder import IDS, plain, record
+from recorder_cases import adapted_llama, losses
+from test_recorder import IDS, record
+from torch.nn.parallel import DistributedDataParallel
 
 from fudlr_ext.errors import EngineError, NoGradientError
 
@@ -49,15 +50,11 @@ def test_a_backward_pass_that_is_not_the_batchs_is_refused(tmp_path, step):
         record(tmp_path / "s", model, lambda *a: step(*a, model))
 
 
-def test_dropout_is_refused_and_can_be_accepted(tmp_path):
-    model = adapted_llama(dropout=0.2)
-    with pytest.raises(UsageError, match=r"dropout of .*lora_dropout"):
-        record(tmp_path / "s", model, lambda *a: plain(*a, model))
-    store = record(tmp_path / "s", model, lambda *a: plain(*a, model), allow_dropout=True)
-    assert store.n == N
-    attention = adapted_llama(attention_dropout=0.1)
-    with pytest.raises(UsageError, match=r"dropout of .*self_attn"):
-        record(tmp_path / "t", attention, lambda *a: plain(*a, attention))
+def test_a_training_by_several_processes_is_refused(tmp_path, one_process, monkeypatch):
+    model = DistributedDataParallel(adapted_llama())
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 2)
+    with pytest.raises(UsageError, match="2 processes train at once"):
+        Recorder(model, tmp_path / "s", data="samples")
 
 
 @pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [-1.0]), torch.ones(3)])

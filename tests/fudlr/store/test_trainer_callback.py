@@ -273,8 +273,6 @@ class Router(torch.nn.Module):
 
 def wrong(case, folder):
     hook = callback(folder)
-    if case == "dropout":
-        return trainer(folder, hook, adapted_llama(dropout=0.2)), "dropout of"
     if case == "a loss function":
         made = trainer(folder, hook)
         made.compute_loss_func = own_loss
@@ -293,7 +291,7 @@ def wrong(case, folder):
     return made, "no ids, one integer a sample, as 'sample_id'"
 
 
-CASES = ["dropout", "a loss function", "another loss", "a loss with more in it", "no ids"]
+CASES = ["a loss function", "another loss", "a loss with more in it", "no ids"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,9 +1,9 @@
-"""One batch of a recording: what its backward pass gives, and what must not be at work in it."""
+"""One batch of a recording: what its backward pass gives, and what is at work in it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -70,25 +70,20 @@ def shares_of(n: int, divisor: float | Tensor | None, weights: Tensor | None) ->
     return given / scale.flatten()
 
 
-def refuse_dropout(model: nn.Module) -> None:
-    """Raise where a module drops something out now."""
-    for name, _ in dropout_at_work(model):
-        raise UsageError(
-            "gradients were to be recorded from a training",
-            f"the dropout of {name} is at work, so that each row would be the gradient under one "
-            "random mask",
-            "Train without dropout, record after training with `fudlr record`, or accept it with "
-            "allow_dropout=True",
-        )
+def dropout_at_work(model: nn.Module) -> dict[str, float]:
+    """What drops something out now, and which share: the largest of each kind of module.
 
-
-def dropout_at_work(model: nn.Module) -> Iterator[tuple[str, float]]:
-    """Names and shares of the modules that drop something out now."""
+    An adapter's is `lora_dropout`; others are called by their module's last name.
+    """
+    found: dict[str, float] = {}
     for name, module in model.named_modules():
         share = module.p if isinstance(module, nn.Dropout) else 0.0
         share = share or getattr(module, "attention_dropout", 0.0)
         if module.training and isinstance(share, float) and share > 0:
-            yield name, share
+            words = [part for part in name.split(".") if not part.isdigit()] or [name]
+            kind = "lora_dropout" if "lora_dropout" in words else words[-1]
+            found[kind] = max(share, found.get(kind, 0.0))
+    return dict(sorted(found.items()))
 
 
 @dataclass

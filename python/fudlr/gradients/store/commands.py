@@ -37,6 +37,9 @@ def store_info(folder: Path, console: Console | None = None) -> None:
         "on disk": f"{_size(found.bytes)} in {len(found.shards)} shards",
         "of": said,
     }
+    if found.manifest.dropout:
+        shown = ", ".join(f"{name} {share:g}" for name, share in found.manifest.dropout.items())
+        rows["dropout"] = f"{shown}: rows are gradients under the masks that their steps drew"
     if len(segments) > 1:
         rows["projections"] = f"{len(segments)}; the last one:"
     for name, value in found.about_projection.items():

@@ -157,6 +157,8 @@ class Manifest:
         binding: What it was made from; None while it is recorded.
         recipe: How a training went, of a store that has all of its steps.
         training_sha256: Of the start and the end of that training.
+        dropout: What was dropped out while it was recorded, and which share: rows are gradients
+            under the masks that their steps drew.
         audit: What was measured of the rows' losses.
     """
 
@@ -168,6 +170,7 @@ class Manifest:
     binding: Binding | None = None
     recipe: Recipe | None = None
     training_sha256: str | None = None
+    dropout: dict[str, float] = field(default_factory=dict)
     audit: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

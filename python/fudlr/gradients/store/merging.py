@@ -52,7 +52,8 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
                 for number in range(store.steps):
                     if store.epochs[number] == store.epochs[-1]:
                         writer.put(replace(store.step(number), epoch=1, segment=0))
-            writer.finish(binding)
+            dropout = {k: v for store in stores for k, v in store.manifest.dropout.items()}
+            writer.finish(binding, dropout=dropout)
         audit = _joint_audit(stores)
         if audit:
             Store.open(temporary).save_audit(audit)

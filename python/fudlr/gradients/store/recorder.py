@@ -13,6 +13,8 @@ Nothing of the training changes: hooks read, and what they read is reduced to p 
                 optimiser.zero_grad()
     Store.open("store")  # bound to the adapter that the training left
 
+Where dropout is at work, a row is the gradient under the masks that its step drew; the store says
+so.
 With the optimiser the store is of the whole training, and can be unrolled. Without, put it around
 the last epoch alone: the store then serves the closed form.
 """
@@ -28,13 +30,14 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
 from fudlr.common.files import atomic_file, check_replaceable, remove_folder, replace_folder
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.batch import BatchGradients, refuse_dropout, shares_of
+from fudlr.gradients.store.batch import BatchGradients, dropout_at_work, shares_of
 from fudlr.gradients.store.manifest import (
     TRAINING,
     Binding,
@@ -61,7 +64,8 @@ class Recorder:
     are stored pass unrecorded.
 
     Args:
-        model: A peft model with plain LoRA layers, or an engine over it.
+        model: A peft model with plain LoRA layers, alone or in a `DistributedDataParallel` of one
+            process, or an engine over it.
         out: The store's folder; an earlier store there is replaced by `finish`.
         data: What identifies the training data: a text, a table as tensors, the path of a file, or
             ready digests of both data and order, `(data, order)`.
@@ -73,8 +77,6 @@ class Recorder:
         course: What identifies the course of training, for going on with a recording after the
             process ended; by default the adapter at the first batch.
         folder: Where the rows lie until then; `<out>.recording` where None.
-        allow_dropout: Record although dropout is at work: rows are then gradients of the loss
-            under the masks that were drawn.
         hook_steps: Whether the optimiser's own step ends a recorded one; else call `step`.
 
     Raises:
@@ -95,10 +97,9 @@ class Recorder:
         projection: Projection | None = None,
         course: str | None = None,
         folder: Path | None = None,
-        allow_dropout: bool = False,
         hook_steps: bool = True,
     ) -> None:
-        self.engine = model if isinstance(model, Engine) else Engine(model)
+        self.engine = model if isinstance(model, Engine) else Engine(within(model))
         self.out = Path(out)
         self.folder = folder or self.out.with_name(f"{self.out.name}.recording")
         check_replaceable(self.out, "store")
@@ -106,7 +107,7 @@ class Recorder:
         self.optimiser = optimiser
         self.recipe = recipe if optimiser is None else Recipe.of(optimiser, clip=clip)
         self._given, self._data, self._course = projection, data, course
-        self._checked = allow_dropout
+        self._dropout: dict[str, float] | None = None
         self._hook_steps = hook_steps
         self._handles: list[Any] = []
         self._backward_hook: BackwardHook | None = None
@@ -149,15 +150,14 @@ class Recorder:
         if self._backward_hook is None:
             self._backward_hook = self.engine.backward_hook(self.engine.names)
             self._handles.append(self._backward_hook)
+        if self._dropout is None:
+            self._dropout = dropout_at_work(self.engine.model)
         self._note_epoch(ids)
         if self._passed < steps.steps:
             yield None
             if self.recipe is None:
                 self._passed += 1
             return
-        if not self._checked:
-            refuse_dropout(self.engine.model)
-            self._checked = True
         steps.begin_epoch(self._epoch)
         found = BatchGradients(self._backward_hook.layout, ids, shares, steps.projection)
         self._backward_hook.open(len(ids), found)
@@ -246,7 +246,8 @@ class Recorder:
             steps = self._steps
             assert self._binding is not None  # begin
             binding = replace(self._binding, adapter=digest(theta))
-            steps.finish(binding, self.recipe, {**self._training, "end": theta})
+            ends = {**self._training, "end": theta}
+            steps.finish(binding, self.recipe, ends, self._dropout)
         finally:
             self.close()
         replace_folder(self.folder, self.out, "store")
@@ -339,6 +340,25 @@ class Recorder:
             "Name the norm that the loop clips to (clip=), put every backward pass into "
             "recorder.batch, and leave the gradient as it is otherwise",
         )
+
+
+def within(model: nn.Module) -> nn.Module:
+    """The model in a `DistributedDataParallel`, whose hooks see the same backward pass.
+
+    Raises:
+        UsageError: Several processes train it: each sees a part of the samples alone.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return model
+    size = torch.distributed.get_world_size(model.process_group)
+    if size > 1:
+        raise UsageError(
+            "a training was to be recorded",
+            f"{size} processes train at once (DistributedDataParallel)",
+            "Train with one process, or record after training with `fudlr record`",
+        )
+    found: nn.Module = model.module
+    return found
 
 
 def adam_moments(

@@ -33,7 +33,7 @@ from fudlr.common.errors import RecordingWarning, UsageError
 from fudlr.common.files import write_json
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.batch import ASKED, LabelledBatch, refuse_dropout
+from fudlr.gradients.store.batch import ASKED, LabelledBatch
 from fudlr.gradients.store.manifest import Recipe
 from fudlr.gradients.store.recorder import Recorder
 from fudlr.gradients.store.steps import check_room
@@ -65,7 +65,6 @@ class RecorderCallback(TrainerCallback):
         ids: The column of ids.
         config: Which epochs, and how rows are made.
         projection: A fitted projection; otherwise the first batches decide.
-        allow_dropout: Record although dropout is at work; see `Recorder`.
     """
 
     def __init__(
@@ -76,11 +75,10 @@ class RecorderCallback(TrainerCallback):
         ids: str = COLUMN,
         config: RecordConfig | None = None,
         projection: Projection | None = None,
-        allow_dropout: bool = False,
     ) -> None:
         self.out, self.ids = Path(out), ids
         self.config = config or RecordConfig()
-        self._data, self._allow_dropout, self._projection = data, allow_dropout, projection
+        self._data, self._projection = data, projection
         self._engine: Engine | None = None
         self._recorder: Recorder | None = None
         self._batch: LabelledBatch | None = None
@@ -162,7 +160,6 @@ class RecorderCallback(TrainerCallback):
                 config=self.config,
                 projection=self._projection,
                 course=self._course,
-                allow_dropout=self._allow_dropout,
                 hook_steps=False,
                 **whole,
             )
@@ -277,8 +274,6 @@ class RecorderCallback(TrainerCallback):
                 "Leave what a batch is to the Trainer's own training_step",
             )
         batch = self._batch = LabelledBatch.of(ids, inputs, self.ids)
-        if not (self._known or self._allow_dropout):
-            refuse_dropout(model)
         if self._recorder is not None:
             weights = batch.counts.cpu()
             with self._guarded():
@@ -343,6 +338,8 @@ def _check_arguments(args: Any, loader: Any) -> None:
         "dataloader_drop_last=True leaves samples out": args.dataloader_drop_last,
         f"{args.world_size} processes train at once": args.world_size > 1,
         f"{args.n_gpu} GPUs share a batch": args.n_gpu > 1,
+        "packing puts several samples into one row": getattr(args, "packing", False),
+        "padding_free puts all samples into one row": getattr(args, "padding_free", False),
         "label smoothing changes the loss": args.label_smoothing_factor > 0,
         "torch_compile hides the layers": args.torch_compile,
         "DeepSpeed shards parameters": bool(args.deepspeed),

@@ -230,6 +230,7 @@ class StoreWriter:
         binding: Binding,
         recipe: Recipe | None = None,
         training: Mapping[str, Tensor] | None = None,
+        dropout: Mapping[str, float] | None = None,
     ) -> None:
         """Make it a store.
 
@@ -238,6 +239,7 @@ class StoreWriter:
             recipe: How the training went, where its every step was recorded.
             training: The adapter at its `start` and `end` `[d]`, and where it did not begin with
                 the optimiser's first step, Adam's `moments` `[2, d]` and the steps `before`.
+            dropout: What was dropped out while it was recorded.
 
         Raises:
             StoreError: Nothing was recorded.
@@ -255,7 +257,8 @@ class StoreWriter:
             with atomic_file(self.folder / TRAINING) as temporary:
                 save_file(whole, temporary)
             seal = digest(whole)
-        self._change(binding=binding, recipe=recipe, training_sha256=seal)
+        about = {"recipe": recipe, "training_sha256": seal, "dropout": dict(dropout or {})}
+        self._change(binding=binding, **about)
 
     def close(self) -> None:
         """Let go of the store; what is buffered is lost."""
