@@ -1,6 +1,7 @@
 """The command line: options in, one function of the package called, errors in plain words.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 and 4 as `fudlr check` says, 130 interrupted. A command
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 and 4 as `fudlr check` says; 130, 143 and 129 ended by
+SIGINT, SIGTERM and SIGHUP, all of which clean up and leave earlier results as they were. A command
 imports what it runs when it runs: torch, transformers and peft take seconds, and `--help` or a
 wrong option needs none of them.
 """
@@ -8,14 +9,15 @@ wrong option needs none of them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fudlr.cli import look, requests, results, train
-from fudlr.cli.boundary import DEBUG, Group, is_debug, is_expected, quieten
+from fudlr.cli.boundary import DEBUG, Group, in_words, is_debug, is_expected, quieten
 from fudlr.cli.check import check
 from fudlr.cli.demo import demo
 from fudlr.common.errors import FudlrError
@@ -94,20 +96,49 @@ for _name, _group in GROUPS.items():
 def main() -> None:
     """Entry point of the `fudlr` command."""
     code: object = 0
+    ended_by = _catch_signals()
     try:
         app()
     except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
         code = ended.code
     except Exception as error:
-        if is_debug() or not is_expected(error):
+        if is_debug():
             raise
-        say(f"error: {error}", "red")
+        say(f"error: {error if is_expected(error) else in_words(error)}", "red")
         code = exit_code(error)
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
+        code = ended_by[0] if ended_by else code
         say("interrupted; nothing is half-written, and finished results are kept")
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(_flushed(code if isinstance(code, int) else 0))
+
+
+def _catch_signals() -> list[int]:
+    """Let SIGTERM and SIGHUP interrupt as SIGINT does; the exit code of the first that came."""
+    ended_by: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        ended_by.append(128 + number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, interrupt)
+    return ended_by
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all output is out; what cannot be written is said, and given up."""
+    try:
+        if sys.stdout is not None:  # closed by whoever called
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            say(f"error: {in_words(error, 'the output was to be written to stdout')}", "red")
+        return code or 1
+    return code
 
 
 def exit_code(error: BaseException) -> int:

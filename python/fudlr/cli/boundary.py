@@ -59,10 +59,12 @@ class Group(TyperGroup):
         except Exception as error:
             if is_debug() or hasattr(error, "exit_code") or is_expected(error):
                 raise
-            found, remedy = explain(error)
-            raise FudlrError(
-                f"`fudlr {ctx.invoked_subcommand}` was to run", found, remedy
-            ) from error
+            raise in_words(error, f"`fudlr {ctx.invoked_subcommand}` was to run") from error
+
+
+def in_words(error: Exception, asked: str = "a command was to be read") -> FudlrError:
+    """An error that nobody raised on purpose, as one for a person."""
+    return FudlrError(asked, *explain(error))
 
 
 def is_debug() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,13 @@ TITLE_COLUMNS = ("title", "movie_title", "book_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class", "categories", "category")
 YEAR_COLUMNS = ("year", "release_year", "publication_year")
 
-LISTED = r"""^\s*\[?\s*(?:'[^']*'|"[^"]*")(?:\s*,\s*(?:'[^']*'|"[^"]*"))*\s*\]?\s*$"""
-"""A list as Python or JSON prints it, with brackets or without: 'Books', 'Literature & Fiction'."""
+QUOTED = r"""'[^']*'|"[^"]*\""""
+LISTED = rf"^(?:{QUOTED})(?:\s*,\s*(?:{QUOTED}))*$"
+"""A list as Python or JSON prints it, without its brackets: 'Books', 'Literature & Fiction'."""
+BRACKETS = r"^(?s:[\[{]\s*(.*?)\s*[\]}])$"
+NAMED = rf"""['"]name['"]\s*:\s*(?:{QUOTED})"""
+"""Of a record within a list, as in TMDB's [{'id': 28, 'name': 'Action'}]."""
+MARKS = ("|", ";", ",", " / ", "\t")
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
 
     Films of one name are told apart by the year; what is then still the same, by the item's id,
     because a title that names two items could be grounded in neither. Genres written as one text
-    are split: at `|`, `;` or `,`, the first of these that the column holds, or where quotes are.
+    are split: at the first of `MARKS` that the column holds, or where quotes are.
     """
     for names in (TITLE_COLUMNS, GENRE_COLUMNS, YEAR_COLUMNS):
         found = next((name for name in names if name in items.columns), names[0])
@@ -143,18 +149,29 @@ def _with_titles(items: pl.DataFrame) -> pl.DataFrame:
     return items.select("item_id", "title", pl.exclude("item_id", "title"))
 
 
-def split_texts(values: pl.Series, marks: str = "|;,") -> pl.Series:
-    """Texts that hold several values as lists of them, split at quotes or at one of `marks`."""
+def split_texts(values: pl.Series, marks: Sequence[str] = MARKS) -> pl.Series:
+    """Texts that hold several values as lists of them: the names of records, what is in quotes, or
+    what stands between one of `marks`; brackets around them are taken off."""
     if values.dtype != pl.String:
         return values
-    text = values.fill_null("")
+    whole = values.fill_null("").str.strip_chars()
+    named = whole.str.contains(NAMED)
+    text = whole.str.extract(BRACKETS).fill_null(whole)
     quoted = text.str.contains(LISTED)
-    mark = next((m for m in marks if text.filter(~quoted).str.contains(m, literal=True).any()), "|")
-    inside = text.str.extract_all(r"""'[^']*'|"[^"]*\"""").list.eval(
-        pl.element().str.slice(1, pl.element().str.len_chars() - 2)
+    plain = text.filter(~(named | quoted))
+    mark = next((m for m in marks if plain.str.contains(m, literal=True).any()), "|")
+    cell = pl.element()
+    within = cell.str.slice(1, cell.str.len_chars() - 2)
+    frame = pl.DataFrame({"q": quoted, "r": named, "text": text, "whole": whole})
+    names = (
+        pl.col("whole").str.extract_all(NAMED).list.eval(cell.str.replace(r"^.name.\s*:\s*", ""))
     )
-    frame = pl.DataFrame({"q": quoted, "in": inside, "out": text.str.split(mark)})
     parts = frame.select(
-        pl.when("q").then("in").otherwise("out").list.eval(pl.element().str.strip_chars())
+        pl.when("r")
+        .then(names.list.eval(within))
+        .when("q")
+        .then(pl.col("text").str.extract_all(QUOTED).list.eval(within))
+        .otherwise(pl.col("text").str.split(mark))
+        .list.eval(cell.str.strip_chars())
     ).to_series()
-    return parts.list.eval(pl.element().filter(pl.element() != "")).alias(values.name)
+    return parts.list.eval(cell.filter(cell != "")).alias(values.name)

@@ -10,7 +10,7 @@ import polars as pl
 from fudlr.common.errors import UsageError
 from fudlr.data.build import GENRE_COLUMNS, TITLE_COLUMNS, Tables, build_interactions
 from fudlr.data.interactions import Interactions
-from fudlr.data.text import Table, listed, shown, unread
+from fudlr.data.text import Table, listed, shown, unread, warn
 
 ALIASES = {
     "user": (
@@ -31,6 +31,7 @@ ALIASES = {
 KEYS = {"user": "user_id", "item": "item_id", "time": "time"}
 OTHERS = {"title": TITLE_COLUMNS, "genres": GENRE_COLUMNS}
 """Columns of the item table that a mapping may name as well."""
+WHOLE = r"^[+-]?\d+(\.0*)?$"
 ROW = "row"
 """In place of a time column: rows stand in the order of time."""
 DATES = (
@@ -46,8 +47,14 @@ DATES = (
     *("%d-%b-%Y", "%a %b %d %H:%M:%S %z %Y", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y"),
     *("%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S"),
     *("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M"),
+    *("%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M"),
+    "%a, %d %b %Y %H:%M:%S",
 )
 """Dates that are understood beside ISO 8601, where all rows have one form."""
+YEARS = (10**8, 5 * 10**9)
+"""Seconds since 1970 that data were made at: 1973 to 2128."""
+UNITS = (1, 10**3, 10**6, 10**9)
+"""Of times since 1970, in a second."""
 
 
 def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -103,25 +110,33 @@ def roles(names: list[str], columns: Mapping[str, str]) -> set[str]:
 
 
 def _whole(values: pl.Series) -> pl.Series:
-    """Floats as integers where all are whole: null among integers makes them floats."""
+    """Floats as integers where all are whole, also where text or decimals hold them: null among
+    integers makes them floats."""
     known = values.drop_nulls()
     if values.dtype.is_float() and (known.is_finite() & (known.abs() < 2.0**53)).all():
         return values.cast(pl.Int64) if (known == known.floor()).all() else values
+    if values.dtype == pl.String or values.dtype.is_decimal():
+        text = known.cast(pl.String).str.strip_chars()
+        text = text.filter(text != "")
+        # The first value tells most columns apart, without a look at the others.
+        if text.head(1).str.contains(WHOLE).any() and text.str.contains(WHOLE).all():
+            return values.cast(pl.String).str.strip_chars().str.replace(r"\.0*$", "")
     return values
 
 
 def as_ids(values: pl.Series, table: Table) -> pl.Series:
-    """Ids as text; whole numbers lose their decimals."""
+    """Ids as text in Unicode's composed form (NFC); whole numbers lose their decimals."""
     values = _whole(values)
     texts = values.dtype in (pl.String, pl.Categorical) or isinstance(values.dtype, pl.Enum)
     if not (texts or values.dtype.is_integer()):
         kind = f"values of type {values.dtype}"
-        kind = "numbers that are not whole" if values.dtype.is_float() else kind
+        if values.dtype.is_float() or values.dtype.is_decimal():
+            kind = "numbers that are not whole, or too large to be exact"
         remedy = "Ids are text or whole numbers: name another column, or write them as text"
         raise unread(table.label, f"`{values.name}` holds {kind}", remedy)
     text = values.cast(pl.String).str.strip_chars()
     table.refuse(text.fill_null("") == "", f"an empty `{text.name}`", "Every row needs its id")
-    return text
+    return text if values.dtype.is_integer() else text.str.normalize("NFC")
 
 
 def as_times(values: pl.Series, table: Table) -> pl.Series:
@@ -141,11 +156,27 @@ def as_times(values: pl.Series, table: Table) -> pl.Series:
     if not values.dtype.is_numeric():
         found = f"`{values.name}` holds values of type {values.dtype}"
         raise unread(table.label, found, "Times are numbers or dates: name another column")
-    values = values.cast(pl.Int64 if values.dtype.is_integer() else pl.Float64)
     remedy = "Without times there is no order to learn from: give one for every row"
     table.refuse(values.is_null(), f"no {values.name}", remedy)
-    table.refuse(~values.is_finite(), "for a time", "Give a finite number", values)
+    given = values
+    values = values.cast(pl.Int64 if values.dtype.is_integer() else pl.Float64, strict=False)
+    bad = values.is_null() | ~values.is_finite()
+    table.refuse(bad, "for a time", "Give a finite number below 2^63", given)
+    _check_unit(values, table)
     return values
+
+
+def _check_unit(values: pl.Series, table: Table) -> None:
+    """Refuse times since 1970 in several units; say where some are 0, as if not known."""
+    units = [values.is_between(YEARS[0] * unit, YEARS[1] * unit) for unit in UNITS]
+    found = [unit for unit in units if unit.any()]
+    if len(found) > 1:
+        rarest = min(found, key=lambda unit: int(unit.sum()))
+        remedy = "Write all times in one unit"
+        table.refuse(rarest, "for a time, of another unit than other rows'", remedy, values)
+    unknown = int((values <= 0).sum())
+    if unknown and int(found[0].sum() if found else 0) == values.len() - unknown:
+        warn(f"{table.label}: {unknown} times are 0 or less, as if not known: they count as oldest")
 
 
 def _since_1970(values: pl.Series) -> pl.Series:
@@ -159,7 +190,7 @@ def _since_1970(values: pl.Series) -> pl.Series:
 
 def _dates(text: pl.Series, table: Table) -> pl.Series:
     """Dates in UTC; in ISO 8601 their forms may differ from row to row."""
-    text = text.replace("", None)
+    text = text.replace("", None).str.replace(r" ?(?:UTC|GMT)$", "")
     if text.drop_nulls().str.contains(r"^\d{4}-\d\d?-\d\d?").all():
         dates = text.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
         if dates.null_count() == text.null_count():
@@ -175,9 +206,11 @@ def _dates(text: pl.Series, table: Table) -> pl.Series:
         zone = {"time_zone": "UTC"} if "%z" in form else {}
         kind = pl.Datetime("us", **zone) if "%H" in form or "%I" in form else pl.Date
         try:
-            tried.append(text.str.strptime(kind, form, strict=False).cast(pl.Datetime("us")))
+            read = text.str.strptime(kind, form, strict=False).cast(pl.Datetime("us"))
         except pl.exceptions.PolarsError:
             continue
+        # %Y takes 20 for the year 20.
+        tried.append(read.set((read.dt.year() < 1000).fill_null(False), None))
     best = min(tried, key=lambda read: read.null_count())
     table.refuse(
         best.is_null() & text.is_not_null(),
@@ -226,19 +259,33 @@ def _side(table: Table, role: str, columns: Mapping[str, str]) -> pl.DataFrame:
     side = [as_ids(frame[key], table).alias(KEYS[role])]
     named = {find_column(frame.columns, other, columns, label): other
              for other in OTHERS if role == "item" and other in columns}  # fmt: skip
-    side += [_as_text(frame[n]).alias(named.get(n, n)) for n in frame.columns if n != key]
+    nested = [n for n in frame.columns if n != key and _is_nested(frame.schema[n])]
+    if nested:
+        warn(f"{label}: columns of nested values are left out: {listed(nested)}", "nested")
+    kept = [n for n in frame.columns if n != key and n not in nested]
+    side += [_as_text(frame[n]).alias(named.get(n, n)) for n in kept]
     held = [column.name for column in side]
     if twice := sorted({name for name in held if held.count(name) > 1}):
         raise unread(label, f"two columns would be called {listed(twice)}", "Rename one of them")
     return pl.DataFrame(side)
 
 
+def _is_nested(kind: pl.DataType) -> bool:
+    """Whether a column's values are neither text nor lists of texts, nor records with a name."""
+    within = getattr(kind, "inner", None)
+    if isinstance(within, pl.Struct):
+        return "name" not in {field.name for field in within.fields}
+    return isinstance(kind, pl.Struct) or isinstance(within, pl.List | pl.Array)
+
+
 def _as_text(values: pl.Series) -> pl.Series:
     """A column as text, or as lists of text; nothing known is "" and []."""
     if isinstance(values.dtype, pl.List | pl.Array):
+        if isinstance(values.dtype.inner, pl.Struct):  # type: ignore[union-attr]
+            values = values.list.eval(pl.element().struct.field("name"))
         lists = [[str(v) for v in row or () if v is not None] for row in values.to_list()]
         return pl.Series(values.name, lists, dtype=pl.List(pl.String))
-    if isinstance(values.dtype, pl.Struct) or values.dtype in (pl.Binary, pl.Object):
+    if values.dtype in (pl.Binary, pl.Object):
         texts = ["" if v is None else str(v) for v in values.to_list()]
         return pl.Series(values.name, texts, dtype=pl.String)
     return _whole(values).cast(pl.String).fill_null("")

@@ -19,7 +19,26 @@ QUANTITIES = ("age", "year", "price", "income")
 """Columns of these names are no codes, however few their values."""
 SMALL_GROUP = 10  # users: the gap to fewer is chance
 # What data sets write where they do not know: no group.
-UNKNOWN = ("", "unknown", "nan", "null", "none", "n/a", "(no genres listed)", "no genres listed")
+UNKNOWN = (
+    *(
+        "",
+        "unknown",
+        "nan",
+        "nat",
+        "null",
+        "none",
+        "na",
+        "n/a",
+        "<na>",
+        "\\n",
+        "?",
+        "-",
+        "[]",
+        "{}",
+    ),
+    *("undefined", "unspecified", "not specified", "not available", "missing"),
+    *("(no genres listed)", "no genres listed"),
+)
 
 
 def _column(table: pl.DataFrame, column: str, asked: str) -> pl.Series:

@@ -55,6 +55,9 @@ def _cell(value: Any) -> Any:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+        names = [v.get("name") for v in value]  # records, as TMDB has them
+        return names if all(isinstance(name, str) for name in names) else NESTED
     if isinstance(value, list) and not any(isinstance(v, dict | list) for v in value):
         return [str(_cell(v) or "") for v in value]
     return NESTED

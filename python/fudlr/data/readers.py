@@ -29,6 +29,7 @@ from fudlr.data.text import part_files, unread
 Columns = Mapping[str, str]
 HEAD = 4096  # bytes of a file that are looked at
 ZIP = b"PK\x03\x04"
+PACKED = (".zst", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx", ".xls", ".feather", ".orc")
 LARGEST = 2**36  # bytes that are unpacked from an archive
 
 RATING_LINE = re.compile(rb"[^:\n]+::[^:\n]+::[^:\n]+::")
@@ -158,6 +159,9 @@ def find_form(path: Path, columns: Columns | None = None) -> str:
     if not path.exists():
         raise DataError(asked, "there is no such file or folder", "Check the path")
     found = [form for form, reader in READERS.items() if reader.matches(path, columns or {})]
+    if not found and path.suffix.lower() in PACKED:
+        remedy = "Unpack it, or pack it with gzip or zip; write a spreadsheet as CSV"
+        raise DataError(asked, f"files that end in {path.suffix} are not read", remedy)
     if not found:
         forms = "; ".join(f"{form}: {reader.about}" for form, reader in READERS.items())
         several = "Where a folder holds several tables, name the file"

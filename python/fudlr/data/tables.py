@@ -104,6 +104,7 @@ READ: dict[str, Callable[[Path], Table]] = {
     ".parquet": read_parquet,
     ".json": read_json,
     ".jsonl": read_json,
+    ".ndjson": read_json,
 }
 
 

@@ -101,6 +101,7 @@ def read_text(path: Path, *encodings: str, quiet: bool = False) -> bytes:
             "Write it as UTF-8 (older data sets are often in latin-1)",
         ) from failed
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n")
+    text = text if "\n" in text else text.replace("\r", "\n")
     if not text.strip():
         raise unread(path, "it is empty", "Fetch or write it again")
     if failed and not quiet:

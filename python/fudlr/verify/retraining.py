@@ -9,11 +9,12 @@ interrupted is all that is lost.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -175,7 +176,21 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def end_with_parent() -> None:
+    """End this worker when the process that started it is killed: it would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        handle = parent.sentinel
+
+        def wait() -> None:
+            connection.wait([handle])
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
 def _load(folder: str, theta: Tensor) -> None:
+    end_with_parent()
     os.environ["FUDLR_QUIET"] = "1"
     torch.set_num_threads(1)
     _loaded[:] = [load_run(folder)]

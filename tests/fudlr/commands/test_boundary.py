@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -86,6 +87,47 @@ def test_version_and_help(fudlr):
     assert package.__version__[0].isdigit()
     for arguments in (["-h"], ["train", "-h"], ["data", "check", "-h"]):
         assert "Usage" in fudlr(*arguments).out
+
+
+@pytest.mark.parametrize("arguments", [["options"], ["--help"], ["--version"]])
+def test_output_that_cannot_be_written_is_said(arguments):
+    command = [sys.executable, "-c", MAIN, *arguments]
+    with open("/dev/full", "w") as out:
+        found = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert "the disk is full" in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)]
+)
+def test_signals_let_a_command_clean_up(name, code, tmp_path):
+    work = f"""
+import time
+from pathlib import Path
+from fudlr.cli import look
+from fudlr.common.files import atomic_folder
+
+def work():
+    with atomic_folder(Path({str(tmp_path / "out")!r}), "result"):
+        print("begun", flush=True)
+        time.sleep(2 if {name == "nohup"} else 60)
+    return {{}}
+
+look.describe_fields = lambda: work() or {{"a.b": dict(default=1, allowed="", help="")}}
+"""
+    command = [sys.executable, "-c", work + MAIN, "options"]
+    command = ["nohup", *command] if name == "nohup" else command
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(getattr(signal, "SIGHUP" if name == "nohup" else name))
+        said = process.communicate()[1]
+    assert process.returncode == code, said
+    assert said.endswith("" if name == "nohup" else "finished results are kept\n")
+    assert [each.name for each in tmp_path.iterdir()] == (["out"] if name == "nohup" else [])
 
 
 def test_labels_reach_the_terminal_as_escapes(capsys):

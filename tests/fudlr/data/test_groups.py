@@ -36,6 +36,15 @@ def test_user_groups_are_coded_and_unknown_is_none():
     assert codes.tolist() == [1, 0, -1, 0, -1, 1]
 
 
+@pytest.mark.parametrize(
+    "word", ["nan", "NaT", "<NA>", "NA", "\\N", "?", "-", "Unknown", "None", " "]
+)
+def test_words_for_unknown_are_no_group_of_users(word):
+    codes, labels = user_groups(with_users(gender=["M", "F", word, "F", word, "M"]), "gender", 2)
+    assert labels == ["F", "M"]
+    assert codes.tolist() == [1, 0, -1, 0, -1, 1]
+
+
 def test_small_groups_are_left_out_with_a_word():
     data = with_users(job=["cook"] * 3 + ["poet"] + ["smith"] * 3)
     with pytest.warns(DataWarning, match=r"fewer than 2 users are left out: poet \(1\)"):

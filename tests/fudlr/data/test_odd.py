@@ -45,6 +45,7 @@ def told(call):
         EVENTS.replace(",", ";"),
         EVENTS.replace(",", "\t") + "\n\n",
         EVENTS.replace(",", " "),
+        EVENTS.replace("\n", "\r"),
         "user,item,time\n" + "".join(f'"{u}","{i}","{t}"\n' for u, i, t in PLAIN),
         "User-ID,Movie ID,TIMESTAMP\n" + EVENTS.partition("\n")[2],
         ",user,item,time\n" + "".join(f"{n},{u},{i},{t}\n" for n, (u, i, t) in enumerate(PLAIN)),
@@ -128,6 +129,11 @@ def test_quotes_and_inch_signs(tmp_path):
         (("1600000000000000001", "1600000000000000002"),
          [1600000000000000001, 1600000000000000002]),
         (("1.25e9", "1250000001.5"), [1250000000, 1250000001]),
+        (("12/31/99", "1/13/01"), [946598400, 979344000]),
+        (("12/1/10 8:26", "12/13/10 8:28"), [1291191960, 1292228880]),
+        (("2020-01-01 00:00:00 UTC", "2020-01-01 00:00:01.5 UTC"), [1577836800, 1577836801]),
+        (("Wed, 01 Jan 2020 00:00:00 GMT", "Thu, 02 Jan 2020 00:00:00 GMT"),
+         [1577836800, 1577923200]),
     ],
 )  # fmt: skip
 def test_times_in_many_forms(dates, times, tmp_path):
@@ -141,6 +147,8 @@ def test_times_in_many_forms(dates, times, tmp_path):
     [
         (("01/02/2019", "03/04/2019"), "day and month cannot be told apart"),
         (("01/31/2019", "soon"), "line 3 has 'soon' for a time, which is neither"),
+        (("01/02/03", "03/04/05"), "day and month cannot be told apart"),
+        (("1577836800", "1577836800001"), "line 2 has 1577836800 for a time, of another unit"),
     ],
 )
 def test_dates_that_say_too_little(dates, said, tmp_path):
@@ -226,6 +234,14 @@ def test_side_tables_of_other_names_are_taken_or_said(tmp_path):
         ('["Books", "Literature, Fiction"]', ["Books", "Literature, Fiction"]),
         ("Books|Literature, Fiction", ["Books", "Literature, Fiction"]),
         ("Action, Indie", ["Action", "Indie"]),
+        ("Action / Indie", ["Action", "Indie"]),
+        ("[{'id': 28, 'name': 'Action'}, {'id': 12, 'name': \"Kid's\"}]", ["Action", "Kid's"]),
+        ('["Women\'s", "Kid\'s"]', ["Women's", "Kid's"]),
+        ("[Action, Indie]", ["Action", "Indie"]),
+        ('{"Sci-Fi & Fantasy",Indie}', ['"Sci-Fi & Fantasy"', "Indie"]),
+        ('{"Sci-Fi","Indie"}', ["Sci-Fi", "Indie"]),
+        ("[]", []),
+        ("['']", []),
         ("", []),
     ],
 )
@@ -282,6 +298,84 @@ def test_an_instruction_row_of_open_quotes_takes_no_time(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps([row, other]))
     with pytest.warns(DataWarning, match="1 rows are of no known form"):
         assert read_data(tmp_path).n_items == 3
+
+
+def test_times_of_0_among_dates_are_said_and_counters_are_not(tmp_path):
+    for times, said in (("0", ["2 times are 0 or less, as if not known"]), ("1577836799", [])):
+        body = f"user,item,time\n1,a,1577836800\n1,b,{times}\n2,a,{times}\n"
+        found = told(lambda body=body: read_data(write(tmp_path, a__csv=body) / "a.csv"))[1]
+        assert len(found) == len(said)
+        assert all(word in text for word, text in zip(said, found, strict=True))
+    body = "user,item,time\n1,a,0\n1,b,1\n2,a,2\n"
+    assert not told(lambda: read_data(write(tmp_path, a__csv=body) / "a.csv"))[1]
+
+
+def test_times_beyond_64_bits_are_refused(tmp_path):
+    times = pl.Series([2**63 + 1, 5], dtype=pl.UInt64)
+    pl.DataFrame({"user": [1, 2], "item": [7, 8], "time": times}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match="line 1 has 9223372036854775809 for a time"):
+        read_data(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("dotted", ["interactions", "items"])
+def test_ids_that_a_missing_value_made_floats_in_a_csv_are_whole(dotted, tmp_path):
+    dot = {"interactions": "", "items": "", dotted: ".0"}
+    events = "user,item,time\n" + "".join(f"u{n},{n}{dot['interactions']},{n}\n" for n in (7, 10))
+    items = "item,title\n" + "".join(f"{n}{dot['items']},T{n}\n" for n in (7, 10))
+    data = read_data(write(tmp_path, interactions__csv=events, items__csv=items))
+    assert rows(data) == [("u7", "7", 7), ("u10", "10", 10)]
+    assert data.items["title"].to_list() == ["T7", "T10"]
+
+
+def test_ids_of_a_database_are_whole_or_refused(tmp_path):
+    frame = pl.DataFrame({"user": ["a", "b"], "item": [7, 8], "time": [1, 2]})
+    for scale in (0, 2):
+        exact = frame.with_columns(pl.col("item").cast(pl.Decimal(10, scale)))
+        exact.write_parquet(tmp_path / "a.parquet")
+        assert [item for _, item, _ in rows(read_data(tmp_path / "a.parquet"))] == ["7", "8"]
+    half = frame.with_columns(item=pl.Series(["7.5", "8"]).cast(pl.Decimal(10, 2)))
+    half.write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="`item` holds numbers that are not whole"):
+        read_data(tmp_path / "a.parquet")
+
+
+def test_ids_are_the_same_however_their_accents_are_written(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    events = f"user,item,time\n{composed},{composed},5\n{apart},b,6\n"
+    folder = write(tmp_path, interactions__csv=events, items__csv=f"item,title\n{apart},A\nb,B\n")
+    assert rows(read_data(folder)) == [(composed, composed, 5), (composed, "b", 6)]
+
+
+def test_whole_numbers_of_a_side_column_are_so_in_every_form(tmp_path):
+    users = pl.DataFrame({"user": ["u1", "u2"], "job": [1.0, None]})
+    for ending in ("csv", "parquet"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        write(folder, interactions__csv=EVENTS)
+        getattr(users, f"write_{ending}")(folder / f"users.{ending}")
+        assert read_data(folder).users["job"].to_list() == ["1", ""]
+
+
+def test_records_with_a_name_are_genres_in_every_form(tmp_path):
+    records = [[{"id": 1, "name": "War"}, {"id": 2, "name": "Drama"}], [{"id": 1, "name": "War"}]]
+    items = pl.DataFrame({"item": ["a", "b"], "genres": records, "shown": [[{"id": 1}], []]})
+    for ending, save in (("parquet", "write_parquet"), ("jsonl", "write_ndjson")):
+        folder = tmp_path / ending
+        folder.mkdir()
+        write(folder, interactions__csv=EVENTS)
+        getattr(items, save)(folder / f"items.{ending}")
+        data, said = told(lambda folder=folder: read_data(folder))
+        assert data.items["genres"].to_list() == [["War", "Drama"], ["War"]]
+        assert data.items.columns == ["item_id", "title", "genres"]
+        assert len(said) == 1
+        assert "nested values are left out: 'shown'" in said[0]
+
+
+def test_files_packed_in_other_ways_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"files that end in \.zst are not read\. Unpack it"):
+        read_data(write(tmp_path, a__csv__zst=b"\x28\xb5\x2f\xfd") / "a.csv.zst")
 
 
 def test_ids_that_pandas_made_floats_are_whole_again(tmp_path):

@@ -1,6 +1,10 @@
 """Retrainings: kept, read again, the same in another process, and lost only where interrupted."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +39,39 @@ def test_several_processes_give_what_one_gives(run, short, tmp_path):
         assert len(other.losses) == 1
     assert not torch.equal(here[0].theta, here[1].theta)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+ORPHAN = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from fudlr.verify.retraining import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    command = [sys.executable, tmp_path / "orphan.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and _lives(worker):
+        time.sleep(0.05)
+    assert not _lives(worker)
+
+
+def _lives(process):
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_is_kept_is_not_done_again_and_an_interruption_loses_what_was_running(
