@@ -90,7 +90,43 @@ TORCH_LIBRARY(fudlr_decoder, m) {
       "int spare=0) -> (Tensor, Tensor, Tensor)");
 }
 
+// Ops without an autograd rule, for the training that fudlr unrolls; fudlr_ext/reference/unroll.py.
+TORCH_LIBRARY(fudlr_unroll, m) {
+  // A step of Adam on [d], its derivative and the transpose of that on changes [k, d]; options [10]
+  // are its rate, betas, eps, both corrections, l2, clip, coupled decay, and what AdamW keeps.
+  // mean and square are those before the step in the first, those after it in the others
+  m.def(
+      "adam_move(Tensor theta, Tensor mean, Tensor square, Tensor gradient, Tensor start, "
+      "Tensor options) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "adam_tangent(Tensor d_theta, Tensor d_mean, Tensor d_square, Tensor change, Tensor theta, "
+      "Tensor mean, Tensor square, Tensor gradient, Tensor start, Tensor options) -> (Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "adam_transposed(Tensor d_theta, Tensor d_mean, Tensor d_square, Tensor theta, Tensor mean, "
+      "Tensor square, Tensor gradient, Tensor start, Tensor options) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
+  // S v [k, p] and Sᵀ s [k, d]; table [m, 7]: where a matrix lies in v, its rows and columns, where
+  // its directions lie in factors, how many they are, where its sketch lies, and whether it is a B
+  m.def("lora_project(Tensor vectors, Tensor factors, Tensor table, int p) -> Tensor");
+  m.def("lora_lift(Tensor sketches, Tensor factors, Tensor table, int d) -> Tensor");
+  // A shift with what b a adds to it, and (bᵀ Ĝ, Ĝ aᵀ) [k, d] for the Ĝ whose views are `total`;
+  // layers [L, 5]: where A and B lie in θ [d], rank, in and out; their inverses [r, r] one by one
+  m.def(
+      "lora_seen(Tensor shift, Tensor theta, Tensor inverse_a, Tensor inverse_b, Tensor layers) -> "
+      "Tensor");
+  m.def(
+      "lora_views(Tensor total, Tensor shifts, Tensor theta, Tensor inverse_a, Tensor inverse_b, "
+      "Tensor layers) -> Tensor");
+}
+
 // Where gradients or tangents of these are asked for, that is refused and not forgotten.
+TORCH_LIBRARY_IMPL(fudlr_unroll, Autograd, m) {
+  for (const char* op : {"adam_move", "adam_tangent", "adam_transposed", "lora_project",
+                         "lora_lift", "lora_seen", "lora_views"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
 TORCH_LIBRARY_IMPL(fudlr_decoder, Autograd, m) {
   for (const char* op :
        {"rms_norm", "rms_norm_tangent", "rms_norm_backward", "swiglu", "swiglu_tangent",

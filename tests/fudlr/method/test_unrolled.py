@@ -125,6 +125,7 @@ class Memory:
         self._steps, self._projection = steps, projection
         self.read = []
 
+    kept = False
     count = property(lambda self: len(self._steps))
 
     def mean(self, step):

@@ -20,10 +20,12 @@ from fudlr.common.digest import digest, tensor_bytes
 from fudlr.common.errors import StoreError
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, read_manifest
-from fudlr.gradients.store.shards import Shard, Step, decode, open_regular, refuse, row_bytes
+from fudlr.gradients.store.shards import Step, decode, open_regular, refuse, row_bytes
 from fudlr.gradients.store.writer import projection_path
 
 WINDOW_BYTES = 64 * 2**20
+KEPT_BYTES = 2**29
+"""Of a whole store, up to which its shards stay in memory once they were read."""
 T = TypeVar("T")
 
 
@@ -63,6 +65,7 @@ class Store:
         n, dim, ids: Samples of the last epoch, numbers in its rows, and the samples' names `[n]`.
         steps, counts, epochs, rates: How many in all; and of each its samples, epoch, and rate.
         dtype: Of the rows.
+        kept: Whether it is small enough to stay in memory once it was read.
         whole_training: Whether every step of a training is here, so that it can be unrolled.
         about_projection: The description of the last epoch's projection.
     """
@@ -71,6 +74,8 @@ class Store:
         self.folder, self.manifest, self.binding = folder, manifest, binding
         self.shards = manifest.shards
         self._trusted: set[int] = set()
+        self._kept: dict[int, dict[str, Tensor]] = {}
+        self.kept = self.bytes <= KEPT_BYTES
         self._places: list[_Place] = []
         tables = [shard.table() for shard in self.shards]
         for number, table in enumerate(tables):
@@ -167,7 +172,7 @@ class Store:
     def mean(self, step: int) -> Tensor:
         """Σ u_i g_i of a step, from 0, `[d]`."""
         shard, at, _ = self._places[step]
-        return self._trust(shard).read("means", at, at + 1)[0]
+        return self._read_of(shard, "means", at, at + 1)[0]
 
     def step(self, step: int) -> Step:
         """A step, from 0."""
@@ -320,20 +325,24 @@ class Store:
 
     def _read(self, number: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Rows of a shard and their scales."""
-        shard = self._trust(number)
-        scales = shard.read("scales", start, stop) if self.dtype == "int8" else None
-        return shard.read("rows", start, stop), scales
+        scales = self._read_of(number, "scales", start, stop) if self.dtype == "int8" else None
+        return self._read_of(number, "rows", start, stop), scales
 
-    def _trust(self, number: int) -> Shard:
-        """A shard, its rows compared with their checksum once."""
+    def _read_of(self, number: int, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a shard's tensor, the shard compared with its checksum once."""
+        if self.kept:
+            if number not in self._kept:
+                self._kept[number] = self.shards[number].load()
+            return self._kept[number][name][start:stop]
         if number not in self._trusted:
             self.shards[number].check()
             self._trusted.add(number)
-        return self.shards[number]
+        return self.shards[number].read(name, start, stop)
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each call gives, made by a thread of its own while the one before is in use.
+    """What each call gives, made by a thread of its own while the one before is in use; for reads
+    that wait for a disk.
 
     Raises:
         StoreError: As the call does, when it is its turn.

@@ -225,7 +225,19 @@ class Shard:
                 for start in range(0, count, some):
                     piece = self.read(name, start, min(start + some, count))
                     found = zlib.crc32(tensor_bytes(piece), found)
-        if found != self.body_crc32:
+        self._compare(found)
+
+    def load(self) -> dict[str, Tensor]:
+        """The whole body, or StoreError where it does not match its checksum."""
+        body = {name: self.read(name) for name in self._layout if name not in TABLE}
+        found = 0
+        for tensor in body.values():
+            found = zlib.crc32(tensor_bytes(tensor), found)
+        self._compare(found)
+        return body
+
+    def _compare(self, body_crc32: int) -> None:
+        if body_crc32 != self.body_crc32:
             raise refuse(self.path, "is corrupted: its rows do not match their checksum")
 
 

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import ModelError
+from fudlr_ext.ops.unroll import lora_seen, lora_views
 
 RANK = 1e-3
 """Smallest eigenvalue of A Aᵀ and Bᵀ B beside the largest that counts as one: after Adam's first
@@ -65,16 +66,22 @@ class Layers:
         return (vectors[..., self.index_a].unflatten(-1, self.a_shape),
                 vectors[..., self.index_b].unflatten(-1, self.b_shape))  # fmt: skip
 
-    def stacked(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """A `[L, k r, in]` and B `[L, out, k r]` of `[k, d]`: one product serves all k."""
-        a, b = self.of(vectors)
-        return a.transpose(0, 1).flatten(1, 2), b.permute(1, 2, 0, 3).flatten(2)
+    @property
+    def table(self) -> list[tuple[int, int, int, int, int]]:
+        """Where each layer's A and B lie, its rank, in and out."""
+        (count, rank, wide), (_, out, _) = self.a_shape, self.b_shape
+        starts = [
+            [index.start + i * size if isinstance(index, slice) else int(index[i * size])
+             for i in range(count)]
+            for index, size in ((self.index_a, rank * wide), (self.index_b, out * rank))
+        ]  # fmt: skip
+        return [(a, b, rank, wide, out) for a, b in zip(*starts, strict=True)]
 
-    def put(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        """Write what `stacked` gave into `out` `[k, d]`."""
-        a, b = a.unflatten(1, (len(out), -1)), b.unflatten(2, (len(out), -1))
-        out[:, self.index_a] = a.transpose(0, 1).flatten(1)
-        out[:, self.index_b] = b.permute(2, 0, 1, 3).flatten(1)
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """The matrices' names, and where each lies."""
+        both = zip(self.names, self.table, strict=True)
+        return [pair for (a, b), (at_a, at_b, *_) in both for pair in ((a, at_a), (b, at_b))]
 
 
 def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
@@ -123,31 +130,16 @@ def arrange(layers: list[Layers]) -> tuple[Tensor, list[Layers]]:
     return torch.cat(order), out
 
 
-Inverses = list[tuple[Tensor, Tensor]]
-"""(A Aᵀ)⁻¹ and (Bᵀ B)⁺ of each group of layers, `[..., L, r, r]`."""
+Inverses = tuple[Tensor, Tensor]
+"""(A Aᵀ)⁻¹ and (Bᵀ B)⁺ of all layers one by one, `[..., Σ r²]` each."""
 
 
 def inverses(layers: list[Layers], theta: Tensor) -> Inverses:
     """For adapters `theta` `[..., d]`."""
-    parts = (group.of(theta) for group in layers)
-    return [(_inverse(a @ a.mT), _inverse(b.mT @ b)) for a, b in parts]
-
-
-@dataclass(frozen=True)
-class _At:
-    """Some layers at θ: their A, B, (A Aᵀ)⁻¹ and (Bᵀ B)⁺."""
-
-    layers: Layers
-    a: Tensor
-    b: Tensor
-    a_inverse: Tensor
-    b_inverse: Tensor
-
-    def factors(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """U [L, out, r] and V [L, r, in] of the Ĝ whose views are `total` [d]."""
-        left, right = self.layers.of(total)
-        outside = left - left @ self.a.mT @ self.a_inverse @ self.a
-        return right @ self.a_inverse, self.b_inverse @ outside
+    parts = [group.of(theta) for group in layers]
+    grams = [[a @ a.mT for a, _ in parts], [b.mT @ b for _, b in parts]]
+    of_a, of_b = (torch.cat([_inverse(g).flatten(-3) for g in each], -1) for each in grams)
+    return of_a, of_b
 
 
 class Response:
@@ -157,36 +149,35 @@ class Response:
         layers: Of the flat vector; see `group_layers`.
         theta: θ `[d]`, where the rows were taken.
         known: Its `inverses`, where they are known.
+        table: The layers' as the ops take it, where it is known.
     """
 
-    def __init__(self, layers: list[Layers], theta: Tensor, known: Inverses | None = None) -> None:
-        known = known or inverses(layers, theta)
-        self._layers = [
-            _At(group, *group.of(theta), *found) for group, found in zip(layers, known, strict=True)
-        ]
+    def __init__(
+        self,
+        layers: list[Layers],
+        theta: Tensor,
+        known: Inverses | None = None,
+        table: Tensor | None = None,
+    ) -> None:
+        table = layer_table(layers) if table is None else table
+        self._place = (theta, *(known or inverses(layers, theta)), table)
 
     def seen(self, shift: Tensor) -> Tensor:
         """δ `[d]` with what b a adds to it, as far as A's row space sees it: ⟨G_i, b a⟩ =
         ⟨g_B,i, b a A⁺⟩. The Fisher product with it is the change of Ĝ's views."""
-        out = shift.clone()
-        for at in self._layers:
-            a, b = at.layers.of(shift)
-            moved = b @ (a @ at.a.mT @ at.a_inverse)
-            out[at.layers.index_b] += moved.flatten()
-        return out
+        return lora_seen(shift, *self._place)
 
     def views(self, total: Tensor, shifts: Tensor) -> Tensor:
         """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`.
 
         The derivative of the mean gradient `total` that empirical Fisher leaves out; symmetric.
         """
-        out = torch.empty_like(shifts)
-        for at in self._layers:
-            u, v = at.factors(total)
-            left, right = torch.cat([u, at.b], 2), torch.cat([at.a, v], 1)  # their product is Ĝ
-            a, b = at.layers.stacked(shifts)
-            at.layers.put(out, b.mT @ left @ right, left @ (right @ a.mT))
-        return out
+        return lora_views(total, shifts, *self._place)
+
+
+def layer_table(layers: list[Layers]) -> Tensor:
+    """`Layers.table` of all, `[L, 5]`."""
+    return torch.tensor([row for group in layers for row in group.table])
 
 
 def _inverse(gram: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,11 @@ from fudlr.gradients.store.shards import Step
 
 class Training(Protocol):
     """A recorded training."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is in memory, so that reading ahead saves nothing."""
+        ...
 
     @property
     def count(self) -> int:
@@ -54,6 +60,12 @@ class StoredTraining:
                 "Train with record.epochs=all, or use the closed form (debias.update=closed_form)",
             )
         self._store, (self._ids, self._at) = store, order.sort()
+        self._steps: dict[int, Step] = {}
+
+    @property
+    def kept(self) -> bool:
+        """Whether the store is small enough to stay in memory."""
+        return self._store.kept
 
     @property
     def count(self) -> int:
@@ -66,6 +78,8 @@ class StoredTraining:
 
     def step(self, step: int) -> Step:
         """A step with its rows."""
+        if step in self._steps:
+            return self._steps[step]
         found = self._store.step(step)
         at = torch.searchsorted(self._ids, found.ids).clamp(max=len(self._ids) - 1)
         absent = found.ids[self._ids[at] != found.ids]
@@ -75,8 +89,10 @@ class StoredTraining:
                 f"it was of other samples too, {int(absent[0])} for one",
                 "Ask for all samples of the training",
             )
-        values = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        return Step(**{**values, "ids": self._at[at]})
+        found = replace(found, ids=self._at[at])
+        if self.kept:
+            self._steps[step] = found
+        return found
 
     def projection(self, segment: int) -> Projection | None:
         """What made a segment's rows."""

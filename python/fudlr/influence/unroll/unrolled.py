@@ -17,11 +17,11 @@ for attribution: Bae et al. 2024, arXiv 2405.12186 (SOURCE), Ilyas and Engstrom 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, isqrt
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,10 +33,18 @@ from fudlr.gradients.store.reader import read_ahead
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, OptimiserStep, State
 from fudlr.influence.unroll.arranged import ArrangedProjection
-from fudlr.influence.unroll.response import Inverses, Response, arrange, group_layers, inverses
+from fudlr.influence.unroll.response import (
+    Inverses,
+    Response,
+    arrange,
+    group_layers,
+    inverses,
+    layer_table,
+)
 from fudlr.influence.unroll.training import StoredTraining, Training
 from fudlr_ext.ops import row_gram, row_sums
 
+T = TypeVar("T")
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
 ASTRAY = 1e-3
@@ -90,7 +98,7 @@ class Unrolled:
         self.n, self.d = samples, theta.numel()
         # Within, flat vectors have another order, with layers of one shape side by side.
         self._order, self._layers = arrange(group_layers(shapes))
-        self._back = self._order.argsort()
+        self._back, self._table = self._order.argsort(), layer_table(self._layers)
         self._training = training
         self._projections: dict[int, ArrangedProjection | None] = {}
         self._recipe, self._rates, self._before = recipe, rates.tolist(), before
@@ -206,19 +214,22 @@ class Unrolled:
 
     def _response(self, place: _Place) -> Response:
         if self._states is None:
-            return Response(self._layers, place.state.theta)
+            return Response(self._layers, place.state.theta, table=self._table)
         if self._inverses is None:
             whole = torch.stack([state.theta for state in self._states[:-1]])
             self._inverses = inverses(self._layers, whole)
-        known = [(a[place.t], b[place.t]) for a, b in self._inverses]
-        return Response(self._layers, place.state.theta, known)
+        of_a, of_b = self._inverses
+        known = (of_a[place.t], of_b[place.t])
+        return Response(self._layers, place.state.theta, known, self._table)
 
     def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: float) -> Tensor:
         """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
         of the step's samples `[k, b]`."""
         _, sums = self._sums(step, shifts)
-        weights = _beside(step.rows, removed * step.shares.to(removed))
-        gone = row_sums(step.rows, weights, step.scales)
+        some = removed.any(0).nonzero()[:, 0]
+        weights = _beside(step.rows, (removed * step.shares.to(removed))[:, some])
+        scales = None if step.scales is None else step.scales[some]
+        gone = row_sums(step.rows[some], weights, scales)
         sums = {segment: total * (kept / self._window) for segment, total in sums.items()}
         sums[step.segment] = sums[step.segment] - gone
         return self._lifted(sums, shifts)
@@ -288,13 +299,18 @@ class Unrolled:
     def _read(self, steps: range) -> Iterator[Step]:
         """Steps in order, the next one read while one is in use."""
         if self._window == 1:
-            yield from read_ahead(partial(self._training.step, t) for t in steps)
+            yield from self._ahead(self._training.step, steps)
             return
         self._near = {}
         for t in steps:
             if t not in self._near:
                 self._near[t] = self._training.step(t)
             yield self._near[t]
+
+    def _ahead(self, read: Callable[[int], T], steps: range) -> Iterator[T]:
+        """What `read` gives of the steps, made ahead where that takes time."""
+        calls = (partial(read, t) for t in steps)
+        return (call() for call in calls) if self._training.kept else read_ahead(calls)
 
     def _forwards(self, description: str) -> Iterator[tuple[_Place, Step]]:
         """Every step, with what was before it."""
@@ -336,8 +352,7 @@ class Unrolled:
         count = self._training.count
         state, states, means = self._start, [self._start], []
         keeps = 4 * count * self.d * theta.element_size() <= STATE_BYTES
-        ahead = read_ahead(partial(self._mean, t) for t in range(count))
-        for t, mean in enumerate(ahead):
+        for t, mean in enumerate(self._ahead(self._mean, range(count))):
             state = self._after(t, state, mean)
             if keeps:
                 states.append(state)
