@@ -18,9 +18,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fudlr_ext.blocks import Adapted, Block, Factors
 from fudlr_ext.collect import even_offsets, flat_factors
+from fudlr_ext.embeddings import Outside
 from fudlr_ext.errors import EngineError, NoGradientError
-from fudlr_ext.layers import Block, Layout
+from fudlr_ext.layers import Layout
 
 
 class Taker(Protocol):
@@ -56,7 +58,7 @@ class BackwardHook:
                 "Use Engine.names",
             )
         self.layout = layout
-        self._wanted = [block for block in layout.blocks if block.name in wanted]
+        self._wanted = wanted
         self._taker: Taker | None = None
         self._failed: EngineError | None = None
         self._count = 0
@@ -65,14 +67,11 @@ class BackwardHook:
         self._handles: list[RemovableHandle] = []
         for layer in layout.layers:
             layer.check_state()
-            parts = zip(
-                ("lora_A", "lora_B"), (layer.block_a, layer.block_b), layer.weights, strict=True
-            )
-            for part, block, weight in parts:
-                if block.name in wanted:
-                    module: nn.Module = getattr(layer.module, part)[layout.adapter]
-                    self._handles.append(module.register_forward_hook(partial(self._ran, block)))
-                self._handles.append(weight.register_hook(partial(self._summed, block)))
+            for module, factors in layer.watched():
+                ran = partial(self._ran, layer, factors)
+                self._handles.append(module.register_forward_hook(ran))
+        for block, weight in zip(layout.blocks, layout.parameters(), strict=True):
+            self._handles.append(weight.register_hook(partial(self._summed, block)))
 
     def open(self, n: int, taker: Taker) -> None:
         """Hand what arrives from now on to `taker`, for `n` samples in the first dimension."""
@@ -92,7 +91,7 @@ class BackwardHook:
         self._taker = None
         if self._failed is not None and check:
             raise self._failed
-        missing = [block.name for block in self._wanted if block.name not in self._seen]
+        missing = [name for name in self.layout.names if name in self._wanted - self._seen]
         if missing and check:
             raise NoGradientError(
                 f"the gradients of {len(self._wanted)} LoRA matrices were to be taken from a "
@@ -108,20 +107,25 @@ class BackwardHook:
             handle.remove()
         self._handles.clear()
 
-    def _ran(self, block: Block, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _ran(
+        self, layer: Adapted, factors: Factors, module: nn.Module, args: Any, output: Tensor
+    ) -> None:
         if self._taker is not None and output.requires_grad:
-            output.register_hook(_Use(self, block, args[0].detach(), self._taker).arrived)
+            x = args[0].detach()
+            if isinstance(layer, Outside):
+                layer.prove(x, output)
+            output.register_hook(_Use(self, layer.name, factors, x, self._taker).arrived)
 
     def _summed(self, block: Block, gradient: Tensor) -> None:
         if self._taker is not None:
             self._taker.total(block, gradient.detach())
 
-    def arrived(self, use: _Use, left: Tensor) -> None:
+    def arrived(self, use: _Use, delta: Tensor) -> None:
         """Take one use of a module from the backward pass."""
         is_open = self._taker is use.taker
         if use.taken or not is_open:
             failed = EngineError(
-                f"a gradient of {use.block.name} was to be taken from a backward pass",
+                f"a gradient of {use.name} was to be taken from a backward pass",
                 "it arrived twice" if use.taken else "its batch was closed already",
                 "Call backward() once for each forward pass, before the batch is closed",
             )
@@ -129,28 +133,30 @@ class BackwardHook:
                 raise failed
             self._failed = self._failed or failed
             return
-        if left.shape[0] != self._count:
+        if delta.shape[0] != self._count:
             self._failed = self._failed or EngineError(
                 f"the gradients of {self._count} samples were to be taken",
-                f"the input of {use.block.name} is {list(use.right.shape)}, whose rows are not "
-                "the samples",
+                f"the input of {use.name} is {list(use.x.shape)}, whose rows are not the samples",
                 "Keep one sample a row in every adapted layer's input: no packing",
             )
             return
         use.taken = True
-        self._seen.add(use.block.name)
-        self._offsets = even_offsets(self._offsets, self._count, use.right)
-        factors = flat_factors(self.layout, left.detach(), use.right)
-        use.taker.factors(use.block, *factors, self._offsets)
+        for block, left, right in use.factors(use.x, delta.detach()):
+            if block.name in self._wanted:
+                self._seen.add(block.name)
+                self._offsets = even_offsets(self._offsets, self._count, right)
+                use.taker.factors(block, *flat_factors(self.layout, left, right), self._offsets)
 
 
 class _Use:
-    """One use of a LoRA module in a forward pass, waiting for its gradient."""
+    """One use of a module in a forward pass, waiting for its gradient."""
 
-    __slots__ = ("block", "hook", "right", "taken", "taker")
+    __slots__ = ("factors", "hook", "name", "taken", "taker", "x")
 
-    def __init__(self, hook: BackwardHook, block: Block, right: Tensor, taker: Taker) -> None:
-        self.hook, self.block, self.right, self.taker = hook, block, right, taker
+    def __init__(
+        self, hook: BackwardHook, name: str, factors: Factors, x: Tensor, taker: Taker
+    ) -> None:
+        self.hook, self.name, self.factors, self.x, self.taker = hook, name, factors, x, taker
         self.taken = False
 
     def arrived(self, left: Tensor) -> None:

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fudlr_ext.blocks import Adapted, Factors
 from fudlr_ext.collect import Collector
 from fudlr_ext.decoder_layer import DecoderLayer, Pass
+from fudlr_ext.embeddings import Outside
 from fudlr_ext.errors import EngineError
-from fudlr_ext.layers import Block, Layout, LoraLayer
+from fudlr_ext.layers import Layout, LoraLayer
 from fudlr_ext.packed import Packed
 from fudlr_ext.unchanged import Patch
 
@@ -36,6 +38,7 @@ class Tape:
         single: Names of the layers that ran by themselves, as one node each.
         own: Names of those that ran their own code, with the reason.
         unproven: Whether some input's rows have yet to be shown to be the samples.
+        counts: How many rows inputs had.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -45,6 +48,7 @@ class Tape:
         self.single: set[str] = set()
         self.own: dict[str, str] = {}
         self.unproven = False
+        self.counts: set[int] = set()
         self._collector: Collector | None = None
 
     def backward(
@@ -91,13 +95,23 @@ class Tape:
 
     def fused(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> Tensor:
         """Compute a fused decoder layer as a node of the graph."""
+        loras = [part.lora for part in layer.parts.values() if part.lora is not None]
+        self.unproven = self.unproven or not all(lora.rows_proven for lora in loras)
         if layer.adapted or x.requires_grad:
             out: Tensor = _FusedLayer.apply(x, self.anchor, (layer, packed), self)  # type: ignore[no-untyped-call]
             return out
         return Pass(layer, packed, x).out
 
-    def lora(self, layer: LoraLayer, own: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute a LoRA layer from x, on the tape."""
+    def lora(self, layer: Adapted, own: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute an adapted layer from x, on the tape."""
+        self.counts.add(x.shape[0])
+        if isinstance(layer, Outside):
+            self.unproven = self.unproven or not layer.rows_proven or x.dim() < 2
+            self.single.add(layer.name)
+            out = layer.compute(own, x, args, kwargs)
+            whose = (layer, layer.factors)
+            return _Watched.apply(out, self.anchor, x.detach(), whose, self)  # type: ignore[no-untyped-call]
+        assert isinstance(layer, LoraLayer)
         reason = layer.why_own_code(x, args, kwargs)
         self.unproven = self.unproven or not layer.rows_proven or x.dim() < 3
         if not reason:
@@ -124,6 +138,8 @@ class _LoraLinear(torch.autograd.Function):
         u = F.linear(x.to(a.dtype), a).mul_(layer.scaling)
         ctx.save_for_backward(x, u)
         ctx.layer, ctx.tape = layer, tape
+        if layer.c is not None:
+            y = (y + layer.scaling * layer.c).to(y.dtype)
         if y.dtype == u.dtype == b.dtype and y.is_contiguous():
             y.view(-1, y.shape[-1]).addmm_(u.reshape(-1, u.shape[-1]), b.t())
             return y
@@ -145,7 +161,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _Watched(torch.autograd.Function):
-    """The output of a `lora_A` or `lora_B`, whose gradient and input are the matrix's factors."""
+    """The output of a module of whose input and output's gradient factors are made."""
 
     @staticmethod
     def forward(  # noqa: PLR0917  autograd's way
@@ -153,7 +169,7 @@ class _Watched(torch.autograd.Function):
         out: Tensor,
         anchor: Tensor,
         x: Tensor,
-        whose: tuple[LoraLayer, Block],
+        whose: tuple[Adapted, Factors],
         tape: Tape,
     ) -> Tensor:
         ctx.save_for_backward(x)
@@ -164,32 +180,31 @@ class _Watched(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        ctx.tape.collector.receive_block(*ctx.whose, grad, x)
+        layer, factors = ctx.whose
+        ctx.tape.collector.receive_blocks(layer, factors, x, grad)
         return grad, None, None, None, None
 
 
 @contextmanager
 def _watched(layer: LoraLayer, tape: Tape) -> Iterator[None]:
     """Take a layer's factors while its own code runs."""
-    patches, before = [], []
-    try:
-        for module, block in zip(layer.matrices(), (layer.block_a, layer.block_b), strict=True):
+    patches = []
+    for module, factors in layer.watched():
 
-            def watched(patch: Patch, x: Tensor, block: Block = block) -> Any:
-                # Within the module's call: next to the product itself, whatever hooks there are.
-                return _Watched.apply(patch.own(x), tape.anchor, x.detach(), (layer, block), tape)  # type: ignore[no-untyped-call]
+        def watched(patch: Patch, x: Tensor, factors: Factors = factors) -> Any:
+            # Within the module's call: next to the product itself, whatever hooks there are.
+            whose = (layer, factors)
+            return _Watched.apply(patch.own(x), tape.anchor, x.detach(), whose, tape)  # type: ignore[no-untyped-call]
 
-            patches.append(Patch(watched, module))
-            patches[-1].set()
-            before.append((module, module._parameters["weight"]))
-            # Out of the graph, so that a use of the matrix by itself can be told from this one.
-            module._parameters["weight"] = module.weight.detach()  # type: ignore[assignment, operator]
-        yield
-    finally:
-        for patch in patches:
-            patch.remove()
-        for module, weight in before:
-            module._parameters["weight"] = weight
+        patches.append(Patch(watched, module))
+    with layer.detached():
+        try:
+            for patch in patches:
+                patch.set()
+            yield
+        finally:
+            for patch in patches:
+                patch.remove()
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -248,7 +263,7 @@ def replaced(layout: Layout, forward: Callable[..., Any]) -> Iterator[None]:
     patches = []
     for layer in layout.layers:
 
-        def call(patch: Patch, *args: Any, layer: LoraLayer = layer, **kwargs: Any) -> Any:
+        def call(patch: Patch, *args: Any, layer: Adapted = layer, **kwargs: Any) -> Any:
             return forward(layer, patch.own, *args, **kwargs)
 
         patches.append(Patch(call, layer.module))
@@ -264,18 +279,22 @@ def replaced(layout: Layout, forward: Callable[..., Any]) -> Iterator[None]:
 @contextmanager
 def differentiable(layout: Layout, theta: Tensor) -> Iterator[None]:
     """Let the model's own code compute with the LoRA parameters `theta` [d], differentiably."""
-    before = []
+    for layer in layout.layers:
+        layer.check_parameters()
+    before = [
+        (owner, key, block, weight)
+        for layer in layout.layers
+        for block, (owner, key), weight in zip(
+            layer.blocks, layer.places(), layer.weights, strict=True
+        )
+    ]
     try:
-        for layer in layout.layers:
-            layer.check_matrices()
-            for module, block in zip(layer.matrices(), (layer.block_a, layer.block_b), strict=True):
-                weight = module._parameters["weight"]
-                before.append((module, weight))
-                found = block.of(theta).to(weight.dtype)  # type: ignore[union-attr]
-                module._parameters["weight"] = found  # type: ignore[assignment]
+        for owner, key, block, weight in before:
+            found = block.of(theta).view_as(weight).to(weight.dtype)
+            owner._parameters[key] = found  # type: ignore[assignment]
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for module, weight in before:
-            module._parameters["weight"] = weight
+        for owner, key, _, weight in before:
+            owner._parameters[key] = weight

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fudlr_ext.blocks import Adapted, Block, Factors
 from fudlr_ext.errors import EngineError, NoGradientError, NonFiniteLossError
-from fudlr_ext.layers import Block, Layout, LoraLayer
+from fudlr_ext.layers import Layout, LoraLayer
 from fudlr_ext.reducers import Reducer
 
 SHOWN = 10  # names in a message; the count says how many there are
@@ -53,9 +54,9 @@ class Collector:
         seen: Names of layers that were reached before, to which those reached now are added.
 
     Attributes:
-        marks: A layer's name, whether its input has more than two dimensions, and a number for each
-            sample that is linear in the gradients there: of every use whose rows have yet to be
-            shown to be the samples. See `prove_rows`.
+        marks: A layer, whether its input has one row [..., d] a sample, and for each row a number
+            that is linear in the gradients there, and their size: of every use whose rows have yet
+            to be shown to be the samples', in their order. See `prove_rows`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Collector:
         self._n = n
         self._seen: set[str] = set() if seen is None else seen
         self._offsets: Tensor | None = None
-        self.marks: list[tuple[LoraLayer, bool, Tensor]] = []
+        self.marks: list[tuple[Adapted, bool, Tensor, Tensor]] = []
         for reducer in reducers:
             reducer.start(layout, n or 1)
 
@@ -99,12 +100,17 @@ class Collector:
         self._seen.add(layer.name)
         self._add(layer.block_a, v, x, offsets)
         self._add(layer.block_b, delta, u, offsets)
+        if layer.block_c is not None:
+            ones = delta.new_ones(()).expand(*delta.shape[:-1], 1)
+            self._add(layer.block_c, delta * layer.scaling, ones, offsets)
 
-    def receive_block(self, layer: LoraLayer, block: Block, left: Tensor, right: Tensor) -> None:
-        """Take one use of one matrix: its output's gradient [n, ..., a] and input [n, ..., b]."""
-        offsets = self._checked(layer, right, left, None)
+    def receive_blocks(self, layer: Adapted, factors: Factors, x: Tensor, delta: Tensor) -> None:
+        """Take one use of a module, whose input and output's gradient make `factors`."""
+        for number, (block, left, right) in enumerate(factors(x, delta)):
+            if not number:
+                offsets = self._checked(layer, right, delta, None)
+            self._add(block, left, right, offsets)
         self._seen.add(layer.name)
-        self._add(block, left, right, offsets)
 
     def finish(self) -> None:
         """Raise where a layer was never reached."""
@@ -112,14 +118,15 @@ class Collector:
         if missing:
             raise no_gradient(missing, self._layout)
 
-    def _checked(
-        self, layer: LoraLayer, x: Tensor, delta: Tensor, offsets: Tensor | None
-    ) -> Tensor:
+    def _checked(self, layer: Adapted, x: Tensor, delta: Tensor, offsets: Tensor | None) -> Tensor:
         """Return where each sample's positions begin; raise where rows are not samples."""
         if offsets is not None:
             if self._n is None:  # the whole batch counts as one
                 return torch.cat([offsets[:1], offsets[-1:]])  # no list of indices to send to a GPU
             if len(offsets) == self._n + 1:
+                if self._n > 1 and not layer.rows_proven:
+                    rows = torch.arange(self._n, device=x.device)
+                    self._mark(layer, True, delta, rows.repeat_interleave(offsets.diff()))
                 return offsets
             raise EngineError(
                 f"the gradients of {self._n} samples were asked for",
@@ -127,18 +134,28 @@ class Collector:
                 "Return one loss for each row of the batch",
             )
         if self._n not in {None, 1}:
-            if x.shape[0] != self._n:
+            rows = x.shape[0]
+            if rows % self._n:
                 raise EngineError(
                     f"the gradients of {self._n} samples were asked for",
                     f"the input of {layer.name} is {list(x.shape)}, whose rows are not the samples",
                     "Keep the samples in the first dimension of every adapted layer's input",
                 )
-            if not layer.rows_proven or x.dim() < 3:
-                flat = delta.detach().reshape(len(delta), -1).double()
-                weights = torch.arange(1, flat.shape[1] + 1, device=flat.device).double().sin()
-                self.marks.append((layer, x.dim() > 2, flat @ weights))
+            own_row = rows == self._n and x.dim() > 2  # else positions may lie in any order
+            if not layer.rows_proven or not own_row:
+                each = torch.arange(rows, device=x.device)
+                of = each.repeat_interleave(x.shape[1:-1].numel())
+                self._mark(layer, own_row, delta.flatten(0, -2), of)
         self._offsets = even_offsets(self._offsets, self._n or 1, x)
         return self._offsets
+
+    def _mark(self, layer: Adapted, fixed: bool, delta: Tensor, of: Tensor) -> None:
+        """Note a number linear in δ [T, d], and δ's size, for each row `of` [T] an input."""
+        delta = delta.detach().double()
+        t, d = (torch.arange(1, size + 1, device=delta.device).double() for size in delta.shape)
+        each = torch.stack([(delta @ d.sin()) * (1.5 + t.cos()), delta.square().sum(1)])
+        found = each.new_zeros(2, int(of[-1]) + 1 if len(of) else 0).index_add(1, of, each)
+        self.marks.append((layer, fixed, found[0], found[1].sqrt()))
 
     def _add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         left, right = flat_factors(self._layout, left, right)
@@ -162,21 +179,27 @@ def flat_factors(layout: Layout, left: Tensor, right: Tensor) -> tuple[Tensor, T
     return left.to(dtype).flatten(0, -2), right.to(dtype).flatten(0, -2)
 
 
-def row_weights(losses: Tensor) -> Tensor:
-    """Return a weight for each sample: powers of two of either sign, different from its neighbours.
+EXPONENTS = (-4, 11, 0, 7, -2, 9, 2, 5, -3, 10, 1, 6, -1, 8, 3, 4)
 
-    A backward pass is linear, and products with powers of two round nowhere.
+
+def row_weights(losses: Tensor) -> Tensor:
+    """Return a weight for each sample: powers of two of either sign, far from its neighbours'.
+
+    A backward pass is linear, and products with powers of two round nowhere. What a sample of small
+    weight gets from one of large weight stands out, however little it is beside its own.
     """
     i = torch.arange(len(losses), device=losses.device)
-    return torch.exp2(i // 2 % 16 - 8.0).to(losses) * (1 - 2 * (i % 2)).to(losses)
+    exponents = torch.tensor(EXPONENTS, device=losses.device, dtype=losses.dtype)
+    return torch.exp2(exponents[i % 16]) * (1 - 2 * (i // 16 % 2)).to(losses)
 
 
 def prove_rows(before: Collector, after: Collector, weights: Tensor) -> None:
     """Raise where the rows of an adapted layer's input are not the samples.
 
-    That the first dimension has n entries does not say it: n tokens may have gone to an expert, or
-    positions may come first. The losses are differentiated a second time, each with its own weight;
-    then each row's gradient must be the first one times its sample's weight.
+    That the first dimension has n entries does not say it: n tokens may have gone to an expert,
+    positions may come first, or a sample's loss may look at other samples. The losses are
+    differentiated a second time, each with its own weight; then each row's gradient must be the
+    first one times its sample's weight.
 
     Args:
         before: What took the gradients of the losses.
@@ -184,14 +207,17 @@ def prove_rows(before: Collector, after: Collector, weights: Tensor) -> None:
         weights: [n].
     """
     weights = weights.double()
-    for (layer, fixed, one), (_, _, other) in zip(before.marks, after.marks, strict=True):
-        expected = one * weights
-        wrong = (other - expected).abs() > 0.25 * expected.abs() + 1e-9 * one.abs().max()
+    for (layer, fixed, one, size), (*_, other, _) in zip(before.marks, after.marks, strict=True):
+        share = weights.repeat_interleave(len(one) // len(weights))
+        expected = one * share
+        rounding = 1e-5 * size * share.abs() + 1e-9 * size.max()
+        wrong = (other - expected).abs() > 0.25 * expected.abs() + rounding
         if bool(wrong.any()):
             raise EngineError(
                 f"the gradients of {len(weights)} samples were asked for",
-                f"row {int(wrong.nonzero()[0])} of the input of {layer.name} does not belong to "
-                "that sample alone (experts, positions in front, or samples that see each other)",
+                f"row {int(wrong.nonzero()[0])} of the {len(one)} of the input of {layer.name} "
+                "does not belong to that sample alone (experts, positions in front, or losses that "
+                "look at other samples)",
                 "Take gradients of batches of one sample, or adapt other layers",
             )
         layer.rows_proven = layer.rows_proven or fixed

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fudlr_ext.blocks import Adapted
 from fudlr_ext.capture import differentiable, replaced
 from fudlr_ext.collect import check_losses, no_gradient
 from fudlr_ext.decoder_jvp import Along
 from fudlr_ext.decoder_layer import DecoderLayer, Pass
 from fudlr_ext.errors import EngineError
 from fudlr_ext.fused_call import FusedCall
-from fudlr_ext.layers import Layout, LoraLayer
+from fudlr_ext.layers import Layout
 from fudlr_ext.packed import Packed
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -168,7 +169,7 @@ def attempt(
             return product(theta, None)
     recorder = Recorder(call)
 
-    def elsewhere(layer: LoraLayer, own: Any, *args: Any, **kwargs: Any) -> Any:
+    def elsewhere(layer: Adapted, own: Any, *args: Any, **kwargs: Any) -> Any:
         reason = call.reasons[0] if call.reasons else f"{layer.name} runs outside of fused layers"
         raise call.unserved(reason)
 

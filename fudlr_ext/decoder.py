@@ -91,7 +91,7 @@ def _examine(parent: nn.Module, name: str, layout: Layout) -> Stack:
         stack.why_not = "a decoder layer is used more than once"
     if stack.why_not:
         return stack
-    loras = {id(layer.module): layer for layer in layout.layers}
+    loras = {id(x.module): x for x in layout.layers if isinstance(x, LoraLayer)}
     layers = []
     for i, module in enumerate(modules):
         layer = _describe(module, loras)
@@ -148,6 +148,8 @@ def _describe(module: Any, loras: dict[int, LoraLayer]) -> DecoderLayer | str:
                 return f"{name}_proj is {type(parts[name].base).__name__}"
             if not plain_weight(parts[name].base.weight):
                 return f"the weight of {name}_proj is no plain tensor"
+            if lora is not None and lora.block_c is not None:
+                raise TypeError(f"the lora_B of {name}_proj has a bias")
         for name in ("input_layernorm", "post_attention_layernorm"):
             norms.append(_norm(getattr(module, name)))
         heads_normed = None

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fudlr_ext import curvature
 from fudlr_ext.backward_hook import BackwardHook
+from fudlr_ext.blocks import Sides
 from fudlr_ext.curvature import Forward, Loss
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.passes import Passes, Report
-from fudlr_ext.reducers import Dots, FisherProduct, Reducer, Rows, Sides, Sketch, Sums
+from fudlr_ext.reducers import Dots, FisherProduct, Reducer, Rows, Sketch, Sums
 from fudlr_ext.vjp import DeferredVjp
 
 
@@ -26,8 +27,9 @@ class Engine:
     It runs in evaluation mode (no dropout), whatever mode it is in. The adapter must be the only
     active one on its layers; parameters need not require gradients.
 
-    d counts all parameters of the adapter's LoRA matrices. Their order in a flat vector is that of
-    `model.named_modules()`, a layer's A before its B, each row by row: `names` lists it. Flat
+    d counts all parameters of the adapter: LoRA matrices of linear layers and embeddings, biases of
+    B, single trained tokens. Their order in a flat vector is that of `model.named_modules()`, a
+    layer's A before its B, each row by row: `names` lists it. Flat
     vectors and results are float32, and float64 where an adapter's weights are float64.
 
     `forward(model, batch) -> outputs` and `loss(outputs, batch) -> [n]` are the caller's. The loss
@@ -99,7 +101,7 @@ class Engine:
                 "Look for where the vector was computed; the model was left as it was",
             )
         for block, parameter in zip(self._layout.blocks, self.parameters(), strict=True):
-            parameter.detach().copy_(block.of(vector))
+            parameter.detach().copy_(block.of(vector).view_as(parameter))
 
     def flatten(self, source: Mapping[str, Tensor] | nn.Module) -> Tensor:
         """Return the LoRA parameters of a state dict or a model as one vector [d].
@@ -108,12 +110,15 @@ class Engine:
         ("….lora_A.default.weight"); other parameters and adapters are passed over.
         """
         state = source.state_dict() if isinstance(source, nn.Module) else source
-        pattern = re.compile(rf"(.*\.lora_[AB])(?:\.{re.escape(self.adapter)})?\.weight")
+        trained = r"(.*\.(?:lora_(?:embedding_)?[AB]|trainable_tokens_delta))"
+        pattern = re.compile(rf"{trained}(?:\.{re.escape(self.adapter)})?(\.(?:weight|bias))?")
         found = {
-            f"{match[1]}.weight": tensor
+            f"{match[1]}{match[2] or ''}": tensor
             for key, tensor in state.items()
             if (match := pattern.fullmatch(key))
         }
+        for name in self._layout.tied:  # another name of the same parameter
+            found.pop(name, None)
         missing = [name for name in self.names if name not in found]
         foreign = [name for name in found if name not in set(self.names)]
         if missing or foreign:
@@ -125,7 +130,8 @@ class Engine:
                 "Use the adapter with the model that it was trained on",
             )
         for block in self._layout.blocks:
-            if found[block.name].shape != block.shape:
+            given = tuple(found[block.name].shape)
+            if block.shape not in {given, (*given, 1)}:
                 raise EngineError(
                     f"flatten: {block.name} was to be {list(block.shape)}",
                     f"it is {list(found[block.name].shape)}",

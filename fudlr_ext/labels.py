@@ -107,6 +107,13 @@ def label_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         (hidden,) = inputs
         if wanted.served:  # the fused layers computed these positions alone
             return (hidden,)
+        if hidden.shape[:-1] != batch["labels"].shape:
+            raise EngineError(
+                "label_logits: a causal language model was expected",
+                f"the input of its output matrix is {list(hidden.shape)}, where labels are "
+                f"{list(batch['labels'].shape)}",
+                "Write your own forward(model, batch) and loss(outputs, batch)",
+            )
         return (hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2])),)
 
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -119,9 +126,16 @@ def label_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     handle = head.register_forward_pre_hook(at_labels)
     try:
         with only(model, positions) as wanted:
-            return model(**inputs, use_cache=False).logits
+            out = model(**inputs, use_cache=False)
     finally:
         handle.remove()
+    if not isinstance(getattr(out, "logits", None), Tensor):
+        raise EngineError(
+            "label_logits: a causal language model was expected",
+            f"{type(model).__name__} returns {type(out).__name__} without logits",
+            "Write your own forward(model, batch), which takes them out of it",
+        )
+    return out.logits
 
 
 def states_at(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) -> Tensor:

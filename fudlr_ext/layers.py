@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fudlr_ext.blocks import Adapted, Block, Factors, refuse
+from fudlr_ext.embeddings import PROOF, EmbeddingLora, TrainedTokens
 from fudlr_ext.errors import EngineError, UnsupportedLayerError
 from fudlr_ext.unchanged import PLAIN, Unchanged, plain_weight
 
-PROOF = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative difference between a layer's own code and ours that rounding explains."""
 WRAPPERS = {
     "DataParallel",
     "DistributedDataParallel",
@@ -23,44 +22,27 @@ WRAPPERS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One LoRA matrix, and where its numbers lie in the flat vector."""
+class LoraLayer(Adapted):
+    """y = x Wᵀ + bias + scaling·((x Aᵀ)Bᵀ + c), with A [rank, d_in] and B [d_out, rank].
 
-    name: str  # as in the files that peft saves: "….q_proj.lora_A.weight"
-    start: int
-    shape: tuple[int, int]
-
-    @property
-    def slice(self) -> slice:
-        """Its part of the flat vector."""
-        return slice(self.start, self.start + prod(self.shape))
-
-    def of(self, vectors: Tensor) -> Tensor:
-        """Return its part of flat vectors [..., d] as matrices [..., a, b]."""
-        return vectors[..., self.slice].unflatten(-1, self.shape)
-
-
-class LoraLayer:
-    """y = x Wᵀ + bias + scaling·(x Aᵀ)Bᵀ, with A [rank, d_in] and B [d_out, rank].
-
-    Attributes:
-        name: As `model.named_modules()` has it.
-        module: peft's layer.
-        adapter: The adapter's name.
-        block_a: Where A lies in the flat vector.
-        block_b: Where B does.
-        rows_proven: Whether the rows of its inputs were shown to be the samples.
+    c [d_out] is there with peft's lora_bias alone.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, adapter: str, block_a: Block, block_b: Block
-    ) -> None:
-        self.name, self.module, self.adapter = name, module, adapter
-        self.block_a, self.block_b = block_a, block_b
-        self.rows_proven = False
+    def __init__(self, name: str, module: nn.Module, adapter: str, start: int) -> None:
+        super().__init__(name, module, adapter)
         self._snapshot: Unchanged | None = None
         self._same_numbers = False
+        blocks: list[Block] = []
+        for part, matrix in zip(("lora_A", "lora_B"), self.matrices(), strict=True):
+            (a, b), called = matrix.weight.shape, f"{name}.{part}"  # type: ignore[misc]
+            blocks.append(Block(f"{called}.weight", start, (a, b)))
+            start += a * b
+            if matrix.bias is not None:
+                blocks.append(Block(f"{called}.bias", start, (a, 1)))
+                start += a
+        self.blocks = tuple(blocks)
+        self.block_a, self.block_b = blocks[:2]
+        self.block_c = blocks[2] if len(blocks) > 2 else None
 
     @property
     def base(self) -> nn.Linear:
@@ -72,11 +54,11 @@ class LoraLayer:
         module: Any = self.module
         return module.lora_A[self.adapter], module.lora_B[self.adapter]
 
-    @property
-    def weights(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """A and B, the model's own."""
+    def places(self) -> tuple[tuple[nn.Module, str], ...]:
+        """Return A, B and, where it is there, c."""
         a, b = self.matrices()
-        return a.weight, b.weight  # type: ignore[return-value]
+        found = ((a, "weight"), (b, "weight"))
+        return found if self.block_c is None else (*found, (b, "bias"))
 
     @property
     def a(self) -> Tensor:
@@ -89,43 +71,36 @@ class LoraLayer:
         return self.weights[1].detach()
 
     @property
+    def c(self) -> Tensor | None:
+        """The bias of B [d_out], detached, if there is one."""
+        return None if self.block_c is None else self.weights[2].detach()
+
+    @property
     def scaling(self) -> float:
         """The factor of the adapter's part."""
         return float(self.module.scaling[self.adapter])  # type: ignore[index]
 
-    def check_state(self) -> None:
-        """Raise where the layer would not compute base plus this adapter, and nothing else."""
-        module: Any = self.module
-        active = list(module.active_adapters)
-        found = remedy = ""
-        if module.merged:
-            found = f"{self.name} has the adapters {list(module.merged_adapters)} merged into it"
-            remedy = "Call model.unmerge_adapter() first"
-        elif module.disable_adapters:
-            found = f"the adapters of {self.name} are disabled"
-            remedy = "Call model.enable_adapter_layers() first, or leave `disable_adapter()`"
-        elif active != [self.adapter]:
-            found = f"the active adapters of {self.name} are {active}"
-            remedy = f"Call model.set_adapter({self.adapter!r}) first"
-        if found:
-            raise UnsupportedLayerError(f"adapter {self.adapter!r} was to be used", found, remedy)
+    def watched(self) -> tuple[tuple[nn.Module, Factors], ...]:
+        """Return the modules of A and B."""
+        a, b = self.matrices()
+        return (a, lambda x, delta: [(self.block_a, delta, x)]), (b, self._factors_of_b)
 
-    def check_matrices(self) -> None:
+    def _factors_of_b(self, x: Tensor, delta: Tensor) -> list[tuple[Block, Tensor, Tensor]]:
+        found = [(self.block_b, delta, x)]
+        if self.block_c is not None:
+            found.append((self.block_c, delta, torch.ones_like(x[..., :1])))
+        return found
+
+    def check_parameters(self) -> None:
         """Raise where A and B are not what autograd would take their gradients by."""
-        for part, module in zip(("lora_A", "lora_B"), self.matrices(), strict=True):
-            weight = module._parameters.get("weight")
-            hooks = (getattr(weight, "_backward_hooks", None) or {}).values()
-            found = ""
+        matrices = list(zip(("lora_A", "lora_B"), self.matrices(), strict=True))
+        for part, module in matrices:
             if type(module) is not nn.Linear:
-                found = f"its {part} is {type(module).__name__}"
-            elif not isinstance(weight, nn.Parameter) or not plain_weight(weight):
-                found = f"the weight of its {part} is not there, or no plain tensor"
-            elif module.__dict__.get("forward") is not None:
-                found = f"its {part} has a forward of its own"
-            elif any(_origin(hook) != "fudlr_ext.backward_hook" for hook in hooks):
-                found = f"the weight of its {part} has gradient hooks"
-            if found:
-                _refuse(self.name, found, "Undo that for the engine's pass, or use plain LoRA")
+                refuse(self.name, f"its {part} is {type(module).__name__}", "Use plain LoRA")
+        super().check_parameters()
+        for part, module in matrices:
+            if module.__dict__.get("forward") is not None:
+                refuse(self.name, f"its {part} has a forward of its own", "Undo that for the pass")
 
     def why_own_code(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Say why the layer's own code has to run; nothing where base and adapter are all of it.
@@ -133,14 +108,8 @@ class LoraLayer:
         Raises:
             UnsupportedLayerError: Its own code could not be followed either.
         """
-        self.check_matrices()
-        names = kwargs.get("adapter_names")
-        if names is not None and set(names) != {self.adapter}:
-            _refuse(
-                self.name,
-                f"the call names adapters sample by sample (adapter_names={list(names)[:4]})",
-                "Give each adapter's samples a batch of their own, and an engine",
-            )
+        self.check_parameters()
+        self.check_call(kwargs)
         if args or kwargs:
             return f"it is called with {', '.join(kwargs) or 'several arguments'}"
         if type(self.base) is not nn.Linear:
@@ -186,18 +155,21 @@ class Layout:
         self.adapter = adapter
         _check_config(model, adapter)
         self.layers = list(_find(model, adapter))
-        self.blocks = [block for layer in self.layers for block in (layer.block_a, layer.block_b)]
+        self.blocks = list(dict.fromkeys(b for layer in self.layers for b in layer.blocks))
         self.names = [block.name for block in self.blocks]
+        # Other names, by which a state dict has a parameter once more.
+        self.tied = {f"{x.name}.trainable_tokens_delta" for x in self.layers} - set(self.names)
         self.d = sum(prod(block.shape) for block in self.blocks)
-        first = self.layers[0].a
-        self.device = first.device
-        wide = any(layer.a.dtype == torch.float64 for layer in self.layers)
+        trained = self.parameters()
+        self.device = trained[0].device
+        wide = any(p.dtype == torch.float64 for p in trained)
         self.dtype = torch.float64 if wide else torch.float32
         self.check_state(model)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the model's LoRA matrices in the order of the blocks."""
-        return [weight for layer in self.layers for weight in layer.weights]
+        """Return the model's own parameters in the order of the blocks."""
+        pairs = (zip(layer.blocks, layer.weights, strict=True) for layer in self.layers)
+        return list({block: weight for each in pairs for block, weight in each}.values())
 
     def names_of_layers(self) -> list[str]:
         """Return the layers' names, in their order."""
@@ -209,7 +181,7 @@ class Layout:
             kind = module.__class__.__name__
             if kind in WRAPPERS or module._compiled_call_impl is not None:
                 name = next(name for name, m in model.named_modules() if m is module)
-                _refuse(
+                refuse(
                     name,
                     f"it is compiled or wrapped ({kind}), which runs other code than the model's",
                     "Give the engine the model within: `.module`, or `._orig_mod`",
@@ -218,58 +190,70 @@ class Layout:
             layer.check_state()
             for weight in layer.weights:
                 if weight.device != self.device:
-                    _refuse(
+                    refuse(
                         layer.name,
                         f"its LoRA matrices lie on {weight.device}, others on {self.device}",
                         "Put the adapter on one device",
                     )
 
 
-def _find(model: nn.Module, adapter: str) -> Iterator[LoraLayer]:
+def _find(model: nn.Module, adapter: str) -> Iterator[Adapted]:
     """Yield the adapter's layers; raise on the first that cannot be used, or where there is none.
 
-    Layers are known by the attributes that peft gives them: base_layer, lora_A, lora_B, scaling.
+    Layers are known by the attributes that peft gives them: base_layer, lora_A, lora_B, scaling;
+    those of single trained tokens by trainable_tokens_delta.
     """
     start = 0
-    owners: dict[int, str] = {}
+    owners: dict[int, Adapted] = {}
     others: set[str] = set()
     for name, module in model.named_modules():
         _check_foreign(name, module, adapter)
-        if not all(hasattr(module, part) for part in ("base_layer", "lora_A", "lora_B", "scaling")):
+        found = _layer(name, module, adapter, start, others, owners)
+        if found is None:
             continue
-        others.update(module.lora_A.keys())
-        _check_kind(name, module, adapter)
-        if adapter not in module.lora_A:
-            continue
-        blocks = []
-        for part in ("lora_A", "lora_B"):
-            weight = getattr(module, part)[adapter].weight
-            owner = owners.setdefault(id(weight), name)
-            if owner != name:
-                _refuse(name, f"its {part} is shared with {owner}", "Train without tied adapters")
-            a, b = weight.shape
-            blocks.append(Block(f"{name}.{part}.weight", start, (a, b)))
-            start += a * b
-        layer = LoraLayer(name, module, adapter, *blocks)
-        layer.check_matrices()
-        yield layer
+        found.check_parameters()
+        for block, weight in zip(found.blocks, found.weights, strict=True):
+            owner = owners.setdefault(weight.data_ptr(), found)
+            if owner is not found and block not in owner.blocks:
+                part = block.name.removeprefix(f"{name}.").removesuffix(".weight")
+                refuse(
+                    name, f"its {part} is shared with {owner.name}", "Train without tied adapters"
+                )
+            start = max(start, block.start + prod(block.shape))
+        yield found
     if not start:
-        found = f"it has only {sorted(others)}" if others else "it has no LoRA layer at all"
+        known = f"it has only {sorted(others)}" if others else "it has no LoRA layer at all"
         raise EngineError(
             f"the LoRA layers of adapter {adapter!r} were looked for in {type(model).__name__}",
-            found,
+            known,
             "Name an adapter that is there" if others else "Wrap the model with peft first",
         )
 
 
-def _refuse(name: str, found: str, remedy: str) -> None:
-    raise UnsupportedLayerError(
-        f"layer {name or '(the model itself)'} was to be used", found, remedy
-    )
-
-
-def _origin(hook: Any) -> str:
-    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
+def _layer(  # noqa: PLR0917
+    name: str,
+    module: Any,
+    adapter: str,
+    start: int,
+    others: set[str],
+    owners: dict[int, Adapted],
+) -> Adapted | None:
+    """Return the adapter's layer that a module is, if it is one; note `others` on it."""
+    tokens = getattr(module, "trainable_tokens_delta", None)
+    if tokens is not None and hasattr(module, "token_indices"):
+        others.update(tokens.keys())
+        if adapter not in tokens:
+            return None
+        tied = owners.get(tokens[adapter].data_ptr())
+        return TrainedTokens(name, module, adapter, start, None if tied is None else tied.blocks[0])
+    if not all(hasattr(module, part) for part in ("base_layer", "lora_A", "lora_B", "scaling")):
+        return None
+    embedded = getattr(module, "lora_embedding_A", {})
+    others.update(module.lora_A.keys(), embedded.keys())
+    _check_kind(name, module, adapter)
+    if adapter in embedded:
+        return EmbeddingLora(name, module, adapter, start)
+    return LoraLayer(name, module, adapter, start) if adapter in module.lora_A else None
 
 
 def _check_config(model: nn.Module, adapter: str) -> None:
@@ -281,7 +265,7 @@ def _check_config(model: nn.Module, adapter: str) -> None:
     )
     config = next((c[adapter] for c in found if isinstance(c, dict) and adapter in c), None)
     kind = str(getattr(config, "peft_type", "LORA")).rpartition(".")[2].upper()
-    if kind != "LORA":
+    if kind not in {"LORA", "TRAINABLE_TOKENS"}:
         raise UnsupportedLayerError(
             f"adapter {adapter!r} was to be used",
             f"it is of peft's type {kind}, and the engine knows LoRA alone",
@@ -310,44 +294,43 @@ def _check_config(model: nn.Module, adapter: str) -> None:
 def _check_foreign(name: str, module: nn.Module, adapter: str) -> None:
     """Refuse trained parts of the adapter that are no LoRA matrices: they would be left out."""
     saved: Any = getattr(module, "modules_to_save", None)
-    tokens: Any = getattr(module, "token_adapter", None)
-    found = ""
     if isinstance(saved, nn.ModuleDict) and adapter in saved:
-        found = "the adapter trains a full copy of it (modules_to_save)"
-    elif tokens is not None and adapter in getattr(tokens, "trainable_tokens_delta", ()):
-        found = "the adapter trains single tokens of it (trainable_token_indices)"
-    if found:
-        _refuse(name, found, "Train the adapter with LoRA matrices alone")
+        refuse(
+            name,
+            "the adapter trains a full copy of it (modules_to_save)",
+            "Train the adapter with LoRA matrices alone, or with trainable_token_indices",
+        )
 
 
 def _check_kind(name: str, module: Any, adapter: str) -> None:
     """Refuse every kind of LoRA layer but the plain one on a plain linear layer."""
     base = type(module.base_layer).__name__
-    if adapter in getattr(module, "lora_embedding_A", ()):
-        _refuse(name, f"it is LoRA on an embedding ({base})", "Target linear layers alone")
-    if adapter not in module.lora_A:
+    embedded = adapter in getattr(module, "lora_embedding_A", ())
+    if not embedded and adapter not in module.lora_A:
         return
     variant = getattr(module, "lora_variant", {}).get(adapter)
     kind = "" if variant is None else type(variant).__name__.removesuffix("LinearVariant")
     if kind or getattr(module, "use_dora", {}).get(adapter):
-        _refuse(name, f"it is the LoRA variant {kind or 'Dora'}", "Train it with plain LoRA")
+        refuse(name, f"it is the LoRA variant {kind or 'Dora'}", "Train it with plain LoRA")
     if hasattr(module, "parameter_name"):
-        _refuse(name, "it is LoRA on a bare parameter (target_parameters)", "Target linear layers")
+        refuse(name, "it is LoRA on a bare parameter (target_parameters)", "Target linear layers")
+    if embedded:
+        if not isinstance(module.base_layer, nn.Embedding):
+            refuse(name, f"it is LoRA on {base} as an embedding", "Target linear layers")
+        return
     if type(module.base_layer) is not nn.Linear and base != "Conv1D":
         known = "torch.nn.Linear and the Conv1D of transformers alone"
-        _refuse(
+        refuse(
             name,
             f"its base is {base}, and the engine knows LoRA on {known}",
             "Target linear layers of an unquantised model",
         )
     weight = module.base_layer.weight
     if type(weight) not in PLAIN or not weight.is_floating_point():
-        _refuse(
+        refuse(
             name,
             f"its base weight is quantised or sharded ({type(weight).__name__}, {weight.dtype})",
             "Load the model without quantisation, on one device",
         )
     if not hasattr(module.lora_A[adapter], "weight"):
-        _refuse(name, "its lora_A is no module (AdaLoRA)", "Train the adapter with plain LoRA")
-    if module.lora_B[adapter].bias is not None:
-        _refuse(name, "its lora_B has a bias (lora_bias=True)", "Train with lora_bias=False")
+        refuse(name, "its lora_A is no module (AdaLoRA)", "Train the adapter with plain LoRA")

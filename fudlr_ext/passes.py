@@ -69,6 +69,11 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
+def _code(function: Any) -> Any:
+    """Return what a function runs, the same for one that is made anew in each call."""
+    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+
+
 class Passes:
     """Runs passes, and remembers the decoder layers that it found and which way the last pass went.
 
@@ -82,6 +87,7 @@ class Passes:
         self.model, self.layout = model, layout
         self.report = Report()
         self._unchecked = check
+        self._proven_for: tuple[Any, ...] = ()
         self._stack: Stack | None = None
 
     def first_order(
@@ -94,12 +100,13 @@ class Passes:
 
         def once(call: FusedCall | None) -> tuple[Tensor, Report]:
             tape = Tape(self.layout)
+            self._forget_proofs(forward, loss)
             with ExitStack() as running:
                 self._start(running, tape, call)
                 losses = loss(forward(self.model, batch), batch)
                 check_losses(losses, self.layout)
                 found = Collector(self.layout, taking, len(losses))
-                prove = tape.unproven and len(losses) > 1
+                prove = len(losses) > 1 and bool(tape.unproven or tape.counts - {len(losses)})
                 tape.backward(losses, None, found, keep=prove)
                 if prove:
                     weights = row_weights(losses)
@@ -113,6 +120,14 @@ class Passes:
             self._compare(lambda: loss(forward(self.model, batch), batch), row)
             self._unchecked = False
         return losses
+
+    def _forget_proofs(self, *functions: Any) -> None:
+        """Have the rows of inputs proven anew where forward or loss is another one."""
+        code = tuple(_code(function) for function in functions)
+        if code != self._proven_for:
+            self._proven_for = code
+            for layer in self.layout.layers:
+                layer.rows_proven = False
 
     def deferred(self, forward: Forward, batch: Any) -> DeferredVjp:
         """Run `forward` and keep its graph."""

@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fudlr_ext.blocks import Block, Lines, Sides
 from fudlr_ext.errors import EngineError
-from fudlr_ext.layers import Block, Layout
+from fudlr_ext.layers import Layout
 from fudlr_ext.ops import grad_sum, sample_dots, sample_grads, sample_sketch
 
-Sides = tuple[Tensor | None, Tensor | None]
-"""P_l [q, a] and P_r [r, b] for a matrix [a, b]; None leaves a side as it is."""
+LARGEST_MOMENT = 16384
+"""Width of the largest second moment that is kept: 1 GiB in float32."""
 
 
 class Reducer(ABC):
@@ -52,7 +53,7 @@ class Rows(Reducer):
         self._rows = torch.zeros(n, layout.d, dtype=layout.dtype, device=layout.device)
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        self._rows[:, block.slice] += sample_grads(left, right, offsets).flatten(1)
+        self._rows[:, block.index] += sample_grads(left, right, offsets).flatten(1)
 
     def result(self) -> Tensor:
         return self._rows
@@ -84,7 +85,7 @@ class Sums(Reducer):
         self._sums = self._weights.new_zeros(self._weights.shape[0], layout.d)
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        self._sums[:, block.slice] += grad_sum(left, right, self._weights, offsets).flatten(1)
+        self._sums[:, block.index] += grad_sum(left, right, self._weights, offsets).flatten(1)
 
     def result(self) -> Tensor:
         return self._sums
@@ -110,7 +111,7 @@ class Sketch(Reducer):
                 f"no matrix has the name {unknown[0]!r}" if unknown else "none is named",
                 "Give at least one matrix its projections, by the names in engine.names",
             )
-        self._blocks: dict[str, tuple[slice, Sides]] = {}
+        self._blocks: dict[str, tuple[slice, tuple[int, int], Sides]] = {}
         p = 0
         for block in layout.blocks:
             if block.name in self._projection:
@@ -120,14 +121,16 @@ class Sketch(Reducer):
                     None if side is None else side.detach().to(layout.device, layout.dtype)
                     for side in sides
                 )
-                self._blocks[block.name] = (slice(p, p + rows * columns), (left, right))
+                place = slice(p, p + rows * columns)
+                self._blocks[block.name] = (place, (rows, columns), (left, right))
                 p += rows * columns
         self._rows = torch.zeros(n, p, dtype=layout.dtype, device=layout.device)
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         if block.name in self._blocks:
-            place, sides = self._blocks[block.name]
-            self._rows[:, place] += sample_sketch(left, right, *sides, offsets=offsets).flatten(1)
+            place, shape, sides = self._blocks[block.name]
+            found = sample_sketch(left, right, *block.sides(sides), offsets=offsets)
+            block.among(self._rows[:, place].unflatten(1, shape), found)
 
     def result(self) -> Tensor:
         return self._rows
@@ -193,6 +196,13 @@ class Factors(Reducer):
     """
 
     def start(self, layout: Layout, n: int) -> None:
+        for block in layout.blocks:
+            if max(block.shape) > LARGEST_MOMENT:
+                raise EngineError(
+                    "the second moments of all factors were to be kept",
+                    f"{block.name} is {list(block.shape)}, with {LARGEST_MOMENT} as the most",
+                    "Take another curvature than EK-FAC, or do not adapt the embeddings",
+                )
         new = partial(torch.zeros, dtype=layout.dtype, device=layout.device)
         self._order = [block.name for block in layout.blocks]
         self.left = {block.name: new(block.shape[0], block.shape[0]) for block in layout.blocks}
@@ -202,8 +212,12 @@ class Factors(Reducer):
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         live = left.count_nonzero(dim=1) > 0
         left, right = left[live], right[live]
-        self.left[block.name] += left.t() @ left
-        self.right[block.name] += right.t() @ right
+        for dim, moments, factor in ((0, self.left, left), (1, self.right, right)):
+            moment = factor.t() @ factor
+            if isinstance(block, Lines) and block.dim == dim:
+                moments[block.name][block.lines[:, None], block.lines] += moment
+            else:
+                moments[block.name] += moment
         self._counts[block.name] += len(left)
 
     def result(self) -> Tensor:

@@ -29,6 +29,7 @@ PLAIN = {
     *("lora_dropout", "fan_in_fan_out", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform", "layers_pattern", "init_lora_weights", "megatron_core"),
     *("qalora_group_size", "runtime_config", "ensure_weight_tying", "eva_config"),
+    *("lora_bias", "trainable_token_indices"),
 }
 # Starts that touch A and B alone; the others (PiSSA, OLoRA, CorDA, LoftQ, ...) move W too.
 HARMLESS_STARTS = {"gaussian", "eva", "orthogonal"}
@@ -84,7 +85,7 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
         model = peft.get_peft_model(base, config)
         assert isinstance(model, peft.PeftModel)
         with safe_open(folder / ADAPTER_FILES[1], framework="pt") as file:
-            given = set(file.keys())
+            given = {key for key in file.keys() if not _of_the_base(key, file, model)}  # noqa: SIM118
         fitting = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         _refuse_part(given, fitting, asked)
         model.load_adapter(str(folder), "default", is_trainable=True)
@@ -140,6 +141,18 @@ def _refuse_variants(config: Any, asked: str) -> None:
         )
 
 
+def _of_the_base(key: str, file: Any, model: nn.Module) -> bool:
+    """Whether a tensor is the base's own, which peft saves beside an adapter on an embedding."""
+    if not key.endswith(".base_layer.weight"):
+        return False
+    found = file.get_tensor(key)
+    try:
+        own = model.get_parameter(key)
+    except AttributeError:
+        return False
+    return own.shape == found.shape and torch.equal(own.detach().to(found), found)
+
+
 def _refuse_part(given: set[str], fitting: set[str], asked: str) -> None:
     """Refuse tensors without a place in the model, and places without a tensor."""
     extra, missing = sorted(given - fitting), sorted(fitting - given)
@@ -168,11 +181,14 @@ def save(model: peft.PeftModel, folder: Path) -> None:
 
 
 def without_b(engine: Engine, vector: Tensor) -> Tensor:
-    """`vector` [d] with every B zero: the base model's own function."""
+    """`vector` [d] with every B zero, and tokens as they were: the base model's own function."""
     vector = vector.clone()
     for name, matrix in engine.unflatten(vector).items():
-        if ".lora_B." in name:
+        if ".lora_B." in name or name.endswith(".lora_embedding_B"):
             matrix.zero_()
+        elif name.endswith(".trainable_tokens_delta"):
+            layer: Any = engine.model.get_submodule(name.rpartition(".")[0])
+            matrix.copy_(layer.trainable_tokens_original[engine.adapter])
     return vector
 
 

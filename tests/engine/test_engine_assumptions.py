@@ -360,10 +360,38 @@ def test_one_row_is_checked(monkeypatch):
         engine.sample_grads(*FACE, batch)  # once
 
 
-def test_samples_that_see_each_other_are_found_by_the_check():
-    def contrastive(outputs, batch):
-        return outputs.mean((1, 2)) * outputs.sum()
+def contrastive(outputs, batch):
+    return outputs.mean((1, 2)) * outputs.sum()
 
-    engine = Engine(tiny(), check=True)
-    with pytest.raises(EngineError, match="samples depend on each other"):
-        engine.sample_grads(label_logits, contrastive, batch_of())
+
+def balanced(outputs, batch):
+    """As a router's loss, which is one number for the whole batch."""
+    return label_loss(outputs, batch) + outputs.softmax(-1).mean((0, 1)).square().sum()
+
+
+@pytest.mark.parametrize("loss", [contrastive, balanced])
+@pytest.mark.parametrize("base", [{}, {"hidden_act": "relu"}])
+def test_losses_that_look_at_other_samples(loss, base):
+    """Fused or not, with the engine's first loss or a later one."""
+    model, batch = tiny(**base), batch_of()
+    for engine in (Engine(model), check(model, batch, curved=False)):
+        for _ in range(2):
+            with pytest.raises(EngineError, match="losses that look at other samples"):
+                engine.sample_grads(label_logits, loss, batch)
+        assert fused(check(model, batch, engine=engine, curved=False)) == (not base)
+
+
+def test_a_model_that_mixes_samples_above_its_layers():
+    model, batch = tiny(), batch_of()
+    norm = model.base_model.model.model.norm
+    norm.register_forward_hook(lambda m, a, out: out + out.mean(0, keepdim=True))
+    with pytest.raises(EngineError, match="losses that look at other samples"):
+        Engine(model).sample_grads(*FACE, batch)
+
+
+def test_random_losses_are_found_by_the_check():
+    def dropped(outputs, batch):
+        return label_loss(outputs + torch.randn_like(outputs), batch)
+
+    with pytest.raises(EngineError, match="whether the loss is random"):
+        Engine(tiny(), check=True).sample_grads(label_logits, dropped, batch_of())

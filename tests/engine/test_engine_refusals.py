@@ -142,6 +142,14 @@ def test_model_without_output_matrix():
         label_logits(nn.Linear(2, 2), batch_of())
 
 
+def test_model_that_returns_a_tuple():
+    engine = Engine(adapted(llama()))
+    inner = engine.model.base_model.model
+    inner.register_forward_hook(lambda module, args, out: (out.logits,))
+    with pytest.raises(EngineError, match="returns tuple without logits"):
+        engine.sample_grads(*FACE, batch_of())
+
+
 def test_outputs_and_cotangents_of_the_wrong_kind():
     engine, batch = Engine(adapted(llama())), batch_of()
     with pytest.raises(EngineError, match="tensor or a tuple of tensors: it returned dict"):

@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 def is_b(name: str) -> bool:
     """Whether a LoRA matrix is a B, whose wide side is its first; A's is its second."""
-    return ".lora_B" in f".{name}"
+    return any(part in f".{name}" for part in (".lora_B", ".lora_embedding_B"))
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def saved(folder, model=None, **options):
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **options}
     made = get_peft_model(model or base(), LoraConfig(**options))
     for name, parameter in made.named_parameters():
-        if "lora_B" in name:
+        if any(part in name for part in ("lora_B", "lora_embedding", "trainable_tokens_delta")):
             nn.init.normal_(parameter, std=0.2)
     made.save_pretrained(folder)
     return folder
@@ -195,20 +195,33 @@ def saved(folder, model=None, **options):
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"bias": "all"}, "bias='all'"),
         ({"use_dora": True}, "use_dora"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"trainable_token_indices": [1, 3]}, None),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, None),
+        ({"target_modules": ["q_proj", "lm_head"]}, None),
+        ({"lora_bias": True}, None),
         ({"modules_to_save": ["norm"]}, "modules_to_save"),
     ],
 )
 def test_adapters_are_what_peft_loads_or_refused_by_name(options, said, tmp_path):
-    saved(tmp_path, **options)
+    biased = {"attention_bias": True} if "lora_bias" in options else {}
+    saved(tmp_path, base(**biased), **options)
     if said:
         with pytest.raises(ModelError, match=said):
             lora.load(base(), tmp_path)
         return
-    ids = torch.arange(12)[None]
-    theirs = PeftModel.from_pretrained(base(), tmp_path).eval()(ids).logits
-    torch.testing.assert_close(lora.load(base(), tmp_path).eval()(ids).logits, theirs)
-    assert (theirs - base()(ids).logits).abs().max() > 0.1
+    ids, own = torch.arange(12)[None], base(**biased)
+    before = own(ids).logits
+    theirs = PeftModel.from_pretrained(base(**biased), tmp_path).eval()(ids).logits
+    model = lora.load(own, tmp_path).eval()
+    torch.testing.assert_close(model(ids).logits, theirs)
+    assert (theirs - before).abs().max() > 0.1
+    engine = Engine(model)
+    trained = engine.theta()
+    lora.save(model, tmp_path / "again")
+    again = lora.load(base(**biased), tmp_path / "again")
+    assert torch.equal(Engine(again).theta(), trained)
+    engine.load(lora.without_b(engine, trained))
+    torch.testing.assert_close(model(ids).logits, before)
 
 
 def test_other_kinds_of_adapter_are_refused_by_name(tmp_path):

@@ -14,7 +14,9 @@ N, WIDTH, VOCABULARY = 24, 6, 31
 EXACT = RecordConfig(dtype="float32", epochs="last")
 
 
-def adapted_llama(dropout: float = 0.0, layers: int = 2, **changes) -> torch.nn.Module:
+def adapted_llama(
+    dropout: float = 0.0, layers: int = 2, adapter: dict | None = None, **changes
+) -> torch.nn.Module:
     """A random Llama whose adapter's B is not zero, so that A has a gradient."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(
@@ -29,10 +31,10 @@ def adapted_llama(dropout: float = 0.0, layers: int = 2, **changes) -> torch.nn.
             **changes,
         )
     )
-    config = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", lora_dropout=dropout)
-    model = get_peft_model(base, config)
+    options = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", "lora_dropout": dropout}
+    model = get_peft_model(base, LoraConfig(**{**options, **(adapter or {})}))
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model.train()
 
@@ -58,7 +60,7 @@ def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 def every_direction(model: torch.nn.Module) -> Projection:
     """Sketches under it are the whole gradients."""
     shapes = Engine(model).shapes
-    wide = {name: torch.eye(a if "lora_B" in name else b) for name, (a, b) in shapes.items()}
+    wide = {name: torch.eye(a if "_B" in name else b) for name, (a, b) in shapes.items()}
     return Projection(shapes, wide)
 
 

@@ -12,8 +12,8 @@ from fudlr.gradients.store import StoreError
 SHAPES = {
     "x.lora_A.weight": (2, 6),
     "x.lora_B.weight": (8, 2),
-    "y.lora_A.weight": (2, 7),
-    "y.lora_B.weight": (9, 2),
+    "y.lora_embedding_A": (2, 7),
+    "y.lora_embedding_B": (9, 2),
 }
 D = 12 + 16 + 14 + 18
 
@@ -23,11 +23,11 @@ def rows(n=30, seed=0):
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for name, (a, b) in SHAPES.items():
-        width = a if "lora_B" in name else b
+        width = a if "_B" in name else b
         strength = 2.0 ** -torch.arange(width)
         turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
         wide = torch.randn(n, 2, width, generator=generator) * strength @ turn
-        parts.append((wide.mT if "lora_B" in name else wide).flatten(1))
+        parts.append((wide.mT if "_B" in name else wide).flatten(1))
     return torch.cat(parts, 1)
 
 
@@ -47,6 +47,7 @@ def test_it_is_one_orthogonal_projection_factor_by_factor():
     s = dense(projection)
     assert s.shape == (projection.dim, D)
     assert 0 < projection.dim < D
+    assert [len(f[0]) for f in projection.factors.values()] == [6, 8, 7, 9], "their wide sides"
     torch.testing.assert_close(s @ s.T, torch.eye(len(s)), rtol=0, atol=1e-5)
     torch.testing.assert_close(projection.lift(torch.eye(len(s))), s, rtol=0, atol=1e-6)
     g = rows(4, seed=1)
@@ -63,7 +64,7 @@ def test_principal_directions_are_eigenvectors_and_keep_the_share_asked_for():
     g, start = rows().double(), 0
     for name, (a, b) in SHAPES.items():
         matrix = g[:, start : start + a * b].view(-1, a, b)
-        moment = torch.einsum("nij,nkj->ik" if "lora_B" in name else "nji,njk->ik", matrix, matrix)
+        moment = torch.einsum("nij,nkj->ik" if "_B" in name else "nji,njk->ik", matrix, matrix)
         values = torch.linalg.eigvalsh(moment).flip(0)
         kept = projection.factors[name].double()
         share = float((kept @ moment @ kept.T).trace() / moment.trace())

@@ -85,6 +85,24 @@ def test_every_number_gives_a_row_a_sample(tmp_path, fit_samples, n, monkeypatch
     torch.testing.assert_close(store.read(IDS[:n]), expected, **close(exact))
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 30, 7]},
+        {"target_modules": ["q_proj"], "lora_bias": True},
+    ],
+)
+def test_adapters_of_other_layers_are_recorded(tmp_path, adapter):
+    model = adapted_llama(adapter=adapter, attention_bias="lora_bias" in adapter)
+    before = model_fingerprint(model)
+    store = record(tmp_path / "s", model, partial(plain, model=model))
+    check(store, model)
+    engine = Engine(model)
+    engine.load(engine.theta() + 1)
+    assert model_fingerprint(model) == before, "of the frozen weights alone"
+
+
 def accumulated(recorder, index, batch, model):
     for part in torch.arange(8).split(2):
         with recorder.batch(IDS[index[part]], divisor=8):

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from fudlr.common.errors import UsageError
 from fudlr.gradients.projection import Projection
+from fudlr_ext.blocks import Block
 from fudlr_ext.labels import IGNORED
-from fudlr_ext.layers import Block, Layout
+from fudlr_ext.layers import Layout
 from fudlr_ext.reducers import Rows, Sketch
 
 ASKED = "a Trainer's gradients were to be recorded"

@@ -19,7 +19,7 @@ from fudlr.gradients.store.shards import VERSION, Shard, open_regular, refuse
 MANIFEST = "manifest.json"
 TRAINING = "training.safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LORA = re.compile(r"\.lora_[A-Za-z]+\.")
+_LORA = re.compile(r"\.(lora_\w+|trainable_tokens_delta)(\.|$)")
 
 
 @dataclass(frozen=True)

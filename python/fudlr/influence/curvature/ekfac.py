@@ -23,7 +23,8 @@ from torch import Tensor
 from fudlr.common.batches import Batches
 from fudlr.gradients.matrix import Forward, Loss
 from fudlr.influence.curvature.parts import Parts
-from fudlr_ext.reducers import Factors, Sides, Sketch
+from fudlr_ext.blocks import Sides
+from fudlr_ext.reducers import Factors, Sketch
 
 
 class EKFAC:
