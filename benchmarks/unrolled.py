@@ -103,7 +103,8 @@ def requests(run: Run, store: Path) -> dict[str, float]:
 
     def answer(objective: str, solved: Any = None) -> Any:
         plan = plan_for(run, store, objective, update="unrolled")
-        found = solve(plan) if solved is None else solved.by(plan.gradients(plan.valid))
+        again = None if solved is None else plan.gradients(plan.valid, known=solved.gradients)
+        found = solve(plan) if solved is None else solved.by(again)
         found.answer(found.scored(objective=plan.objective))
         return found
 

@@ -67,7 +67,7 @@ class DeferredVjp:
         layout = self._layout
         result = torch.zeros(k, layout.d, dtype=layout.dtype, device=layout.device)
         one = torch.ones(1, 1, dtype=layout.dtype, device=layout.device)
-        live = [[i for i in wanted if bool(cotangents[i][j].any())] for j in range(k)]
+        live = [[i for i in wanted if not_zero(cotangents[i][j])] for j in range(k)]
         # Whether all layers are reached is a question of all outputs: the rest goes along at last.
         if k:
             live[-1] = [i for i in wanted if i in live[-1] or not any(i in each for each in live)]
@@ -102,3 +102,8 @@ class DeferredVjp:
 
     def _weight_versions(self) -> list[int]:
         return [parameter._version for parameter in self._layout.parameters()]
+
+
+def not_zero(x: Tensor) -> bool:
+    """Whether some number is not 0, as `x.any()`, which is ten times slower on floats."""
+    return bool(x.numel()) and any(bool(end != 0) for end in x.aminmax())

@@ -22,9 +22,10 @@ from fudlr.common.errors import DataError, NumericalError, UsageError
 from fudlr.common.progress import PATIENCE, track
 from fudlr.data import Samples
 from fudlr.metrics import Metric
+from fudlr.metrics.base import all_finite
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
-from fudlr_ext.vjp import DeferredVjp
+from fudlr_ext.vjp import DeferredVjp, not_zero
 
 VALIDATION_LOSS = "val_loss"
 """Name of the mean loss of the prompts among the gradients."""
@@ -151,7 +152,9 @@ def metric_gradients(
 
 def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Tensor:
     """What a batch adds to the gradients `[k, d]`; no backward pass for metrics blind to it."""
-    live = through_scores.flatten(1).any(1) | through_loss.any(1)
+    lines = zip(through_scores, through_loss, strict=True)
+    used = [any(map(not_zero, line)) for line in lines]
+    live = torch.tensor(used, device=through_scores.device)
     if bool(live.all()):
         return way.vjp((through_scores, through_loss))
     live[0] |= not bool(live.any())  # the width comes from a pass
@@ -211,7 +214,7 @@ def _surrogates(
     metrics: Sequence[Metric], scores: Tensor, side: Any
 ) -> tuple[list[float], list[Tensor]]:
     """Value and ∂value/∂scores `[n, M]` of every metric."""
-    if not bool(scores.isfinite().all()):
+    if not all_finite(scores):
         row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
         raise NumericalError(
             "prompts were to be scored",

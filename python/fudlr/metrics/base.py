@@ -140,6 +140,11 @@ class Side:
             yield slice(start, start + len(part)), self.take(part)
 
 
+def all_finite(scores: Tensor) -> bool:
+    """Whether every number is; one pass over them, and nothing else of their size."""
+    return bool(torch.stack(scores.detach().aminmax()).isfinite().all()) if scores.numel() else True
+
+
 def check_scores(scores: Tensor, side: Side) -> None:
     """Refuse scores of another shape, or that are not finite where they count."""
     if scores.shape != side.seen.shape:
@@ -148,7 +153,8 @@ def check_scores(scores: Tensor, side: Side) -> None:
             f"they are {list(scores.shape)}",
             f"{list(side.seen.shape)} is needed: a row a prompt, a column an item",
         )
-    if not torch.isfinite(scores.detach().masked_fill(side.seen, 0.0)).all():
+    scores = scores.detach()
+    if not all_finite(scores) and not all_finite(scores.masked_fill(side.seen, 0.0)):
         raise NumericalError(
             "scores were to be measured",
             "some are NaN or infinite",

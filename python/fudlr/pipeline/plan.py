@@ -7,7 +7,7 @@ option leaves without effect is refused, with what to change.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,12 @@ from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.matrix import Forward, Loss
-from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradients, metric_gradients
+from fudlr.gradients.metric import (
+    VALIDATION_LOSS,
+    MetricGradient,
+    MetricGradients,
+    metric_gradients,
+)
 from fudlr.gradients.recording import STORE
 from fudlr.gradients.store import StoreError
 from fudlr.gradients.store.manifest import read_manifest
@@ -101,11 +106,15 @@ class Plan:
 
         return Batches(source, sizes)
 
-    def gradients(self, prompts: Prompts, parts: int = 0) -> MetricGradients:
+    def gradients(
+        self, prompts: Prompts, parts: int = 0, known: Mapping[str, MetricGradient] | None = None
+    ) -> MetricGradients:
         """Gradients of all metrics, and of the loss where needed, on `prompts`.
 
-        With `parts`, what each of so many random parts of the prompts adds is kept.
+        With `parts`, what each of so many random parts of the prompts adds is kept. The loss's is
+        taken from `known`, of the same prompts, where it is there.
         """
+        loss = (known or {}).get(VALIDATION_LOSS) if self.needs_loss else None
         if parts:
             generator = torch.Generator().manual_seed(self.seed)
             order = torch.randperm(len(prompts.samples), generator=generator)
@@ -116,12 +125,14 @@ class Plan:
             prompts.samples,
             prompts.side,
             self.metrics,
-            validation_loss=self.needs_loss,
+            validation_loss=self.needs_loss and loss is None,
             batch_size=self.config.batch,
             parts=parts,
         )
         if parts:
             found.scores = found.scores[order.argsort()]
+        if loss is not None:
+            found[VALIDATION_LOSS] = loss
         return found
 
 

@@ -96,8 +96,17 @@ class Solved:
         return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)), chosen)
 
     def by(self, gradients: Gradients) -> Solved:
-        """The same rows and H⁻¹ with gradients of other prompts."""
-        found = influences(self.evidence.space, gradients, self.evidence.solve)
+        """The same rows and H⁻¹ with other gradients; the influence on those that are among this
+        one's is known."""
+        old = [name for name, each in gradients.items() if each is self.gradients.get(name)]
+        new = {name: each for name, each in gradients.items() if name not in old}
+        if not new:
+            return replace(self, gradients=gradients)
+        found = influences(self.evidence.space, new, self.evidence.solve)
+        columns = [self.influence.of(name)[:, None] for name in old]
+        values = torch.cat([found.values, *columns], 1)
+        warnings = list(dict.fromkeys([*found.warnings, *self.influence.warnings * bool(old)]))
+        found = replace(found, names=(*found.names, *old), values=values, warnings=warnings)
         return replace(self, gradients=gradients, influence=found)
 
 

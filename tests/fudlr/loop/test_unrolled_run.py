@@ -17,6 +17,7 @@ from fudlr.gradients.store.shards import decode
 from fudlr.influence.unroll import Unrolled
 from fudlr.pipeline.evidence import gather, solvers, unrolled_run
 from fudlr.pipeline.plan import prepare, with_options
+from fudlr.pipeline.request import solve
 from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
 
@@ -204,3 +205,19 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken(tiny_con
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match=path.name):
         train_run(config, tmp_path / "run")
+
+
+def test_another_objective_takes_what_is_known(folder):
+    """The validation loss's gradient and influence are those of the request before."""
+    run, clock = load_run(folder), StageClock(announce=False)
+    options = {"lambda_acc": 1.0, "update": "unrolled"}
+    plans = [prepare(run, with_options(run.config.debias, {**options, "objective": o}), clock)
+             for o in ("arp", "ndcg")]  # fmt: skip
+    first, whole = (solve(plan) for plan in plans)
+    gradients = plans[1].gradients(plans[1].valid, known=first.gradients)
+    assert gradients["val_loss"] is first.gradients["val_loss"]
+    further = first.by(gradients)
+    assert set(further.influence.names) == {"ndcg", "val_loss"}
+    for name in further.influence.names:
+        torch.testing.assert_close(further.influence.of(name), whole.influence.of(name))
+    assert further.by(gradients).influence is further.influence

@@ -72,9 +72,7 @@ def test_the_runs_own_seed_goes_the_retrainings_way(found, folder, run_folder):
     assert 0 < other < 0.99
     assert 0.05 < cosine < 1
     assert shifts["update_retrained"] == pytest.approx(cosine, abs=1e-4)
-    assert shifts["cosine_update"][0] == pytest.approx(
-        shifts["update_retrained"], abs=1e-4
-    )
+    assert shifts["cosine_update"][0] == pytest.approx(shifts["update_retrained"], abs=1e-4)
 
 
 def test_held_out_users_have_figures_intervals_and_a_null(found):
