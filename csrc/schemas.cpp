@@ -90,6 +90,16 @@ TORCH_LIBRARY(fudlr_decoder, m) {
       "int spare=0) -> (Tensor, Tensor, Tensor)");
 }
 
+// Ops of a recording, without an autograd rule.
+TORCH_LIBRARY(fudlr_record, m) {
+  // rows [n, p] from `column` on += P G_i for directions P [q, a] of the left factor, else G_i Pᵀ
+  m.def(
+      "add_sketch(Tensor(a!) rows, Tensor left, Tensor right, Tensor offsets, Tensor directions, "
+      "bool of_left, int column) -> ()");
+  // int8 codes [n, p], and scales [n, ceil(p / 128)]
+  m.def("encode_rows(Tensor rows) -> (Tensor codes, Tensor scales)");
+}
+
 // Ops without an autograd rule, for the training that fudlr unrolls; fudlr_ext/reference/unroll.py.
 TORCH_LIBRARY(fudlr_unroll, m) {
   // A step of Adam on [d], its derivative and the transpose of that on changes [k, d]; options [10]

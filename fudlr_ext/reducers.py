@@ -18,6 +18,7 @@ from fudlr_ext.blocks import Block, Lines, Sides
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.ops import grad_sum, sample_dots, sample_grads, sample_sketch
+from fudlr_ext.ops.record import add_sketch
 
 LARGEST_MOMENT = 16384
 """Width of the largest second moment that is kept: 1 GiB in float32."""
@@ -129,7 +130,16 @@ class Sketch(Reducer):
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         if block.name in self._blocks:
             place, shape, sides = self._blocks[block.name]
-            found = sample_sketch(left, right, *block.sides(sides), offsets=offsets)
+            sides = on_left, on_right = block.sides(sides)
+            one = on_left if on_right is None else on_right if on_left is None else None
+            like = left.dtype == right.dtype == self._rows.dtype and left.device.type == "cpu"
+            if one is not None and like and not left.requires_grad:
+                made = (len(one), right.shape[1]) if on_right is None else (left.shape[1], len(one))
+                if made == shape:
+                    given = (left, right, offsets, one, on_right is None, place.start)
+                    add_sketch(self._rows, *given)
+                    return
+            found = sample_sketch(left, right, *sides, offsets=offsets)
             block.among(self._rows[:, place].unflatten(1, shape), found)
 
     def result(self) -> Tensor:

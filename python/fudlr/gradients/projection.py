@@ -113,8 +113,8 @@ class Projection:
 
     def energy_kept(self, flat: Tensor) -> float:
         """Share of Σ‖g‖² that the sketches of `flat` `[k, d]` hold, of all matrices."""
-        total = float(flat.double().square().sum())
-        return float(self.project(flat).double().square().sum()) / total if total else 1.0
+        total = _energy(flat)
+        return _energy(self.project(flat)) / total if total else 1.0
 
     def description(self) -> dict[str, Any]:
         """What it is, for a manifest; two projections are the same where these are equal."""
@@ -174,7 +174,7 @@ class SecondMoment:
     def add(self, vectors: Tensor) -> None:
         """Count `vectors` `[m, width]` in."""
         vectors = vectors.detach().to("cpu", torch.float32)
-        self.trace += float(vectors.double().square().sum())
+        self.trace += _energy(vectors)
         if self._whole is not None:
             self._whole.addmm_(vectors.T, vectors)
             return
@@ -250,6 +250,11 @@ class PrincipalAccumulator:
                 "Add the first batches' gradients before fit()",
             )
         return Projection(self.shapes, factors, round(min(1.0, held / total), 6))
+
+
+def _energy(vectors: Tensor) -> float:
+    """Σ x², summed in float64."""
+    return float(torch.linalg.vector_norm(vectors, dtype=torch.float64)) ** 2
 
 
 def _check_factors(shapes: Shapes, factors: Mapping[str, Tensor]) -> None:

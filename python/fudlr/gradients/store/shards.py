@@ -27,6 +27,7 @@ from torch import Tensor
 from fudlr.common.digest import canonical_json, tensor_bytes
 from fudlr.common.errors import StoreError
 from fudlr.common.files import atomic_file
+from fudlr_ext.ops.record import encode_rows
 
 VERSION = 2
 SHARDS = f"rows-{6 * '[0-9]'}.safetensors"
@@ -80,13 +81,7 @@ def encode(rows: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     """
     if dtype != "int8":
         return rows.to(DTYPES[dtype]), None
-    wide = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % SCALE_BLOCK))
-    wide = wide.view(len(rows), -1, SCALE_BLOCK)
-    scales = wide.abs().amax(dim=2) / 127
-    # A block of zeros has scale 0; dividing by 1 instead keeps its zeros.
-    steps = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (wide / steps[..., None]).round_().clamp_(-127, 127).to(torch.int8)
-    return codes.flatten(1)[:, : rows.shape[1]].contiguous(), scales
+    return encode_rows(rows.float())
 
 
 def decode(rows: Tensor, scales: Tensor | None) -> Tensor:
