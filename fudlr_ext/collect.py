@@ -125,8 +125,8 @@ class Collector:
                 return torch.cat([offsets[:1], offsets[-1:]])  # no list of indices to send to a GPU
             if len(offsets) == self._n + 1:
                 if self._n > 1 and not layer.rows_proven:
-                    rows = torch.arange(self._n, device=x.device)
-                    self._mark(layer, True, delta, rows.repeat_interleave(offsets.diff()))
+                    each = torch.arange(self._n, device=x.device)
+                    self._mark(layer, True, delta, each.repeat_interleave(offsets.diff()))
                 return offsets
             raise EngineError(
                 f"the gradients of {self._n} samples were asked for",

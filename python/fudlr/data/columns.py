@@ -281,7 +281,7 @@ def _is_nested(kind: pl.DataType) -> bool:
 def _as_text(values: pl.Series) -> pl.Series:
     """A column as text, or as lists of text; nothing known is "" and []."""
     if isinstance(values.dtype, pl.List | pl.Array):
-        if isinstance(values.dtype.inner, pl.Struct):  # type: ignore[union-attr]
+        if isinstance(values.dtype.inner, pl.Struct):
             values = values.list.eval(pl.element().struct.field("name"))
         lists = [[str(v) for v in row or () if v is not None] for row in values.to_list()]
         return pl.Series(values.name, lists, dtype=pl.List(pl.String))
