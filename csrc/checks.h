@@ -50,8 +50,8 @@ void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& l
 void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
                    const at::Tensor& weights);
 
-// the decoder's ops: rows [T, width] of float32 or float64, or on a GPU of 16 bits, in any stride
-// between rows, and arrays of tangents with k rows a position.
+// the decoder's ops: rows [T, width] of what is_number() takes, in any stride between rows, and
+// arrays of tangents with k rows a position.
 
 // k for an array of tangents of `primal`.
 int64_t tangents_per_row(const char* op, const at::Tensor& primal, const at::Tensor& tangents);

@@ -64,11 +64,9 @@ at::Tensor with_spare(const char* op, int64_t rows, int64_t width, int64_t spare
 void check_rows(const char* op, const at::Tensor& like,
                 std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> given,
                 int64_t rows, int64_t width) {
-  const at::ScalarType dtype = like.scalar_type();
-  FUDLR_CHECK(dtype == at::kFloat || dtype == at::kDouble ||
-                  (on_gpu(like) && (dtype == at::kBFloat16 || dtype == at::kHalf)),
-              op, "float32 or float64 was expected, or on a GPU bfloat16 or float16",
-              c10::str("it is ", dtype, " on ", like.device()), "Convert it with .float()");
+  FUDLR_CHECK(is_number(like), op, "float32, float64 or bfloat16 was expected, or float16 on a GPU",
+              c10::str("it is ", like.scalar_type(), " on ", like.device()),
+              "Convert it with .float()");
   FUDLR_CHECK(like.dim() == 2 && (like.size(1) <= 1 || like.stride(1) == 1), op,
               "rows [T, width] without gaps were expected",
               c10::str("shape ", like.sizes(), ", strides ", like.strides()), "Use .contiguous()");

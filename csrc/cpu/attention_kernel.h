@@ -52,5 +52,6 @@ struct AttentionTable {
 };
 
 FUDLR_DECLARE_TABLE(AttentionTable, attention);
+FUDLR_DECLARE_TABLE(AttentionKernels<Bfloat16>, attention_bf16);
 
 }  // namespace fudlr

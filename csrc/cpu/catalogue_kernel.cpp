@@ -30,17 +30,6 @@ inline Vector<Real> exponential(Vector<Real> x) {
   return x < Bits<Real>::smallest ? Vector<Real>{} : vexp_within<Real>(x);
 }
 
-inline void narrow(float from, float& to) { to = from; }
-inline void narrow(double from, double& to) { to = from; }
-// To the nearest, of two as near the even one.
-inline void narrow(float from, Bfloat16& to) {
-  uint32_t bits;
-  std::memcpy(&bits, &from, sizeof(bits));
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  to.bits =
-      static_cast<uint16_t>(nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
 template <typename Real>
 Real row_maximum(const Real* row) {
   Vector<Real> highest = load(row);

@@ -12,8 +12,12 @@ namespace fudlr {
 namespace {
 
 template <typename Real>
+const Real* numbers(const at::Tensor& tensor) {
+  return static_cast<const Real*>(tensor.const_data_ptr());
+}
+template <typename Real>
 Lines<const Real> lines(const at::Tensor& rows) {
-  return {rows.const_data_ptr<Real>(), rows.stride(0)};
+  return {numbers<Real>(rows), rows.stride(0)};
 }
 template <typename Real>
 Lines<const Real> lines(const OptionalTensor& rows) {
@@ -21,12 +25,12 @@ Lines<const Real> lines(const OptionalTensor& rows) {
 }
 template <typename Real>
 Lines<Real> mutable_lines(const at::Tensor& rows) {
-  return {rows.mutable_data_ptr<Real>(), rows.stride(0)};
+  return {static_cast<Real*>(rows.mutable_data_ptr()), rows.stride(0)};
 }
 template <typename Real>
 NormInput<Real> norm_input(const NormArguments& norm) {
-  return {lines<Real>(norm.x), norm.weight.const_data_ptr<Real>(),
-          norm.scale.const_data_ptr<Real>(), norm.x.size(1)};
+  return {lines<Real>(norm.x), numbers<Real>(norm.weight), numbers<Sum<Real>>(norm.scale),
+          norm.x.size(1)};
 }
 template <typename Real>
 AttentionInput<Real> attention_input(const AttentionArguments& all) {
@@ -53,7 +57,7 @@ class OnCpu {
       const NormInput<Real> in = norm_input<Real>(norm);
       kernels.norm(in.x, lines<Real>(added), in.weight, eps, in.width, begin, end,
                    added ? mutable_lines<Real>(sum) : Lines<Real>{nullptr, 0},
-                   mutable_lines<Real>(y), norm.scale.mutable_data_ptr<Real>());
+                   mutable_lines<Real>(y), norm.scale.mutable_data_ptr<Sum<Real>>());
     });
   }
   void rms_norm_tangent(const NormArguments& norm, const at::Tensor& dx, int64_t k,
@@ -137,14 +141,16 @@ class OnCpu {
 
  private:
   // Calls run(kernels, Real{}, begin, end) for parts of `units`, each of which is `work` steps.
-  template <typename Table, typename Run>
-  void share(const Table& table, int64_t units, int64_t work, Run run) const {
+  template <typename Table, typename Table16, typename Run>
+  void share(const Table& table, const Table16& table16, int64_t units, int64_t work,
+             Run run) const {
     const auto with = [&](const auto& kernels, auto real) {
       const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(work, 1));
       at::parallel_for(0, units, grain,
                        [&](int64_t begin, int64_t end) { run(kernels, real, begin, end); });
     };
     if (like_.scalar_type() == at::kDouble) return with(table.f64, double{});
+    if (like_.scalar_type() == at::kBFloat16) return with(table16, Bfloat16{});
     TORCH_CHECK_VALUE(like_.scalar_type() == at::kFloat, "fudlr_ext has no CPU kernel for ",
                       like_.scalar_type());
     with(table.f32, float{});
@@ -152,7 +158,7 @@ class OnCpu {
   // Parts of the positions of `rows`, each number of which costs `steps`.
   template <typename Run>
   void for_positions(const at::Tensor& rows, int64_t steps, Run run) const {
-    share(FUDLR_TABLE(decoder), rows.size(0), rows.size(1) * steps, run);
+    share(FUDLR_TABLE(decoder), FUDLR_TABLE(decoder_bf16), rows.size(0), rows.size(1) * steps, run);
   }
   // Parts of the samples' key heads, with so many vectors.
   template <typename Run>
@@ -160,7 +166,7 @@ class OnCpu {
     const int64_t tasks = (all.query_offsets.size(0) - 1) * all.key_heads;
     const int64_t each = std::max<int64_t>(tasks, 1);
     const int64_t work = all.q.numel() * (all.k.size(0) / each + 1) * vectors;
-    share(FUDLR_TABLE(attention), tasks, work / each, run);
+    share(FUDLR_TABLE(attention), FUDLR_TABLE(attention_bf16), tasks, work / each, run);
   }
 
   const at::Tensor& like_;

@@ -21,11 +21,23 @@ struct Lines {
   Real* at(int64_t row) const { return data == nullptr ? nullptr : data + row * stride; }
 };
 
+// What a row's numbers are summed in.
+template <typename Real>
+struct SumOf {
+  using Type = Real;
+};
+template <>
+struct SumOf<Bfloat16> {
+  using Type = float;
+};
+template <typename Real>
+using Sum = typename SumOf<Real>::Type;
+
 template <typename Real>
 struct NormInput {
   Lines<const Real> x;
   const Real* weight;
-  const Real* scale;  // (mean x² + ε)^(-1/2) of each row
+  const Sum<Real>* scale;  // (mean x² + ε)^(-1/2) of each row
   int64_t width;
 };
 
@@ -34,7 +46,7 @@ struct DecoderKernels {
   // sum = x + added (where given); scale = (mean sum² + eps)^(-1/2); y = weight · sum · scale.
   void (*norm)(Lines<const Real> x, Lines<const Real> added, const Real* weight, double eps,
                int64_t width, int64_t begin, int64_t end, Lines<Real> sum, Lines<Real> y,
-               Real* scale);
+               Sum<Real>* scale);
   // y' = weight · (scale · x' + scale' · x)
   void (*norm_tangent)(const NormInput<Real>&, Lines<const Real> dx, int64_t k, int64_t begin,
                        int64_t end, Lines<Real> dy);
@@ -64,5 +76,6 @@ struct DecoderTable {
 };
 
 FUDLR_DECLARE_TABLE(DecoderTable, decoder);
+FUDLR_DECLARE_TABLE(DecoderKernels<Bfloat16>, decoder_bf16);
 
 }  // namespace fudlr

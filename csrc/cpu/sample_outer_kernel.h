@@ -58,11 +58,6 @@ struct SampleOuterKernels {
               int64_t end, Matrices<Real> sums);
 };
 
-// A bfloat16 as it lies in memory.
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 struct SampleOuterTable {
   SampleOuterKernels<float, float> f32;
   SampleOuterKernels<double, double> f64;

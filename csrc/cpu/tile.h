@@ -80,6 +80,17 @@ inline float widen(Bfloat16 value) {
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 
+inline void narrow(float from, float& to) { to = from; }
+inline void narrow(double from, double& to) { to = from; }
+// To the nearest, of two as near the even one.
+inline void narrow(float from, Bfloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &from, sizeof(bits));
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to.bits =
+      static_cast<uint16_t>(nan ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 // The sum of a register's numbers, halves added to halves.
 template <typename Real>
 inline Real lanes_sum(const Real* lanes) {

@@ -20,16 +20,25 @@ def isa(request):
     _C.set_isa(before)
 
 
-@pytest.fixture(params=(torch.float64, torch.float32), ids=str)
+@pytest.fixture(params=(torch.float64, torch.float32, torch.bfloat16), ids=str)
 def dtype(request):
     torch.manual_seed(0)
     return request.param
 
 
+# Float32 by its rounding over some sums, bfloat16 by that of the result.
+ERROR = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 2**-8}
+
+
+def held(x, dtype):
+    """x in float64, as `dtype` holds it: what is measured is the op's error, not its input's."""
+    return x.to(dtype).double()
+
+
 def close(got, expected, dtype):
     scale = expected.abs().max().clamp(min=1)
     error = float((got.double() - expected).abs().max() / scale)
-    assert error <= (1e-13 if dtype == torch.float64 else 4e-6), error
+    assert error <= ERROR[dtype], error
 
 
 def padded(rows, dtype):
@@ -60,8 +69,9 @@ def check(dtype, function, primals, ops):
     value, tangent, backward = ops
     expected = function(*primals)
     close(value(), expected, dtype)
-    directions = tuple(torch.randn(K, *p.shape, dtype=torch.float64) for p in primals)
-    delta, grads = torch.randn_like(expected), torch.randn(K, *expected.shape, dtype=torch.float64)
+    directions = tuple(held(torch.randn(K, *p.shape), dtype) for p in primals)
+    delta = held(torch.randn_like(expected), dtype)
+    grads = held(torch.randn(K, *expected.shape), dtype)
     along, bent = derivatives(function, primals, directions, delta)
     rows = [padded(flat(t), dtype) for t in directions]
     close(tangent(*rows), flat(along), dtype)
@@ -75,7 +85,7 @@ def check(dtype, function, primals, ops):
 
 @pytest.mark.parametrize("width", [1, 7, 64])
 def test_rms_norm(dtype, width):
-    x, weight = (torch.randn(*s, dtype=torch.float64) for s in ((11, width), (width,)))
+    x, weight = (held(torch.randn(*s), dtype) for s in ((11, width), (width,)))
 
     def norm(x):
         return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
@@ -89,7 +99,7 @@ def test_rms_norm(dtype, width):
             OPS.rms_norm_backward(rows, w, scale, g, None, delta, d[0] if d else None),
         ),
     ))  # fmt: skip
-    other = torch.randn_like(x)
+    other = held(torch.randn_like(x), dtype)
     y, _, total = OPS.rms_norm(rows, padded(other, dtype), w, 0.1)
     close(total, x + other, dtype)
     close(y, norm(x + other), dtype)
@@ -99,7 +109,7 @@ def test_rms_norm(dtype, width):
 
 @pytest.mark.parametrize("width", [1, 13, 300])
 def test_swiglu(dtype, width):
-    gu = torch.randn(6, 2 * width, dtype=torch.float64) * 3
+    gu = held(torch.randn(6, 2 * width) * 3, dtype)
 
     def swiglu(gu):
         g, u = gu.chunk(2, -1)
@@ -123,18 +133,25 @@ def test_swiglu_far_out(dtype):
 
 
 def test_rotate_heads(dtype):
-    x = torch.randn(4, 2 * 6, dtype=torch.float64)
+    x = held(torch.randn(4, 2 * 6), dtype)
     angle = torch.randn(4, 3, dtype=torch.float64).repeat(1, 2)
-    cos, sin = angle.cos(), angle.sin()
-    heads = x.view(4, 2, 6)
-    half = torch.cat([-heads[..., 3:], heads[..., :3]], -1)
-    expected = (heads * cos[:, None] + half * sin[:, None]).flatten(1)
+    cos, sin = held(angle.cos(), dtype), held(angle.sin(), dtype)
+
+    def turned(x, sin):
+        heads = x.double().view(-1, 2, 6)
+        half = torch.cat([-heads[..., 3:], heads[..., :3]], -1)
+        k = len(heads) // 4
+        return (
+            heads * cos.repeat_interleave(k, 0)[:, None]
+            + half * sin.repeat_interleave(k, 0)[:, None]
+        ).flatten(1)
+
     for k in (1, K):
         rows = padded(x.repeat_interleave(k, 0), dtype)
-        OPS.rotate_heads(rows, cos.to(dtype), sin.to(dtype), False)
-        close(rows, expected.repeat_interleave(k, 0), dtype)
-        OPS.rotate_heads(rows, cos.to(dtype), sin.to(dtype), True)
-        close(rows, x.repeat_interleave(k, 0), dtype)
+        for inverse in (False, True):
+            expected = turned(rows.clone(), -sin if inverse else sin)
+            OPS.rotate_heads(rows, cos.to(dtype), sin.to(dtype), inverse)
+            close(rows, expected, dtype)
 
 
 @pytest.mark.parametrize("some", [False, True], ids=["all queries", "some queries"])
@@ -147,8 +164,8 @@ def test_attention(dtype, width, some):
         seen = [s[s % 3 == 1] for s in seen]
     queries = torch.tensor([0, *map(len, seen)]).cumsum(0)
     limits = torch.cat(seen)
-    q = torch.randn(int(queries[-1]), heads * width, dtype=torch.float64)
-    k, v = torch.randn(2, int(keys[-1]), key_heads * width, dtype=torch.float64)
+    q = held(torch.randn(int(queries[-1]), heads * width), dtype)
+    k, v = held(torch.randn(2, int(keys[-1]), key_heads * width), dtype)
 
     def attend(q, k, v):
         rows = []

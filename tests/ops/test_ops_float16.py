@@ -1,4 +1,4 @@
-"""float16 is for GPUs: the CPU says so, and where else to go. bfloat16 in the decoder likewise."""
+"""float16 is for GPUs: the CPU says so, and where else to go."""
 
 import sys
 from pathlib import Path
@@ -32,20 +32,17 @@ def test_refused_by_a_backward(case):
         getattr(torch.ops.fudlr_grad, name)(*make(case, case.small[0], torch.float16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", [*decoder_cases.DECODER_WAYS, *attention_cases.WAYS])
-def test_refused_in_the_decoder(op, dtype):
+def test_refused_in_the_decoder(op):
     def random(*size):
-        return torch.randn(*size).to(dtype)
+        return torch.randn(*size).half()
 
     if op in attention_cases.WAYS:
         given = attention_cases.make(op, random, attention_cases.SIZES[0], "all")
     else:
         make, way, *_ = decoder_cases.DECODER_WAYS[op]
         given = make(op, random, decoder_cases.DECODER_SIZES[1], way)
-    with pytest.raises(
-        ValueError, match=f"^{op}: .* on a GPU bfloat16 or float16: it is .* on cpu"
-    ):
+    with pytest.raises(ValueError, match=f"^{op}: .*{HALF}"):
         getattr(torch.ops.fudlr_decoder, op)(*given)
 
 
