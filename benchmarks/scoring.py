@@ -2,6 +2,7 @@
 
     python benchmarks/scoring.py                          # all sizes, all rivals, titles
     python benchmarks/scoring.py --hidden 128 --rivals hooks vmap_grad --repeats 3 --titles no
+    python benchmarks/scoring.py --base bfloat16 bitsandbytes-4 --rivals  # 16 bits, or quantised
 
 Work: workload.py. Everything runs in turn in one process of the rivals' environment
 (rivals/requirements.txt), so that load disturbs all alike; each round's times are compared with
@@ -16,6 +17,7 @@ benchmarks/results/scoring.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import warnings
@@ -35,6 +37,7 @@ from fudlr.train.pretrain import train_tokenizer
 from rivals import RIVALS, load
 from transformers import LlamaForCausalLM
 from workload import (
+    BASES,
     FACE,
     SIZES,
     VECTORS,
@@ -42,6 +45,7 @@ from workload import (
     Work,
     adapted,
     frozen_pass,
+    held_as,
     llama_config,
     peft_at_labels,
     peft_step,
@@ -53,9 +57,14 @@ TOLERANCE = 1e-3  # kronfluence's EK-FAC vectors are of its own scale; others ag
 SCORING = {512: (1.3, 1.2), 256: (1.4, 1.3), 128: (1.7, 1.5)}
 """Least speed in peft steps, and beside the fastest peer."""
 TITLES = 2.0
+BASE, TITLES_OF, QUANTISED = {"bfloat16": 1.5}, {"bfloat16": 1.7}, 1.1
+"""Least speed in peft steps where the base is not float32: of products, and of titles."""
+ERROR = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
+"""Of one sample's products beside peft's own single pass: rounding, by the base's type."""
 BATCH, BATCHES = 16, 4
 """Of prompts of titles."""
 OURS = "fudlr_ext"
+IN_FLOAT32 = "fudlr_ext, base in float32"
 COMPILED = "frozen limit, torch.compile"
 
 
@@ -97,17 +106,17 @@ def check_engine(work: Work) -> float:
             for name, vector in named.items()
         )
         worst = max(worst, float((got[i] - products).norm() / products.norm()))  # type: ignore
-    if worst > 1e-4:
+    if worst > ERROR.get(work.base, 1e-4):
         raise SystemExit(f"the engine differs from single passes by {worst:.2g}; nothing was timed")
     return worst
 
 
 def synthetic(
-    hidden: int, names: list[str], repeats: int, threads: int, compiled: bool
+    hidden: int, names: list[str], repeats: int, threads: int, *, compiled: bool, base: str
 ) -> dict[str, Any]:
     """One size: all rows, timed in turn."""
     torch.set_num_threads(threads)
-    work = Work(hidden)
+    work = Work(hidden, base=base)
     errors: dict[str, float] = {OURS: check_engine(work)}
     failed = {}
     calls: dict[str, Callable[[], object]] = {
@@ -116,6 +125,9 @@ def synthetic(
         "frozen limit": lambda: frozen_pass(work.frozen, work.batch),
         OURS: lambda: work.engine.sample_dots(*FACE, work.batch, work.vectors),
     }
+    if base != "float32":
+        exact = Work(hidden)
+        calls[IN_FLOAT32] = lambda: exact.engine.sample_dots(*FACE, exact.batch, exact.vectors)
     if compiled:
         frozen = torch.compile(work.frozen)
         calls[COMPILED] = lambda: frozen_pass(frozen, work.batch)
@@ -132,18 +144,24 @@ def synthetic(
     for name, error in errors.items():
         rows[name]["error"] = error
     positions, samples = SIZES[hidden]
-    shape = {"hidden": hidden, "positions": positions, "samples": samples, "threads": threads}
-    return {**shape, "rows": rows, "failed": failed}
+    shape = {
+        "base": base,
+        "hidden": hidden,
+        "positions": positions,
+        "samples": samples,
+        "threads": threads,
+    }
+    return {**shape, "rows": rows, "failed": failed, "ran": str(work.engine.report())}
 
 
-def title_batches(hidden: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
+def title_batches(hidden: int, base: str) -> tuple[Any, list[dict[str, torch.Tensor]]]:
     """A peft model of this width, and batches of random samples' prompts with their titles."""
     data = load_ml100k()
     config = RunConfig.model_validate({"data": {"window": 10}})
     titles = data.items["title"].to_list()
     tokenizer = train_tokenizer(load_template("bigrec"), titles, VOCABULARY)
     torch.manual_seed(0)
-    model = adapted(LlamaForCausalLM(llama_config(hidden, len(tokenizer))))
+    model = adapted(held_as(LlamaForCausalLM(llama_config(hidden, len(tokenizer))), base))
     recommender = Titles(model, tokenizer, data, config)
     starts = data.user_starts[data.user]
     later = np.flatnonzero(np.arange(len(data)) > starts)
@@ -152,10 +170,10 @@ def title_batches(hidden: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
     return model, list(recommender.batches(samples, BATCH))
 
 
-def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:
+def titles(hidden: int, repeats: int, threads: int, base: str) -> dict[str, Any]:
     """Title prompts: the peft step pads and computes all logits, as its users do."""
     torch.set_num_threads(threads)
-    model, batches = title_batches(hidden)
+    model, batches = title_batches(hidden, base)
     engine = Engine(model)
     vectors = engine.sample_grads(*FACE, {k: v[:VECTORS] for k, v in batches[0].items()})
 
@@ -171,6 +189,7 @@ def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:
     masks = [batch["attention_mask"] for batch in batches]
     lengths = torch.cat([mask.sum(1) for mask in masks])
     return {
+        "base": base,
         "hidden": hidden,
         "threads": threads,
         "samples": len(lengths),
@@ -184,9 +203,13 @@ def titles(hidden: int, repeats: int, threads: int) -> dict[str, Any]:
 def bars(cases: list[dict[str, Any]], title_cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was asked beside what was measured, on one thread."""
     found = []
-    ways = ("peft", "peft, logits at labels", "frozen limit", COMPILED, OURS)
+    ways = ("peft", "peft, logits at labels", "frozen limit", COMPILED, IN_FLOAT32, OURS)
     for case in (case for case in cases if case["threads"] == 1):
         speed = {name: row["speed"] for name, row in case["rows"].items()}
+        if case["base"] != "float32":
+            name, least = f"{case['base']}, hidden {case['hidden']}", BASE.get(case["base"])
+            found.append(bar(f"{name}: over peft's step", speed[OURS], least or QUANTISED))
+            continue
         step, peer = SCORING[case["hidden"]]
         name = f"hidden {case['hidden']}: over"
         found.append(bar(f"{name} peft's step", speed[OURS], step))
@@ -196,8 +219,10 @@ def bars(cases: list[dict[str, Any]], title_cases: list[dict[str, Any]]) -> list
             best = max(peers, key=lambda name: peers[name])
             found.append(bar(f"{name} {best}", speed[OURS] / peers[best], peer))
     for case in (case for case in title_cases if case["threads"] == 1):
-        speed = case["rows"][OURS]["speed"]
-        found.append(bar(f"titles, hidden {case['hidden']}", speed, TITLES))
+        exact = case["base"] == "float32"
+        name = f"titles, {'' if exact else case['base'] + ', '}hidden {case['hidden']}"
+        least = TITLES if exact else TITLES_OF.get(case["base"], QUANTISED)
+        found.append(bar(name, case["rows"][OURS]["speed"], least))
     return found
 
 
@@ -207,27 +232,31 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--base", nargs="+", choices=BASES, default=["float32"])
     parser.add_argument("--compile", choices=("yes", "no"), default="no")
     parser.add_argument("--titles", choices=("yes", "no"), default="yes")
     parser.add_argument("--out", type=Path, default=RESULTS / "scoring.json")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     cases, title_cases = [], []
-    for hidden in args.hidden:
-        for threads in args.threads:
-            names = args.rivals if threads == 1 else []
-            cases.append(synthetic(hidden, names, args.repeats, threads, args.compile == "yes"))
-            print(json.dumps({k: round(r["speed"], 3) for k, r in cases[-1]["rows"].items()}),
-                  cases[-1]["failed"], flush=True)  # fmt: skip
-            if args.titles == "yes":
-                title_cases.append(titles(hidden, args.repeats, threads))
-                print("titles", title_cases[-1]["rows"][OURS]["speed"], flush=True)
+    for base, hidden, threads in itertools.product(args.base, args.hidden, args.threads):
+        names = args.rivals if threads == 1 else []
+        ways = {"compiled": args.compile == "yes", "base": base}
+        cases.append(synthetic(hidden, names, args.repeats, threads, **ways))
+        print(json.dumps({k: round(r["speed"], 3) for k, r in cases[-1]["rows"].items()}),
+              cases[-1]["failed"], flush=True)  # fmt: skip
+        if args.titles == "yes":
+            title_cases.append(titles(hidden, args.repeats, threads, base))
+            print("titles", title_cases[-1]["rows"][OURS]["speed"], flush=True)
     torch.set_num_threads(min(args.threads))
     chosen = " ".join(map(str, args.hidden))
+    rest = [f"--compile {args.compile}"]
+    if args.base != ["float32"]:
+        rest += ["--rivals", *args.rivals, "--titles", args.titles, "--base", *args.base]
     write_result(
         args.out,
         f"python benchmarks/scoring.py --hidden {chosen} --repeats {args.repeats} "
-        f"--threads {' '.join(map(str, args.threads))} --compile {args.compile}",
+        f"--threads {' '.join(map(str, args.threads))} {' '.join(rest)}",
         bars=bars(cases, title_cases),
         cases=cases,
         titles=title_cases,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,10 @@ from fudlr_ext import label_loss as engine_loss
 
 SIZES = {512: (96, 16), 256: (64, 32), 128: (64, 64)}
 """Positions and samples for each hidden size: about as many multiply-adds a batch."""
+BASES = (
+    *("float32", "bfloat16", "float16", "bitsandbytes-4", "bitsandbytes-8"),
+    *("torchao-int8", "torchao-int4"),
+)
 LABELS, VOCABULARY, VECTORS = 8, 4000, 8
 FACE = (engine_logits, engine_loss)
 
@@ -48,6 +53,37 @@ def adapted(base: nn.Module) -> Any:
     return model.eval()
 
 
+def held_as(model: nn.Module, base: str) -> nn.Module:
+    """The model with its weights in `base`, one of BASES; quantised ones are its layers' alone."""
+    if base.startswith("bitsandbytes"):
+        bits = 4 if "4" in base else 8
+        setattr(model, f"is_loaded_in_{bits}bit", True)  # peft asks for it
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if name.endswith("_proj"):
+                    setattr(parent, name, _by_bitsandbytes(child, bits))
+        return model
+    if base.startswith("torchao"):
+        ao: Any = importlib.import_module("torchao.quantization")
+        way = ao.IntxWeightOnlyConfig(torch.int4) if "4" in base else ao.Int8WeightOnlyConfig()
+        ao.quantize_(model, way, filter_fn=lambda _, name: name.endswith("_proj"))
+        return model
+    return model.to(getattr(torch, base))
+
+
+def _by_bitsandbytes(linear: nn.Linear, bits: int) -> nn.Module:
+    nn_: Any = importlib.import_module("bitsandbytes").nn
+    shape, weight = (linear.in_features, linear.out_features, False), linear.weight.data
+    if bits == 4:
+        found = nn_.Linear4bit(*shape, compute_dtype=torch.float32, quant_type="nf4")
+        found.weight = nn_.Params4bit(weight, False, quant_type="nf4")
+    else:
+        found = nn_.Linear8bitLt(*shape, has_fp16_weights=False)
+        found.weight = nn_.Int8Params(weight, False, has_fp16_weights=False)
+    quantised: nn.Module = found.to("cpu")  # where it is quantised
+    return quantised
+
+
 def prompts(positions: int, samples: int, seed: int) -> Batch:
     """Random prompts of one length, the labels at their ends."""
     generator = torch.Generator().manual_seed(seed)
@@ -64,6 +100,7 @@ class Work:
     Attributes:
         hidden: The model's width.
         seed: Of the weights.
+        base: What these are held in, one of BASES; the adapter's are float32.
         frozen: The base model, without an adapter.
         model: The peft model.
         engine: The engine on it.
@@ -73,12 +110,13 @@ class Work:
 
     hidden: int
     seed: int = 0
+    base: str = "float32"
     frozen: Any = field(init=False)
     model: Any = field(init=False)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        base = LlamaForCausalLM(llama_config(self.hidden))
+        base = held_as(LlamaForCausalLM(llama_config(self.hidden)), self.base)
         self.frozen = copy.deepcopy(base).eval().requires_grad_(False)
         self.model = adapted(base)
         self.engine = Engine(self.model)

@@ -2,9 +2,10 @@
 
 `capturing` is for products of per-sample gradients: one backward pass hands over the two factors of
 every LoRA matrix's gradients, and makes no weight gradient. A layer that is base plus adapter and
-nothing else is one node of the graph; any other (hooks, autocast, a base of another kind) runs its
-own code, and its factors are taken at its `lora_A` and `lora_B`. `differentiable` is for curvature:
-the model's own code as a twice differentiable function of the flat parameter vector.
+nothing else is one node of the graph (beside those of a quantised base, which computes by itself);
+any other (hooks, autocast, a base of another kind) runs its own code, and its factors are taken at
+its `lora_A` and `lora_B`. `differentiable` is for curvature: the model's own code as a twice
+differentiable function of the flat parameter vector.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fudlr_ext.embeddings import Outside
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout, LoraLayer
 from fudlr_ext.packed import Packed
+from fudlr_ext.quantised import unpacked
 from fudlr_ext.unchanged import Patch
 
 
@@ -117,6 +119,9 @@ class Tape:
         if not reason:
             self.single.add(layer.name)
             found = _LoraLinear.apply(x, self.anchor, layer, self)  # type: ignore[no-untyped-call]
+            if layer.quantised:
+                base = layer.base(x)
+                found = base + found.to(base.dtype)
             problem = layer.prove(own, x, found)
             if not problem:
                 return found
@@ -128,16 +133,22 @@ class Tape:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Base and adapter in one node of the graph, whose backward makes no weight gradient."""
+    """Base and adapter in one node of the graph, whose backward makes no weight gradient.
+
+    Of a layer with a quantised base the adapter's part alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LoraLayer, tape: Tape) -> Tensor:
         base = layer.base
         a, b = layer.a, layer.b
-        y = F.linear(x, base.weight, base.bias)
         u = F.linear(x.to(a.dtype), a).mul_(layer.scaling)
         ctx.save_for_backward(x, u)
         ctx.layer, ctx.tape = layer, tape
+        if layer.quantised:
+            part = F.linear(u, b)
+            return part if layer.c is None else part + layer.scaling * layer.c
+        y = F.linear(x, base.weight, base.bias)
         if layer.c is not None:
             y = (y + layer.scaling * layer.c).to(y.dtype)
         if y.dtype == u.dtype == b.dtype and y.is_contiguous():
@@ -154,9 +165,10 @@ class _LoraLinear(torch.autograd.Function):
         ctx.tape.collector.receive(layer, x, u, delta, v)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        weight = layer.base.weight.detach()
-        to_x = (delta.to(weight.dtype) @ weight).to(x.dtype)
-        to_x += (v.to(layer.a.dtype) @ layer.a).to(x.dtype)
+        to_x = (v.to(layer.a.dtype) @ layer.a).to(x.dtype)
+        if not layer.quantised:
+            weight = layer.base.weight.detach()
+            to_x += (delta.to(weight.dtype) @ weight).to(x.dtype)
         return to_x, None, None, None
 
 
@@ -248,7 +260,7 @@ def evaluating(model: nn.Module, layout: Layout) -> Iterator[None]:
         for parameter in frozen:
             parameter.requires_grad_(True)
         # Gradients are the point: a caller's no_grad or inference_mode must not switch them off.
-        with torch.inference_mode(False):  # which ends no_grad as well
+        with unpacked(model), torch.inference_mode(False):  # which ends no_grad as well
             yield
     finally:
         for parameter in frozen:

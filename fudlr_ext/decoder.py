@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fudlr_ext import _C
 from fudlr_ext.decoder_layer import DecoderLayer, Norm, Part
 from fudlr_ext.layers import Layout, LoraLayer
-from fudlr_ext.probe import Probed, compute_dtype, probe
+from fudlr_ext.probe import Probed, compute_dtype, first_order_dtype, probe, same_in
+from fudlr_ext.quantised import quantised
 from fudlr_ext.unchanged import Unchanged, plain_weight
 
 
@@ -30,6 +31,7 @@ class Stack:
         name: Their name in it.
         layers: What each is made of; empty where they are not fused.
         dtype: What the fused layers compute in.
+        first_order: What they compute first derivatives in, which may be 16 bits.
         probed: What the probe found of their own code.
         why_not: Why they are not fused; empty where they are.
         snapshot: All of their modules, as they were.
@@ -40,6 +42,7 @@ class Stack:
     name: str = ""
     layers: list[DecoderLayer] = field(default_factory=list)
     dtype: torch.dtype = torch.float32
+    first_order: torch.dtype = torch.float32
     probed: Probed | None = None
     why_not: str = "the model has no stack of decoder layers with self_attn and mlp"
     snapshot: Unchanged | None = None
@@ -96,7 +99,7 @@ def _examine(parent: nn.Module, name: str, layout: Layout) -> Stack:
     for i, module in enumerate(modules):
         layer = _describe(module, loras)
         if isinstance(layer, str):
-            stack.why_not = f"{name}.{i} is not built as Llama's layers are: {layer}"
+            stack.why_not = f"{name}.{i} is not fused: {layer}"
             return stack
         layers.append(layer)
     dtype = compute_dtype(layers, layout)
@@ -116,7 +119,12 @@ def _examine(parent: nn.Module, name: str, layout: Layout) -> Stack:
     if wrong:
         stack.why_not = f"a probe of {name}.{wrong[0]} gave other numbers than its own code"
         return stack
-    stack.layers, stack.dtype, stack.probed = layers, dtype, probed[0]
+    half = first_order_dtype(layers, layout.device)
+    if half is not None and not all(same_in(half, layer, layout.device) for layer in layers):
+        stack.why_not = f"a probe of {name} in {half} gave other numbers than in {dtype}"
+    else:
+        stack.layers, stack.dtype, stack.probed = layers, dtype, probed[0]
+        stack.first_order = half or dtype
     return stack
 
 
@@ -129,10 +137,14 @@ def _cannot_run(layout: Layout) -> str:
 
 def _same_weights(stack: Stack, layout: Layout) -> bool:
     """Whether the weights are plain and lie where the probe found them, in the same dtype."""
-    return all(
+    if not all(
         plain_weight(weight) and weight.device == layout.device  # type: ignore[union-attr]
         for weight in stack.weights()
-    ) and (compute_dtype(stack.layers, layout) == stack.dtype)
+    ):
+        return False
+    dtype = compute_dtype(stack.layers, layout)
+    first_order = first_order_dtype(stack.layers, layout.device) or dtype
+    return (dtype, first_order) == (stack.dtype, stack.first_order)
 
 
 def _describe(module: Any, loras: dict[int, LoraLayer]) -> DecoderLayer | str:
@@ -144,12 +156,11 @@ def _describe(module: Any, loras: dict[int, LoraLayer]) -> DecoderLayer | str:
             linear = getattr(mlp if len(name) > 1 else attention, f"{name}_proj")
             lora = loras.get(id(linear))
             parts[name] = Part(linear if lora is None else lora.base, lora)
-            if type(parts[name].base) is not nn.Linear:
-                return f"{name}_proj is {type(parts[name].base).__name__}"
-            if not plain_weight(parts[name].base.weight):
-                return f"the weight of {name}_proj is no plain tensor"
+            _check_plain(f"{name}_proj", parts[name].base)
             if lora is not None and lora.block_c is not None:
                 raise TypeError(f"the lora_B of {name}_proj has a bias")
+        if hasattr(module, "pre_feedforward_layernorm"):
+            return "it has norms after attention and MLP, as Gemma 2 and 3"
         for name in ("input_layernorm", "post_attention_layernorm"):
             norms.append(_norm(getattr(module, name)))
         heads_normed = None
@@ -165,6 +176,16 @@ def _describe(module: Any, loras: dict[int, LoraLayer]) -> DecoderLayer | str:
         return f"its heads of {width} do not divide its projections"
     sizes = (heads, key_heads, scale, width)
     return DecoderLayer(module, parts, (norms[0], norms[1]), *sizes, heads_normed)
+
+
+def _check_plain(name: str, base: nn.Module) -> None:
+    """Raise where a projection is anything but a linear layer whose weight is at hand."""
+    if packed := quantised(base):
+        raise TypeError(f"{name} is quantised ({packed})")
+    if type(base) is not nn.Linear:
+        raise TypeError(f"{name} is {type(base).__name__}")
+    if not plain_weight(base.weight):
+        raise TypeError(f"the weight of {name} is no plain tensor")
 
 
 @torch.no_grad()

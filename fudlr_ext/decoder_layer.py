@@ -8,6 +8,10 @@ M = [[W + s B A, s B], [s A, s]], whose upper rows give y, whose lower rows give
 whose upper rows from the left give both ∂x = δ (W + s B A) and v = s Bᵀ δ in the backward. Merging
 takes rank · d_in · d_out steps a pass, and saves the products of every position with B and A.
 
+In 16 bits W + s B A would lose what of the adapter is less than half of W's last place, everywhere
+in the same direction. There M has W alone, and the adapter's part is added to the product, as peft
+does: y += u Bᵀ, and ∂x += v A.
+
 Positions of all samples lie one after the other, without padding. The last layer may be asked for
 some positions only: then its queries, and all that follows them, are computed for these alone.
 """
@@ -28,6 +32,7 @@ from fudlr_ext.layers import LoraLayer
 from fudlr_ext.packed import Packed
 
 ops: Any = torch.ops.fudlr_decoder
+HALF = {torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Joint:
         whole: [Σ d_out + Σ rank, d_in + Σ rank], the matrix M above.
         upper: [Σ d_out, d_in + Σ rank], W + s B A beside s B.
         down: [Σ d_out + Σ rank, d_in], W + s B A above s A.
-        bias: [Σ d_out], or None.
+        apart: A [Σ rank, d_in] and B [Σ d_out, Σ rank] where W is not merged with them.
+        bias: [Σ d_out + Σ rank], or None.
         outs: Where each linear's outputs begin, and their end.
         ranks: Where each adapter's columns begin, and their end.
     """
@@ -66,17 +72,24 @@ class Joint:
         self.d_out, rank = self.outs[-1], self.ranks[-1]
         whole = first.new_empty(self.d_out + rank, self.d_in + rank, dtype=dtype)
         whole[:, self.d_in :].zero_()
+        self.apart: tuple[Tensor, Tensor] | None = None
+        if rank and dtype in HALF:
+            self.apart = (whole.new_empty(rank, self.d_in), whole.new_zeros(self.d_out, rank))
         for part, ends in zip(parts, pairwise(self.outs), strict=True):
-            if part.lora is None:
+            if part.lora is None or self.apart is not None:
                 whole[slice(*ends), : self.d_in].copy_(part.base.weight.detach())
+        exact = torch.float32 if dtype in HALF else dtype
         for lora, rows, ranks in self.adapted():
             own = slice(self.d_out + ranks.start, self.d_out + ranks.stop)
             columns = slice(self.d_in + ranks.start, self.d_in + ranks.stop)
-            a, b = lora.a.to(dtype), lora.b.to(dtype) * lora.scaling
+            a, b = lora.a.to(exact), lora.b.to(exact)
+            whole[own, : self.d_in] = a * lora.scaling
+            whole[rows, columns] = b * lora.scaling
+            if self.apart is not None:
+                self.apart[0][ranks], self.apart[1][rows, ranks] = a, b
+                continue
             weight = lora.base.weight.detach().to(dtype)
-            torch.addmm(weight, b, a, out=whole[rows, : self.d_in])
-            whole[rows, columns] = b
-            torch.mul(a, lora.scaling, out=whole[own, : self.d_in])
+            torch.addmm(weight, whole[rows, columns], a, out=whole[rows, : self.d_in])
             whole[own, columns].fill_diagonal_(lora.scaling)
         self.whole = whole
         self.upper, self.down = whole[: self.d_out], whole[:, : self.d_in]
@@ -89,13 +102,15 @@ class Joint:
                     else first.new_zeros(part.base.weight.shape[0])
                     for part in parts
                 ]
+                + [first.new_zeros(rank)]
             ).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [y | u] for x [T, d_in]."""
-        product = x @ self.down.t()
-        if self.bias is not None:
-            product[:, : self.d_out] += self.bias
+        down = self.down.t()
+        product = x @ down if self.bias is None else torch.addmm(self.bias, x, down)
+        if self.apart is not None:
+            product[:, : self.d_out].addmm_(product[:, self.d_out :], self.apart[1].t())
         return product
 
     def backward(self, delta: Tensor, below: bool = True) -> tuple[Tensor | None, Tensor]:
@@ -103,7 +118,10 @@ class Joint:
         if not below:
             return None, delta @ self.upper[:, self.d_in :]
         product = delta @ self.upper
-        return product[:, : self.d_in], product[:, self.d_in :]
+        e, v = product[:, : self.d_in], product[:, self.d_in :]
+        if self.apart is not None:
+            e.addmm_(v, self.apart[0])
+        return e, v
 
     def adapted(self) -> Iterator[tuple[LoraLayer, slice, slice]]:
         """Yield the adapters, the rows of their linears' outputs, and those of their u."""

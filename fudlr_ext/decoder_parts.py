@@ -18,6 +18,11 @@ ops: Any = torch.ops.fudlr_decoder
 C, CUBE = (2 / torch.pi) ** 0.5, 0.044715
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32 where it is of 16 bits, so that results are rounded once."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _gelu(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return act(g) and its first two derivatives."""
     t = torch.tanh(C * (g + CUBE * g**3))
@@ -32,8 +37,8 @@ def gated(gelu: bool, gu: Tensor) -> Tensor:
     if not gelu:
         out: Tensor = ops.swiglu(gu)
         return out
-    g, u = gu.chunk(2, 1)
-    return _gelu(g)[0] * u
+    g, u = _wide(gu).chunk(2, 1)
+    return (_gelu(g)[0] * u).to(gu.dtype)
 
 
 def gate_tangent(gelu: bool, gu: Tensor, dgu: Tensor, spare: int) -> Tensor:
@@ -66,7 +71,7 @@ def gate_backward(
     if not gelu:
         out: Tensor = ops.swiglu_backward(gu, grads, *again, spare)
         return out
-    (g, u), e = gu[:, None].chunk(2, 2), grads.unflatten(0, (len(gu), -1))
+    (g, u), e = _wide(gu)[:, None].chunk(2, 2), _wide(grads).unflatten(0, (len(gu), -1))
     act, one, two = _gelu(g)
     to_g, to_u = one * u * e, act * e
     delta, dgu = again
@@ -74,7 +79,8 @@ def gate_backward(
         dg, du = dgu.unflatten(0, (len(gu), -1)).chunk(2, 2)
         to_g = to_g + (two * u * dg + one * du) * delta[:, None]
         to_u = to_u + one * dg * delta[:, None]
-    return torch.nn.functional.pad(torch.cat([to_g, to_u], 2).flatten(0, 1), (0, spare))
+    both = torch.cat([to_g, to_u], 2).flatten(0, 1).to(gu.dtype)
+    return torch.nn.functional.pad(both, (0, spare))
 
 
 def by_heads(x: Tensor, width: int, k: int) -> Tensor:

@@ -42,6 +42,7 @@ class FusedCall:
 
     Args:
         stack: The layers.
+        dtype: What they compute in.
         padded: Whether padding may be left out where all positions are outputs. A gradient that
             arrives there in the backward pass is an `UnservedError`.
 
@@ -53,8 +54,8 @@ class FusedCall:
         broken: Why the pass has to be done again.
     """
 
-    def __init__(self, stack: Stack, padded: bool = True) -> None:
-        self.stack, self.padded = stack, padded
+    def __init__(self, stack: Stack, dtype: torch.dtype, padded: bool = True) -> None:
+        self.stack, self.dtype, self.padded = stack, dtype, padded
         self.run: Run | None = None
         self.positions: Tensor | None = None
         self.wanted: Any = None
@@ -150,7 +151,7 @@ class FusedCall:
         x = x.reshape(n * t, d)
         if batch.rows is not None:
             x = x[batch.rows]
-        x = x.to(self.stack.dtype)
+        x = x.to(self.dtype)
         assert self.run is not None
         everything = batch.packed.everything()
         for layer in self.stack.layers:
@@ -187,7 +188,7 @@ class FusedCall:
         positions = self.positions
         if positions is not None and positions.shape[0] != len(x):
             positions = None
-        cos, sin = (each.to(self.stack.dtype) for each in first["position_embeddings"])
+        cos, sin = (each.to(self.dtype) for each in first["position_embeddings"])
         batch = pack(found[0], positions, found[1], (cos, sin))
         if batch is None:
             return "the attention mask is not causal, or a position asked for is padding"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fudlr_ext.blocks import Adapted, Block, Factors, refuse
 from fudlr_ext.embeddings import PROOF, EmbeddingLora, TrainedTokens
 from fudlr_ext.errors import EngineError, UnsupportedLayerError
+from fudlr_ext.quantised import quantised, why_no_gradient
 from fudlr_ext.unchanged import PLAIN, Unchanged, plain_weight
 
 WRAPPERS = {
@@ -26,10 +27,15 @@ class LoraLayer(Adapted):
     """y = x Wᵀ + bias + scaling·((x Aᵀ)Bᵀ + c), with A [rank, d_in] and B [d_out, rank].
 
     c [d_out] is there with peft's lora_bias alone.
+
+    Attributes:
+        quantised: How its base holds its weight, where that is not as plain numbers; else empty.
+            Such a base is computed by its own code, forward and back.
     """
 
     def __init__(self, name: str, module: nn.Module, adapter: str, start: int) -> None:
         super().__init__(name, module, adapter)
+        self.quantised = quantised(self.base)
         self._snapshot: Unchanged | None = None
         self._same_numbers = False
         blocks: list[Block] = []
@@ -112,10 +118,11 @@ class LoraLayer(Adapted):
         self.check_call(kwargs)
         if args or kwargs:
             return f"it is called with {', '.join(kwargs) or 'several arguments'}"
-        if type(self.base) is not nn.Linear:
-            return f"its base is {type(self.base).__name__}"
-        if not plain_weight(self.base.weight):
-            return "its base weight is moved in and out by hooks"
+        if not self.quantised:
+            if type(self.base) is not nn.Linear:
+                return f"its base is {type(self.base).__name__}"
+            if not plain_weight(self.base.weight):
+                return "its base weight is moved in and out by hooks"
         if type(x) not in PLAIN:
             return f"its input is a {type(x).__name__}"
         if torch.is_autocast_enabled(x.device.type):
@@ -206,12 +213,17 @@ def _find(model: nn.Module, adapter: str) -> Iterator[Adapted]:
     start = 0
     owners: dict[int, Adapted] = {}
     others: set[str] = set()
+    tried: set[str] = set()
     for name, module in model.named_modules():
         _check_foreign(name, module, adapter)
         found = _layer(name, module, adapter, start, others, owners)
         if found is None:
             continue
         found.check_parameters()
+        kind = getattr(found, "quantised", "")
+        if kind and kind not in tried:
+            tried.add(kind)
+            _check_gradient(found)
         for block, weight in zip(found.blocks, found.weights, strict=True):
             owner = owners.setdefault(weight.data_ptr(), found)
             if owner is not found and block not in owner.blocks:
@@ -227,6 +239,17 @@ def _find(model: nn.Module, adapter: str) -> Iterator[Adapted]:
             f"the LoRA layers of adapter {adapter!r} were looked for in {type(model).__name__}",
             known,
             "Name an adapter that is there" if others else "Wrap the model with peft first",
+        )
+
+
+def _check_gradient(layer: Any) -> None:
+    """Refuse a quantised layer through which no gradient comes back."""
+    problem = why_no_gradient(layer.base, layer.a.shape[1], layer.a)
+    if problem:
+        refuse(
+            layer.name,
+            f"its base weight is quantised ({layer.quantised}), and {problem}",
+            "Load the model unquantised, or quantised by weight alone",
         )
 
 
@@ -318,19 +341,22 @@ def _check_kind(name: str, module: Any, adapter: str) -> None:
         if not isinstance(module.base_layer, nn.Embedding):
             refuse(name, f"it is LoRA on {base} as an embedding", "Target linear layers")
         return
-    if type(module.base_layer) is not nn.Linear and base != "Conv1D":
-        known = "torch.nn.Linear and the Conv1D of transformers alone"
+    packed = quantised(module.base_layer)
+    if not packed and type(module.base_layer) is not nn.Linear and base != "Conv1D":
+        known = "torch.nn.Linear, the Conv1D of transformers and the quantised layers"
         refuse(
             name,
-            f"its base is {base}, and the engine knows LoRA on {known}",
-            "Target linear layers of an unquantised model",
+            f"its base is {base}, and the engine knows LoRA on {known} of bitsandbytes, torchao, "
+            "GPTQ and AWQ alone",
+            "Target linear layers",
         )
-    weight = module.base_layer.weight
-    if type(weight) not in PLAIN or not weight.is_floating_point():
+    weight = getattr(module.base_layer, "weight", None)
+    if not packed and (type(weight) not in PLAIN or not weight.is_floating_point()):  # type: ignore[union-attr]
         refuse(
             name,
-            f"its base weight is quantised or sharded ({type(weight).__name__}, {weight.dtype})",
-            "Load the model without quantisation, on one device",
+            "its base weight is quantised or sharded in a way that the engine does not know "
+            f"({type(weight).__name__}, {weight.dtype})",  # type: ignore[union-attr]
+            "Load the model on one device, unquantised, or by bitsandbytes, torchao, GPTQ or AWQ",
         )
     if not hasattr(module.lora_A[adapter], "weight"):
         refuse(name, "its lora_A is no module (AdaLoRA)", "Train the adapter with plain LoRA")

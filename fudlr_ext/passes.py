@@ -38,6 +38,7 @@ class Report:
         call: What was asked: first order, vjp, hvp, ggn_vp, Taylor gradient.
         decoder_layers: How many decoder layers were looked at.
         fused_layers: How many of them ran as fused layers: all, or none.
+        dtype: What these computed in, such as "bfloat16"; sums are of 32 bits at least.
         single: The LoRA layers that ran by themselves, base and adapter as one step.
         own_code: Those that ran the model's own code, each with the reason.
         why: Why decoder layers, or some of their calls, were not fused.
@@ -46,6 +47,7 @@ class Report:
     call: str = ""
     decoder_layers: int = 0
     fused_layers: int = 0
+    dtype: str = ""
     single: tuple[str, ...] = ()
     own_code: dict[str, str] = field(default_factory=dict)
     why: tuple[str, ...] = ()
@@ -54,6 +56,8 @@ class Report:
         if not self.call:
             return "No pass has run yet."
         parts = [f"{self.fused_layers} of {self.decoder_layers} decoder layers fused"]
+        if self.dtype:
+            parts[0] += f" in {self.dtype}"
         if self.why:
             parts[0] += f" ({'; '.join(self.why)})"
         if self.single:
@@ -152,7 +156,7 @@ class Passes:
             result = curvature.attempt(self.layout, point, call, product)
             return result, self._report(kind, None, call)
 
-        return self._either_way(once)
+        return self._either_way(once, curved=True)
 
     def check(self, forward: Forward, loss: Loss, batch: Any) -> None:
         """Compare one sample of this batch with plain autograd, where that has yet to be done."""
@@ -160,14 +164,18 @@ class Passes:
             self.first_order(forward, loss, batch, [])
 
     def _either_way(
-        self, once: Callable[[FusedCall | None], tuple[T, Report]], padded: bool = True
+        self,
+        once: Callable[[FusedCall | None], tuple[T, Report]],
+        padded: bool = True,
+        curved: bool = False,
     ) -> T:
         """Return what `once` gives with fused layers, or without where these cannot serve."""
         with evaluating(self.model, self.layout):
             self._stack = find(self.model, self.layout, self._stack)
             self._why = self._stack.why_not
             if self._stack.layers:
-                call = FusedCall(self._stack, padded)
+                dtype = self._stack.dtype if curved else self._stack.first_order
+                call = FusedCall(self._stack, dtype, padded)
                 try:
                     result, self.report = once(call)
                     if not call.broken:
@@ -196,7 +204,8 @@ class Passes:
         own = {} if tape is None else dict(tape.own)
         if tape is None and not fused:
             own = dict.fromkeys(self.layout.names_of_layers(), "double backward needs all of it")
-        return Report(kind, layers, fused, single, own, tuple(why))
+        dtype = str(call.dtype).removeprefix("torch.") if call is not None and fused else ""
+        return Report(kind, layers, fused, dtype, single, own, tuple(why))
 
     def _compare(self, losses_of: Callable[[], Tensor], row: _OneRow) -> None:
         """Raise where a sample's gradient is not plain autograd's, by the model's own code."""

@@ -9,6 +9,7 @@ with some wanted, over more positions than one tile of the attention's kernels h
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fudlr_ext.decoder_jvp import LayerTangents, Turn
-from fudlr_ext.decoder_layer import DecoderLayer, Pass
+from fudlr_ext.decoder_layer import HALF, DecoderLayer, Pass
 from fudlr_ext.layers import Layout
 from fudlr_ext.packed import Packed
 
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}  # relative error that rounding explains
+ROUNDING_16 = 0.1
 POSITIONS = {"cpu": 5, "cuda": 70}
 DIRECTIONS = 2
 
@@ -41,27 +43,54 @@ class Probed:
     in_tuple: bool
 
 
-def compute_dtype(layers: list[DecoderLayer], layout: Layout) -> torch.dtype | str:
-    """Return what fused layers compute in, or why they cannot.
+def first_order_dtype(layers: list[DecoderLayer], device: torch.device) -> torch.dtype | None:
+    """Return the 16 bits of all weights beside the adapter's, where products in it are faster.
 
-    On the CPU half precision is computed in float32: the merged weights are made anew in each pass,
-    in whatever dtype, and its float32 products are the faster ones.
+    That is on a GPU, and for bfloat16 on a CPU with instructions for it: others, and float16 on
+    any, are faster in float32. Second derivatives are taken in float32.
     """
+    found = _dtypes(layers)
+    if len(found) > 1 or not found <= HALF:
+        return None
+    return found.pop() if device.type != "cpu" or (found <= NATIVE and native_bfloat16()) else None
+
+
+NATIVE = {torch.bfloat16}
+WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of ONEDNN_MAX_CPU_ISA with which torch's products do not use such instructions."""
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, and torch may use them."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return torch.cpu._is_avx512_bf16_supported() and limit not in WITHOUT_BFLOAT16
+
+
+def _dtypes(layers: list[DecoderLayer]) -> set[torch.dtype]:
+    """The dtypes of all weights beside the adapter's."""
     found = {part.base.weight.dtype for layer in layers for part in layer.parts.values()}
-    found |= {norm.module.weight.dtype for layer in layers for norm in layer.norms}  # type: ignore[misc]
-    found |= {
+    return found | {
+        norm.module.weight.dtype
+        for layer in layers
+        for norm in (*layer.norms, *(layer.head_norms or ()))
+    }
+
+
+def compute_dtype(layers: list[DecoderLayer], layout: Layout) -> torch.dtype | str:
+    """Return what fused layers compute in where they are exact, or why they cannot.
+
+    That is float32 for 16 bits: merged weights are made anew in each pass, in whatever dtype.
+    """
+    found = _dtypes(layers) | {
         part.lora.a.dtype
         for layer in layers
         for part in layer.parts.values()
         if part.lora is not None
     }
     dtype = found.copy().pop() if len(found) == 1 else torch.float32
-    half = found - {torch.float32, torch.float64}
     if (torch.float64 in found and len(found) > 1) or dtype == torch.float64 != layout.dtype:
         return "float64 is mixed with other dtypes"
-    if half and layout.device.type != "cpu":
-        return f"its weights are {', '.join(sorted(map(str, found)))}"
-    return torch.float32 if half else dtype
+    return torch.float32 if dtype in HALF else dtype
 
 
 def probe(layer: DecoderLayer, dtype: torch.dtype, device: torch.device) -> Probed | None:
@@ -84,6 +113,33 @@ def probe(layer: DecoderLayer, dtype: torch.dtype, device: torch.device) -> Prob
     except Exception:  # whatever other code wants from its caller, it is not the family's
         return None
     return _own_habits(own, trial, dtype)
+
+
+@torch.no_grad()
+def same_in(dtype: torch.dtype, layer: DecoderLayer, device: torch.device) -> bool:
+    """Whether a layer in 16 bits gives what it gives in float32, there and back, but for rounding.
+
+    Tried on a GPU alone: of kernels for the CPU the tests know.
+    """
+    if device.type == "cpu":
+        return True
+    trial = _Trial.draw(layer, torch.float32, device)
+    for each in (trial, trial.of_some_positions()):
+        exact, rounded = (_there_and_back(layer, each, kind) for kind in (torch.float32, dtype))
+        for one, other in zip(exact, rounded, strict=True):
+            if not float((one - other.float()).abs().max()) <= ROUNDING_16 * float(one.abs().max()):
+                return False
+    return True
+
+
+def _there_and_back(layer: DecoderLayer, trial: _Trial, dtype: torch.dtype) -> list[Tensor]:
+    """Return the inputs of all products and their outputs' gradients, which show every op."""
+    packed = replace(trial.packed, cos=trial.packed.cos.to(dtype), sin=trial.packed.sin.to(dtype))
+    run = Pass(layer, packed, trial.x.to(dtype))
+    found: list[Tensor] = []
+    grad = run.backward(lambda use: found.extend((use.x, use.delta)), run.out, True)
+    assert grad is not None
+    return [*found, run.out, grad]
 
 
 @torch.no_grad()

@@ -105,7 +105,8 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = f"it is not for this base model ({' '.join(lines[:2])})"
         raise ModelError(asked, found, "Name the base model that it was trained on") from error
-    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    plain = ((n, p) for n, p in model.named_parameters() if type(p) is nn.Parameter)
+    bad = [n for n, p in plain if not bool(torch.isfinite(p).all())]
     if bad:
         raise ModelError(
             asked,

@@ -153,10 +153,11 @@ def kin_job(
     float64, where nothing more exact is at hand, that error is the one in float32, scaled, and
     the CPU's kernel may have it as well. sizes: Of its arguments, the sums of the sizes of the
     terms of every result, of which it may have roundings as an op with a row may.
-    What the CPU does not take is float32 there, and its error the one in that.
+    What the CPU does not take, and the decoder in 16 bits, is float32 there, and its error the one
+    in that.
     """
     given = make()
-    refused = (torch.float16, torch.bfloat16) if library == "fudlr_decoder" else (torch.float16,)
+    widened = (torch.float16, torch.bfloat16) if library == "fudlr_decoder" else (torch.float16,)
 
     def call(where: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         if name not in WITH_SPARE:
@@ -166,7 +167,7 @@ def kin_job(
 
     def check(got: tuple[Tensor, ...]) -> None:
         exact = call("native", lambda x: x.to(torch.float64, copy=True))
-        near = call("native", lambda x: x.float() if x.dtype in refused else x.clone())
+        near = call("native", lambda x: x.float() if x.dtype in widened else x.clone())
         worst = [
             (x.double() - y).abs().max() for x, y in zip(near, exact, strict=True) if y.numel()
         ]

@@ -4,6 +4,7 @@ On a GPU that is none (pretended.py): an op over two devices is an error, waits 
 and the library's ops run by their emulated kernels, over new tensors full of NaN.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from engine_models import adapted, batch_of, clean, llama, relative
+from engine_models import (
+    adapted,
+    batch_of,
+    clean,
+    llama,
+    lora_parameters,
+    plain_grads,
+    relative,
+)
 
 from fudlr_ext import (
     Engine,
@@ -127,6 +136,48 @@ def test_equals_the_cpu_and_waits_once(few, passed, dtype):
                 each for each in device.waits if not each.split(" in ")[1].startswith(OUTSIDE)
             ]
             assert inside == ["_to_copy cuda to cpu in packed.py:_read"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_err_as_plain_ones_do(few, dtype):
+    """At most twice as much, over a few models: the engine's pass there, PyTorch's own here."""
+    ours = plain = 0.0
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = adapted(llama(attention_dropout=0.0), dtype, lora_dropout=0.0).eval()
+        for p in lora_parameters(model):
+            p.data = p.data.float()
+        batch = batch_of(3, 7, seed)
+        truth = plain_grads(copy.deepcopy(model).double(), batch)
+        plain += relative(plain_grads(model, batch), truth) ** 2
+        with pretended.device(), emulation.poisoned():
+            engine = Engine(model.to(pretended.GPU))
+            ours += relative(here(engine.sample_grads(*FACE, there(batch))), truth) ** 2
+        report = engine.report()
+        assert (report.fused_layers, report.dtype) == (2, str(dtype).removeprefix("torch."))
+    assert ours**0.5 <= 2 * plain**0.5
+
+
+def test_the_probe_finds_a_kernel_wrong_in_16_bits_alone(few, monkeypatch):
+    """Of no number but those that are not float32."""
+    kernel = pretended.Device._kernel
+
+    def found(self, func):
+        good = kernel(self, func)
+
+        def run(*args):
+            result = good(*args)
+            return 2 * result if result.dtype == torch.bfloat16 else result
+
+        run._schema = func._schema
+        return run if func._schema.name == "fudlr_decoder::swiglu_backward" else good
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(pretended.Device, "_kernel", found)
+    with pretended.device():
+        engine = Engine(adapted(llama(), torch.bfloat16).eval().to(pretended.GPU))
+        stack = decoder.find(engine.model, engine._layout)
+    assert (stack.layers, "in torch.bfloat16 gave other numbers" in stack.why_not) == ([], True)
 
 
 def test_samples_in_parts(few, monkeypatch):

@@ -49,7 +49,7 @@ def seeded():
 def test_the_plain_case_is_fused():
     engine = check(tiny(), batch_of())
     assert fused(engine)
-    assert str(engine.report()) == "first order: 2 of 2 decoder layers fused."
+    assert str(engine.report()) == "first order: 2 of 2 decoder layers fused in float64."
 
 
 @pytest.mark.parametrize("base", [qwen3, gemma])

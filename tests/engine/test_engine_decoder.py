@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_models import adapted, batch_of, clean, llama, plain_grads, qwen2, relative
+import transformers
+from engine_models import SIZES, adapted, batch_of, clean, llama, plain_grads, qwen2, relative
 
 from fudlr_ext import Engine, decoder, decoder_layer, label_logits, label_loss
 
@@ -44,6 +45,20 @@ def test_equals_the_model_in_float64(used, base, attention, side):
     got = engine.sample_grads(*FACE, batch)
     assert relative(got, plain_grads(model, batch)) <= (1e-10 if attention == "sdpa" else 1e-5)
     assert bool([s for s in used if s[0] > 5]) == (attention == "sdpa")
+
+
+@pytest.mark.parametrize("family", ["Gemma2", "Gemma3"])
+def test_other_layers_of_the_family_are_named(used, family):
+    torch.manual_seed(0)
+    config = {"Gemma2": transformers.Gemma2Config, "Gemma3": transformers.Gemma3TextConfig}[family]
+    sizes = {**SIZES, "head_dim": 8, "attention_dropout": 0.0, "query_pre_attn_scalar": 8}
+    base = getattr(transformers, f"{family}ForCausalLM")(config(**sizes))
+    model, batch = adapted(base, lora_dropout=0.0), batch_of()
+    engine = Engine(model)
+    got = engine.sample_grads(*FACE, batch)
+    assert not used
+    assert "it has norms after attention and MLP" in str(engine.report())
+    assert relative(got, plain_grads(model, batch)) <= 1e-5
 
 
 @pytest.mark.parametrize("window_from", [0, 2, 3])

@@ -25,15 +25,15 @@ def seeded():
     torch.manual_seed(0)
 
 
-def test_quantised_base():
+def test_a_base_of_another_kind():
     model = adapted(llama())
 
-    class Linear4bit(nn.Linear):
-        """Known by its name and class, as bitsandbytes' is."""
+    class Masked(nn.Linear):
+        """Whatever it computes, and however it goes back."""
 
     layer = model.get_submodule(f"base_model.model.model.{Q0}")
-    layer.base_layer.__class__ = Linear4bit
-    with pytest.raises(UnsupportedLayerError, match=f"{Q0} was to be used: its base is Linear4bit"):
+    layer.base_layer.__class__ = Masked
+    with pytest.raises(UnsupportedLayerError, match=f"{Q0} was to be used: its base is Masked"):
         Engine(model)
 
 

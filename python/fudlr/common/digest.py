@@ -37,7 +37,10 @@ def digest(*parts: Any) -> str:
 
 
 def _feed(found: Any, part: Any) -> None:
-    if isinstance(part, Tensor):
+    if isinstance(part, Tensor) and hasattr(part, "__tensor_flatten__"):  # a quantised weight
+        names, rest = part.__tensor_flatten__()
+        _feed(found, {**{name: getattr(part, name) for name in names}, "rest": repr(rest)})
+    elif isinstance(part, Tensor):
         found.update(f"tensor {part.dtype} {list(part.shape)}\n".encode())
         found.update(tensor_bytes(part))
     elif isinstance(part, Mapping) and any(isinstance(value, Tensor) for value in part.values()):

@@ -116,7 +116,8 @@ def metric_gradients(
     made = recommender.batches(samples, batch_size, scoring=True)
     batches = [(slice(cut.start, cut.stop), b) for cut, b in zip(cuts, made, strict=True)]
     # The model is in memory anyway, however many graphs refer to it.
-    weights = {p.untyped_storage().data_ptr() for p in recommender.model.parameters()}
+    plain = (p for p in recommender.model.parameters() if not _is_wrapper(p))
+    weights = {p.untyped_storage().data_ptr() for p in plain}
     kept, scores, losses = _score(engine, scores_and_loss, batches, graph_bytes, weights)
     values, through_scores = _surrogates(metrics, scores, side)
     n, k = len(samples), len(names)
@@ -194,12 +195,19 @@ def _score(
     return kept, torch.cat(scores), torch.cat(losses)
 
 
+def _is_wrapper(tensor: Tensor) -> bool:
+    """Whether it has no storage of its own, but is made of other tensors: a quantised weight."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
 @contextmanager
 def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
     """Bytes of what the graph made within keeps beside the weights, by storage."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        if _is_wrapper(tensor):
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()

@@ -29,6 +29,7 @@ from fudlr.train.pretrain import (
     small_text_llama,
     train_tokenizer,
 )
+from fudlr_ext.quantised import PACKS
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,15 @@ def recommender_kind(config: RunConfig) -> type[Recommender]:
     return RECOMMENDERS[name]
 
 
+def save_base(base: Base, folder: Path) -> None:
+    """Write the base model, and its tokenizer where it has one, as `load_base` reads them."""
+    # Quantised weights have no other form to be turned back to.
+    plain = getattr(base.model, "hf_quantizer", None) is None
+    base.model.save_pretrained(str(folder), save_original_format=plain)  # type: ignore[operator]
+    if base.tokenizer is not None:
+        base.tokenizer.save_pretrained(str(folder))
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`.
 
@@ -172,6 +182,12 @@ def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
             dtype=getattr(torch, dtype),
             output_loading_info=True,
         )
+    except ImportError as error:
+        raise ModelError(
+            asked,
+            f"it is quantised, and its library is not there ({_first_line(error)})",
+            "Install it (pip install 'fudlr-ext[quantised]'), or name the model unquantised",
+        ) from error
     except Exception as error:  # a configuration with wrong types fails anywhere
         raise ModelError(
             asked, f"it cannot be read ({_first_line(error)})", "Save it again as safetensors"
@@ -184,7 +200,11 @@ def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
             "would be drawn at random",
             "Restore a whole copy of the model",
         )
-    bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    for module in model.modules():
+        if hasattr(module, PACKS):  # an evaluation would leave weights that training cannot use
+            setattr(module, PACKS, False)
+    plain = ((n, p) for n, p in model.named_parameters() if type(p) is nn.Parameter)
+    bad = [n for n, p in plain if not bool(torch.isfinite(p).all())]
     if bad:
         raise ModelError(
             asked, f"{bad[0]} holds NaN or infinity", "Restore a sound copy of the model"

@@ -46,7 +46,7 @@ from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
 from fudlr.run.adopt import show
-from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind
+from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind, save_base
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
 from fudlr.train.adapter import train_adapter
@@ -195,9 +195,7 @@ def train_run(
     with clock.stage("base model"), torch.random.fork_rng(devices=[]):
         base = make_base(split, config)
     with atomic_folder(out, "run") as temporary:
-        base.model.save_pretrained(str(temporary / "base"))  # type: ignore[operator]
-        if base.tokenizer is not None:
-            base.tokenizer.save_pretrained(str(temporary / "base"))
+        save_base(base, temporary / "base")
         adopted = config.lora.adapter is not None
         model, engine, trained = _adapted(base.model, config)
         lora.save(model, temporary / "start")
