@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from zoo_judge import VOCABULARY, batches, judge
 from fudlr_ext import label_logits
 
 LARGEST = 3_000_000  # parameters
+SECONDS = 40
 STATES = ("exact", "refused", "wrong", "not built")
 SIZES = {
     "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -50,7 +54,8 @@ SIZES = {
     "n_group": 1, "topk_group": 1, "max_seq_len": 32, "q_lora_rank": 8, "kv_lora_rank": 8,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "sliding_window": 16,
     "first_k_dense_replace": 1, "attention_dropout": 0.0, "state_size": 4, "lru_width": 32,
-    "attention_window_size": 8,
+    "attention_window_size": 8, "mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 16,
+    "mamba_d_ssm": 64, "mamba_chunk_size": 8, "chunk_size": 8, "mamba_n_groups": 1,
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
@@ -125,8 +130,35 @@ def _used(base: nn.Module, names: set[str]) -> set[str]:
     return found
 
 
+class SlowError(BaseException):
+    """No Exception, which those who judge look for."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Stop what takes longer than a small model may."""
+
+    def stop(*_: Any) -> None:
+        raise SlowError(f"took more than {SECONDS} s of CPU time")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def model_row(kind: str) -> dict[str, Any]:
     """Judge one type of model: the engine, then the recommenders."""
+    try:
+        with limited():
+            return _model_row(kind)
+    except SlowError as error:
+        return {"result": "not built", "said": str(error)}
+
+
+def _model_row(kind: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for attention in ("eager", "sdpa"):
         try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fudlr_ext import curvature
+from fudlr_ext.blocks import Adapted
 from fudlr_ext.capture import Tape, evaluating, replaced
 from fudlr_ext.collect import Collector, check_losses, prove_rows, row_weights
 from fudlr_ext.curvature import Forward, Loss, Recorder
@@ -74,8 +77,16 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _code(function: Any) -> Any:
-    """Return what a function runs, the same for one that is made anew in each call."""
-    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    """Return what a function runs, the same for one that is made anew for each call."""
+    if isinstance(function, partial):
+        return _code(function.func)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return type(function)
+    cells = getattr(function, "__closure__", None) or ()
+    functions: Any = (FunctionType, MethodType, partial)
+    within = [each for cell in cells if isinstance(each := cell.cell_contents, functions)]
+    return code, *map(_code, within)
 
 
 class Passes:
@@ -92,6 +103,7 @@ class Passes:
         self.report = Report()
         self._unchecked = check
         self._proven_for: tuple[Any, ...] = ()
+        self._proofs: dict[tuple[Any, ...], set[Adapted]] = {}
         self._stack: Stack | None = None
 
     def first_order(
@@ -104,7 +116,7 @@ class Passes:
 
         def once(call: FusedCall | None) -> tuple[Tensor, Report]:
             tape = Tape(self.layout)
-            self._forget_proofs(forward, loss)
+            self._recall_proofs(forward, loss)
             with ExitStack() as running:
                 self._start(running, tape, call)
                 losses = loss(forward(self.model, batch), batch)
@@ -125,13 +137,15 @@ class Passes:
             self._unchecked = False
         return losses
 
-    def _forget_proofs(self, *functions: Any) -> None:
-        """Have the rows of inputs proven anew where forward or loss is another one."""
+    def _recall_proofs(self, *functions: Any) -> None:
+        """Have the rows of inputs proven for each forward and loss."""
         code = tuple(_code(function) for function in functions)
         if code != self._proven_for:
+            layers = self.layout.layers
+            self._proofs[self._proven_for] = {layer for layer in layers if layer.rows_proven}
             self._proven_for = code
-            for layer in self.layout.layers:
-                layer.rows_proven = False
+            for layer in layers:
+                layer.rows_proven = layer in self._proofs.get(code, ())
 
     def deferred(self, forward: Forward, batch: Any) -> DeferredVjp:
         """Run `forward` and keep its graph."""

@@ -271,3 +271,21 @@ def test_batches_merged_into_other_dimensions(way, n):
         expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in plain])
         got = engine.sample_grads(lambda m, b: m(b), loss_of, scale * batch)
         assert relative(got, expected) <= 1e-12
+
+
+def test_a_merged_batch_is_proven_in_every_pass():
+    """The same shape may have its positions in front the next time."""
+    module = Merged("flat")
+    model = get_peft_model(module, LoraConfig(r=2, target_modules=["first", "second"]))
+    for p in lora_parameters(model):
+        nn.init.normal_(p)
+    model, batch = model.double(), torch.randn(4, 4, 6).double()
+    engine = Engine(model)
+
+    def forward(model, batch):  # the same in both passes, as is what was proven of it
+        return model(batch)
+
+    engine.sample_grads(forward, loss_of, batch)
+    module.way = "flat, positions in front"
+    with pytest.raises(EngineError, match="that sample alone"):
+        engine.sample_grads(forward, loss_of, batch)

@@ -3,6 +3,7 @@
 The right value is always autograd's, one sample a batch, in float64, by the model's own code.
 """
 
+import functools
 import types
 from contextlib import contextmanager
 from unittest import mock
@@ -379,6 +380,24 @@ def test_losses_that_look_at_other_samples(loss, base):
             with pytest.raises(EngineError, match="losses that look at other samples"):
                 engine.sample_grads(label_logits, loss, batch)
         assert fused(check(model, batch, engine=engine, curved=False)) == (not base)
+
+
+def closed_over(loss):
+    return lambda outputs, batch: 2.0 * loss(outputs, batch)
+
+
+@pytest.mark.parametrize("wrap", [closed_over, functools.partial])
+def test_losses_are_proven_once_each(wrap):
+    model, batch = tiny(), batch_of()
+    engine = Engine(model)
+    losses = (label_loss, lambda outputs, batch: outputs.square().mean((1, 2)))
+    with mock.patch.object(passes, "prove_rows", wraps=passes.prove_rows) as prove:
+        for _ in range(3):
+            for loss in losses:
+                engine.sample_grads(label_logits, wrap(loss), batch)
+    assert prove.call_count == 2
+    with pytest.raises(EngineError, match="losses that look at other samples"):
+        engine.sample_grads(label_logits, wrap(contrastive), batch)
 
 
 def test_a_model_that_mixes_samples_above_its_layers():
