@@ -10,9 +10,9 @@ taken out by the unrolled update, by the closed form from the last epoch, and by
 Changes are of the steered surrogate on test prompts. With --compare, other settings of the
 recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
 all. With --removals, that many random removals of 10% are really retrained, and nothing else is
-done: how changes on the validation prompts rank beside those that influences predict. Runs and
-retrainings are kept in --out. Writes benchmarks/results/unrolled.json, into which trainings and
-seeds that were measured before are kept.
+done: how changes on the validation prompts rank beside those that influences predict. With --costs,
+CPU seconds alone are measured. Runs and retrainings are kept in --out. Writes
+benchmarks/results/unrolled.json, into which trainings and seeds that were measured before are kept.
 """
 
 from __future__ import annotations
@@ -110,9 +110,11 @@ def requests(run: Run, store: Path) -> dict[str, float]:
 
     first, solved = cpu(lambda: answer("arp"))
     further, _ = cpu(lambda: answer("hellinger", solved))
-    plan = solved.plan
+    plan, known = solved.plan, solved.gradients
     gradients, _ = cpu(lambda: plan.gradients(plan.valid))
-    return {"first": first, "further": further, "metric gradients": gradients, "floor": floor(plan)}
+    again, _ = cpu(lambda: plan.gradients(plan.valid, known=known))
+    found = {"first": first, "further": further, "metric gradients": gradients}
+    return {**found, "further gradients": again, "floor": floor(plan)}
 
 
 def floor(plan: Plan) -> float:
@@ -256,7 +258,8 @@ def size(run: Run, store: Store) -> dict[str, float]:
     }
 
 
-def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
+def costs(run: Run, folder: Path) -> dict[str, Any]:
+    """CPU seconds of trainings, recorded and not, and of requests; the store stays."""
     place = folder / "defaults"
     ways = {"peft": ("peft", None), "engine recorded": ("engine", {}), "engine": ("engine", None),
             "peft recorded": ("peft", {})}  # fmt: skip
@@ -267,14 +270,8 @@ def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
         )
         print(name, seconds[name], file=sys.stderr, flush=True)
     shutil.rmtree(folder / "store")
-    store = Store.open(place / "store")
     cost = requests(run, place / "store")
-    case = Case(run, place / "store", folder)
-    closed = solve(plan_for(run, place / "store", "arp", rows="store")).evidence.remove
-    found = {
-        "samples": len(run.split.train),
-        "parameters": run.engine.d,
-        "steps": store.steps,
+    return {
         "training_cpu_s": seconds,
         "engine_recorded_of_peft": seconds["engine recorded"] / seconds["peft"],
         "peft_recorded_of_peft": seconds["peft recorded"] / seconds["peft"],
@@ -282,6 +279,22 @@ def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
         "first_of_training": cost["first"] / seconds["peft"],
         "further_of_training": cost["further"] / seconds["peft"],
         "metric_gradients_of_floor": cost["metric gradients"] / cost["floor"],
+        "further_gradients_of_floor": cost["further gradients"] / cost["floor"],
+        "costs_machine": describe(),
+    }
+
+
+def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
+    place = folder / "defaults"
+    cost = costs(run, folder)
+    store = Store.open(place / "store")
+    case = Case(run, place / "store", folder)
+    closed = solve(plan_for(run, place / "store", "arp", rows="store")).evidence.remove
+    found = {
+        "samples": len(run.split.train),
+        "parameters": run.engine.d,
+        "steps": store.steps,
+        **cost,
         "store": size(run, store),
         "retrained_change": {
             name: case.real(name, key) / case.before[key] for name, key in OBJECTIVES.items()
@@ -358,6 +371,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--compare", action="store_true", help="other settings of the recording")
     parser.add_argument("--removals", type=int, default=0, help="random removals, in place of all")
+    parser.add_argument("--costs", action="store_true", help="CPU seconds alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     fetch_ml100k()
@@ -372,6 +386,8 @@ def main() -> None:
             run = load_run(folder / "run")
             if given.removals:
                 made = {"lds": of_removals(run, folder, given.removals)}
+            elif given.costs:
+                made = costs(run, folder)
             else:
                 made = of_training(run, folder, given.compare)
                 made["machine"] = describe()
