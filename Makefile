@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 DEMO_ARGS ?=
 LLM_ARGS ?=
+GPU_CHECK_ARGS ?=
 # In the order of the folders: the files of few tests, and long ones, come first and not last.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format docs bench bench-gpu emu-full llm wheel clean
+.PHONY: demo test lint format docs bench gpu-check emu-full llm wheel clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -45,10 +46,9 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py
 
-# Layers of Llama's sizes on a GPU, library included; without one it says so.
-bench-gpu:
-	FUDLR_CUDA=AUTO $(MAKE) $(VENV)/.installed
-	$(BIN)/python benchmarks/gpu.py
+# All that only a GPU can show, installation included: eight minutes, one file to send back.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --python $(BIN)/python $(GPU_CHECK_ARGS)
 
 # A pretrained language model over MovieLens-100k, hours of work in stages; goes on where it stopped.
 llm: $(VENV)/.installed

@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--small", action="store_true", help="only to see that it works")
+    parser.add_argument("--out", type=Path, help="the result file (results/gpu.json)")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.small:
@@ -162,7 +163,7 @@ def main() -> None:
     if device == "cuda" and "cuda" not in _C.devices():
         sys.exit("gpu: the library has no GPU kernels. Build it with FUDLR_CUDA=ON")
     torch.backends.cuda.matmul.allow_tf32 = False
-    out = None if args.small else RESULTS / "gpu.json"
+    out = args.out or (None if args.small else RESULTS / "gpu.json")
     sys.exit(run(device, args.only, args.minutes, args.small, out))
 
 

@@ -19,6 +19,14 @@ std::vector<std::string> devices() {
   return built;
 }
 
+std::vector<std::string> cuda_architectures() {
+#ifdef FUDLR_WITH_CUDA
+  return {FUDLR_CUDA_BUILT};
+#else
+  return {};
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -26,6 +34,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = FUDLR_TORCH_VERSION;
   m.attr("compiler") = __VERSION__;
   m.def("devices", &devices, "Devices that kernels were built for");
+  m.def("cuda_architectures", &cuda_architectures,
+        "GPU architectures that kernels were built for (sm_…), and their PTX (compute_…)");
   m.def(
       "built_isas", [] { return std::string(FUDLR_ISAS); },
       "Instruction sets that the CPU kernels were compiled for, comma separated");

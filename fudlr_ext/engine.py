@@ -83,6 +83,11 @@ class Engine:
         """The dtype of flat vectors and results."""
         return self._layout.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the LoRA parameters, where results are."""
+        return self._layout.device
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the model's own LoRA parameters, in flat order."""
         return self._layout.parameters()

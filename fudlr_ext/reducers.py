@@ -83,6 +83,7 @@ class Sums(Reducer):
         self._weights = weights
 
     def start(self, layout: Layout, n: int) -> None:
+        self._weights = self._weights.to(layout.device)
         self._sums = self._weights.new_zeros(self._weights.shape[0], layout.d)
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:

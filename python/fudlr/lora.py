@@ -31,6 +31,8 @@ PLAIN = {
     *("qalora_group_size", "runtime_config", "ensure_weight_tying", "eva_config"),
     *("lora_bias", "trainable_token_indices"),
 }
+OF_ADAPTERS = (".lora_", ".modules_to_save.", "trainable_tokens")
+"""Parts of the names of an adapter's tensors in a model."""
 # Starts that touch A and B alone; the others (PiSSA, OLoRA, CorDA, LoftQ, ...) move W too.
 HARMLESS_STARTS = {"gaussian", "eva", "orthogonal"}
 
@@ -88,7 +90,7 @@ def load(base: nn.Module, folder: Path) -> peft.PeftModel:
             given = {key for key in file.keys() if not _of_the_base(key, file, model)}  # noqa: SIM118
         fitting = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
         _refuse_part(given, fitting, asked)
-        model.load_adapter(str(folder), "default", is_trainable=True)
+        model.load_adapter(str(folder), "default", is_trainable=True, torch_device="cpu")
     except (
         OSError,
         SafetensorError,
@@ -173,10 +175,14 @@ def _refuse_part(given: set[str], fitting: set[str], asked: str) -> None:
 
 def save(model: peft.PeftModel, folder: Path) -> None:
     """Write the adapter as peft's own files, safetensors; whole or not at all."""
+    state = model.state_dict().items()
+    host = {name: each.cpu() for name, each in state if any(part in name for part in OF_ADAPTERS)}
     with atomic_folder(folder, "adapter") as temporary:
         # Embeddings are no part of an adapter here; to see whether they changed, peft would ask the
         # hub for the base model's configuration.
-        model.save_pretrained(str(temporary), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(
+            str(temporary), safe_serialization=True, save_embedding_layers=False, state_dict=host
+        )
         # peft writes a card full of placeholders; the report says what there is to say.
         (temporary / "README.md").unlink(missing_ok=True)
 

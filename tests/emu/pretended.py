@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,8 +31,8 @@ WAITING = {
 }  # fmt: skip
 
 
-class Mixed(RuntimeError):
-    """An op was given tensors of two devices."""
+class Mixed(BaseException):
+    """An op was given tensors of two devices; no `except Exception` goes on after it."""
 
 
 class Pretended(Tensor):
@@ -52,6 +52,10 @@ class Pretended(Tensor):
     is_cuda = property(lambda self: True)
     is_meta = property(lambda self: False)
 
+    def data_ptr(self) -> int:
+        """Where its numbers are."""
+        return self.held.data_ptr()
+
     def tolist(self) -> list:
         """Torch has none for subclasses."""
         return self.cpu().tolist()
@@ -69,13 +73,19 @@ class Device(TorchDispatchMode):
 
     Attributes:
         waits: Where the host waited for the device: op, file and function of the library's code.
-        ran: Names of the library's own ops that ran by emulated kernels.
+        ran: Names of the library's own ops that ran.
+        on_host: Names of all ops that ran on the host.
+
+    Args:
+        emulated: Whether these run by the emulated kernels; else by the CPU's, which is faster.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, emulated: bool = True) -> None:
         super().__init__()
+        self._emulated = emulated
         self.waits: list[str] = []
         self.ran: set[str] = set()
+        self.on_host: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -94,6 +104,8 @@ class Device(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         if any(there):
             func = self._kernel(func)
+        elif tensors:
+            self.on_host.add(name)
         real = {key: _held(x) for key, x in kwargs.items()}
         result = func(*map(_held, args), **real)
         written = [
@@ -110,6 +122,8 @@ class Device(TorchDispatchMode):
         if library not in emulation.LIBRARIES:
             return func
         self.ran.add(name)
+        if not self._emulated:
+            return func
         return getattr(getattr(torch.ops, f"{library}_emulated"), name).default
 
     def _copied(self, name: str, tensors: list[Tensor], kwargs: dict) -> None:
@@ -156,17 +170,45 @@ def _masked(name: str, args: tuple) -> bool:
     return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
 
 
+def _apply(self, fn, recurse=True, *, own=torch.nn.Module._apply):
+    """Keep parameters that are one so, as `own` does where it changes their numbers in place."""
+    before = dict(self.named_parameters(remove_duplicate=False))
+    own(self, fn, recurse)
+    first: dict[int, str] = {}
+    for name, parameter in before.items():
+        if (other := first.setdefault(id(parameter), name)) != name:
+            place, _, last = name.rpartition(".")
+            self.get_submodule(place)._parameters[last] = self.get_parameter(other)
+    return self
+
+
+CUDA = {
+    "torch.backends.cuda.is_built": lambda: True,
+    "torch.cuda._lazy_init": lambda: None,
+    "torch.cuda.is_available": lambda: True,
+    "torch.cuda.device_count": lambda: 1,
+    "torch.cuda.get_device_name": lambda device=None: "a GPU that is none",
+    "torch.cuda.get_device_capability": lambda device=None: (9, 0),
+    "torch.cuda.get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+    "torch.cuda.set_rng_state": lambda state, device=None: None,
+    "torch.nn.Module._apply": _apply,
+    "torch.Tensor.pin_memory": lambda tensor: tensor.clone(),
+}
+"""What torch and the library say on a machine with a GPU."""
+
+
 @contextmanager
-def device() -> Iterator[Device]:
+def device(emulated: bool = True) -> Iterator[Device]:
     """Have a GPU for a while; `.to("cuda")` brings tensors and models there."""
-    emulation.load("emulated_plain")
+    if emulated:
+        emulation.load("emulated_plain")
     before = torch._C._only_lift_cpu_tensors()
-    with (
-        patch("torch.cuda._lazy_init", lambda: None),
+    with ExitStack() as patches, Device(emulated) as found:
+        for name, value in CUDA.items():
+            patches.enter_context(patch(name, value))
         # A parameter that moves becomes another tensor, not the same one with other numbers.
-        patch("torch.__future__.get_overwrite_module_params_on_conversion", lambda: True),
-        Device() as found,
-    ):
+        overwrite = "torch.__future__.get_overwrite_module_params_on_conversion"
+        patches.enter_context(patch(overwrite, lambda: True))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=): copied by the mode
         try:
             yield found

@@ -20,6 +20,7 @@ from fudlr.cli import look, requests, results, train
 from fudlr.cli.boundary import DEBUG, Group, in_words, is_debug, is_expected, quieten
 from fudlr.cli.check import check
 from fudlr.cli.demo import demo
+from fudlr.cli.doctor import doctor
 from fudlr.common.errors import FudlrError
 from fudlr.common.terminal import say
 
@@ -37,7 +38,7 @@ COMMANDS = (
     results.push,
     requests.compare,
     look.options,
-    look.doctor,
+    doctor,
 )
 """`fudlr --help` lists them in this order."""
 GROUPS = {"data": look.data, "store": look.store}

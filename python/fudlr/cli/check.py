@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import AdapterFolder, RunFolder, Settings, Threads, open_run
+from fudlr.cli.options import AdapterFolder, Device, RunFolder, Settings, Threads, open_run
 from fudlr.common.errors import UsageError
 from fudlr.common.files import read_json
 from fudlr.common.terminal import say
@@ -74,6 +74,7 @@ def check(
     ] = None,
     adapter: AdapterFolder = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Hold an adapter's figures to limits; prints JSON.
@@ -90,7 +91,7 @@ def check(
     from fudlr.evaluation import measure
     from fudlr.metrics import bootstrap
 
-    loaded = open_run(run, adapter, settings, None)
+    loaded = open_run(run, adapter, settings, None, device=device)
     found = measure(loaded.recommender, loaded.valid, loaded.test)
     unknown = [limit.name for limit in limits if limit.name not in found.metrics]
     if unknown:

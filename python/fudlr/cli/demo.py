@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import ConfigFile, Out, Seed, Settings, Threads, configure
+from fudlr.cli.options import ConfigFile, Device, Dtype, Out, Seed, Settings, Threads, configure
 from fudlr.common.files import check_replaceable
 from fudlr.common.progress import StageClock
 from fudlr.common.terminal import say
@@ -34,10 +34,13 @@ def demo(
     seed: Seed = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
+    dtype: Dtype = None,
     threads: Threads = None,
 ) -> None:
     """MovieLens-100k, whole: train, debias for ARP and for Hellinger, verify, report."""
-    reports = run_demo(configure(config, settings, seed, {}), out, small=small)
+    asked = {"model.device": device, "model.dtype": dtype}
+    reports = run_demo(configure(config, settings, seed, asked), out, small=small)
     say("The reports: " + ", ".join(map(str, reports)))
 
 

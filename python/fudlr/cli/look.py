@@ -1,18 +1,18 @@
-"""Commands that look: `fudlr evaluate`, `doctor`, `options`, `data …` and `store …`."""
+"""Commands that look: `fudlr evaluate`, `options`, `data …` and `store …`."""
 
 from __future__ import annotations
 
 import json
-import platform
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fudlr.cli.options import (
     AdapterFolder,
     ConfigFile,
+    Device,
     Out,
     RunFolder,
     Settings,
@@ -40,12 +40,13 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Print all metrics of the run's adapter, or of another one, as JSON."""
     from fudlr.evaluation import measure, measure_lists
 
-    loaded = open_run(run, adapter, settings, None)
+    loaded = open_run(run, adapter, settings, None, device=device)
     if beams is None:
         figures = measure(loaded.recommender, loaded.valid, loaded.test).metrics
     else:
@@ -53,46 +54,6 @@ def evaluate(
     if out is not None:
         write_json(out, figures)
     typer.echo(json.dumps(figures, indent=2))
-
-
-def doctor(
-    run: Annotated[Path | None, typer.Argument(help="A run whose model is tried.")] = None,
-) -> None:
-    """Say versions, instruction set, GPUs and kernels, and which way a run's model takes; JSON."""
-    import torch
-
-    from fudlr.run import versions
-    from fudlr_ext import _C
-
-    library: Any = _C
-    found: dict[str, Any] = {
-        "versions": versions(),
-        "system": platform.platform(),
-        "engine": {
-            "compiler": library.compiler,
-            "instruction set": library.isa(),
-            "others built": library.built_isas(),
-            "kernels for": library.devices(),
-        },
-        "torch": {
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "GPUs": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
-    if run is not None:
-        loaded = open_run(run, None, None, None)
-        few = loaded.split.train.take(torch.arange(min(4, len(loaded.split.train))).numpy())
-        recommender, engine = loaded.recommender, loaded.engine
-        batch = recommender.collate(few)
-        rows = engine.sample_grads(recommender.forward, recommender.loss, batch)
-        found["run"] = {
-            "parameters": rows.shape[1],
-            "dtype": engine.dtype,
-            "store": (run / "store").is_dir(),
-            "way": str(engine.report()),
-        }
-    typer.echo(json.dumps(found, indent=2, default=str))
 
 
 def options(

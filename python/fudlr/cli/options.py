@@ -34,6 +34,14 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, callback=_set_threads, help="CPU threads (torch's default)."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where the model runs: auto, cpu, cuda or cuda:N; short for model.device."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Of its weights: auto, float32, bfloat16, float16; short for model.dtype."),
+]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Retrainings at a time; one a core by default.")
 ]
@@ -80,9 +88,15 @@ def parse(settings: list[str] | None) -> dict[str, Any]:
 
 
 def open_run(
-    run: Path, adapter: Path | None, settings: list[str] | None, section: str | None = "debias"
+    run: Path,
+    adapter: Path | None,
+    settings: list[str] | None,
+    section: str | None = "debias",
+    *,
+    device: str | None = None,
+    config: Path | None = None,
 ) -> Run:
-    """The run with `--set` over its options.
+    """The run with `--set` over its options, on `device` or where the file `config` says.
 
     What its training depends on is refused, and what the command does not use: of `debias` and
     `record` it follows `section` alone.
@@ -95,7 +109,8 @@ def open_run(
             raise UsageError(
                 f"--set {name} was given", "this command does not use it", "Leave it out"
             )
-    return load_run(run, adapter, parsed)
+    asked = {"model.device": load_config(config).model.device} if config else {}
+    return load_run(run, adapter, {**asked, **parsed, **given({"model.device": device})})
 
 
 def of_section(section: str, settings: list[str] | None) -> dict[str, Any]:

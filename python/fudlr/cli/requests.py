@@ -11,6 +11,7 @@ from fudlr.cli.options import (
     AdapterFolder,
     Budget,
     ConfigFile,
+    Device,
     Objective,
     Out,
     Processes,
@@ -46,6 +47,7 @@ def debias(
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Find the samples that cause the bias, update the adapter, report before and after."""
@@ -55,7 +57,7 @@ def debias(
     from fudlr.report import print_summary
 
     check_replaceable(out, "result")
-    loaded = open_run(run, adapter, settings)
+    loaded = open_run(run, adapter, settings, device=device, config=config)
     asked = {"objective": objective, "budget": budget, "damping": damping, "rows": rows}
     asked |= {"force": force, "store": str(store) if store else None}
     options = debias_options(loaded.config, config, settings, asked)
@@ -96,6 +98,7 @@ def sweep(
     adapter: AdapterFolder = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Sweep λ's and budgets over one solve: predicted, measured and retrained, with a plot."""
@@ -106,7 +109,7 @@ def sweep(
     lists |= {"budget": budget}
     parsed = {name: parse_list(name, text) for name, text in given(lists).items()}
     claim_folder(out, "sweep")
-    loaded = open_run(run, adapter, settings)
+    loaded = open_run(run, adapter, settings, device=device, config=config)
     asked = {"objective": objective, "rows": rows}
     options = debias_options(loaded.config, config, settings, asked)
     record = sweep_run(
@@ -139,13 +142,14 @@ def grouped(
     adapter: AdapterFolder = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Find a mask and an adapter for each group of users, from one gradient pass and one solve."""
     from fudlr import groups
 
     check_replaceable(out, "groups")
-    loaded = open_run(run, adapter, settings)
+    loaded = open_run(run, adapter, settings, device=device, config=config)
     sets = groups.sets_of_column(loaded.interactions, by) if by else []
     sets += groups.sets_of_files(loaded.interactions, users or [])
     asked = {"objective": objective, "budget": budget, "rows": rows}
@@ -166,6 +170,7 @@ def compare(
     processes: Processes = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Compare removal with its rivals on one trained adapter: a table and a Pareto plot."""
@@ -173,7 +178,7 @@ def compare(
     from fudlr.verify import default_processes
 
     claim_folder(out, "comparison")
-    loaded = open_run(run, None, settings)
+    loaded = open_run(run, None, settings, device=device, config=config)
     asked = {"objective": objective, "budget": budget}
     options = debias_options(loaded.config, config, settings, asked)
     record = compare_run(loaded, options, out, rival, processes or default_processes())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import Processes, Threads
+from fudlr.cli.options import Device, Processes, Threads
 from fudlr.common.terminal import say
 
 ResultFolder = Annotated[Path, typer.Argument(help="A folder that `fudlr debias` wrote.")]
@@ -32,6 +32,7 @@ def verify(
         bool, typer.Option("--forgetting", help="Train on, and measure what returns.")
     ] = False,
     processes: Processes = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Retrain without the removed samples and hold the update against it."""
@@ -46,7 +47,7 @@ def verify(
         forgetting=forgetting,
         processes=processes or default_processes(),
     )
-    verify_result(result, run, checks)
+    verify_result(result, run, checks, device or "auto")
     say(f"The figures of the retraining are in {result / 'summary.json'} and its report")
 
 

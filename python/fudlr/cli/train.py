@@ -10,6 +10,8 @@ import typer
 from fudlr.cli.options import (
     AdapterFolder,
     ConfigFile,
+    Device,
+    Dtype,
     Out,
     RunFolder,
     Seed,
@@ -46,6 +48,8 @@ def train(
     ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
+    dtype: Dtype = None,
     threads: Threads = None,
 ) -> None:
     """Train a LoRA recommender and write a run folder."""
@@ -54,6 +58,8 @@ def train(
     asked = {
         "data.source": data,
         "model.base": base,
+        "model.device": device,
+        "model.dtype": dtype,
         "record.epochs": "none" if record is False else None,
     }
     options = configure(config, settings, seed, asked)
@@ -68,13 +74,14 @@ def record(
     adapter: AdapterFolder = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Record training samples' sketched gradients in one pass; resumes a killed recording."""
     from fudlr.gradients.store.commands import store_info
     from fudlr.record import record_run
 
-    loaded = open_run(run, adapter, settings, "record")
+    loaded = open_run(run, adapter, settings, "record", device=device, config=config)
     base = load_config(config) if config else loaded.config
     given = {f"record.{name}": value for name, value in of_section("record", settings).items()}
     store_info(record_run(loaded, out, merge(base, given).record).folder)

@@ -42,7 +42,7 @@ def _forget_gradient(setting: Setting, total: int | None = None) -> Tensor:
     found = torch.zeros_like(setting.run.theta)
     for batch, size in setting.forgotten():
         shares = torch.full((len(batch["target"]),), 1 / (total or size))
-        found += setting.run.engine.grad_sum(*setting.face, batch, shares)
+        found += setting.run.engine.grad_sum(*setting.face, batch, shares).cpu()
     return found
 
 
@@ -70,8 +70,8 @@ def _eraser(setting: Setting) -> list[Point]:
 
     def product(vector: Tensor) -> Tensor:
         drawn = torch.randint(setting.n, (setting.config.batch,), generator=generator)
-        batch = run.recommender.collate(run.split.train.take(drawn.numpy()))
-        return run.engine.hvp(*setting.face, batch, vector[None])[0] + damping * vector
+        batch = run.recommender.batch(run.split.train.take(drawn.numpy()))
+        return run.engine.hvp(*setting.face, batch, vector[None])[0].cpu() + damping * vector
 
     with loaded(setting, run.theta):
         right = _forget_gradient(setting, setting.n)

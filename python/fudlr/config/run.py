@@ -29,7 +29,7 @@ from fudlr.config.sections import (
 
 AFTER_TRAINING = (
     "data.source", "data.user_group", "data.item_group", "data.tail", "data.k",
-    "data.prompt_users", "data.candidates", "record", "debias",
+    "data.prompt_users", "data.candidates", "model.device", "record", "debias",
 )  # fmt: skip
 """Fields, and sections, that nothing in a run's training depends on: they can be set later."""
 SHOWN = 5

@@ -6,6 +6,7 @@ curvatures, solvers, architectures) are checked where that table is.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -95,8 +96,12 @@ class ModelConfig(Record):
 
     base: Name = "small-llama"
     """`small-llama`, or the path of a model folder; the sizes below are the small Llama's."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the base model's weights; the adapter's are float32."""
+    device: Name = "auto"
+    """Where it runs: `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU where the library has
+    kernels for it. No file depends on it: a run may be debiased on another device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Of the base model's weights; the adapter's are float32. `auto` is the model folder's own;
+    float16 is for GPUs alone."""
     hidden: Count = 64
     layers: Count = 2
     heads: Count = 4
@@ -104,6 +109,13 @@ class ModelConfig(Record):
     intermediate: Count = 128
     pretrain_epochs: Annotated[int, Field(ge=0)] = 6
     pretrain_learning_rate: Positive = 3e-3
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+            raise ValueError("Input should be auto, cpu, cuda or cuda:N")
+        return value
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

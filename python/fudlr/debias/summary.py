@@ -65,6 +65,7 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
             **evidence.about,
         },
         "config": to_plain(config),
+        "device": plan.run.where(),
         "versions": versions(),
         "seed": plan.run.config.seed,
     }

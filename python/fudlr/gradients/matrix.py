@@ -139,27 +139,29 @@ class StreamedRows(GradientMatrix):
 
     def _dots(self, vectors: Tensor) -> Tensor:
         out = vectors.new_empty(self.n, vectors.shape[0])
+        there = vectors.to(self._engine.device)
         for batch, rows in self._batches:
-            found = self._engine.sample_dots(*self._face, batch, vectors)
+            found = self._engine.sample_dots(*self._face, batch, there)
             _check_size(found.shape[0], rows)
-            out[rows] = found
+            out[rows] = found.to(out)
         return out
 
     def _sum(self, weights: Tensor) -> Tensor:
-        out = weights.new_zeros(weights.shape[0], self.d)
+        out = torch.zeros(len(weights), self.d, dtype=weights.dtype, device=self._engine.device)
         for batch, rows in self._batches:
             part = weights[:, rows]
             if part.count_nonzero():  # batches of zero weight are skipped
                 out += self._engine.grad_sum(*self._face, batch, part.contiguous())
-        return out
+        return out.to(weights.device)
 
     def _gram(self, vectors: Tensor, weights: Tensor | None) -> Tensor:
-        out = torch.zeros_like(vectors)
+        there = vectors.to(self._engine.device)
+        out = torch.zeros_like(there)
         for batch, rows in self._batches:
             part = None if weights is None else weights[rows]
-            mean = self._engine.fisher_vp(*self._face, batch, vectors, part)
+            mean = self._engine.fisher_vp(*self._face, batch, there, part)
             out.add_(mean, alpha=rows.stop - rows.start)
-        return out
+        return out.to(vectors.device)
 
 
 def record_rows(
@@ -185,7 +187,7 @@ def record_rows(
     batches = Batches.of(batches)
     matrix: Tensor | None = None
     for batch, rows in batches:
-        part = engine.sample_grads(forward, loss, batch)
+        part = engine.sample_grads(forward, loss, batch).cpu()
         _check_size(part.shape[0], rows)
         check_rows(part, torch.arange(rows.start, rows.stop))
         if matrix is None:

@@ -157,9 +157,9 @@ def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Ten
     used = [any(map(not_zero, line)) for line in lines]
     live = torch.tensor(used, device=through_scores.device)
     if bool(live.all()):
-        return way.vjp((through_scores, through_loss))
+        return way.vjp((through_scores, through_loss)).cpu()
     live[0] |= not bool(live.any())  # the width comes from a pass
-    found = way.vjp((through_scores[live], through_loss[live]))
+    found = way.vjp((through_scores[live], through_loss[live])).cpu()
     return found.new_zeros(len(live), found.shape[1]).masked_scatter(live[:, None], found)
 
 
@@ -188,8 +188,8 @@ def _score(
         else:
             way = engine.deferred_vjp(forward if fits else without_graph, batch)
         found_scores, found_losses = way.outputs
-        scores.append(found_scores)
-        losses.append(found_losses)
+        scores.append(found_scores.cpu())
+        losses.append(found_losses.cpu())
         if fits:
             kept.append(way)
     return kept, torch.cat(scores), torch.cat(losses)

@@ -226,7 +226,7 @@ def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config:
         try:
             hook.open(n, BatchGradients(hook.layout, torch.arange(n), torch.ones(n), None))
             with torch.random.fork_rng(devices=[]):
-                batch = recommender.collate(samples.take(index))
+                batch = recommender.batch(samples.take(index))
                 losses = recommender.loss(recommender.forward(engine.model, batch), batch)
                 (losses.sum() / n).backward()
             hook.close()
@@ -338,4 +338,4 @@ def whole_rows(recommender: Recommender, engine: Engine, samples: Samples, size:
     """Gradients [n, d] of `samples` at the adapter as it is, `size` at a time."""
     batches = track(recommender.batches(samples, size), -(-len(samples) // size), "whole gradients")
     face = (recommender.forward, recommender.loss)
-    return torch.cat([engine.sample_grads(*face, batch) for batch in batches])
+    return torch.cat([engine.sample_grads(*face, batch).cpu() for batch in batches])

@@ -140,20 +140,20 @@ class KeptLoss:
     def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """L₁ up to a constant, and its gradient `[d]`, at `theta`; one pass over the batches."""
         self.engine.load(theta)
-        value, gradient = 0.0, torch.zeros_like(theta)
+        value, gradient = 0.0, torch.zeros_like(theta, device=self.engine.device)
         try:
             for batch, rows in self._batches:
                 weights = self._weights[rows]
                 sums = Sums(weights[None].contiguous())
                 losses = self.engine.reduce(*self._face, batch, [sums])
-                value += float(losses.double() @ weights.double())
+                value += float(losses.double().cpu() @ weights.double())
                 gradient += sums.result()[0]
         finally:
             self.engine.load(self.theta)
         from_start = theta - self._start
         value += self._l2 / 2 * float(from_start.double().square().sum())
         value -= float(self._held.double() @ (theta - self.theta).double())
-        return value, gradient + self._l2 * from_start - self._held
+        return value, gradient.to(theta.device) + self._l2 * from_start - self._held
 
 
 def newton_update(first: Update, kept: KeptLoss, solve: Callable[[], Solve], steps: int) -> Update:

@@ -3,13 +3,14 @@
 The protocol has four steps, so that the engine, the metrics and the training each take the part
 they need and nothing else:
 
-    batch = recommender.collate(samples)             # tensors; the first dimension is the sample
+    batch = recommender.batch(samples)               # tensors; the first dimension is the sample
     outputs = recommender.forward(model, batch)      # what the engine differentiates
     recommender.loss(outputs, batch)                 # [n], ℓ_i, never divided by the batch
     recommender.item_scores(outputs, batch)          # [n, M], higher is better; differentiable
 
-Where scores cost more than the loss (a tree of titles), a batch holds what scores need only if it
-was collated with `scoring=True`; its outputs are then a pair, the loss's and the scores'.
+`collate` makes a batch on the host, and `batch` brings it to the model. Where scores cost more than
+the loss (a tree of titles), a batch holds what scores need only if it was made with `scoring=True`;
+its outputs are then a pair, the loss's and the scores'.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fudlr.common.batches import in_order, token_batches
+from fudlr.common.device import ahead, moved
 from fudlr.common.errors import ModelError
 from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
@@ -125,7 +126,7 @@ class Recommender(ABC):
 
     @abstractmethod
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
-        """The samples as tensors on the model's device; each tensor's first dimension is n.
+        """The samples as tensors on the host; each tensor's first dimension is n.
 
         Args:
             samples: Any number of them.
@@ -154,11 +155,25 @@ class Recommender(ABC):
         of a sample have a finite score without meaning. The batch is one for scoring.
         """
 
+    def batch(self, samples: Samples, scoring: bool = False) -> Batch:
+        """The samples as `collate` makes them, on the model's device."""
+        self.ready(scoring)
+        return moved(self.collate(samples, scoring), self.device)
+
     def batches(self, samples: Samples, size: int, scoring: bool = False) -> Iterator[Batch]:
-        """`samples` in their order, `size` at a time."""
-        for start in range(0, len(samples), size):
-            part = samples.take(np.arange(start, min(start + size, len(samples))))
-            yield self.collate(part, scoring)
+        """`samples` in their order, `size` at a time, as `parts` has them."""
+        return self.parts(samples, torch.arange(len(samples)).split(size), scoring)
+
+    def parts(
+        self, samples: Samples, index: Sequence[Tensor], scoring: bool = False
+    ) -> Iterator[Batch]:
+        """The samples at each of some indices; on the model's device, for a GPU ahead of time."""
+        self.ready(scoring)
+        chosen = (samples.take(part.numpy()) for part in index)
+        return ahead((self.collate(part, scoring) for part in chosen), self.device)
+
+    def ready(self, scoring: bool) -> None:  # noqa: B027  (most have nothing to do)
+        """Compute what batches, for scoring or not, need of the model beforehand."""
 
     def lengths(self, samples: Samples) -> Tensor | None:
         """Tokens of every sample [n], which batches are padded to the longest of; or None.
@@ -172,7 +187,8 @@ class Recommender(ABC):
         return self._scored(samples, size, scoring=False)[1]
 
     def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
-        """Scores [n, M] and losses [n] of `samples`, in evaluation mode and without gradients.
+        """Scores [n, M] and losses [n] of `samples` on the host, without gradients, in evaluation
+        mode.
 
         Args:
             samples: The n samples; results are in their order, whatever the batches.
@@ -183,7 +199,7 @@ class Recommender(ABC):
 
     def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Tensor, Tensor]:
         self.probe()
-        empty = torch.empty(0, device=self.device)
+        empty = torch.empty(0)
         if not len(samples):
             return empty.reshape(0, self.n_items), empty
         lengths = self.lengths(samples)
@@ -193,12 +209,12 @@ class Recommender(ABC):
             index = token_batches(lengths, max(int(lengths.max()), mean, 1), size)
         scores, losses = [], []
         with evaluating(self.model), torch.no_grad():
-            for part in track(index, len(index), "score users", delay=PATIENCE):
-                batch = self.collate(samples.take(part.numpy()), scoring)
+            batches = self.parts(samples, index, scoring)
+            for batch in track(batches, len(index), "score users", delay=PATIENCE):
                 outputs = self.forward(self.model, batch)
-                losses.append(self.loss(outputs, batch).float())
+                losses.append(self.loss(outputs, batch).float().cpu())
                 if scoring:
-                    scores.append(self.item_scores(outputs, batch).float())
+                    scores.append(self.item_scores(outputs, batch).float().cpu())
         return in_order(scores, index) if scoring else empty, in_order(losses, index)
 
 
@@ -215,6 +231,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _distance(found: Tensor, alone: Tensor) -> float:
     """‖found − alone‖ over the spread of `alone`; infinite where either is not finite."""
-    found, alone = found.double(), alone.double().to(found.device)
+    found, alone = found.double(), alone.double()
     spread = (alone - alone.mean()).norm().clamp(min=1e-12)
     return float(((found - alone).norm() / spread).nan_to_num(nan=math.inf))

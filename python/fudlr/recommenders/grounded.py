@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from fudlr.common.device import moved
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
 from fudlr.recommenders.cached import NONE, Step, columns, followed, fork, layers_of, step
@@ -53,10 +54,12 @@ class Grounded(Prompted):
         """Prompt and title with `labels`; for scoring also `prompt`, and `candidates`."""
         prompts = self.prompts(samples)
         batch = self.answered(samples, prompts)
+        return batch | self.for_scores(samples, prompts) if scoring else batch
+
+    def ready(self, scoring: bool) -> None:
+        """Make the embeddings, where they are wanted: in an engine's pass no adapter can be off."""
         if scoring:
-            self.embeddings  # noqa: B018  (made now: in an engine's pass no adapter can be off)
-            batch |= self.for_scores(samples, prompts)
-        return batch
+            self.embeddings  # noqa: B018
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits at the title's tokens; for scoring beside them the states q [n, hidden].
@@ -84,7 +87,8 @@ class Grounded(Prompted):
     def _embed(self) -> Tensor:
         """States at the ends of all titles below a prompt without history, in one tree."""
         tree = TokenTree([answer[:-1] for answer in self.pieces.answers])
-        prompt = self.padded([self.pieces.prompt([], self.config.max_tokens).tokens])
+        empty = self.pieces.prompt([], self.config.max_tokens).tokens
+        prompt = moved(self.padded([empty]), self.device)
         with evaluating(self.model), torch.no_grad(), _without_adapter(self.model):
             seen = walk(self.model, prompt, tree, self.nodes, states=True)
             ends = torch.from_numpy(tree.ends)

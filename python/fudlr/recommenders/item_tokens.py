@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fudlr.common.device import moved
 from fudlr.common.errors import ModelError
 from fudlr.config import RunConfig
 from fudlr.data.interactions import DataWarning, Interactions, Samples
@@ -75,15 +76,13 @@ class ItemTokens(Recommender):
         rows = [shown, shown[:1]]
         real = torch.arange(len(shown)) >= torch.tensor([[0], [len(shown) - 1]])
         ids = torch.where(real, torch.stack([shown, shown[:1].expand(len(shown))]), self.pad_token)
-        found = self.forward(self.model, self._inputs(ids, real.long()))
+        found = self.forward(self.model, moved(self._inputs(ids, real.long()), self.device))
         for row, tokens in zip(found, rows, strict=True):
             alone = self._alone(tokens.tolist())
             yield "histories of unlike length", row, alone[self.item_tokens.to(alone.device)]
 
     def _inputs(self, ids: Tensor, mask: Tensor) -> Batch:
-        mask = mask.to(self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        ids = ids.to(self.device)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def lengths(self, samples: Samples) -> Tensor:
@@ -102,7 +101,7 @@ class ItemTokens(Recommender):
             real, self.item_tokens.numpy()[samples.interactions.item[row]], self.pad_token
         )
         inputs = self._inputs(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)))
-        return {**inputs, "target": torch.from_numpy(samples.target).to(self.device)}
+        return {**inputs, "target": torch.from_numpy(samples.target)}
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the item tokens after the prompt, [n, M]."""

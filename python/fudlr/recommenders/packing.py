@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.device import moved
 from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.cached import float32_head
 from fudlr.recommenders.prompting import Prompted, scattered
@@ -26,7 +27,7 @@ LARGEST = 2**25  # numbers of a mask or of logits that are held at a time
 def pack(
     model: nn.Module, prompts: Sequence[Sequence[int]], trees: Sequence[TokenTree], pad: int
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """Rows for the model, and the column where each sample's tree starts, [n].
+    """Rows for the model, on the host, and the column where each sample's tree starts, [n].
 
     `input_ids`, `position_ids` [n, t] and `attention_mask` [n, 1, t, t], to be added. Rows are
     padded on the left; padding sees itself alone and is seen by none.
@@ -49,11 +50,10 @@ def pack(
         if len(tree):
             sees[i, start:, start:] = next(tree.stretches(len(tree))).sees
         starts.append(start)
-    device = next(model.parameters()).device
     inputs = {
-        "input_ids": ids.to(device),
-        "position_ids": positions.to(device),
-        "attention_mask": additive(sees.to(device), weight_dtype(model)),
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": additive(sees, weight_dtype(model)),
     }
     return inputs, starts
 
@@ -83,6 +83,7 @@ def each_below(
     rows = [ids[real].tolist() for ids, real in pairs]
     for at in range(0, len(trees), group):
         inputs, starts = pack(model, rows[at : at + group], trees[at : at + group], pad)
+        inputs = moved(inputs, prompt["input_ids"].device)
         with float32_head(model):
             logits = model(**inputs, use_cache=False).logits
         for i, start in enumerate(starts):

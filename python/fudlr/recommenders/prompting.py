@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.device import moved
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
 from fudlr.data.candidates import candidates_of
@@ -216,7 +217,8 @@ class Prompted(Recommender):
         used = [tails[j] for i, (j, size) in enumerate(zip(order, sizes, strict=True))
                 if i < 3 or size <= self.nodes]  # fmt: skip
         tree = TokenTree(used)
-        passes = walk(self.model, self.padded(prompts), tree, self.nodes)
+        rows = moved(self.padded(prompts), self.device)
+        passes = walk(self.model, rows, tree, self.nodes)
         found = torch.cat([part.values for part in passes], 1)
         for which in sorted({0, len(used) // 2, len(used) - 1}):
             for row, prompt in enumerate(prompts):
@@ -271,7 +273,7 @@ class Prompted(Recommender):
         batch: Batch = {"prompt": self.padded([prompt.tokens for prompt in prompts])}
         if self.candidates is not None:
             chosen = candidates_of(samples, self.candidates)
-            batch["candidates"] = torch.from_numpy(chosen).to(self.device)
+            batch["candidates"] = torch.from_numpy(chosen)
         return batch
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
@@ -306,7 +308,7 @@ class Prompted(Recommender):
         width = max((len(row) for row in rows), default=1)
         ids = torch.tensor([[self.pieces.pad] * (width - len(r)) + r for r in rows])
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-        ids, mask = ids.reshape(-1, width).to(self.device), mask.reshape(-1, width).to(self.device)
+        ids, mask = ids.reshape(-1, width), mask.reshape(-1, width)
         return {
             "input_ids": ids,
             "attention_mask": mask,

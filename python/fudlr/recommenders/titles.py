@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fudlr.common.device import moved
 from fudlr.common.progress import track
 from fudlr.data.interactions import Samples
 from fudlr.recommenders.base import Batch, Outputs, evaluating
@@ -97,7 +98,7 @@ class Titles(TreeScored):
             for i, prompt in enumerate(track(prompts, len(prompts), "beam search")):
                 allowed = (~closed[i]).nonzero()[0].tolist()
                 answers = {item: self.pieces.answers[item] for item in allowed}
-                given = self.padded([prompt.tokens])
+                given = moved(self.padded([prompt.tokens]), self.device)
                 found = beam_search(self.model, given, answers, beams, k)
                 others = [item for item in allowed if item not in set(found)]
                 rows.append((found + others)[:k])

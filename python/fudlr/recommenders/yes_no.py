@@ -89,7 +89,7 @@ class YesNo(TreeScored):
         trees = [TokenTree([self.question(j) for j in row]) for row in asked]
         inputs, starts = pack(self.model, [p.tokens for p in prompts], trees, self.pieces.pad)
         place = [(s + tree.ends).tolist() for s, tree in zip(starts, trees, strict=True)]
-        batch = {**inputs, "place": torch.tensor(place, dtype=torch.int64).to(self.device)}
+        batch = {**inputs, "place": torch.tensor(place, dtype=torch.int64)}
         return batch | self.for_scores(samples, prompts) if scoring else batch
 
     def _asked(self, samples: Samples) -> list[list[int]]:
@@ -114,7 +114,7 @@ class YesNo(TreeScored):
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean −log p of the right answers, [n]; the first question is the target's."""
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        right = self.answers.to(logits.device)[[0] + [1] * (logits.shape[1] - 1)]
+        right = self.answers[[0] + [1] * (logits.shape[1] - 1)].to(logits.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         right = right.expand(logits.shape[:2])
         return cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(1)

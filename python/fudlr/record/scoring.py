@@ -98,8 +98,8 @@ def append_samples(
     assert projection is not None
     ids = torch.from_numpy(samples.ids) if ids is None else ids
     left = torch.arange(len(samples)).split(run.config.train.batch)[skip:]
-    for index in track(left, description=description) if description else left:
-        batch = run.recommender.collate(samples.take(index.numpy()))
+    shown = track(left, description=description) if description else left
+    for index, batch in zip(shown, run.recommender.parts(samples, left), strict=True):
         sketches, mean = Sketch(projection.sides), Sums(torch.full((1, len(index)), 1 / len(index)))
         run.engine.reduce(run.recommender.forward, run.recommender.loss, batch, [sketches, mean])
         writer.append(ids[index], sketches.result(), mean.result()[0])

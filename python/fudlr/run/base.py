@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fudlr.common.device import Place
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.files import read_json
 from fudlr.config import RunConfig
@@ -49,11 +50,14 @@ class Base:
     losses: list[float]
 
 
-def make_base(split: Split, config: RunConfig) -> Base:
-    """The base that the configuration names: loaded from a folder, or small and pretrained here."""
+def make_base(split: Split, config: RunConfig, where: Place) -> Base:
+    """The base that the configuration names: loaded from a folder, or small and pretrained here.
+
+    It is on the host, for an adapter to be attached to.
+    """
     kind = recommender_kind(config)
     if config.model.base == "small-llama":
-        return _small_base(kind, split, config)
+        return _small_base(kind, split, config, where.device)
     folder = Path(config.model.base)
     record = None if kind.prompted else _of_a_run(folder, split)
     if record is None and not kind.prompted and config.lora.adapter is not None:
@@ -63,7 +67,7 @@ def make_base(split: Split, config: RunConfig) -> Base:
             "Say how it recommends: --set recommender.kind=titles, yes_no or grounded, and its own "
             "words with recommender.template; or name the base of the run that made it, RUN/base",
         )
-    model = load_base(folder, config.model.dtype)
+    model = load_base(folder, where.dtype)
     if record is not None:
         return Base(model, None, record, [])
     tokenizer = load_tokenizer(folder)
@@ -102,20 +106,26 @@ def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:
     return {name: record[name] for name in record if name not in ("kind", "item_ids")}
 
 
-def _small_base(kind: type[Recommender], split: Split, config: RunConfig) -> Base:
+def _small_base(
+    kind: type[Recommender], split: Split, config: RunConfig, device: torch.device
+) -> Base:
+    """Made on the host, so that it starts from the same numbers, and pretrained on `device`."""
     interactions, window = split.interactions, config.data.window
     if not kind.prompted:
         small = small_llama(interactions.n_items, window, config.model, config.seed)
-        return Base(small, None, None, pretrain(small, split, window, config.model, config.seed))
+        small.to(device)
+        losses = pretrain(small, split, window, config.model, config.seed)
+        return Base(small.cpu(), None, None, losses)
     assert issubclass(kind, Prompted)
     template = load_template(config.recommender.template or kind.usual_template)
     titles = interactions.items["title"].to_list()
     tokenizer = train_tokenizer(template, titles, VOCABULARY)
     model = small_text_llama(tokenizer, config.model, config.seed)
+    model.to(device)
     recommender = kind(model, tokenizer, interactions, config)
     per_user = config.data.max_train_per_user
     losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
-    return Base(model, tokenizer, recommender.record(), losses)
+    return Base(model.cpu(), tokenizer, recommender.record(), losses)
 
 
 def recommender_kind(config: RunConfig) -> type[Recommender]:
@@ -159,8 +169,8 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
-    """The causal LM in `folder`, without an adapter.
+def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The causal LM in `folder`, on the host and without an adapter.
 
     Raises:
         ModelError: There is none, it cannot be read, or its weights are not finite.
@@ -179,7 +189,7 @@ def load_base(folder: Path, dtype: str = "float32") -> nn.Module:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             output_loading_info=True,
         )
     except ImportError as error:

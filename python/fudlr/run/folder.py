@@ -27,11 +27,20 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from fudlr import lora
+from fudlr.common.device import Place, facts, place
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json
 from fudlr.common.progress import StageClock
-from fudlr.config import DataConfig, RunConfig, dump_config, load_config, merge_trained, to_plain
+from fudlr.config import (
+    DataConfig,
+    RunConfig,
+    dump_config,
+    load_config,
+    merge,
+    merge_trained,
+    to_plain,
+)
 from fudlr.data import (
     DataWarning,
     Interactions,
@@ -105,6 +114,11 @@ class Run:
             self.model = model_fingerprint(self.recommender.model)
         samples, window = self.split.train, self.config.data.window
         return bind(self.recommender, self.theta, samples, window, self.model)
+
+    def where(self) -> dict[str, Any]:
+        """Where figures of this run are computed, in which type, and which way the engine took."""
+        dtype = self.recommender.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
+        return {**facts(self.recommender.device, dtype), "way": str(self.engine.report())}
 
     def identity(self) -> dict[str, str]:
         """What a result from here is bound to, by the names in `binding.WORDS`."""
@@ -183,6 +197,7 @@ def train_run(
             "there is a trained run already",
             "Name another folder with --out, or replace that run with --overwrite",
         )
+    where, config = _placed(config, None)
     kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
@@ -193,17 +208,18 @@ def train_run(
             "Give users with at least four interactions, or lower data.pretrain_share",
         )
     with clock.stage("base model"), torch.random.fork_rng(devices=[]):
-        base = make_base(split, config)
+        base = make_base(split, config, where)
     with atomic_folder(out, "run") as temporary:
         save_base(base, temporary / "base")
         adopted = config.lora.adapter is not None
-        model, engine, trained = _adapted(base.model, config)
+        model, engine, trained = _adapted(base.model, config, where.device)
         lora.save(model, temporary / "start")
         recommender = kind(model, base.tokenizer, split.interactions, config, base.record)
         notes = recommender.notes(split.train)
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
-        run = Run(config, split, recommender, engine, engine.theta(), engine.theta(), 0.0, [], out)
+        start = engine.theta().cpu()
+        run = Run(config, split, recommender, engine, start, start, 0.0, [], out)
         if trained is None:
             _train(run, out, temporary, clock, required)
         else:
@@ -223,6 +239,7 @@ def train_run(
                 "samples": len(split.train),
                 "parameters": engine.d,
                 "seconds": {**clock.seconds, "training": run.train_seconds},
+                "device": run.where(),
                 "versions": versions(),
                 "seed": config.seed,
             },
@@ -233,14 +250,27 @@ def train_run(
     return run
 
 
-def _adapted(base: nn.Module, config: RunConfig) -> tuple[PeftModel, Engine, Tensor | None]:
-    """The base with the adapter as training begins, and θ* of one that was trained elsewhere."""
+def _placed(config: RunConfig, base: Path | None) -> tuple[Place, RunConfig]:
+    """Where the model is to be, and the options without it: no file and no digest depends on it.
+
+    `base` is the base model's folder, where that is not the one that the options name.
+    """
+    options = config.model
+    where = place(options.device, options.dtype, base or Path(options.base))
+    return where, merge(config, {"model.device": "auto"})
+
+
+def _adapted(
+    base: nn.Module, config: RunConfig, device: torch.device
+) -> tuple[PeftModel, Engine, Tensor | None]:
+    """The base with the adapter as training begins, on `device`, and θ* of one that was trained
+    elsewhere."""
     if config.lora.adapter is None:
         model = lora.attach(base, config.lora, config.seed)
-        return model, Engine(model, check=True), None
+        return model, Engine(model.to(device), check=True), None
     model = lora.load(base, Path(config.lora.adapter))
-    engine = Engine(model, check=True)
-    trained = engine.theta()
+    engine = Engine(model.to(device), check=True)
+    trained = engine.theta().cpu()
     # Its start is not known; the base model's function is that of B = 0, whatever A was.
     engine.load(lora.without_b(engine, trained))
     return model, engine, trained
@@ -305,20 +335,21 @@ def load_run(
             f"{', '.join(missing)} is missing there",
             "Name a folder that `fudlr train --out` wrote",
         )
-    bound = check_files(folder)
     config = merge_trained(load_config(folder / "config.yaml"), settings or {})
+    where, config = _placed(config, folder / "base")
+    bound = check_files(folder)
     interactions = read_data(config.data)
     check_columns(folder, bound.columns, interactions)
     split = make_split(interactions, config.data)
     kind = recommender_kind(config)
     record = read_json(folder / RECORD, _Record).model_dump()
     trained = read_json(folder / "train.json", _Trained)
-    base = load_base(folder / "base", config.model.dtype)
+    base = load_base(folder / "base", where.dtype)
     tokenizer = load_tokenizer(folder / "base") if kind.prompted else None
     start_model = lora.load(base, folder / "start")
     start = Engine(start_model).theta()
     model = lora.load(start_model.unload(), adapter or folder / "adapter")
-    model.eval()
+    model.to(where.device).eval()
     recommender = kind(model, tokenizer, split.interactions, config, record)
     # One row of the first batch is held to plain autograd.
     engine = Engine(model, check=True)
@@ -334,7 +365,7 @@ def load_run(
         recommender=recommender,
         engine=engine,
         start=start,
-        theta=engine.theta(),
+        theta=engine.theta().cpu(),
         train_seconds=trained.seconds.get("training", 0.0),
         losses=trained.losses,
         folder=folder,

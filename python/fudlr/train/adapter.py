@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fudlr import lora
 from fudlr.common.batches import token_batches
+from fudlr.common.device import seeded, set_random_state
 from fudlr.common.errors import ModelError, NumericalError, UsageError
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
@@ -39,7 +40,7 @@ class Training:
     """What a training left.
 
     Attributes:
-        theta: The parameters [d].
+        theta: The parameters [d], on the host.
         losses: The mean weighted loss of each epoch.
     """
 
@@ -108,7 +109,7 @@ def train_adapter(
     totals = torch.zeros(config.epochs, dtype=torch.float64)
     with (
         lora.training(engine, checkpointing=config.checkpointing),
-        torch.random.fork_rng(devices=[]),
+        seeded(config.seed, engine.device),  # of an adapter's dropout
     ):
         dropped = dropout_at_work(recommender.model)
         if dropped and config.through == "engine":
@@ -117,11 +118,10 @@ def train_adapter(
                 f"the model drops activations in training ({dropped}), the engine none",
                 "Set the model's dropout to 0, or train.through=peft",
             )
-        torch.manual_seed(config.seed)  # of an adapter's dropout
         if kept is not None:
             engine.load(kept.theta)
             load_moments(optimiser, parameters, kept.moments, done)
-            torch.set_rng_state(kept.random)
+            set_random_state(kept.random, engine.device)
             totals += kept.totals
         order = islice(batch_order(n, config), done, None)
         for step, (epoch, index) in enumerate(
@@ -156,12 +156,12 @@ def train_adapter(
                 checkpoint.write(key, State.of(step, engine, optimiser, totals))
     if checkpoint is not None:
         checkpoint.clear(key)
-    return Training(engine.theta(), [float(t) for t in totals])
+    return Training(engine.theta().cpu(), [float(t) for t in totals])
 
 
 def _through_peft(recommender: Recommender, samples: Samples, weights: Tensor | None) -> float:
     """Give the parameters the gradient of (1/b) Σ w_i ℓ_i; returns Σ w_i ℓ_i."""
-    batch = recommender.collate(samples)
+    batch = recommender.batch(samples)
     losses = recommender.loss(recommender.forward(recommender.model, batch), batch)
     if weights is not None:
         losses = losses * weights.to(losses)
@@ -183,22 +183,22 @@ def _through_engine(
     """
     weights = torch.ones(len(samples)) if weights is None else weights
     live = weights.nonzero().flatten()
-    total = torch.zeros(engine.d, dtype=engine.dtype)
+    total = torch.zeros(engine.d, dtype=engine.dtype, device=engine.device)
     rows: Tensor | None = None
     loss = 0.0
     for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
         index = live[part]
-        batch = recommender.collate(samples.take(index.numpy()))
+        batch = recommender.batch(samples.take(index.numpy()))
         sums = Sums(weights[index][None].to(total))
         reducer = None if make_reducer is None else make_reducer()
         reducers = [sums] if reducer is None else [sums, reducer]
         losses = engine.reduce(recommender.forward, recommender.loss, batch, reducers)
-        total += sums.result()[0].cpu()
+        total += sums.result()[0]
         if reducer is not None:
             found = reducer.result().cpu()
             rows = found.new_zeros(len(samples), found.shape[1]) if rows is None else rows
             rows[index] = found
-        loss += float(losses.cpu() @ weights[index].to(losses.cpu()))
+        loss += float(losses @ weights[index].to(losses))
     mean = total / len(samples)
     for parameter, own in zip(engine.parameters(), engine.unflatten(mean).values(), strict=True):
         parameter.grad = own.to(parameter, copy=True)  # λ is added to it, and not to the mean

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fudlr.common.device import random_state
 from fudlr.common.kept import Kept, key_of
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
@@ -33,7 +34,7 @@ class State:
         step: Batches that are done.
         theta: The parameters [d].
         moments: Adam's running means of gradients and of their squares, [2, d].
-        random: State of torch's generator, uint8.
+        random: State of torch's generators, uint8.
         totals: Sum of weighted losses of each epoch so far, float64.
     """
 
@@ -48,7 +49,7 @@ class State:
         """That of a training now."""
         found = adam_moments(optimiser, engine.parameters())
         assert found is not None  # it took a step
-        return cls(step, engine.theta(), found[0], torch.get_rng_state(), totals)
+        return cls(step, engine.theta().cpu(), found[0], random_state(engine.device), totals)
 
 
 class Checkpoint:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fudlr.common.device import moved
 from fudlr.common.errors import DataError
 from fudlr.common.progress import track
 from fudlr.config import ModelConfig
@@ -107,7 +108,7 @@ def pretrain(
     sequences = torch.from_numpy(np.array(pieces, dtype=np.int64).reshape(-1, window + 1))
 
     def loss(index: Tensor) -> Tensor:
-        rows = sequences[index]
+        rows = moved(sequences[index], model.device)
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits[..., :pad]
         return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=pad)
 
@@ -127,7 +128,7 @@ def pretrain_text(
     samples = Samples(split.interactions, np.concatenate([*ranges, np.arange(0)]))
 
     def loss(index: Tensor) -> Tensor:
-        batch = recommender.collate(samples.take(index.numpy()))
+        batch = recommender.batch(samples.take(index.numpy()))
         return recommender.loss(recommender.forward(recommender.model, batch), batch).mean()
 
     return _train(recommender.model, len(samples), loss, config, seed)

@@ -113,7 +113,10 @@ def agreement(
 
 
 def verify_result(
-    folder: str | Path, run: Run | str | Path | None = None, checks: Checks | None = None
+    folder: str | Path,
+    run: Run | str | Path | None = None,
+    checks: Checks | None = None,
+    device: str = "auto",
 ) -> ReportData:
     """Verify the result in `folder`, add the figures to its summary, and remake its report.
 
@@ -123,6 +126,7 @@ def verify_result(
         folder: What `fudlr debias` wrote.
         run: The run it was made from; by default the folder named in the summary.
         checks: What else to do; see `Checks`.
+        device: Where the run is loaded to, as `model.device` has it.
 
     Raises:
         UsageError: The folder holds no result, or its run is not where it was.
@@ -134,12 +138,13 @@ def verify_result(
     asked = f"the result in {folder} was to be verified"
     if not isinstance(run, Run):
         named = result_run(folder, data.summary, None if run is None else Path(run))
-        run = load_run(named, data.summary.get("adapter"), trained_options(options))
+        settings = {**trained_options(options), "model.device": device}
+        run = load_run(named, data.summary.get("adapter"), settings)
     mask = torch.from_numpy(1 - data.weights(run.split.train.ids.tolist()).to_numpy()).float()
     weights = folder / "adapter" / lora.ADAPTER_FILES[1]
     if not weights.is_file():
         raise DataError(asked, f"{weights} is missing", "Restore it, or debias again")
-    theta = run.engine.flatten(load_file(weights))
+    theta = run.engine.flatten(load_file(weights)).cpu()
     own = result_parts(data.mask, theta, options)
     check_result(asked, data.summary.get("binding"), {**run.identity(), **own})
     if run.config.lora.adapter is not None:

@@ -165,7 +165,7 @@ def _in_processes(
         min(processes, len(jobs)),
         get_context("spawn"),
         initializer=_load,
-        initargs=(str(run.folder), run.theta),
+        initargs=(str(run.folder), run.theta, str(run.recommender.device)),
     )
     try:
         futures = {pool.submit(_work_loaded, job, folder): at for at, job in enumerate(jobs)}
@@ -189,11 +189,11 @@ def end_with_parent() -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def _load(folder: str, theta: Tensor) -> None:
+def _load(folder: str, theta: Tensor, device: str) -> None:
     end_with_parent()
     os.environ["FUDLR_QUIET"] = "1"
     torch.set_num_threads(1)
-    _loaded[:] = [load_run(folder)]
+    _loaded[:] = [load_run(folder, settings={"model.device": device})]
     _loaded[0].theta = theta
 
 

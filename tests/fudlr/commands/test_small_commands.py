@@ -33,7 +33,7 @@ def test_doctor_says_versions_instruction_set_and_way(done, small_run):
     found = json.loads(done("doctor", small_run).out)
     assert found["versions"]["torch"] == torch.__version__
     assert found["engine"]["instruction set"] in found["engine"]["others built"].split(",")
-    assert found["run"]["parameters"] == load_run(small_run).engine.d
+    assert found["model"]["parameters"] == load_run(small_run).engine.d
 
 
 @pytest.mark.parametrize(

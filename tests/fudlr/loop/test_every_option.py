@@ -39,7 +39,7 @@ CHANGED = {
     "force": False,
     "batch": 7,
 }
-LEFT_OUT = {"seconds", "cpu_seconds", "cost", "config", "versions"}
+LEFT_OUT = {"seconds", "cpu_seconds", "cost", "config", "versions", "device"}
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_scores_and_losses_have_their_shapes_and_no_holes(made, data):
 def test_a_loss_is_the_mean_of_as_many_terms_as_it_says(made, data):
     """Labels of the answer, questions, or the one next item: what the batch has."""
     samples = data.train.take(np.arange(6))
-    batch = made.collate(samples)
+    batch = made.batch(samples)
     if "labels" in batch:
         expected = (batch["labels"] != -100).sum(1)
         assert int(expected.min()) > 1
@@ -70,7 +70,7 @@ def test_batches_by_tokens_give_the_same_in_the_order_of_the_samples(made, data)
     samples = type(data.valid)(data.interactions, starts + 1 + np.arange(8) % 4)
     lengths = made.lengths(samples)
     assert len(set(lengths.tolist())) > 1
-    batch = made.collate(samples, scoring=True)
+    batch = made.batch(samples, scoring=True)
     if batch["attention_mask"].dim() == 2:  # else questions are packed behind the prompts
         assert torch.equal(batch["attention_mask"].sum(1), lengths)
     with torch.no_grad():  # all in one batch, as they stand
@@ -84,7 +84,7 @@ def test_batches_by_tokens_give_the_same_in_the_order_of_the_samples(made, data)
 def test_loss_of_a_training_batch_is_that_of_a_scoring_batch(made, data):
     samples = data.valid.take(np.arange(6))
     with torch.no_grad():
-        batch = made.collate(samples)
+        batch = made.batch(samples)
         losses = made.loss(made.forward(made.model, batch), batch)
     torch.testing.assert_close(losses, made.evaluate(samples)[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(made.losses(samples, 4), losses, rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_losses_alone_do_not_pay_for_scores(made, data, monkeypatch):
 def test_a_pass_without_gradients_gives_what_one_with_gradients_does(made, data):
     """Where there is no gradient, a cached prompt may serve loss and scores."""
     samples = data.valid.take(np.arange(6))
-    batch = made.collate(samples, scoring=True)
+    batch = made.batch(samples, scoring=True)
     found = []
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
@@ -139,7 +139,7 @@ def test_gradient_of_scores_is_the_change_of_scores(made, data):
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(engine.d, generator=generator)
     weights = torch.randn(3, ITEMS, generator=generator)
-    batch = made.collate(samples, scoring=True)
+    batch = made.batch(samples, scoring=True)
 
     def score(model, batch):
         outputs = made.forward(model, batch)
@@ -213,7 +213,7 @@ def test_a_candidate_that_stands_twice_counts_once():
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_scores_of_a_batch_that_was_not_made_for_them_are_refused(kind, data):
     made = recommender(kind, data)
-    batch = made.collate(data.valid.take(np.arange(2)))
+    batch = made.batch(data.valid.take(np.arange(2)))
     with pytest.raises(UsageError, match="scoring=True"):
         made.item_scores(made.forward(made.model, batch), batch)
 
@@ -229,7 +229,7 @@ def test_a_prompt_longer_than_the_model_is_refused_before_work(kind, data):
 
 def test_what_the_model_writes_is_written_once_for_the_same_weights(data, monkeypatch):
     made = recommender("grounded", data)
-    engine, batch = Engine(made.model), made.collate(data.valid.take(np.arange(3)), scoring=True)
+    engine, batch = Engine(made.model), made.batch(data.valid.take(np.arange(3)), scoring=True)
     written = []
     write = made._write
     monkeypatch.setattr(made, "_write", lambda *given: (written.append(1), write(*given))[1])
@@ -246,7 +246,7 @@ def test_states_are_what_scores_are_made_of(data):
     made, samples = recommender("grounded", data), data.valid
     scores, _ = made.evaluate(samples, len(samples))
     with torch.no_grad():
-        states = made.forward(made.model, made.collate(samples, scoring=True))[1].double()
+        states = made.forward(made.model, made.batch(samples, scoring=True))[1].double()
     items = made.embeddings.double()
     # An item's distance to itself is 0 to the root of rounding.
     spread = float(torch.cdist(items, items).std(1).mean())
@@ -257,7 +257,7 @@ def test_states_are_what_scores_are_made_of(data):
 
 def test_a_title_that_ends_early_is_read_where_it_ends(data):
     made = recommender("grounded", data)
-    batch = made.collate(data.valid.take(np.arange(6)), scoring=True)
+    batch = made.batch(data.valid.take(np.arange(6)), scoring=True)
     with torch.no_grad():
         made.forward(made.model, batch)
     rows = [set(row) for row in batch.pop("written").tokens.tolist()]

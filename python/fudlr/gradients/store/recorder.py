@@ -201,7 +201,7 @@ class Recorder:
         ids = torch.cat([part.ids for part in parts])
         shares = torch.cat([part.shares for part in parts])
         rows = torch.cat([part.rows() for part in parts])
-        self._begun.add(ids, rows, mean, shares, float(rate))
+        self._begun.add(ids, rows.cpu(), mean.cpu(), shares.cpu(), float(rate))
 
     def begin_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 1; else a sample that is shown again begins one."""
@@ -218,7 +218,7 @@ class Recorder:
         their g_i as `projection` says, and their mean `[d]`."""
         self._passed += 1
         if self._passed > self._steps.steps:
-            self._steps.add(ids, rows, mean, None, rate)
+            self._steps.add(ids, rows.cpu(), mean.cpu(), None, rate)
 
     @property
     def n(self) -> int:
@@ -241,7 +241,7 @@ class Recorder:
         Raises:
             StoreError: No batch was recorded.
         """
-        theta = self.engine.theta()
+        theta = self.engine.theta().cpu()
         try:
             steps = self._steps
             assert self._binding is not None  # begin
@@ -281,7 +281,7 @@ class Recorder:
 
     def begin(self) -> None:
         """Set hooks, and go on with what an earlier process left of the same course."""
-        theta = self.engine.theta()
+        theta = self.engine.theta().cpu()
         data = self._data
         if not (isinstance(data, tuple) and len(data) == 2 and all(type(d) is str for d in data)):
             data = (digest(data),) * 2
@@ -364,11 +364,11 @@ def within(model: nn.Module) -> nn.Module:
 def adam_moments(
     optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]
 ) -> tuple[Tensor, int] | None:
-    """Adam's two running means `[2, d]` in the order of `parameters`, and its count of steps; None
-    before its first."""
+    """Adam's two running means `[2, d]` in the order of `parameters`, on the host, and its count of
+    steps; None before its first."""
     states = [optimiser.state.get(p, {}) for p in parameters]
     if not all("exp_avg" in state for state in states):
         return None
     names = ("exp_avg", "exp_avg_sq")
-    moments = [torch.cat([state[name].flatten() for state in states]) for name in names]
+    moments = [torch.cat([state[name].flatten() for state in states]).cpu() for name in names]
     return torch.stack(moments), int(states[0]["step"])

@@ -59,7 +59,7 @@ class EKFAC:
         for batch, _ in batches:
             sketch = Sketch(turn)
             engine.reduce(forward, loss, batch, [sketch])
-            values += sketch.result().double().square().sum(dim=0)
+            values += sketch.result().double().square().sum(dim=0).cpu()
         return values / batches.n
 
     def _scaled(self, vectors: Tensor, values: Tensor) -> Tensor:
@@ -84,10 +84,10 @@ def _eigenbases(
     for batch, _ in batches:
         factors = Factors()
         engine.reduce(forward, loss, batch, [factors])
-        counts += factors.result()
+        counts += factors.result().cpu()
         for name in engine.names:
-            left[name] = left.get(name, 0) + factors.left[name].double()
-            right[name] = right.get(name, 0) + factors.right[name].double()
+            left[name] = left.get(name, 0) + factors.left[name].double().cpu()
+            right[name] = right.get(name, 0) + factors.right[name].double().cpu()
     return {
         name: (
             torch.linalg.eigh(left[name] / batches.n).eigenvectors,

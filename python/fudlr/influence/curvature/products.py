@@ -51,6 +51,7 @@ class EngineCurvature:
     batch."""
 
     def __init__(self, parts: Parts) -> None:
+        self._device = parts.engine.device
         self._product = getattr(parts.engine, self.operation)
         *self._face, self._batches = parts.face(parts.weights)
 
@@ -62,11 +63,12 @@ class EngineCurvature:
                 f"a tensor of shape {tuple(vectors.shape)}",
                 "A single vector is a matrix with one row: v[None]",
             )
-        total = torch.zeros_like(vectors)
+        there = vectors.to(self._device)
+        total = torch.zeros_like(there)
         for batch, rows in self._batches:
-            mean = self._product(*self._face, batch, vectors)
+            mean = self._product(*self._face, batch, there)
             total.add_(mean, alpha=rows.stop - rows.start)
-        return total / self._batches.n
+        return (total / self._batches.n).to(vectors.device)
 
 
 class GGN(EngineCurvature):
