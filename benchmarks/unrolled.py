@@ -11,8 +11,9 @@ Changes are of the steered surrogate on test prompts. With --compare, other sett
 recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
 all. With --removals, that many random removals of 10% are really retrained, and nothing else is
 done: how changes on the validation prompts rank beside those that influences predict. With --costs,
-CPU seconds alone are measured. Runs and retrainings are kept in --out. Writes
-benchmarks/results/unrolled.json, into which trainings and seeds that were measured before are kept.
+CPU seconds alone are measured, with --answers all but those. Runs and retrainings are kept in
+--out. Writes benchmarks/results/unrolled.json, into which trainings and seeds that were measured
+before are kept.
 """
 
 from __future__ import annotations
@@ -284,17 +285,18 @@ def costs(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def of_training(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
-    place = folder / "defaults"
-    cost = costs(run, folder)
-    store = Store.open(place / "store")
-    case = Case(run, place / "store", folder)
-    closed = solve(plan_for(run, place / "store", "arp", rows="store")).evidence.remove
+def answers(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
+    """What updates change, beside retraining."""
+    place = folder / "defaults" / "store"
+    if not place.is_dir():
+        train(run, "engine", {}, place.parent)
+    store = Store.open(place)
+    case = Case(run, place, folder)
+    closed = solve(plan_for(run, place, "arp", rows="store")).evidence.remove
     found = {
         "samples": len(run.split.train),
         "parameters": run.engine.d,
         "steps": store.steps,
-        **cost,
         "store": size(run, store),
         "retrained_change": {
             name: case.real(name, key) / case.before[key] for name, key in OBJECTIVES.items()
@@ -369,6 +371,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/unrolled"))
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=["brief", "demo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--answers", action="store_true", help="all but CPU seconds")
     parser.add_argument("--compare", action="store_true", help="other settings of the recording")
     parser.add_argument("--removals", type=int, default=0, help="random removals, in place of all")
     parser.add_argument("--costs", action="store_true", help="CPU seconds alone")
@@ -389,7 +392,8 @@ def main() -> None:
             elif given.costs:
                 made = costs(run, folder)
             else:
-                made = of_training(run, folder, given.compare)
+                made = {} if given.answers else costs(run, folder)
+                made |= answers(run, folder, given.compare)
                 made["machine"] = describe()
             earlier = json.loads(path.read_text()) if path.is_file() else {}
             trainings = earlier.get("trainings", {})
@@ -397,6 +401,7 @@ def main() -> None:
             trainings.setdefault(name, {})[str(seed)] = made
             seeds = " ".join(sorted({s for each in trainings.values() for s in each}))
             command = "python benchmarks/unrolled.py --trainings " + " ".join(trainings)
+            command += " --answers" if given.answers else ""
             write_result(path, f"{command} --seeds {seeds}", share=SHARE, trainings=trainings)
 
 

@@ -123,9 +123,24 @@ def brief() -> list[str]:
 
 
 def unrolled() -> list[str]:
-    """The unrolled update beside retraining, over seeds; its costs; other settings, one seed."""
+    """The unrolled update beside retraining, over seeds, and the interval that follows."""
+    bar = result("error_bar")
+    requests = sum(each["of"] for each in bar["left_out"].values())
+    inside = sum(each["inside"] for each in bar["left_out"].values())
+    ends = " to ".join(f"{end:.2f}" for end in bar["interval"])
+    interval = row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")
+    return [*unrolled_of("unrolled"), interval]
+
+
+def unrolled_before() -> list[str]:
+    """The same of the version before, with costs, other settings and random removals."""
+    return unrolled_of("unrolled_before")
+
+
+def unrolled_of(file: str) -> list[str]:
+    """Over seeds; costs, other settings of one seed, and random removals where they are there."""
     rows = []
-    trainings = result("unrolled")["trainings"]
+    trainings = result(file)["trainings"]
     for name, seeds in trainings.items():
         for metric in ("arp", "hellinger"):
             cells = []
@@ -141,8 +156,17 @@ def unrolled() -> list[str]:
                 cosine = mean(each["cosine"] for each in found)
                 cells += [f"{mean(changes):.2f}{spread}", f"{cosine:.2f}"]
             rows.append(row(name, metric, len(seeds), *cells))
+        lists = [
+            mean(
+                each["unrolled"][metric]["change_of_retraining_in_lists"] for each in seeds.values()
+            )
+            for metric in ("arp", "hellinger")
+        ]
+        rows.append(row(name, *(f"{change:.2f}" for change in lists)))
     for name, seeds in trainings.items():
-        found = list(seeds.values())
+        found = [each for each in seeds.values() if "training_cpu_s" in each]
+        if not found:
+            continue
         size = mean(each["store"]["bytes_of_float32"] for each in found)
         ways = ("engine_recorded_of_peft", "peft_recorded_of_peft")
         shares = ("first_of_training", "further_of_training")
@@ -162,11 +186,19 @@ def unrolled() -> list[str]:
                 ways = each["lds"]["spearman"].values()
                 cells = [f"{way['arp']:.2f}, {way['hellinger']:.2f}" for way in ways]
                 rows.append(row(name, seed, each["lds"]["removals"], *cells))
-    bar = result("error_bar")
-    requests = sum(each["of"] for each in bar["left_out"].values())
-    inside = sum(each["inside"] for each in bar["left_out"].values())
-    ends = " to ".join(f"{end:.2f}" for end in bar["interval"])
-    return [*rows, row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")]
+    return rows
+
+
+def unrolled_parts() -> list[str]:
+    """A row a way to compute gradients, means of the seeds."""
+    rows = []
+    for name, seeds in result("unrolled_parts")["ways"].items():
+        key, cells = "change_of_retraining", []
+        for metric in ("arp", "hellinger"):
+            cells.append(f"{mean(each[metric][key] for each in seeds.values()):.2f}")
+        every = [each[metric]["cosine"] for each in seeds.values() for metric in each]
+        rows.append(row(name, *cells, f"{mean(every):.2f}"))
+    return rows
 
 
 def by_width(name: str, figure: str, sign: int) -> list[str]:
@@ -346,6 +378,6 @@ def dropped() -> list[str]:
 
 
 TOPICS = (
-    loop, ties, null, lds, rivals, record_once, unrolled, brief, scoring,
-    curvature, large, experiments, llm, kills, dropped,
+    loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
+    scoring, curvature, large, experiments, llm, kills, dropped,
 )  # fmt: skip

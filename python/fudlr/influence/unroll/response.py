@@ -30,7 +30,9 @@ matrix that has both stands for it,
 
     Ĝ = U A + B V,    U = Ĝ Aᵀ (A Aᵀ)⁻¹,    V = (Bᵀ B)⁺ Bᵀ Ĝ (1 − Aᵀ (A Aᵀ)⁻¹ A),
 
-exact in the row space of A and the column space of B. Nothing wider than a LoRA matrix is formed.
+exact in the row space of A and the column space of B. So does the same matrix for each G_i in r_i:
+⟨G_i, b a⟩ is ⟨g_B,i, b a Aᵀ (A Aᵀ)⁻¹⟩ and, of what of a is outside of A's row space,
+⟨g_A,i, (Bᵀ B)⁺ Bᵀ b a⟩. Nothing wider than a LoRA matrix is formed.
 """
 
 from __future__ import annotations
@@ -160,12 +162,20 @@ class Response:
         table: Tensor | None = None,
     ) -> None:
         table = layer_table(layers) if table is None else table
-        self._place = (theta, *(known or inverses(layers, theta)), table)
+        self._layers, self._place = layers, (theta, *(known or inverses(layers, theta)), table)
 
     def seen(self, shift: Tensor) -> Tensor:
-        """δ `[d]` with what b a adds to it, as far as A's row space sees it: ⟨G_i, b a⟩ =
-        ⟨g_B,i, b a A⁺⟩. The Fisher product with it is the change of Ĝ's views."""
-        return lora_seen(shift, *self._place)
+        """δ `[d]` with what b a adds to it: ⟨g_i, seen⟩ = r_i, of the smallest G_i that has both
+        views. The Fisher product with it is the change of Ĝ's views."""
+        out = lora_seen(shift, *self._place)  # what of a is in A's row space, through B's gradient
+        theta, *both, _ = self._place
+        sizes = [group.a_shape[0] * group.a_shape[1] ** 2 for group in self._layers]
+        for group, of_a, of_b in zip(self._layers, *(x.split(sizes) for x in both), strict=True):
+            (a0, b0), (a, b) = group.of(theta), group.of(shift)
+            ranks = (len(a), a.shape[1], a.shape[1])
+            outside = a - a @ a0.mT @ of_a.view(ranks) @ a0
+            out[group.index_a] += (of_b.view(ranks) @ (b0.mT @ b) @ outside).flatten()
+        return out
 
     def views(self, total: Tensor, shifts: Tensor) -> Tensor:
         """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`.
