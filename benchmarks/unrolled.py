@@ -302,7 +302,9 @@ def answers(run: Run, folder: Path, compare: bool) -> dict[str, Any]:
             name: case.real(name, key) / case.before[key] for name, key in OBJECTIVES.items()
         },
         "unrolled": case.all(unrolled(run, store)),
-        "closed form": {n: case.judge(n, closed(mask).theta) for n, mask in case.masks.items()},
+        "closed form": {
+            n: case.judge(n, closed(mask[None])[0].theta) for n, mask in case.masks.items()
+        },
     }
     print(json.dumps(found, indent=1), file=sys.stderr, flush=True)
     if compare:

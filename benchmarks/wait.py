@@ -19,6 +19,7 @@ import fudlr
 import numpy as np
 import polars as pl
 from common import RESULTS, bar, write_result
+from fudlr.common.memory import keep_freed
 from fudlr.config import RunConfig, merge
 from fudlr.data import synthetic
 from fudlr.debias import debias
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     asked = parser.parse_args()
     os.environ["FUDLR_QUIET"] = "1"
+    keep_freed()  # as the command does
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.run or Path(temporary) / "run"
         if not folder.is_dir():

@@ -185,7 +185,9 @@ def request(folder: Path, stream: Stream, size: int, work: Path):
         )
     with clock.stage("scores"):
         solve = sketch_solver(space, config.damping)
-        scored = weigh(space, influences(space, gradients, solve), gradients, objective, config)
+        scored = weigh(
+            space, influences(space, [gradients], solve)[0], gradients, objective, config
+        )
     with clock.stage("mask"):
         mask = choose_mask(scored.score, config).remove
     with clock.stage("update"):

@@ -283,6 +283,20 @@ def kills() -> list[str]:
     ]
 
 
+def wait() -> list[str]:
+    found = result("wait")
+    cpu, known = found["cpu_seconds"], found["request_cpu_seconds"]
+    parts = [
+        ("the request's own stages", known),
+        ("figures before and after", cpu["evaluate before"] + cpu["evaluate after"]),
+        ("trade-off curve", cpu["trade-off curve"]),
+        ("held-out users", cpu["held-out users"]),
+        ("intervals", cpu["intervals"]),
+        ("the whole command", found["command_cpu_seconds"]),
+    ]
+    return [row(name, f"{value:.1f}", f"{value / known:.2f}") for name, value in parts]
+
+
 def dropped() -> list[str]:
     """What was tried and is no longer there; the last cell is the result file."""
     curves = result("curvatures")["curvatures"]
@@ -379,5 +393,6 @@ def dropped() -> list[str]:
 
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
-    scoring, curvature, large, experiments, llm, kills, dropped,
+    scoring, curvature, large, experiments, llm, kills, wait,
+    dropped,
 )  # fmt: skip

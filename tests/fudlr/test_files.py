@@ -12,17 +12,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.common.files import (
     MARKER,
     atomic_file,
     atomic_folder,
+    check_file,
     check_replaceable,
     check_writable,
     claim_folder,
     read_json,
     write_json,
+    write_table,
 )
 from pydantic import BaseModel
 
@@ -78,7 +81,7 @@ def test_folder_is_replaced_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:  # as on systems without renameat2
-        monkeypatch.setattr("fudlr.common.files.ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("fudlr.common.exchange.ctypes.CDLL", lambda *_, **__: object())
     for name in ("first", "second"):
         with atomic_folder(tmp_path / "adapter", "adapter") as temporary:
             (temporary / "inner").mkdir()
@@ -99,7 +102,7 @@ def test_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse_the_new)
-    monkeypatch.setattr("fudlr.common.files.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("fudlr.common.exchange.ctypes.CDLL", lambda *_, **__: object())
     with pytest.raises(OSError, match="no"):
         _written(path, "new")
     assert (path / "inner" / "weights").read_text() == "old"
@@ -192,6 +195,36 @@ def test_a_file_is_not_written_over_a_link_a_folder_or_a_device(tmp_path: Path) 
             pass
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_nothing_is_written_into_a_folder_of_ours_but_what_belongs_there(tmp_path: Path) -> None:
+    run = _written(tmp_path / "run", "old", "run")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("result", "inner/result", "inner"):
+        with pytest.raises(UsageError, match=r"it lies in .*/run, where fudlr keeps a run"):
+            check_replaceable(run / name, "result")
+    for name in ("config.yaml", "inner/weights", "new.json"):
+        with pytest.raises(UsageError, match=r"it lies in .*/run"):
+            check_file(run / name)
+    check_replaceable(run / "store", "store")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "", "../" + tmp_path.name, str(tmp_path)):
+        with pytest.raises(UsageError, match="it is the current folder"):
+            check_replaceable(Path(name), "result")
+
+
+def test_a_table_goes_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    table = pl.DataFrame({"a": [1]})
+    for name in ("~/a.parquet", "*?[a].parquet", "a b,c%20.parquet", "file:b.parquet"):
+        write_table(Path(name), table)
+        assert pl.read_parquet(Path(name).read_bytes()).equals(table)
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_claimed_folder_is_claimed_again(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fudlr.cli.check import check
 from fudlr.cli.demo import demo
 from fudlr.cli.doctor import doctor
 from fudlr.common.errors import FudlrError
+from fudlr.common.memory import keep_freed
 from fudlr.common.terminal import say
 
 COMMANDS = (
@@ -78,6 +79,7 @@ def _everywhere(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
     ] = False,
 ) -> None:
+    keep_freed()
     if debug:
         os.environ[DEBUG] = "1"
     if not is_debug():

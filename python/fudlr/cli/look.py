@@ -17,11 +17,12 @@ from fudlr.cli.options import (
     RunFolder,
     Settings,
     Threads,
+    at_home,
     configure,
     open_run,
 )
-from fudlr.common.errors import UsageError
-from fudlr.common.files import write_json
+from fudlr.common.errors import DataError, UsageError
+from fudlr.common.files import check_file, read_json, write_json
 from fudlr.common.terminal import say
 from fudlr.config import describe_fields
 
@@ -38,7 +39,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Titles: lists by beam search of this width; hard metrics alone."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the figures.", callback=at_home)
+    ] = None,
     settings: Settings = None,
     device: Device = None,
     threads: Threads = None,
@@ -46,6 +49,10 @@ def evaluate(
     """Print all metrics of the run's adapter, or of another one, as JSON."""
     from fudlr.evaluation import measure, measure_lists
 
+    if out is not None:
+        check_file(out)
+        if out.exists():
+            _check_figures(out)
     loaded = open_run(run, adapter, settings, None, device=device)
     if beams is None:
         figures = measure(loaded.recommender, loaded.valid, loaded.test).metrics
@@ -54,6 +61,18 @@ def evaluate(
     if out is not None:
         write_json(out, figures)
     typer.echo(json.dumps(figures, indent=2))
+
+
+def _check_figures(out: Path) -> None:
+    """Only earlier figures are replaced."""
+    try:
+        read_json(out, dict[str, float])
+    except DataError as error:
+        raise UsageError(
+            f"figures were to be written to {out}",
+            "a file that holds something else is there",
+            "Name a new file with --out",
+        ) from error
 
 
 def options(

@@ -23,6 +23,12 @@ def _set_threads(threads: int | None) -> int | None:
     return threads
 
 
+def at_home(path: Path | None) -> Path | None:
+    """A path with its `~`: shells leave that of `--out=~/x` as it is, and a folder of that name
+    would be removed with `rm -r ~`."""
+    return None if path is None else path.expanduser()
+
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with options; `--set` overrides it.")
 ]
@@ -49,7 +55,7 @@ Objective = Annotated[
     str | None, typer.Option(help="A metric or a weighted sum: 'arp + 0.5*hellinger'.")
 ]
 Budget = Annotated[float | None, typer.Option(help="Largest share to remove.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=at_home)]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 RunFolder = Annotated[Path, typer.Argument(help="A folder that `fudlr train` wrote.")]
 Rows = Annotated[

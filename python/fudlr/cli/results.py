@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fudlr.cli.options import Device, Processes, Threads
+from fudlr.cli.options import Device, Processes, Threads, at_home
 from fudlr.common.terminal import say
 
 ResultFolder = Annotated[Path, typer.Argument(help="A folder that `fudlr debias` wrote.")]
@@ -55,7 +55,10 @@ def export(
     result: ResultFolder,
     *,
     out: Annotated[
-        Path, typer.Option(help="NAME.parquet, NAME.jsonl, or a folder for `datasets`.")
+        Path,
+        typer.Option(
+            help="NAME.parquet, NAME.jsonl, or a folder for `datasets`.", callback=at_home
+        ),
     ],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file of this name.")
@@ -63,9 +66,10 @@ def export(
     run: ItsRun = None,
 ) -> None:
     """Write the training samples with their weights: 0 for those that were taken out, else 1."""
-    from fudlr.output.export import weighted_samples, write_samples
+    from fudlr.output.export import check_samples, weighted_samples, write_samples
     from fudlr.run import load_run
 
+    check_samples(out, overwrite=overwrite)
     table = weighted_samples(result, None if run is None else load_run(run))
     write_samples(table, out, overwrite=overwrite)
     kept = int(table["weight"].sum())

@@ -17,6 +17,7 @@ from fudlr.cli.options import (
     Seed,
     Settings,
     Threads,
+    at_home,
     configure,
     of_section,
     open_run,
@@ -70,7 +71,9 @@ def train(
 def record(
     run: RunFolder,
     *,
-    out: Annotated[Path | None, typer.Option(help="Folder of the store (RUN/store).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the store (RUN/store).", callback=at_home)
+    ] = None,
     adapter: AdapterFolder = None,
     config: ConfigFile = None,
     settings: Settings = None,

@@ -7,8 +7,6 @@ and only where every name in it is one of ours: anything else is refused before 
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fnmatch
 import glob
 import json
@@ -21,11 +19,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
+from fudlr.common.exchange import exchange
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MARKER = ".fudlr.json"
 """The marker: {"kind": ..., "files": [names relative to the folder]}."""
@@ -78,10 +80,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: `path` is a link, a folder, a device or another special file.
     """
-    found = _special(path) or ("it is a folder" if path.is_dir() else None)
-    if found is not None:
-        asked = f"a file was to be written to {path}"
-        raise UsageError(asked, found, "Name a regular file, or a new name")
+    _check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     # Opened here, and not by mkstemp, so that the user's umask decides who may read it.
@@ -149,32 +148,6 @@ def _mark(folder: Path, kind: str) -> None:
     write_json(folder / MARKER, {"kind": kind, "files": files})
 
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
-def _exchange(new: Path, path: Path) -> None:
-    """Put `new` where `path` is, and the earlier folder where `new` was, in one step if possible.
-
-    A process killed in between leaves both folders, under one name or the other.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is not None:
-        names = os.fsencode(new), os.fsencode(path)
-        if not call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(path))
-    aside = _beside(path)
-    path.replace(aside)
-    try:
-        new.replace(path)
-    except BaseException:
-        aside.replace(path)
-        raise
-    aside.replace(new)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, whole or not at all."""
     with atomic_file(path) as temporary:
@@ -184,6 +157,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Write a Parquet file, whole or not at all."""
+    # Given a path, polars would expand a ~ in it.
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        table.write_parquet(file)
 
 
 def read_json(path: Path, form: type[T], remedy: str = "Restore it, or make it again") -> T:
@@ -246,6 +226,24 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def _check_regular(path: Path, found: str | None = None) -> None:
+    found = found or _special(path) or ("it is a folder" if path.is_dir() else None)
+    if found is not None:
+        asked = f"a file was to be written to {path}"
+        raise UsageError(asked, found, "Name a regular file, or a new name")
+
+
+def check_file(path: Path) -> None:
+    """Refuse before long work a file, named by a user, that cannot be written or is not theirs.
+
+    Raises:
+        UsageError: `path` is a link, a folder or a special file, or lies in a folder of ours.
+        FudlrError: The folder above it cannot be written.
+    """
+    _check_regular(path, _special(path) or _within_ours(path))
+    check_writable(path.parent)
+
+
 def check_replaceable(folder: Path, kind: str) -> None:
     """Refuse to replace anything but an earlier folder of the same kind that we wrote.
 
@@ -254,14 +252,19 @@ def check_replaceable(folder: Path, kind: str) -> None:
         kind: What it is to hold; see `atomic_folder`.
 
     Raises:
-        UsageError: `folder` is a link, a mount point or a special file; or it is not empty and
-            has no marker of this kind, or holds names that we did not put there.
+        UsageError: `folder` is a link, a mount point, a special file or the current folder; or it
+            lies in another folder of ours; or it is not empty and has no marker of this kind, or
+            holds names that we did not put there.
         FudlrError: The folder above it cannot be written.
     """
     asked = f"a folder ({kind}) was to be written to {folder}"
-    found, remedy = _special(folder), "Name a new folder with --out"
+    folder = Path(os.path.abspath(folder))
+    found, remedy = _special(folder) or _within_ours(folder), "Name a new folder with --out"
     if found is None and folder.exists() and not folder.is_dir():
         found = "it is a file"
+    elif found is None and folder == Path.cwd():
+        found = "it is the current folder"
+        remedy = f"Name a folder below it, such as {kind}"
     elif found is None and folder.is_mount():
         found = "it is a mount point, which cannot be replaced"
         remedy = f"Name a folder below it, such as {folder / kind}"
@@ -282,7 +285,7 @@ def replace_folder(new: Path, path: Path, kind: str) -> None:
     check_replaceable(path, kind)
     _mark(new, kind)
     if path.exists():
-        _exchange(new, path)
+        exchange(new, path, _beside(path))
         shutil.rmtree(new)
     else:
         new.replace(path)
@@ -331,6 +334,19 @@ def _special(path: Path) -> str | None:
         return f"it is a link to {os.readlink(path)}; name that place itself"
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         return "it is a device, pipe or socket"
+    return None
+
+
+def _within_ours(path: Path) -> str | None:
+    """In which folder of ours `path` lies, where nothing of that name belongs; else None."""
+    path = Path(os.path.abspath(path))
+    for parent in path.parents:
+        if (parent / MARKER).is_file():
+            kind = read_json(parent / MARKER, _Marker).kind
+            name = path.relative_to(parent).as_posix()
+            inner = [f"{name}/x{ending}" for ending in (".json", ".safetensors")]
+            added = (fnmatch.fnmatchcase(i, p) for i in inner for p in ADDED.get(kind, ()))
+            return None if any(added) else f"it lies in {parent}, where fudlr keeps a {kind}"
     return None
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fudlr.common import terminal
-from fudlr.common.files import atomic_file, write_json
+from fudlr.common.files import atomic_file, write_json, write_table
 
 RUINED = 0.5
 """Share of the trained NDCG below which a point is not drawn."""
@@ -21,8 +21,7 @@ RUINED = 0.5
 def write_comparison(folder: Path, record: Mapping[str, Any]) -> None:
     """Write comparison.json, comparison.parquet (a row a point) and comparison.svg."""
     write_json(folder / "comparison.json", record)
-    with atomic_file(folder / "comparison.parquet") as temporary:
-        comparison_table(record).write_parquet(temporary)
+    write_table(folder / "comparison.parquet", comparison_table(record))
     figure = pareto(record)
     with atomic_file(folder / "comparison.svg") as temporary:
         figure.savefig(temporary, format="svg", bbox_inches="tight")

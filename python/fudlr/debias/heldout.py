@@ -9,7 +9,7 @@ import torch
 from fudlr.data import holdout_users
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured, measured
-from fudlr.pipeline.request import Solved
+from fudlr.pipeline.request import Solved, choose_mask
 
 
 def heldout(solved: Solved, before: Measured) -> dict[str, Any]:
@@ -26,10 +26,13 @@ def heldout(solved: Solved, before: Measured) -> dict[str, Any]:
     valid_losses = torch.empty(len(plan.valid.samples))
     halves = holdout_users(plan.valid.samples, 0.5, seed)
     with plan.clock.stage("held-out users"):
-        for own, other in (halves, halves[::-1]):
-            run.engine.load(run.theta)
-            half = solved.by(plan.gradients(plan.valid.take(own)))
-            run.engine.load(half.answer(half.scored()).update.theta)
+        run.engine.load(run.theta)
+        parts = solved.by_each(*(plan.gradients(plan.valid.take(own)) for own in halves))
+        scored = [half.scored() for half in parts]
+        masks = [choose_mask(each.score, plan.config) for each in scored]
+        answers = solved.answers(list(zip(scored, masks, strict=True)))
+        for answer, other in zip(answers, halves[::-1], strict=True):
+            run.engine.load(answer.update.theta)
             part = torch.from_numpy(other)
             test, valid = plan.test.take(other).samples, plan.valid.take(other).samples
             scores[part], losses[part] = run.recommender.evaluate(test, batch)

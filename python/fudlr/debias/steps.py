@@ -33,7 +33,7 @@ from fudlr.diagnostics import (
 from fudlr.evaluation import Measured, Prompts, measure
 from fudlr.influence.mask import Mask, threshold_mask
 from fudlr.pipeline.plan import Plan, collected_warnings, prepare, with_options
-from fudlr.pipeline.request import Answer, Scored, Solved, choose_mask, solve
+from fudlr.pipeline.request import Answer, Solved, choose_mask, solve
 from fudlr.run import Run
 
 CURVE = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
@@ -108,6 +108,7 @@ def debias(
         run.engine.load(run.theta)
         with clock.stage("evaluate before"):
             before = measure(run.recommender, plan.valid, plan.test, config.batch)
+        with clock.stage("diagnostics"):  # which alone asks for it
             start_loss = _start_loss(plan)
         facts = Facts(plan, before=before, start_loss=start_loss)
         solved, found, diagnosed = request(plan, facts)
@@ -119,7 +120,7 @@ def debias(
         diagnosed += look(AFTER, facts)
         points = []
         if not (keeps(diagnosed) and not config.force):
-            points = _curve(solved, found.scored, curve, before)
+            points = _curve(solved, found, curve, before)
             if heldout:
                 summary["heldout"] = heldout_users(solved, before)
         run.engine.load(found.update.theta)
@@ -186,7 +187,7 @@ def _start_loss(plan: Plan) -> float:
 
 
 def _curve(
-    solved: Solved, scored: Scored, budgets: Sequence[float], before: Measured
+    solved: Solved, answer: Answer, budgets: Sequence[float], before: Measured
 ) -> list[dict[str, Any]]:
     """Figures of the updated adapter at each budget; `measured` is for real retraining.
 
@@ -205,8 +206,13 @@ def _curve(
             valid, test = valid.take(some), test.take(some)
             run.engine.load(run.theta)
             here = measure(run.recommender, valid, test, batch)
-        for budget in track(budgets, description="trade-off curve"):
-            found = solved.answer(scored, threshold_mask(scored.score, budget))
+        masks = [threshold_mask(answer.scored.score, budget) for budget in budgets]
+        # The request's own mask is among them where its budget is.
+        own = [torch.equal(mask.remove, answer.mask) for mask in masks]
+        others = [mask for mask, known in zip(masks, own, strict=True) if not known]
+        updated = iter(solved.answers([(answer.scored, mask) for mask in others]))
+        answers = [answer if known else next(updated) for known in own]
+        for budget, found in track(list(zip(budgets, answers, strict=True)), description="curve"):
             run.engine.load(found.update.theta)
             figures = measure(run.recommender, valid, test, batch).metrics
             points.append(

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fudlr import lora
 from fudlr.common import terminal
-from fudlr.common.files import atomic_folder, write_json
+from fudlr.common.files import atomic_folder, write_json, write_table
 from fudlr.config import to_plain
 from fudlr.groups.request import Grouped
 
@@ -62,7 +62,7 @@ def write_grouped(folder: Path, grouped: Grouped) -> dict[str, Any]:
         table[f"score[{one.name}]"] = one.scored.score.numpy()
     with atomic_folder(folder, "groups") as temporary:
         write_json(temporary / "grouped.json", record)
-        pl.DataFrame(table).write_parquet(temporary / "masks.parquet")
+        write_table(temporary / "masks.parquet", pl.DataFrame(table))
         for number, one in enumerate(grouped.found):
             run.engine.load(one.theta)
             lora.save(run.recommender.model, temporary / "adapters" / str(number))

@@ -129,12 +129,13 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
 
         solved = solve(plan, lambda: _gradients(plan, chosen), check)
         with plan.clock.stage("updates"):
-            answers = {}
-            for name, objective in chosen.asked.items():
+            asked = []
+            for objective in chosen.asked.values():
                 scored = solved.scored(objective=objective)
                 mask = choose_mask(scored.score, config)
                 diagnosed += look(MASK, Facts(plan, mask=mask))
-                answers[name] = solved.answer(scored, mask)
+                asked.append((scored, mask))
+            answers = dict(zip(chosen.asked, solved.answers(asked), strict=True))
         with plan.clock.stage("evaluate"):
             thetas = {"": run.theta, **{n: a.update.theta for n, a in answers.items()}}
             scores, losses = {}, {}

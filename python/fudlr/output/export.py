@@ -9,7 +9,7 @@ are left is the same up to the learning rate.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,13 @@ from typing import Any
 import polars as pl
 
 from fudlr.common.errors import UsageError
-from fudlr.common.files import atomic_file, atomic_folder, check_replaceable
+from fudlr.common.files import (
+    atomic_file,
+    atomic_folder,
+    check_file,
+    check_replaceable,
+    write_table,
+)
 from fudlr.recommenders import Prompted
 from fudlr.report import load_report_data
 from fudlr.run import Run, load_run
@@ -68,36 +74,32 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
     return table.with_columns(prompt=pl.Series(prompts), answer=pl.Series(answers))
 
 
-def _jsonl(table: pl.DataFrame, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
+def _jsonl(path: Path, table: pl.DataFrame) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in table.iter_rows(named=True):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
-    ".parquet": lambda table, path: table.write_parquet(path),
+WRITERS: dict[str, Callable[[Path, pl.DataFrame], None]] = {
+    ".parquet": write_table,
     ".jsonl": _jsonl,
 }
 
 
-def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) -> None:
-    """Write a Parquet or JSONL file, or a folder that Hugging Face `datasets` loads from disk.
+def check_samples(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse before long work what `write_samples` would not write.
 
     Raises:
-        UsageError: Another ending, a file that is there and is not to be overwritten, or `datasets`
-            is wanted and not installed.
+        UsageError: Another ending, a file that is there and is not to be overwritten, a place where
+            nothing may be written, or `datasets` is wanted and not installed.
     """
-    if out.suffix in WRITERS:
-        if out.exists() and not overwrite:
-            raise UsageError(
-                f"samples were to be written to {out}",
-                "it is there already",
-                "Name a new file with --out, or replace that one with --overwrite",
-            )
-        with atomic_file(out) as temporary:
-            WRITERS[out.suffix](table, temporary)
-        return
     asked = f"samples were to be written to {out}"
+    if out.suffix in WRITERS:
+        check_file(out)
+        if out.exists() and not overwrite:
+            remedy = "Name a new file with --out, or replace that one with --overwrite"
+            raise UsageError(asked, "it is there already", remedy)
+        return
     if out.suffix:
         raise UsageError(
             asked,
@@ -105,13 +107,24 @@ def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) ->
             "Use .parquet, .jsonl, or a name without an ending for a `datasets` folder",
         )
     check_replaceable(out, "samples")
-    try:
-        library: Any = importlib.import_module("datasets")
-    except ImportError as error:
+    if importlib.util.find_spec("datasets") is None:
         raise UsageError(
             asked,
             "Hugging Face's `datasets` is not installed",
             "Run `pip install datasets`, or write .parquet or .jsonl",
-        ) from error
+        )
+
+
+def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) -> None:
+    """Write a Parquet or JSONL file, or a folder that Hugging Face `datasets` loads from disk.
+
+    Raises:
+        UsageError: As `check_samples`.
+    """
+    check_samples(out, overwrite=overwrite)
+    if out.suffix in WRITERS:
+        WRITERS[out.suffix](out, table)
+        return
+    library: Any = importlib.import_module("datasets")
     with atomic_folder(out, "samples") as temporary:
         library.Dataset.from_dict(table.to_dict(as_series=False)).save_to_disk(str(temporary))

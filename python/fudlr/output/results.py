@@ -96,8 +96,17 @@ def _titles(interactions: Interactions) -> pl.Series:
 
 
 def _histories(samples: Samples) -> pl.Series:
-    titles = _titles(samples.interactions)
-    return pl.Series(
-        [titles.gather(samples.history(i)[-SHOWN_HISTORY:]).to_list() for i in range(len(samples))],
-        dtype=pl.List(pl.String),
+    titles, items = _titles(samples.interactions), samples.interactions.item
+    start = np.maximum(
+        samples.interactions.user_starts[samples.user], samples.position - SHOWN_HISTORY
     )
+    length = samples.position - start
+    ends = length.cumsum()
+    shown = np.arange(length.sum()) - np.repeat(ends - length - start, length)
+    rows = pl.DataFrame({"row": np.repeat(np.arange(len(samples)), length)})
+    rows = rows.with_columns(title=titles.gather(items[shown]))
+    lists = rows.group_by("row", maintain_order=True).agg("title")
+    every = pl.DataFrame({"row": np.arange(len(samples))}).join(
+        lists, on="row", how="left", maintain_order="left"
+    )
+    return every["title"].fill_null([])

@@ -40,6 +40,8 @@ SKETCH_TOLERANCE = 0.01
 store's audit says."""
 LOADED_BYTES = 2**30
 """Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
+TOGETHER = 2**26
+"""Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
 STATIONARY = 0.1
 """Share of the gradient that is left at θ* up to which training counts as converged. A training of
 twenty epochs with λ = 0.1 leaves 0.05 to 0.06, the demo's own, stopped early, about 0.4."""
@@ -56,7 +58,7 @@ def as_it_is(rhs: Tensor) -> Solution:
     return Solution(rhs, torch.zeros(count), 0, (Status.CONVERGED,) * count, "nothing was solved")
 
 
-def _not_solved(mask: Tensor) -> Update:
+def _not_solved(masks: Tensor) -> list[Update]:
     raise RuntimeError("these rows have no solver: `solvers` gives the evidence one")
 
 
@@ -73,7 +75,8 @@ class Evidence:
         unrolled: The training, where rows are of all of it.
         damping: Of H; 0 where none is asked for.
         solve: H⁻¹ in that space, for scores and update alike.
-        remove: Takes the samples of a mask `[n]` out of θ*; the model holds θ* before and after.
+        remove: Takes the samples of each of some masks `[k, n]` out of θ*; the model holds θ*
+            before and after.
     """
 
     source: str
@@ -84,7 +87,7 @@ class Evidence:
     unrolled: Unrolled | None = None
     damping: float = 0.0
     solve: Solve = as_it_is
-    remove: Callable[[Tensor], Update] = _not_solved
+    remove: Callable[[Tensor], list[Update]] = _not_solved
 
 
 def gather(plan: Plan) -> Evidence:
@@ -129,18 +132,24 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
 
-        def retrain(mask: Tensor) -> Update:
-            """The training repeated without the samples of `mask`."""
-            delta = unrolled.update(mask).to(run.theta) - run.theta
-            return finish(run.theta, delta, as_it_is(delta[None]))
+        def retrain(masks: Tensor) -> list[Update]:
+            """The training repeated without the samples of each mask."""
+            most = max(1, TOGETHER // run.theta.numel())
+            ends = torch.cat([unrolled.update(some) for some in masks.split(most)])
+            deltas = ends.to(run.theta) - run.theta
+            return [finish(run.theta, delta, as_it_is(delta[None])) for delta in deltas]
 
         return replace(rows, about=about, remove=retrain)
     damping = plan.config.damping or choose_damping(*trained)
     if rows.source == "store":
         solve = sketch_solver(space, damping)
-        remove = _one_step(plan, space, solve)
+        one = _one_step(plan, space, solve)
     else:
-        solve, remove = _whole(plan, space, damping)
+        solve, one = _whole(plan, space, damping)
+
+    def remove(masks: Tensor) -> list[Update]:
+        return [one(mask) for mask in masks]
+
     return replace(rows, about=about, damping=damping, solve=solve, remove=remove)
 
 

@@ -10,7 +10,7 @@ as often as wanted: that is all that sweeps, groups, held-out users and the trad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,9 +91,8 @@ class Solved:
     def answer(self, scored: Scored, chosen: Mask | None = None) -> Answer:
         """The update without the samples of `chosen`; by default those that the options choose."""
         chosen = chosen or choose_mask(scored.score, self.plan.config)
-        update = self.evidence.remove(chosen.remove)
-        found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]
-        return Answer(scored, chosen.remove, update, list(dict.fromkeys(found)), chosen)
+        (found,) = self.answers([(scored, chosen)])
+        return found
 
     def by(self, gradients: Gradients) -> Solved:
         """The same rows and H⁻¹ with other gradients; the influence on those that are among this
@@ -102,12 +101,30 @@ class Solved:
         new = {name: each for name, each in gradients.items() if name not in old}
         if not new:
             return replace(self, gradients=gradients)
-        found = influences(self.evidence.space, new, self.evidence.solve)
+        (found,) = influences(self.evidence.space, [new], self.evidence.solve)
         columns = [self.influence.of(name)[:, None] for name in old]
         values = torch.cat([found.values, *columns], 1)
         warnings = list(dict.fromkeys([*found.warnings, *self.influence.warnings * bool(old)]))
         found = replace(found, names=(*found.names, *old), values=values, warnings=warnings)
         return replace(self, gradients=gradients, influence=found)
+
+    def answers(self, asked: Sequence[tuple[Scored, Mask]]) -> list[Answer]:
+        """The update of each mask, all of them by the same passes over the rows."""
+        if not asked:
+            return []
+        updates = self.evidence.remove(torch.stack([chosen.remove for _, chosen in asked]))
+        answers = []
+        for (scored, chosen), update in zip(asked, updates, strict=True):
+            found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]
+            said = list(dict.fromkeys(found))
+            answers.append(Answer(scored, chosen.remove, update, said, chosen))
+        return answers
+
+    def by_each(self, *several: Gradients) -> list[Solved]:
+        """The same rows and H⁻¹ with gradients of other prompts, each by itself."""
+        found = influences(self.evidence.space, several, self.evidence.solve)
+        pairs = zip(several, found, strict=True)
+        return [replace(self, gradients=own, influence=values) for own, values in pairs]
 
 
 def solve(
@@ -134,15 +151,20 @@ def solve(
             check(found, gathered.space)
     with clock.stage("scores"):
         evidence = solvers(plan, gathered)
-        values = influences(evidence.space, found, evidence.solve)
+        (values,) = influences(evidence.space, [found], evidence.solve)
     return Solved(plan, evidence, found, values)
 
 
-def influences(space: Space, gradients: Gradients, solve: Solve) -> Influence:
-    """Influence of the rows' samples on every metric, by one solve: what no λ takes part in."""
-    names = list(gradients)
-    projected = space.project(torch.stack([gradients[name].gradient for name in names]))
-    return influence(space.rows, dict(zip(names, projected, strict=True)), solve, n=space.total)
+def influences(space: Space, several: Sequence[Gradients], solve: Solve) -> list[Influence]:
+    """Influence of the rows' samples on every metric of some prompts, and of others, by one solve:
+    what no λ takes part in."""
+    whole = [found.gradient for gradients in several for found in gradients.values()]
+    names = [f"{name}{f' ({at})' if at else ''}" for at, own in enumerate(several) for name in own]
+    projected = dict(zip(names, space.project(torch.stack(whole)), strict=True))
+    found = influence(space.rows, projected, solve, n=space.total)
+    columns = found.values.split([len(gradients) for gradients in several], 1)
+    pairs = zip(several, columns, strict=True)
+    return [replace(found, names=tuple(own), values=values) for own, values in pairs]
 
 
 def weigh(

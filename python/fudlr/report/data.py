@@ -12,7 +12,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from fudlr.common.errors import DataError
-from fudlr.common.files import atomic_file, read_json, write_json
+from fudlr.common.files import read_json, write_json, write_table
 
 SUMMARY_FILE = "summary.json"
 MASK_FILE = "mask.parquet"
@@ -127,8 +127,7 @@ def load_report_data(folder: Path) -> ReportData:
 
 def save_report_data(folder: Path, data: ReportData) -> None:
     """Write the files that `load_report_data` reads; numbers that are not finite become null."""
-    with atomic_file(folder / MASK_FILE) as temporary:
-        data.mask.write_parquet(temporary)
+    write_table(folder / MASK_FILE, data.mask)
     write_json(folder / CURVE_FILE, _finite(list(data.curve)))
     write_json(folder / SUMMARY_FILE, _finite(data.summary))
 

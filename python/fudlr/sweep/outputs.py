@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fudlr.common import terminal
-from fudlr.common.files import atomic_file, write_json
+from fudlr.common.files import atomic_file, write_json, write_table
 from fudlr.report.svg import INK, canvas, legend_above
 
 KINDS = ("predicted", "measured", "retrained")
@@ -22,8 +22,7 @@ _STYLES = {"predicted": "o--", "measured": "s-", "retrained": "D"}
 def write_sweep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write sweep.json, sweep.parquet (a row a point) and sweep.svg."""
     write_json(folder / "sweep.json", record)
-    with atomic_file(folder / "sweep.parquet") as temporary:
-        sweep_table(record).write_parquet(temporary)
+    write_table(folder / "sweep.parquet", sweep_table(record))
     with atomic_file(folder / "sweep.svg") as temporary:
         _plot(record, temporary)
 

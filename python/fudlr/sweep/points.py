@@ -111,7 +111,8 @@ class _Sweep:
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Figures of the updated adapter."""
-        return self.figures(self.solved.evidence.remove(self.mask(point)[0].remove).theta)
+        (update,) = self.solved.evidence.remove(self.mask(point)[0].remove[None])
+        return self.figures(update.theta)
 
     def figures(self, theta: Tensor) -> dict[str, Any]:
         """What `theta` changes: figures of both kinds of prompts, objective and loss."""

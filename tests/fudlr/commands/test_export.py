@@ -61,6 +61,24 @@ def test_weights_are_those_of_the_mask(done, folders, tmp_path):
         assert target not in row["history_ids"]
 
 
+def test_export_refuses_before_it_reads_a_run(fudlr, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("fudlr.output.export.load_run", None)
+    mask = (folders / "result" / "mask.parquet").read_bytes()
+    (tmp_path / "there.jsonl").write_text("theirs")
+    for out, said in (
+        (folders / "result" / "mask.parquet", "where fudlr keeps a result"),
+        (folders / "run" / "weights", "where fudlr keeps a run"),
+        (tmp_path / "there.jsonl", "it is there already"),
+        (tmp_path / "w.csv", "files that end in .csv are not written"),
+    ):
+        more = ["--overwrite"] if out.name == "mask.parquet" else []
+        found = fudlr("export", folders / "result", "--out", out, *more)
+        assert found.code == 2
+        assert said in found.err
+    assert (folders / "result" / "mask.parquet").read_bytes() == mask
+    assert (tmp_path / "there.jsonl").read_text() == "theirs"
+
+
 def test_datasets_out(done, folders, tmp_path):
     if importlib.util.find_spec("datasets") is None:
         pytest.skip("Hugging Face's `datasets` is not installed (pip install fudlr-ext[datasets])")

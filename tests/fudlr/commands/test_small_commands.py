@@ -36,6 +36,29 @@ def test_doctor_says_versions_instruction_set_and_way(done, small_run):
     assert found["model"]["parameters"] == load_run(small_run).engine.d
 
 
+def test_figures_replace_figures_and_nothing_else(done, fudlr, small_run, tmp_path, monkeypatch):
+    out = tmp_path / "figures.json"
+    out.write_text('{"arp": 0.5}')
+    assert json.loads(done("evaluate", small_run, "--out", out).out) == json.loads(out.read_text())
+    monkeypatch.setattr("fudlr.evaluation.measure", None)  # refused before anything is measured
+    (tmp_path / "theirs").write_text("theirs")
+    before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
+    for name in (tmp_path / "theirs", small_run / "config.yaml", small_run / "new.json", tmp_path):
+        found = fudlr("evaluate", small_run, "--out", name)
+        assert found.code == 2
+        assert "was to be written" in found.err or "were to be written" in found.err
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_home_that_the_shell_left_is_that_home(done, small_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    done("evaluate", small_run, "--out", "~/figures.json")
+    assert (tmp_path / "home" / "figures.json").is_file()
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "interval", "code"),
     [

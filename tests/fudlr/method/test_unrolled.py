@@ -209,6 +209,16 @@ def test_a_removal_ends_near_the_training_without_it(trained):
         assert 0.95 < float(first @ small / first.square().sum()) < 1.05
 
 
+def test_masks_together_give_what_each_gives_alone(trained):
+    masks = torch.zeros(3, N).double()
+    masks[0, [0, 7]], masks[1, 2], masks[2, 2] = 1, 1, 0.5
+    unrolled = trained.unrolled()
+    together = unrolled.update(masks)
+    for mask, found in zip(masks, together, strict=True):
+        assert torch.allclose(found, unrolled.update(mask), rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(together[1], together[2], rtol=1e-6)
+
+
 def test_samples_count_by_their_shares():
     """As in a mean over tokens: u_i differs from sample to sample."""
     trained = Trained(shares=(0.5 + normal(70, N).abs()) / 6)

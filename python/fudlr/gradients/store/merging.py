@@ -10,7 +10,7 @@ import torch
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import StoreError, UsageError
-from fudlr.common.files import remove_folder, replace_folder
+from fudlr.common.files import check_replaceable, remove_folder, replace_folder
 from fudlr.gradients.store.manifest import Binding
 from fudlr.gradients.store.reader import Store
 from fudlr.gradients.store.writer import StoreWriter
@@ -36,6 +36,7 @@ def merge(folders: Sequence[Path], out: Path, *, combine_data: bool = False) -> 
             "it is there already" if folders else "there is nothing to merge",
             "Name at least one store, and a folder that is not there yet",
         )
+    check_replaceable(out, "store")
     stores = [Store.open(folder, check="full") for folder in folders]
     first = stores[0]
     _check(stores, combine_data=combine_data)

@@ -171,21 +171,24 @@ class Unrolled:
         )
 
     @_unwatched
-    def update(self, mask: Tensor) -> Tensor:
-        """θ without the samples of `mask` m `[n]`, 1 removed, `[d]`: 1 − m in the training loss."""
-        mask = mask.to("cpu", self._start.theta.dtype)
-        away = self._start
+    def update(self, masks: Tensor) -> Tensor:
+        """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
+        training loss. Several masks share every pass over the rows."""
+        own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
+        away = [self._start] * len(own)
         for place, step in self._forwards("unroll the training"):
-            removed = mask[step.ids]
-            shift = away.theta - place.state.theta
-            response = self._response(place)
-            seen = response.seen(shift)
-            shares = step.shares.to(shift)
-            kept = 1 - float(removed @ shares) / float(shares.sum())
-            total = self._mean(place.t) + self._move(step, seen[None], removed[None], kept)[0]
-            total = total + response.views(total, shift[None])[0]
-            away = self._optimiser(place.t).move(away, total)
-        return away.theta[self._back]
+            removed, response = own[:, step.ids], self._response(place)
+            shifts = torch.stack([state.theta for state in away]) - place.state.theta
+            seen = torch.stack([response.seen(shift) for shift in shifts])
+            shares = step.shares.to(shifts)
+            kept = (1 - removed @ shares / shares.sum())[:, None]
+            totals = self._mean(place.t) + self._move(step, seen, removed, kept)
+            optimiser = self._optimiser(place.t)
+            for at, (shift, total) in enumerate(zip(shifts, totals, strict=True)):
+                whole = total + response.views(total, shift[None])[0]
+                away[at] = optimiser.move(away[at], whole)
+        ends = torch.stack([state.theta for state in away])[:, self._back]
+        return ends.view(*masks.shape[:-1], self.d)
 
     @_unwatched
     def tangent(self, masks: Tensor) -> Tensor:
@@ -239,7 +242,7 @@ class Unrolled:
         known = (of_a[place.t], of_b[place.t])
         return Response(self._layers, place.state.theta, known, self._table)
 
-    def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: float) -> Tensor:
+    def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: Tensor | float) -> Tensor:
         """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
         of the step's samples `[k, b]`."""
         _, sums = self._sums(step, shifts)
