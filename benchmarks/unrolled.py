@@ -281,7 +281,7 @@ def costs(run: Run, folder: Path) -> dict[str, Any]:
         "further_of_training": cost["further"] / seconds["peft"],
         "metric_gradients_of_floor": cost["metric gradients"] / cost["floor"],
         "further_gradients_of_floor": cost["further gradients"] / cost["floor"],
-        "costs_machine": describe(),
+        "machine": describe(),
     }
 
 
@@ -380,7 +380,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     fetch_ml100k()
-    path = RESULTS / "unrolled.json"
+    path = RESULTS / ("unrolled_costs.json" if given.costs else "unrolled.json")
     for name in given.trainings:
         for seed in given.seeds:
             folder = given.out / f"{name}-{seed}"
@@ -403,8 +403,8 @@ def main() -> None:
             trainings.setdefault(name, {})[str(seed)] = made
             seeds = " ".join(sorted({s for each in trainings.values() for s in each}))
             command = "python benchmarks/unrolled.py --trainings " + " ".join(trainings)
-            command += " --answers" if given.answers else ""
-            write_result(path, f"{command} --seeds {seeds}", share=SHARE, trainings=trainings)
+            only = " --answers" * given.answers + " --costs" * given.costs
+            write_result(path, f"{command} --seeds {seeds}{only}", share=SHARE, trainings=trainings)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,21 @@ def unrolled_parts() -> list[str]:
     return rows
 
 
+def costs() -> list[str]:
+    """CPU time of recording and of requests, measured again."""
+    rows = []
+    for name, seeds in result("unrolled_costs")["trainings"].items():
+        found = list(seeds.values())
+        ways = ("engine_recorded_of_peft", "peft_recorded_of_peft")
+        shares = ("first_of_training", "further_of_training")
+        floors = ("metric_gradients_of_floor", "further_gradients_of_floor")
+        cells = [f"{mean(each[way] for each in found):.2f}" for way in ways]
+        cells += [f"{mean(each[share] for each in found):.1%}" for share in shares]
+        cells += [f"{mean(each[floor] for each in found):.2f}" for floor in floors]
+        rows.append(row(name, len(found), *cells))
+    return rows
+
+
 def by_width(name: str, figure: str, sign: int) -> list[str]:
     """A row a way with its figure at every width, the best at the first width first."""
     cases = [case["rows"] for case in result(name)["cases"]]
@@ -393,6 +408,6 @@ def dropped() -> list[str]:
 
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
-    scoring, curvature, large, experiments, llm, kills, wait,
+    costs, scoring, curvature, large, experiments, llm, kills, wait,
     dropped,
 )  # fmt: skip
