@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fudlr.config import DebiasConfig, RunConfig, load_config
     from fudlr.debias import Result, debias
     from fudlr.output.results import write_result
-    from fudlr.run import Run, load_run, train_run
+    from fudlr.run import Run, adopt, load_run, train_run
     from fudlr.verify import Verification, verify, verify_result
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Verification",
+    "adopt",
     "debias",
     "load_config",
     "load_run",
@@ -36,7 +37,7 @@ _MODULES = {
     "debias": ("Result", "debias"),
     "common.errors": ("FudlrError",),
     "output.results": ("write_result",),
-    "run": ("Run", "load_run", "train_run"),
+    "run": ("Run", "adopt", "load_run", "train_run"),
     "verify": ("Verification", "verify", "verify_result"),
 }
 _HOME = {name: f"fudlr.{module}" for module, names in _MODULES.items() for name in names}

@@ -72,6 +72,16 @@ class Result:
         return self.answer.mask
 
     @property
+    def weights(self) -> Tensor:
+        """[n], of the training samples in their order: 1 kept, 0 removed."""
+        return 1 - self.mask.float()
+
+    @property
+    def adapter(self) -> dict[str, Tensor]:
+        """The updated LoRA matrices, named as in the files that peft saves."""
+        return self.run.engine.unflatten(self.theta)
+
+    @property
     def theta(self) -> Tensor:
         """The updated parameters [d]; the run's model holds them too."""
         return self.answer.update.theta

@@ -25,11 +25,12 @@ from fudlr.common.files import (
     check_replaceable,
     write_table,
 )
+from fudlr.data.rows import named
 from fudlr.recommenders import Prompted
 from fudlr.report import load_report_data
 from fudlr.run import Run, load_run
-from fudlr.run.adopt import texts
 from fudlr.run.binding import result_run
+from fudlr.run.shown import texts
 
 
 def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
@@ -54,8 +55,8 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
     table = pl.DataFrame(
         {
             "sample_id": samples.ids,
-            "user_id": interactions.users["user_id"].gather(samples.user),
-            "target_id": ids.gather(samples.target),
+            "user_id": named(interactions.users["user_id"], samples.user),
+            "target_id": named(ids, samples.target),
             "time": samples.time,
             "history_ids": pl.Series(
                 [

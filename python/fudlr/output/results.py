@@ -20,6 +20,7 @@ from fudlr import lora
 from fudlr.common.files import atomic_folder, check_replaceable
 from fudlr.config import dump_config
 from fudlr.data import Interactions, Samples
+from fudlr.data.rows import named
 from fudlr.debias import Result
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.pipeline.request import Answer
@@ -65,17 +66,17 @@ def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | Non
 def mask_table(result: Result) -> pl.DataFrame:
     """One row a training sample: id, mask, score, influences, and what makes it readable."""
     samples, found = result.run.split.train, result.answer
-    interactions = samples.interactions
+    interactions, popularity = samples.interactions, pl.Series(result.run.split.popularity)
     table = pl.DataFrame(
         {
             "sample_id": samples.ids,
             "mask": result.mask.numpy().astype(np.int8),
             "score": found.scored.score.numpy(),
             **_influences(found),
-            "user_id": interactions.users["user_id"].gather(samples.user),
-            "target": interactions.items["item_id"].gather(samples.target),
-            "target_title": _titles(interactions).gather(samples.target),
-            "target_popularity": result.run.split.popularity[samples.target],
+            "user_id": named(interactions.users["user_id"], samples.user),
+            "target": named(interactions.items["item_id"], samples.target),
+            "target_title": named(_titles(interactions), samples.target),
+            "target_popularity": named(popularity, samples.target),
         }
     )
     return table.with_columns(history=_histories(samples))

@@ -2,10 +2,12 @@
 
 from fudlr.run.base import Base, make_base
 from fudlr.run.folder import Run, load_run, read_data, train_run, versions
+from fudlr.run.live import adopt
 
 __all__ = [
     "Base",
     "Run",
+    "adopt",
     "load_run",
     "make_base",
     "read_data",

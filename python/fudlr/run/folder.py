@@ -54,10 +54,10 @@ from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
-from fudlr.run.adopt import show
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind, save_base
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
+from fudlr.run.shown import show
 from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
