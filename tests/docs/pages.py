@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fudlr_ext import Engine, label_logits, label_loss
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = {
     "data.source": "synthetic", "data.k": 5, "data.window": 4,
     "model.hidden": 16, "model.heads": 2, "model.kv_heads": 1, "model.layers": 1,
@@ -23,12 +26,45 @@ TINY = {
 
 def prelude(page: str, folder: Path) -> dict[str, Any]:
     """Names that a page takes for the reader's own."""
-    make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run}
+    make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run,
+            "adopt": _adopt, "README": _own}  # fmt: skip
     return make.get(page, lambda folder: {})(folder)
 
 
 def _run(folder: Path) -> dict[str, Any]:
     return {"run": fudlr.load_run(folder / "run")}
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    """The reader's own rows, functions, and trained model: those of the example."""
+    own = runpy.run_path(str(EXAMPLES / "own_adapter.py"))
+    rows = own["make_rows"]()
+    tokenised = [
+        {name: value[0] for name, value in own["collate"]([row]).items()} for row in rows[0]
+    ]
+    items = [{"item_id": i, "genres": ["odd" if i % 2 else "even"]} for i in range(own["ITEMS"])]
+    return {
+        **dict(zip(("train", "valid", "test"), rows, strict=True)), "items": items,
+        "users": [{"user_id": i, "gender": "FM"[i % 2]} for i in range(own["USERS"])],
+        "trained": own["train"](rows[0]), "tokenised": tokenised,
+        "collate": own["collate"], "scores": own["scores"], "item_scores": own["scores"],
+    }  # fmt: skip
+
+
+def _adopt(folder: Path) -> dict[str, Any]:
+    """The same, and a second model whose training was recorded."""
+    found = _own(folder)
+    recorded = copy.deepcopy(found["trained"]).train()
+    optimiser = torch.optim.Adam(Engine(recorded).parameters(), lr=1e-3)
+    rows = found["train"]
+    with Recorder(recorded, folder / "store", data="rows", optimiser=optimiser) as recorder:
+        for ids in torch.arange(len(rows)).split(50):
+            batch = found["collate"]([rows[i] for i in ids])
+            with recorder.batch(ids):
+                label_loss(label_logits(recorded, batch), batch).mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    return {**found, "model": found["trained"], "recorded": recorded.eval()}
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

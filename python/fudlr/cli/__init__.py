@@ -28,6 +28,7 @@ from fudlr.common.terminal import say
 COMMANDS = (
     demo,
     train.train,
+    train.adopt,
     train.record,
     requests.debias,
     requests.sweep,

@@ -21,7 +21,9 @@ from fudlr.cli.options import (
     configure,
     of_section,
     open_run,
+    parse,
 )
+from fudlr.common.errors import UsageError
 from fudlr.common.terminal import say
 from fudlr.config import load_config, merge
 
@@ -64,8 +66,50 @@ def train(
         "record.epochs": "none" if record is False else None,
     }
     options = configure(config, settings, seed, asked)
+    if options.lora.adapter is not None:
+        raise UsageError(
+            f"an adapter was to be trained, and {options.lora.adapter} to be taken as it is",
+            "an adapter from elsewhere is not trained",
+            "Take it with fudlr adopt --base BASE --adapter FOLDER --data DATA --out RUN",
+        )
     train_run(options, out, overwrite=overwrite, required=bool(record))
     say(f"The run is in {out}. Next: fudlr debias {out} --objective arp --out {out}-arp")
+
+
+def adopt(
+    *,
+    base: Annotated[str, typer.Option(help="Hugging Face model folder that it was trained on.")],
+    adapter: Annotated[Path, typer.Option(help="peft's folder, or a Trainer's checkpoint-N.")],
+    data: Annotated[str, typer.Option(help="ml-100k, synthetic, or a file or folder.")],
+    out: Out,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="What it was trained on: prompts and answers, messages, instructions, or ids; "
+            "without it, the data's own training samples."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in this folder.")
+    ] = False,
+    device: Device = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    threads: Threads = None,
+) -> None:
+    """Take an adapter trained elsewhere as it is: show what the model reads, and write a run."""
+    from fudlr.run import train_run
+    from fudlr.run.recipe import adapter_folder
+
+    found = adapter_folder(adapter)
+    asked = {"data.source": data, "model.base": base, "model.device": device}
+    asked["lora.adapter"] = str(found)
+    options = configure(config, settings, None, asked)
+    train_run(options, out, overwrite=overwrite, rows=rows, named=parse(settings))
+    say(
+        f"The run is in {out}. Next: fudlr record {out}, then "
+        f"fudlr debias {out} --objective arp --out {out}-arp"
+    )
 
 
 def record(

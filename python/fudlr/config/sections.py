@@ -149,7 +149,7 @@ class LoraSettings(Record):
     alpha: Positive = 16.0
     targets: Annotated[tuple[Name, ...], Field(min_length=1)] = LLAMA_LINEARS
     adapter: Name | None = None
-    """Folder of an adapter that was trained elsewhere: it is taken as it is, and not trained."""
+    """Folder of an adapter that was trained elsewhere, as `fudlr adopt` takes it; not trained."""
 
     @field_validator("targets")
     @classmethod

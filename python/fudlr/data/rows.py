@@ -30,6 +30,7 @@ class RowTable:
         ids: [N] int64, no two the same.
         user, target: [N] int64, indices into the users and items of the interactions.
         history: [N], items chosen before, oldest first.
+        fingerprint: Digest of the rows, where they are texts.
     """
 
     rows: Sequence[Any]
@@ -37,6 +38,7 @@ class RowTable:
     user: Ints
     target: Ints
     history: Sequence[Ints]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, eq=False)

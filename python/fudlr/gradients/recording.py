@@ -19,6 +19,7 @@ from fudlr.common.files import remove_folder
 from fudlr.common.progress import StageClock, track
 from fudlr.config import RunConfig
 from fudlr.data import Samples
+from fudlr.data.rows import RowSamples
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Binding, Recipe, Recorder, Store, model_fingerprint
 from fudlr.gradients.store.batch import BatchGradients
@@ -48,7 +49,8 @@ def data_fingerprints(recommender: Recommender, samples: Samples, window: int) -
     }
     data = digest(columns, interactions.items["item_id"].to_list())
     prompts = {"kind": recommender.name, "window": window, **recommender.record()}
-    return data, digest(torch.from_numpy(samples.ids), prompts)
+    texts = [samples.table.fingerprint] if isinstance(samples, RowSamples) else []
+    return data, digest(torch.from_numpy(samples.ids), prompts, *texts)
 
 
 def bind(

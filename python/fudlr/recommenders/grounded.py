@@ -52,6 +52,8 @@ class Grounded(Prompted):
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """Prompt and title with `labels`; for scoring also `prompt`, and `candidates`."""
+        if (own := self.own_rows(samples)) is not None:
+            return self.labelled(own)
         prompts = self.prompts(samples)
         batch = self.answered(samples, prompts)
         return batch | self.for_scores(samples, prompts) if scoring else batch

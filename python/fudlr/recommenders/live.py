@@ -72,7 +72,7 @@ class Live(Recommender):
         if SCORING not in batch:
             return found
         parts = found if isinstance(found, tuple) else (found,)
-        return (*parts, self._face.scores(model, given))  # type: ignore[return-value]
+        return (*parts, self._face.scores(model, given))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """What `loss` gives, [n]."""

@@ -23,6 +23,7 @@ from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import RunConfig
 from fudlr.data.candidates import candidates_of
 from fudlr.data.interactions import Interactions, Samples
+from fudlr.data.rows import RowSamples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr.recommenders.templates import HISTORY, ITEM, TITLE, Template, load_template
 from fudlr.recommenders.tree import TokenTree, check_attention, walk
@@ -225,14 +226,49 @@ class Prompted(Recommender):
                 alone = self._alone([*prompt, *used[which]])
                 yield "a title below a shared prompt", found[row, tree.ends[which] + 1], alone
 
+    def own_rows(self, samples: Samples) -> list[tuple[Tokens, Tokens]] | None:
+        """Prompt and answer of rows of texts, as tokens; None for other samples.
+
+        A text has the tokens that the tokenizer gives it as a whole, and its end token behind it
+        where it is no chat.
+        """
+        if not isinstance(samples, RowSamples):
+            return None
+        tokenizer, found = self.pieces.tokenizer, []
+        for row in samples.rows:
+            given = {"add_special_tokens": not row["chat"]}
+            start = tokenizer(row["prompt"], **given)["input_ids"]
+            whole = tokenizer(row["prompt"] + row["answer"], **given)["input_ids"]
+            same = zip(start, whole, strict=False)
+            cut = next((i for i, (a, b) in enumerate(same) if a != b), len(start))
+            cut = min(cut, len(whole) - 1)
+            answer = whole[cut:]
+            if not row["chat"] and answer[-1] != self.pieces.end:
+                answer = [*answer, self.pieces.end]
+            room = max(1, self.config.max_tokens - len(answer))
+            found.append((whole[:cut][-room:], answer))
+        return found
+
+    def labelled(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> Batch:
+        """Prompts with their answers, and labels on the answers alone."""
+        batch = self.padded([prompt + answer for prompt, answer in pairs])
+        labels = torch.full_like(batch["input_ids"], -100)
+        for i, (_, answer) in enumerate(pairs):
+            labels[i, -len(answer) :] = batch["input_ids"][i, -len(answer) :]
+        return {**batch, "labels": labels}
+
     def lengths(self, samples: Samples) -> Tensor:
         """Tokens of every prompt with its answer, [n]."""
+        if (own := self.own_rows(samples)) is not None:
+            return torch.tensor([len(prompt) + len(answer) for prompt, answer in own])
         prompts, targets = self.prompts(samples), samples.target.tolist()
         pairs = zip(prompts, targets, strict=True)
         return torch.tensor([len(p.tokens) + len(self.pieces.answers[t]) for p, t in pairs])
 
     def terms(self, samples: Samples) -> Tensor:
         """Tokens of the target's title with its end, [n]."""
+        if (own := self.own_rows(samples)) is not None:
+            return torch.tensor([float(len(answer)) for _, answer in own])
         answers = [self.pieces.answers[target] for target in samples.target.tolist()]
         return torch.tensor([float(len(answer)) for answer in answers])
 
@@ -297,11 +333,7 @@ class Prompted(Recommender):
     def answered(self, samples: Samples, prompts: Sequence[Prompt]) -> Batch:
         """Prompts with the target's title, and labels on the title and its end alone."""
         answers = [self.pieces.answers[target] for target in samples.target.tolist()]
-        batch = self.padded([p.tokens + a for p, a in zip(prompts, answers, strict=True)])
-        labels = torch.full_like(batch["input_ids"], -100)
-        for i, answer in enumerate(answers):
-            labels[i, -len(answer) :] = batch["input_ids"][i, -len(answer) :]
-        return {**batch, "labels": labels}
+        return self.labelled([(p.tokens, a) for p, a in zip(prompts, answers, strict=True)])
 
     def padded(self, rows: Sequence[Tokens]) -> Batch:
         """`input_ids`, `attention_mask` and `position_ids` [n, t], padded on the left."""

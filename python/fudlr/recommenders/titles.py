@@ -68,6 +68,8 @@ class Titles(TreeScored):
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
         """Prompt and title with `labels`; for scoring also `prompt`, and the items of each tree."""
+        if (own := self.own_rows(samples)) is not None:
+            return self.labelled(own)
         prompts = self.prompts(samples)
         batch = self.answered(samples, prompts)
         return batch | self.for_scores(samples, prompts) if scoring else batch

@@ -23,6 +23,7 @@ from fudlr.recommenders.base import Batch, Outputs
 from fudlr.recommenders.cached import logits_at
 from fudlr.recommenders.packing import TreeScored, pack
 from fudlr.recommenders.tree import Seen, TokenTree, at_nodes
+from fudlr_ext import label_logits
 
 
 class Questions:
@@ -84,6 +85,8 @@ class YesNo(TreeScored):
             [n, 1 + negatives] of each question's last token; for scoring `prompt` beside them, and
             `candidates` where there are some.
         """
+        if (own := self.own_rows(samples)) is not None:
+            return self.labelled(own)
         prompts = self.prompts(samples)
         asked = self._asked(samples)
         trees = [TokenTree([self.question(j) for j in row]) for row in asked]
@@ -102,17 +105,23 @@ class YesNo(TreeScored):
         ]
 
     def terms(self, samples: Samples) -> Tensor:
-        """Questions of every sample, [n]."""
+        """Questions of every sample, [n]; tokens of the answer where rows are texts."""
+        if self.own_rows(samples) is not None:
+            return super().terms(samples)
         return torch.full((len(samples),), 1.0 + self.config.negatives)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """Logits after each question [n, 1 + negatives, vocabulary]; for scoring the scores too."""
+        if "labels" in batch:  # texts that an adapter from elsewhere was trained on
+            return label_logits(model, batch)
         inputs = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask")}
         logits = logits_at(model, inputs, batch["place"])
         return (logits, self.below(model, batch)) if "prompt" in batch else logits
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean −log p of the right answers, [n]; the first question is the target's."""
+        if "labels" in batch:
+            return super().loss(outputs, batch)
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         right = self.answers[[0] + [1] * (logits.shape[1] - 1)].to(logits.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()

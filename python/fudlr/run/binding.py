@@ -25,7 +25,15 @@ from fudlr.config import RunConfig, to_plain
 from fudlr.data import Interactions
 
 FILE = "binding.json"
-FILES = ("config.yaml", "recommender.json", "train.json", "base/*", "start/*", "adapter/*")
+FILES = (
+    "config.yaml",
+    "recommender.json",
+    "train.json",
+    "rows.parquet",
+    "base/*",
+    "start/*",
+    "adapter/*",
+)
 """What is bound in a run's folder; stores have checksums of their own."""
 NOT_READ = ("README.md", ".*")
 """Names that nothing depends on."""

@@ -7,6 +7,7 @@ RUN/adapter/           θ*, the trained adapter, peft's files
 RUN/store/             sketches of the training samples' gradients, where they were recorded
 RUN/recommender.json   how it recommends: items, tokens or prompt template
 RUN/train.json         losses, seconds, versions
+RUN/rows.parquet       what an adapter from elsewhere was trained on, where that was named
 RUN/binding.json       digests of all that, and of the data
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
@@ -50,6 +52,7 @@ from fudlr.data import (
     readers,
     synthetic,
 )
+from fudlr.data.trained_rows import kept, read_trained_rows, restored
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
@@ -57,12 +60,14 @@ from fudlr.recommenders import Recommender
 from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind, save_base
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
-from fudlr.run.shown import show
+from fudlr.run.recipe import with_recipe
+from fudlr.run.shown import check_reads, show
 from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
 
 RECORD = "recommender.json"
+ROWS = "rows.parquet"
 
 
 @dataclass
@@ -87,6 +92,9 @@ class Run:
     """Digest of the base model's weights, where it is known already."""
     bound: Binding | None = None
     """Of stores that were merged; else what the fields give."""
+    recipe: Mapping[str, Any] | None = None
+    """How an adapter from elsewhere was trained, as far as that is known; None for one from here.
+    """
     notes: tuple[str, ...] = ()
     """What each request from here warns of."""
 
@@ -176,6 +184,8 @@ def train_run(
     *,
     overwrite: bool = False,
     required: bool = False,
+    rows: Path | None = None,
+    named: Collection[str] = (),
 ) -> Run:
     """Read, split, pretrain or load the base, train the adapter, and write it all to `out`.
 
@@ -185,6 +195,8 @@ def train_run(
         clock: Where the stages' seconds are noted.
         overwrite: Whether an earlier run in `out` may be replaced, once this one is whole.
         required: Refuse a training that cannot be recorded, rather than warn and train without.
+        rows: What `lora.adapter` was trained on; the data's own training samples where None.
+        named: Options that hold whatever the folder of `lora.adapter` says of its training.
 
     Raises:
         UsageError: `out` holds a run and `overwrite` is false, or holds anything else.
@@ -214,8 +226,14 @@ def train_run(
         adopted = config.lora.adapter is not None
         model, engine, trained = _adapted(base.model, config, where.device)
         lora.save(model, temporary / "start")
+        if rows is not None:
+            own = read_trained_rows(rows, split.interactions, base.tokenizer)
+            split = replace(split, train=own)
+            kept(own).write_parquet(temporary / ROWS)
+        known, config = with_recipe(config, len(split.train), named)
         recommender = kind(model, base.tokenizer, split.interactions, config, base.record)
-        notes = recommender.notes(split.train)
+        check_reads(recommender, split.train)
+        notes = recommender.notes(split.train if rows is None else split.valid)
         for note in notes:
             warnings.warn(note, DataWarning, stacklevel=2)
         start = engine.theta().cpu()
@@ -224,7 +242,8 @@ def train_run(
             _train(run, out, temporary, clock, required)
         else:
             run.theta = trained
-            show(recommender, engine, trained, split.valid)
+            run.recipe = known
+            show(recommender, engine, trained, split.train, run.valid)
         lora.save(model, temporary / "adapter")
         run.train_seconds = 0.0 if adopted else clock.seconds["training"]
         item_ids = split.interactions.items["item_id"].to_list()
@@ -234,6 +253,7 @@ def train_run(
             temporary / "train.json",
             {
                 "losses": run.losses,
+                "recipe": run.recipe,
                 "pretrain_losses": base.losses,
                 "notes": notes,
                 "samples": len(split.train),
@@ -306,6 +326,7 @@ class _Trained(BaseModel):
 
     seconds: dict[str, float]
     losses: list[float]
+    recipe: dict[str, Any] | None = None
 
 
 def load_run(
@@ -341,6 +362,9 @@ def load_run(
     interactions = read_data(config.data)
     check_columns(folder, bound.columns, interactions)
     split = make_split(interactions, config.data)
+    if (folder / ROWS).is_file():
+        table = pl.read_parquet(folder / ROWS, glob=False)
+        split = replace(split, train=restored(table, interactions))
     kind = recommender_kind(config)
     record = read_json(folder / RECORD, _Record).model_dump()
     trained = read_json(folder / "train.json", _Trained)
@@ -368,6 +392,7 @@ def load_run(
         theta=engine.theta().cpu(),
         train_seconds=trained.seconds.get("training", 0.0),
         losses=trained.losses,
+        recipe=trained.recipe,
         folder=folder,
         adapter=adapter,
         model=bound.model,

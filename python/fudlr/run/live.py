@@ -104,8 +104,9 @@ def adopt(
     config = merge(RunConfig(), {**(settings or {}), **fixed})
     recommender = Live(model, interactions, config, Face(collate, scores, forward, loss))
     engine = Engine(model, check=True)
-    theta = engine.theta()
+    theta = engine.theta().cpu()
     run = Run(config, split, recommender, engine, lora.without_b(engine, theta), theta, 0.0, [])
+    run.recipe = {}
     run.notes = () if test is not None else (SAME_AS_VALID,)
     _try(recommender, parts["valid"])
     return run if store is None else _with_store(run, Path(store))

@@ -30,6 +30,7 @@ from fudlr.report import (
 )
 from fudlr.run import Run, load_run
 from fudlr.run.binding import check_result, result_parts, result_run
+from fudlr.run.recipe import differences
 from fudlr.verify.case import Case, Checks
 from fudlr.verify.forgetting import forgetting
 from fudlr.verify.heldout import heldout, null
@@ -147,11 +148,12 @@ def verify_result(
     theta = run.engine.flatten(load_file(weights)).cpu()
     own = result_parts(data.mask, theta, options)
     check_result(asked, data.summary.get("binding"), {**run.identity(), **own})
-    if run.config.lora.adapter is not None:
-        recipe = run.config.train
+    if run.recipe is not None:
+        recipe, others = run.config.train, differences(run.recipe, run.config.train)
         say(
             f"The adapter was trained elsewhere. What is retrained follows this run's recipe: "
-            f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}, batches of {recipe.batch}"
+            f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}, falling as a cosine, "
+            f"batches of {recipe.batch}. It is another than the adapter's: {'; '.join(others)}"
         )
     kept = folder / "retrainings"
     case = Case(run, options.debias, data.mask, mask, theta, checks or Checks(), kept)

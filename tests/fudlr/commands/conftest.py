@@ -53,3 +53,11 @@ def done(fudlr):
 def small_run(once) -> Path:
     """A trained run on disk; tests look at it, and none changes it."""
     return once("commands", lambda folder: train_run(merge(RunConfig(), SMALL), folder))
+
+
+@pytest.fixture(scope="session")
+def folders(once) -> Path:
+    """A run of titles on written data, and a result of it."""
+    from test_export import make_folders
+
+    return once("export", make_folders)

@@ -21,19 +21,14 @@ from transformers import AutoModelForCausalLM
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-@pytest.fixture(scope="session")
-def folders(once):
+def make_folders(folder):
     """A run of titles, and a result of it."""
-
-    def make(folder):
-        (folder / "data").mkdir(parents=True)
-        written.parquet(folder / "data")
-        (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
-        run = package.train_run(merge(package.RunConfig(), options(folder)), folder / "run")
-        result = package.debias(run, objective="arp", force=True, curve=(), heldout=False)
-        package.write_result(folder / "result", result)
-
-    return once("export", make)
+    (folder / "data").mkdir(parents=True)
+    written.parquet(folder / "data")
+    (folder / "own.yaml").write_text(yaml.safe_dump(OWN))
+    run = package.train_run(merge(package.RunConfig(), options(folder)), folder / "run")
+    result = package.debias(run, objective="arp", force=True, curve=(), heldout=False)
+    package.write_result(folder / "result", result)
 
 
 def options(folder):
@@ -110,10 +105,11 @@ def test_the_example_trains_with_the_weights(done, folders, tmp_path):
 def test_an_adapter_trained_elsewhere_is_debiased_as_it_is(done, folders, tmp_path):
     """Its start is not known; verification retrains from the base model's own function."""
     theirs = load_file(folders / "run" / "adapter" / "adapter_model.safetensors")
-    given = {**options(folders), "lora.adapter": str(folders / "run" / "adapter")}
+    given = options(folders)
     settings = [f"--set={name}={value}" for name, value in given.items()]
-    base = folders / "run" / "base"
-    found = done("train", "--base", base, "--out", tmp_path / "run", *settings)
+    base, adapter = folders / "run" / "base", folders / "run" / "adapter"
+    found = done("adopt", "--base", base, "--adapter", adapter, "--out", tmp_path / "run",
+                 "--data", given["data.source"], *settings)  # fmt: skip
     assert "One prompt, as the model reads it, and its answer:" in found.err
     kept = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     start = load_file(tmp_path / "run" / "start" / "adapter_model.safetensors")

@@ -117,8 +117,8 @@ def test_item_tokens_are_not_added_for_an_adapter_from_elsewhere(fudlr, small_ru
     for path in (small_run / "base").iterdir():
         (base / path.name).write_bytes(path.read_bytes())
     settings = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items()]
-    found = fudlr("train", "--base", base, "--out", tmp_path / "new", *settings,
-                  "--set", f"lora.adapter={small_run / 'adapter'}")  # fmt: skip
+    found = fudlr("adopt", "--base", base, "--out", tmp_path / "new", *settings,
+                  "--adapter", small_run / "adapter", "--data", "synthetic")  # fmt: skip
     assert found.code == 2
     assert "recommender.kind=titles" in found.err
     assert not (tmp_path / "new").exists()
