@@ -203,9 +203,16 @@ def demo_command(check: Check, python: Path, device: str) -> list[str | Path]:
 
 
 def compare_demos(check: Check, python: Path) -> dict[str, Any]:
-    """Trained and debiased on each device."""
-    cpu, gpu = (check.folder / f"demo-{device}" / OBJECTIVE for device in ("cpu", "cuda"))
-    return judge_pair(cpu, gpu, python)
+    """Trained and debiased on each device; how far the trainings agree says whose fault it is."""
+    folders = [check.folder / f"demo-{device}" for device in ("cpu", "cuda")]
+    texts = [(each / "run" / "train.json").read_text(encoding="utf-8") for each in folders]
+    losses = [json.loads(text)["losses"][-1] for text in texts]
+    apart = abs(losses[1] - losses[0]) / abs(losses[0])
+    try:
+        found = judge_pair(*(each / OBJECTIVE for each in folders), python)
+    except Failed as error:
+        raise Failed(f"{error}; the losses of the trainings are {apart:.1e} apart") from None
+    return {**found, "losses_apart": apart}
 
 
 def request(check: Check, python: Path) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def test_pairs_are_judged(tmp_path, device, removed, after, why):
         assert gpu_check.judge_pair(*pair)["same_mask"] >= 0.99
 
 
+@pytest.mark.parametrize("after", [90.0, 80.0])
+def test_demos_say_how_far_their_trainings_agree(check, after):
+    for device, loss, arp in (("cpu", 2.0, 90.0), ("cuda", 2.002, after)):
+        folder = check.folder / f"demo-{device}"
+        (folder / "run").mkdir(parents=True)
+        (folder / "run" / "train.json").write_text(json.dumps({"losses": [9.0, loss]}))
+        result(folder / "arp", device, range(100), arp)
+    if after == 90.0:
+        found = gpu_check.compare_demos(check, sys.executable)
+        assert found["losses_apart"] == pytest.approx(1e-3)
+    else:
+        with pytest.raises(gpu_check.Failed, match=r"100.0% apart .*are 1.0e-03 apart"):
+            gpu_check.compare_demos(check, sys.executable)
+
+
 ROW = {"op": "row_dots", "size": "7 × 9", "dtype": "float32"}
 
 
