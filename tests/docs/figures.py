@@ -1,7 +1,4 @@
-"""The table rows of docs/results.md, and of the README's results, as the result files give them.
-
-A row is written here as the page has it, with the figures from benchmarks/results/.
-"""
+"""The table rows of docs/results.md and the README, with the figures of benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -406,8 +403,11 @@ def dropped() -> list[str]:
     ]
 
 
+def zoo() -> list[str]:
+    return [row(part, *list(n.values())[:3]) for part, n in result("zoo")["counts"].items()]
+
+
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
-    costs, scoring, curvature, large, experiments, llm, kills, wait,
-    dropped,
+    costs, scoring, curvature, large, experiments, llm, kills, wait, dropped, zoo,
 )  # fmt: skip

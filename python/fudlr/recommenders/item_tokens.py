@@ -71,11 +71,16 @@ class ItemTokens(Recommender):
         return {"tokens": self.item_tokens.tolist(), "pad_token": self.pad_token}
 
     def _probe(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Two histories of unlike length in one batch, and each alone."""
-        shown = self.item_tokens[: self.window]
-        rows = [shown, shown[:1]]
-        real = torch.arange(len(shown)) >= torch.tensor([[0], [len(shown) - 1]])
-        ids = torch.where(real, torch.stack([shown, shown[:1].expand(len(shown))]), self.pad_token)
+        """Histories of unlike length in one batch, and each alone.
+
+        Of the first items and of the last: one token may have a meaning of its own in the model.
+        """
+        first, last = self.item_tokens[: self.window], self.item_tokens[-self.window :]
+        rows = [first, first[:1], last, last[:1]]
+        width = len(first)
+        real = torch.arange(width) >= torch.tensor([[width - len(row)] for row in rows])
+        whole = [row if len(row) == width else row.expand(width) for row in rows]
+        ids = torch.where(real, torch.stack(whole), self.pad_token)
         found = self.forward(self.model, moved(self._inputs(ids, real.long()), self.device))
         for row, tokens in zip(found, rows, strict=True):
             alone = self._alone(tokens.tolist())

@@ -168,6 +168,15 @@ def test_item_tokens_on_a_model_that_reads_padding_are_refused(data):
         made.notes(data.train)
 
 
+def test_item_tokens_on_a_model_that_counts_its_own_positions_are_refused(data):
+    """RoBERTa's positions start behind its padding token's id, which the first item here has."""
+    model = odd("roberta", {**SMALL, "is_decoder": True, "pad_token_id": 0})
+    made = recommender("item_tokens", data, model)
+    assert int(made.item_tokens[0]) == 0
+    with pytest.raises(ModelError, match="roberta"):
+        made.notes(data.train)
+
+
 def saved(folder, model=None, **options):
     """An adapter with every tensor trained, as peft saves it."""
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **options}
