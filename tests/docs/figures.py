@@ -295,6 +295,18 @@ def kills() -> list[str]:
     ]
 
 
+def hostile() -> list[str]:
+    found = result("hostile_disk")["disturbances"]
+    names = {
+        "full": "full disk",
+        "read-only": "read-only disk, or no permission",
+        "output": "stdout is full",
+        "interrupt": "SIGINT, SIGTERM, SIGHUP",
+        "kill": "SIGKILL",
+    }
+    return [row(name, found[key]["attempts"], found[key]["wrong"]) for key, name in names.items()]
+
+
 def wait() -> list[str]:
     found = result("wait")
     cpu, known = found["cpu_seconds"], found["request_cpu_seconds"]
@@ -410,4 +422,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
     costs, scoring, curvature, large, experiments, llm, kills, wait, dropped, zoo,
+    hostile,
 )  # fmt: skip
