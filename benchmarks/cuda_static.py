@@ -46,6 +46,7 @@ CLAIMS = {
     "catalogue_mean_finish_kernel": (256, set()),
     "catalogue_gradient_finish_kernel": (256, set()),
     "check_seen_kernel": (1024, set()),
+    "seen_keys_kernel": (256, set()),
     "rms_norm_kernel": (256, {"wide"}),
     "rms_norm_tangent_kernel": (256, {"wide"}),
     "rms_norm_backward_kernel": (256, {"wide"}),

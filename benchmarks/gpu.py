@@ -107,7 +107,7 @@ def measure(row: Row, device: str, found: dict[str, float], clock: Any) -> dict[
     try:
         errors, timed = checked(row, row.build(device))
         seconds = medians(timed, clock)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         return facts | {"not_measured": "out of memory"}
     except (WrongAnswer, RuntimeError, ValueError) as error:
         return facts | {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}

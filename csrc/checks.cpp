@@ -1,22 +1,10 @@
 #include "checks.h"
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
 namespace fudlr {
 namespace {
 
-// "op: what was asked: what was found. What to do." Python sees a ValueError.
-#define FUDLR_CHECK(condition, op, asked, found, remedy) \
-  TORCH_CHECK_VALUE(condition, op, ": ", asked, ": ", found, ". ", remedy)
-
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  return c10::str(parts...);
-}
-
-void check_offsets(const char* op, const at::Tensor& left, const at::Tensor& offsets) {
-  FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong, op,
+void check_offsets(const char* op, const Tensor& left, const Tensor& offsets) {
+  FUDLR_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == kLong, op,
               "offsets must be int64 of shape [n + 1]",
               text("they are ", offsets.scalar_type(), " of shape ", offsets.sizes()),
               "Give the row at which each sample starts, and the end of the last one");
@@ -25,16 +13,16 @@ void check_offsets(const char* op, const at::Tensor& left, const at::Tensor& off
               "Move them to the same device");
 }
 
-void check_like(const char* op, const char* name, const char* shape_name, const at::Tensor& left,
-                const at::Tensor& given, at::IntArrayRef expected) {
-  bool same_shape = given.dim() == static_cast<int64_t>(expected.size()) + 1;
-  for (size_t i = 0; same_shape && i < expected.size(); ++i) {
-    same_shape = given.size(static_cast<int64_t>(i) + 1) == expected[i];
+void check_like(const char* op, const char* name, const char* shape_name, const Tensor& left,
+                const Tensor& given, const Numbers& expected) {
+  bool same_shape = given.dim() == expected.count + 1;
+  for (int64_t i = 0; same_shape && i < expected.count; ++i) {
+    same_shape = given.size(i + 1) == expected[i];
   }
   FUDLR_CHECK(same_shape, op,
               text(name, " must be ", shape_name, " with ", expected, " at the end"),
               text("their shape is ", given.sizes()), "Reshape them, one to a row");
-  const at::ScalarType wanted = result_type(left);
+  const Dtype wanted = result_type(left);
   FUDLR_CHECK(given.scalar_type() == wanted, op,
               text(name, " must be ", wanted, " where left is ", left.scalar_type()),
               text("they are ", given.scalar_type()), text("Convert them with .to(", wanted, ")"));
@@ -43,12 +31,12 @@ void check_like(const char* op, const char* name, const char* shape_name, const 
               "Move them to the same device");
 }
 
-void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offsets,
-                const at::Tensor& items, const at::Tensor& like) {
-  check_tensor(op, "seen_offsets", offsets, {n + 1}, at::kLong, "items", like);
-  check_tensor(op, "seen_items", items, {-1}, at::kLong, "items", like);
+void check_seen(const char* op, int64_t n, int64_t count, const Tensor& offsets,
+                const Tensor& items, const Tensor& like) {
+  check_tensor(op, "seen_offsets", offsets, {n + 1}, kLong, "items", like);
+  check_tensor(op, "seen_items", items, {-1}, kLong, "items", like);
   if (on_gpu(like)) return;
-  const at::Tensor dense = offsets.contiguous();
+  const Tensor dense = offsets.contiguous();
   const int64_t* rows = dense.const_data_ptr<int64_t>();
   FUDLR_CHECK(rows[0] >= 0 && rows[n] <= items.numel(), op,
               text("seen_offsets must lie in 0 to ", items.numel(), ", the length of seen_items"),
@@ -59,7 +47,7 @@ void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offs
                 text("number ", i, " is ", rows[i], " and the next is ", rows[i + 1]),
                 "List the items user after user");
   }
-  const at::Tensor listed = items.contiguous();
+  const Tensor listed = items.contiguous();
   const int64_t* numbers = listed.const_data_ptr<int64_t>();
   for (int64_t j = 0; j < listed.numel(); ++j) {
     FUDLR_CHECK(numbers[j] >= 0 && numbers[j] < count, op,
@@ -70,7 +58,7 @@ void check_seen(const char* op, int64_t n, int64_t count, const at::Tensor& offs
 
 }  // namespace
 
-bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
+bool on_gpu([[maybe_unused]] const Tensor& tensor) {
 #if defined(FUDLR_EMULATED)
   return true;
 #else
@@ -78,24 +66,16 @@ bool on_gpu([[maybe_unused]] const at::Tensor& tensor) {
 #endif
 }
 
-bool is_number(const at::Tensor& tensor) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-         (dtype == at::kHalf && on_gpu(tensor));
+bool is_number(const Tensor& tensor) {
+  const Dtype dtype = tensor.scalar_type();
+  return dtype == kFloat || dtype == kDouble || dtype == kBFloat16 ||
+         (dtype == kHalf && on_gpu(tensor));
 }
 
-void refuse_workspace(int64_t bytes) {
-  TORCH_CHECK_WITH(OutOfMemoryError, false, "fudlr_ext: ", bytes,
-                   " bytes of workspace were asked for: the system has no more memory. Give fewer "
-                   "samples at a time, or free memory");
-}
+Dtype result_type(const Tensor& left) { return left.scalar_type() == kDouble ? kDouble : kFloat; }
 
-at::ScalarType result_type(const at::Tensor& left) {
-  return left.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tensor& right,
-                          const at::Tensor& offsets) {
+SampleShape check_samples(const char* op, const Tensor& left, const Tensor& right,
+                          const Tensor& offsets) {
   FUDLR_CHECK(
       left.dim() == 2 && right.dim() == 2, op, "left and right must be [T, a] and [T, b] here",
       text("their shapes are ", left.sizes(), " and ", right.sizes()),
@@ -103,7 +83,7 @@ SampleShape check_samples(const char* op, const at::Tensor& left, const at::Tens
   FUDLR_CHECK(left.size(0) == right.size(0), op, "left and right must have the same positions",
               text("left has ", left.size(0), ", right has ", right.size(0)),
               "Pass the factors of the same forward and backward pass");
-  const at::ScalarType dtype = left.scalar_type();
+  const Dtype dtype = left.scalar_type();
   FUDLR_CHECK(is_number(left), op, "left must be float32, float64 or bfloat16, or float16 on a GPU",
               text("it is ", dtype, " on ", left.device()), "Convert it with .float()");
   FUDLR_CHECK(right.scalar_type() == dtype, op, "left and right must have one dtype",
@@ -129,37 +109,34 @@ void check_offset_values(const char* op, const SampleShape& shape, const int64_t
   }
 }
 
-void check_vectors(const char* op, const SampleShape& shape, const at::Tensor& left,
-                   const at::Tensor& vectors) {
+void check_vectors(const char* op, const SampleShape& shape, const Tensor& left,
+                   const Tensor& vectors) {
   check_like(op, "vectors", "[k, a, b]", left, vectors, {shape.left, shape.right});
 }
 
-void check_weights(const char* op, const SampleShape& shape, const at::Tensor& left,
-                   const at::Tensor& weights) {
+void check_weights(const char* op, const SampleShape& shape, const Tensor& left,
+                   const Tensor& weights) {
   check_like(op, "weights", "[w, n]", left, weights, {shape.samples});
 }
 
-void check_stored_rows(const char* op, const at::Tensor& rows,
-                       const std::optional<at::Tensor>& scales) {
-  const at::ScalarType dtype = rows.scalar_type();
+void check_stored_rows(const char* op, const Tensor& rows, const OptionalTensor& scales) {
+  const Dtype dtype = rows.scalar_type();
   FUDLR_CHECK(rows.dim() == 2, op, "rows must be [n, p]", text("their shape is ", rows.sizes()),
               "Flatten each row");
-  FUDLR_CHECK(dtype == at::kChar || is_number(rows), op,
+  FUDLR_CHECK(dtype == kChar || is_number(rows), op,
               "rows must be float32, float64, bfloat16 or int8 with scales, or float16 on a GPU",
               text("they are ", dtype, " on ", rows.device()), "Convert them with .float()");
-  FUDLR_CHECK(scales.has_value() == (dtype == at::kChar), op,
-              "int8 rows have scales, and no others do",
+  FUDLR_CHECK(scales.has_value() == (dtype == kChar), op, "int8 rows have scales, and no others do",
               text("rows are ", dtype, ", scales are ", scales ? "given" : "missing"),
               "Give both as they were stored");
   if (scales) {
-    check_tensor(op, "scales", *scales, {rows.size(0), (rows.size(1) + 127) / 128}, at::kFloat,
-                 "rows", rows);
+    check_tensor(op, "scales", *scales, {rows.size(0), (rows.size(1) + 127) / 128}, kFloat, "rows",
+                 rows);
   }
 }
 
-void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& items,
-                     const std::optional<at::Tensor>& seen_offsets,
-                     const std::optional<at::Tensor>& seen_items) {
+void check_catalogue(const char* op, const Tensor& users, const Tensor& items,
+                     const OptionalTensor& seen_offsets, const OptionalTensor& seen_items) {
   FUDLR_CHECK(items.dim() == 2 && items.size(0) > 0, op, "items must be [M, w] with M > 0",
               text("their shape is ", items.sizes()), "Give one row for each");
   FUDLR_CHECK(
@@ -175,18 +152,17 @@ void check_catalogue(const char* op, const at::Tensor& users, const at::Tensor& 
   }
 }
 
-void check_top(const char* op, int64_t k, const at::Tensor& items) {
+void check_top(const char* op, int64_t k, const Tensor& items) {
   FUDLR_CHECK(k >= 0 && k <= items.size(0), op,
               text("k must lie in 0 to ", items.size(0), ", the number of items"),
               text("it is ", k), "Ask for fewer");
 }
 
-void check_tensor(const char* op, const char* name, const at::Tensor& given,
-                  at::IntArrayRef expected, at::ScalarType wanted, const char* like_name,
-                  const at::Tensor& like) {
-  bool fits = given.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; fits && i < expected.size(); ++i) {
-    fits = expected[i] < 0 || given.size(static_cast<int64_t>(i)) == expected[i];
+void check_tensor(const char* op, const char* name, const Tensor& given, const Numbers& expected,
+                  Dtype wanted, const char* like_name, const Tensor& like) {
+  bool fits = given.dim() == expected.count;
+  for (int64_t i = 0; fits && i < expected.count; ++i) {
+    fits = expected[i] < 0 || given.size(i) == expected[i];
   }
   FUDLR_CHECK(fits, op, text(name, " must have the shape ", expected, ", -1 being any size"),
               text("their shape is ", given.sizes()), "Reshape them, one to a row");

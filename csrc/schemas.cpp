@@ -4,12 +4,9 @@
 // length: sample i's gradient is G_i = Σ_t left_t right_tᵀ over its positions t, offsets[i] to
 // offsets[i+1]. For LoRA's A, left is scaling·Bᵀδ and right is x; for B, left is δ and right is
 // scaling·A x.
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/variable.h>
-#include <torch/library.h>
+#include "abi/library.h"
 
-TORCH_LIBRARY(fudlr, m) {
+FUDLR_LIBRARY(fudlr, m) {
   // G [n, a, b]
   m.def("sample_grads(Tensor left, Tensor right, Tensor offsets) -> Tensor");
   // <G_i, V_j> [n, k] for vectors [k, a, b], the gradients never stored
@@ -45,17 +42,18 @@ TORCH_LIBRARY(fudlr, m) {
 }
 
 // The backward pass of an op above; without an autograd rule of its own.
-TORCH_LIBRARY(fudlr_grad, m) {
-  // in users, items and values; empty where not needed
+FUDLR_LIBRARY(fudlr_grad, m) {
+  // in users, items and values, empty where not needed: of Σ_im ∂s_im s_im with
+  // ∂s_im = p_im (weights_i · C_m − shift_i)
   m.def(
       "catalogue_mean_backward(Tensor users, Tensor items, Tensor values, float scale, "
-      "Tensor? seen_offsets, Tensor? seen_items, Tensor mean, Tensor lse, Tensor grad_mean, "
-      "Tensor grad_lse, bool need_users, bool need_items, bool need_values) -> (Tensor, Tensor, "
-      "Tensor)");
+      "Tensor? seen_offsets, Tensor? seen_items, Tensor lse, Tensor weights, Tensor shift, "
+      "bool need_users, bool need_items, bool need_values) -> (Tensor, Tensor, Tensor)");
 }
 
-// Ops without an autograd rule, for the engine's own passes.
-TORCH_LIBRARY(fudlr_decoder, m) {
+// Ops for the engine's own passes. That they have no derivatives is registered in Python
+// (fudlr_ext/ops/_decoder.py).
+FUDLR_LIBRARY(fudlr_decoder, m) {
   // A transformer's decoder layers, position by position; tangents and cotangents have k rows a
   // position. Given a primal cotangent `delta` and tangents, a backward returns its derivative
   // along them. `spare`: columns left free to the right of every row of the result, for a product
@@ -91,7 +89,7 @@ TORCH_LIBRARY(fudlr_decoder, m) {
 }
 
 // Ops of a recording, without an autograd rule.
-TORCH_LIBRARY(fudlr_record, m) {
+FUDLR_LIBRARY(fudlr_record, m) {
   // rows [n, p] from `column` on += P G_i for directions P [q, a] of the left factor, else G_i Pᵀ
   m.def(
       "add_sketch(Tensor(a!) rows, Tensor left, Tensor right, Tensor offsets, Tensor directions, "
@@ -101,7 +99,7 @@ TORCH_LIBRARY(fudlr_record, m) {
 }
 
 // Ops without an autograd rule, for the training that fudlr unrolls; fudlr_ext/reference/unroll.py.
-TORCH_LIBRARY(fudlr_unroll, m) {
+FUDLR_LIBRARY(fudlr_unroll, m) {
   // A step of Adam on [d], its derivative and the transpose of that on changes [k, d]; options [10]
   // are its rate, betas, eps, both corrections, l2, clip, coupled decay, and what AdamW keeps.
   // mean and square are those before the step in the first, those after it in the others
@@ -129,46 +127,3 @@ TORCH_LIBRARY(fudlr_unroll, m) {
       "lora_views(Tensor total, Tensor shifts, Tensor theta, Tensor inverse_a, Tensor inverse_b, "
       "Tensor layers) -> Tensor");
 }
-
-// Where gradients or tangents of these are asked for, that is refused and not forgotten.
-TORCH_LIBRARY_IMPL(fudlr_unroll, Autograd, m) {
-  for (const char* op : {"adam_move", "adam_tangent", "adam_transposed", "lora_project",
-                         "lora_lift", "lora_seen", "lora_views"}) {
-    m.impl(op, torch::autograd::autogradNotImplementedFallback());
-  }
-}
-TORCH_LIBRARY_IMPL(fudlr_decoder, Autograd, m) {
-  for (const char* op :
-       {"rms_norm", "rms_norm_tangent", "rms_norm_backward", "swiglu", "swiglu_tangent",
-        "swiglu_backward", "attention", "attention_tangent", "attention_backward"}) {
-    m.impl(op, torch::autograd::autogradNotImplementedFallback());
-  }
-}
-TORCH_LIBRARY_IMPL(fudlr, Autograd, m) {
-  m.impl("catalogue_top", torch::autograd::autogradNotImplementedFallback());
-}
-
-namespace {
-
-// torch's fallbacks know of results alone, and this op has none.
-void rotate_heads(c10::DispatchKeySet keys, at::Tensor x, const at::Tensor& cos,
-                  const at::Tensor& sin, bool inverse) {
-  for (const at::Tensor& given : {x, cos, sin}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !(at::GradMode::is_enabled() && given.requires_grad()) && !given._fw_grad(0).defined(),
-        "the derivative for fudlr_decoder::rotate_heads is not implemented, nor is forward AD");
-  }
-  using Rotate = void(at::Tensor, const at::Tensor&, const at::Tensor&, bool);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fudlr_decoder::rotate_heads", "")
-                             .typed<Rotate>();
-  {
-    const at::AutoDispatchBelowAutograd guard;
-    op.redispatch(keys & c10::after_autograd_keyset, x, cos, sin, inverse);
-  }
-  torch::autograd::impl::bump_version(x);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(fudlr_decoder, Autograd, m) { m.impl("rotate_heads", &rotate_heads); }

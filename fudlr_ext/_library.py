@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
+import re
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-REBUILD = "Run `pip install --no-build-isolation .` in the source folder, or install the wheel"
+OLDEST = (2, 10)
+"""The first release of torch whose stable C ABI has all that the library calls."""
+
+FILE = Path(__file__).with_name("_C.abi3.so")
+INSTALL = "Run `pip install .` in the source folder, or install the wheel"
 
 
 def load() -> ModuleType:
-    """Return `fudlr_ext._C` after checking that it fits the torch that is imported."""
+    """Return `fudlr_ext._C`, which serves every torch since `OLDEST`."""
+    check_torch(torch.__version__)
+    # By its own name: one that an earlier version left for this Python alone would come before it.
+    found = spec_from_file_location("fudlr_ext._C", FILE)
+    if found is None or found.loader is None or not FILE.exists():
+        raise ImportError(f"fudlr_ext was imported: its compiled library is missing. {INSTALL}.")
     try:
-        library = importlib.import_module("fudlr_ext._C")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"fudlr_ext was imported: its compiled library is missing. {REBUILD} made for this "
-            "Python."
-        ) from error
+        library = module_from_spec(found)
+        found.loader.exec_module(library)
     except ImportError as error:
         raise ImportError(
             f"fudlr_ext was imported: its compiled library does not load with torch "
-            f"{torch.__version__} ({error}). {REBUILD} made for this torch."
+            f"{torch.__version__} ({error}). {INSTALL} made for this machine."
         ) from error
-    check_versions(library.torch_version, torch.__version__)
+    sys.modules["fudlr_ext._C"] = library
     try:
         library.isa()  # reads FUDLR_ISA: a wrong one is said here, not at the first product
     except ValueError as error:
@@ -32,13 +40,12 @@ def load() -> ModuleType:
     return library
 
 
-def check_versions(built: str, found: str) -> None:
-    """Raise ImportError where the library was built against another torch than `found`.
-
-    The part after a plus sign (cpu, cu130) names the same release's build and is not compared.
-    """
-    if built.partition("+")[0] != found.partition("+")[0]:
+def check_torch(found: str) -> None:
+    """Raise ImportError where torch is older than the library can do with."""
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers and tuple(map(int, numbers.groups())) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         raise ImportError(
-            f"fudlr_ext was imported with torch {found}: its compiled library was built against "
-            f"torch {built}. {REBUILD} made for this torch, or install torch=={built}."
+            f"fudlr_ext was imported with torch {found}: it needs torch {oldest} or later. Run "
+            f"`pip install 'torch>={oldest}'`."
         )

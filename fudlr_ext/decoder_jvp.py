@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fudlr_ext.decoder_layer import Joint, Pass, Use, ops
 from fudlr_ext.decoder_parts import gate_backward, gate_tangent
+from fudlr_ext.ops._decoder import without_autograd
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -139,6 +140,7 @@ class LayerTangents:
         out: The output's tangents, [T k, d].
     """
 
+    @without_autograd
     def __init__(self, run: Pass, turns: Turns, dx: Tensor | None) -> None:
         self.run, self.turns = run, turns
         self.k = turns[run.down].k
@@ -213,6 +215,7 @@ class LayerTangents:
         """Columns that the way back wants beside the joint's δ'."""
         return 0 if self.run.uses is None else joint.ranks[-1]
 
+    @without_autograd
     def back(self, change: Tensor, below: int | None) -> Tensor | None:
         """Go back with δ' of the output [T k, d], and free columns for second derivatives.
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from fudlr_ext.decoder_parts import HeadNorm, gate_backward, gated
 from fudlr_ext.layers import LoraLayer
+from fudlr_ext.ops._decoder import without_autograd
 from fudlr_ext.packed import Packed
 
 ops: Any = torch.ops.fudlr_decoder
@@ -213,6 +214,7 @@ class Pass:
         uses: What a backward pass found at every product, where it was kept.
     """
 
+    @without_autograd
     def __init__(self, layer: DecoderLayer, packed: Packed, x: Tensor) -> None:
         self.layer, self.packed, self.x = layer, packed, x
         self.uses: dict[Joint, Use] | None = None
@@ -336,6 +338,7 @@ class Pass:
             }
         return found
 
+    @without_autograd
     def keep(self, delta: Tensor, below: bool) -> Tensor | None:
         """Go back as `backward` does, and keep what it finds."""
         uses: dict[Joint, Use] = {}
@@ -344,6 +347,7 @@ class Pass:
         self.uses = uses
         return grad
 
+    @without_autograd
     def backward(self, take: Take, delta: Tensor, below: bool) -> Tensor | None:
         """Hand all uses to `take`; return the gradient of x [T, d] where it is wanted."""
         d, packed, (first, second) = self.x.shape[1], self.packed, self.norms

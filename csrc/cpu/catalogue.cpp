@@ -1,16 +1,11 @@
 // catalogue_mean, its backward, catalogue_share and catalogue_top on the CPU: tensors, threads,
 // registration.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <tuple>
 #include <vector>
 
+#include "abi/library.h"
 #include "checks.h"
 #include "cpu/catalogue_view.h"
 
@@ -21,14 +16,12 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // What the gradients hang on: g [n, c], shift [n] and lse [n], dense.
 struct CatalogueCotangents {
-  at::Tensor weights, shift, lse;
+  Tensor weights, shift, lse;
 };
 
 struct CatalogueWanted {
   bool users, items, values;
 };
-
-using CatalogueTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Joins a user's sums over some items, relative to the largest score `from[0]`, with those of
 // others.
@@ -43,7 +36,7 @@ void join_state(const double* from, int64_t size, double* to) {
 
 // Means and logarithms of some users.
 void mean_and_lse(const CatalogueArguments& given, const OptionalTensor& values, int64_t c,
-                  at::Tensor mean, at::Tensor lse) {
+                  Tensor mean, Tensor lse) {
   const int64_t n = given.users.size(0);
   const auto run = [&](const auto& kernels, auto in, auto real) {
     using Real = decltype(real);
@@ -88,9 +81,8 @@ void gradients(const CatalogueArguments& given, const OptionalTensor& values,
     const CatalogueView<In, Real> view(kernels, given, values, from.weights.size(1));
     const int64_t padded = (*view).padded;
     const int64_t at_once = catalogue_slots();
-    const at::Tensor partials =
-        at::empty({to_users ? at_once : 0, n, padded}, given.users.options());
-    const at::Tensor packed = at::empty({to_items ? n : 0, padded}, given.users.options());
+    const Tensor partials = empty({to_users ? at_once : 0, n, padded}, given.users);
+    const Tensor packed = empty({to_items ? n : 0, padded}, given.users);
     if (to_items) kernels.pack_users(*view, packed.mutable_data_ptr<Real>());
     Real* partial = partials.mutable_data_ptr<Real>();
     std::vector<double> total(to_users ? n * width : 0, 0);
@@ -122,11 +114,11 @@ void gradients(const CatalogueArguments& given, const OptionalTensor& values,
 }
 
 // p C [n, c] for values C [M, c], or for none with c = 0, and log Σ exp of the scores [n].
-std::tuple<at::Tensor, at::Tensor> catalogue_mean_and_lse(const CatalogueArguments& given,
-                                                          const OptionalTensor& values, int64_t c) {
+TwoTensors catalogue_mean_and_lse(const CatalogueArguments& given, const OptionalTensor& values,
+                                  int64_t c) {
   const int64_t n = given.users.size(0);
-  at::Tensor mean = at::empty({n, c}, given.users.options());
-  at::Tensor lse = at::empty({n}, given.users.options());
+  Tensor mean = empty({n, c}, given.users);
+  Tensor lse = empty({n}, given.users);
   for_users(given, 2 * (2 + c), [&](const CatalogueArguments& part, int64_t first, int64_t count) {
     mean_and_lse(part, values, c, mean.narrow(0, first, count), lse.narrow(0, first, count));
   });
@@ -134,16 +126,16 @@ std::tuple<at::Tensor, at::Tensor> catalogue_mean_and_lse(const CatalogueArgumen
 }
 
 // In users, items and values for ∂ℓ/∂s_im = p_im (g_i · C_m − shift_i); empty where not wanted.
-CatalogueTensors catalogue_gradients(const CatalogueArguments& given, const OptionalTensor& values,
-                                     const CatalogueCotangents& from, CatalogueWanted wanted) {
+ThreeTensors catalogue_gradients(const CatalogueArguments& given, const OptionalTensor& values,
+                                 const CatalogueCotangents& from, CatalogueWanted wanted) {
   const int64_t n = given.users.size(0), m = given.items.size(0), width = given.items.size(1);
   const int64_t c = from.weights.size(1);
-  const auto empty = [](bool needed, int64_t rows, int64_t columns, const at::Tensor& like) {
-    return at::empty({needed ? rows : 0, needed ? columns : 0}, like.options());
+  const auto made = [](bool needed, int64_t rows, int64_t columns, const Tensor& like) {
+    return empty({needed ? rows : 0, needed ? columns : 0}, like);
   };
-  at::Tensor to_users = empty(wanted.users, n, width, given.users);
-  at::Tensor to_items = empty(wanted.items, m, width, given.items);
-  at::Tensor to_values = empty(wanted.values, m, c, given.users);
+  Tensor to_users = made(wanted.users, n, width, given.users);
+  Tensor to_items = made(wanted.items, m, width, given.items);
+  Tensor to_values = made(wanted.values, m, c, given.users);
   OptionalTensor items = wanted.items ? OptionalTensor(to_items) : std::nullopt;
   OptionalTensor columns = wanted.values ? OptionalTensor(to_values) : std::nullopt;
   if (!wanted.users) {
@@ -164,10 +156,9 @@ CatalogueTensors catalogue_gradients(const CatalogueArguments& given, const Opti
   return {to_users, to_items, to_values};
 }
 
-std::tuple<at::Tensor, at::Tensor> catalogue_mean(const at::Tensor& users, const at::Tensor& items,
-                                                  const at::Tensor& values, double scale,
-                                                  const OptionalTensor& seen_offsets,
-                                                  const OptionalTensor& seen_items) {
+TwoTensors catalogue_mean(const Tensor& users, const Tensor& items, const Tensor& values,
+                          double scale, const OptionalTensor& seen_offsets,
+                          const OptionalTensor& seen_items) {
   constexpr const char* op = "catalogue_mean";
   const CatalogueArguments given{users, items, seen_offsets, seen_items, scale};
   check_catalogue(op, users, items, seen_offsets, seen_items);
@@ -175,38 +166,34 @@ std::tuple<at::Tensor, at::Tensor> catalogue_mean(const at::Tensor& users, const
   return catalogue_mean_and_lse(given, values, values.size(1));
 }
 
-CatalogueTensors catalogue_mean_backward(const at::Tensor& users, const at::Tensor& items,
-                                         const at::Tensor& values, double scale,
-                                         const OptionalTensor& seen_offsets,
-                                         const OptionalTensor& seen_items, const at::Tensor& mean,
-                                         const at::Tensor& lse, const at::Tensor& grad_mean,
-                                         const at::Tensor& grad_lse, bool need_users,
-                                         bool need_items, bool need_values) {
+ThreeTensors catalogue_mean_backward(const Tensor& users, const Tensor& items, const Tensor& values,
+                                     double scale, const OptionalTensor& seen_offsets,
+                                     const OptionalTensor& seen_items, const Tensor& lse,
+                                     const Tensor& weights, const Tensor& shift, bool need_users,
+                                     bool need_items, bool need_values) {
   constexpr const char* op = "catalogue_mean_backward";
   const CatalogueArguments given{users, items, seen_offsets, seen_items, scale};
   check_catalogue(op, users, items, seen_offsets, seen_items);
   const int64_t n = users.size(0);
   const int64_t c = values.size(1);
-  const at::ScalarType real = result_type(items);
+  const Dtype real = result_type(items);
   check_tensor(op, "values", values, {items.size(0), -1}, real, "items", items);
-  check_tensor(op, "mean", mean, {n, c}, real, "items", items);
   check_tensor(op, "lse", lse, {n}, real, "items", items);
-  check_tensor(op, "grad_mean", grad_mean, {n, c}, real, "items", items);
-  check_tensor(op, "grad_lse", grad_lse, {n}, real, "items", items);
-  const CatalogueCotangents from{grad_mean.contiguous(), grad_mean.mul(mean).sum(1).sub_(grad_lse),
-                                 lse.contiguous()};
+  check_tensor(op, "weights", weights, {n, c}, real, "items", items);
+  check_tensor(op, "shift", shift, {n}, real, "items", items);
+  const CatalogueCotangents from{weights.contiguous(), shift.contiguous(), lse.contiguous()};
   return catalogue_gradients(given, values, from, {need_users, need_items, need_values});
 }
 
-at::Tensor catalogue_share(const at::Tensor& users, const at::Tensor& items,
-                           const at::Tensor& weights, double scale,
-                           const OptionalTensor& seen_offsets, const OptionalTensor& seen_items) {
+Tensor catalogue_share(const Tensor& users, const Tensor& items, const Tensor& weights,
+                       double scale, const OptionalTensor& seen_offsets,
+                       const OptionalTensor& seen_items) {
   constexpr const char* op = "catalogue_share";
   const CatalogueArguments given{users, items, seen_offsets, seen_items, scale};
   check_catalogue(op, users, items, seen_offsets, seen_items);
   check_tensor(op, "weights", weights, {users.size(0), -1}, result_type(items), "items", items);
-  const at::Tensor lse = std::get<1>(catalogue_mean_and_lse(given, std::nullopt, 0));
-  const CatalogueCotangents from{weights.contiguous(), at::zeros_like(lse), lse};
+  const Tensor lse = std::get<1>(catalogue_mean_and_lse(given, std::nullopt, 0));
+  const CatalogueCotangents from{weights.contiguous(), zeros({lse.size(0)}, lse), lse};
   return std::get<2>(catalogue_gradients(given, std::nullopt, from, {false, false, true}));
 }
 
@@ -226,9 +213,8 @@ void merge(Real* scores, int64_t* items, const Real* more, const int64_t* more_i
   std::copy(merged_items.begin(), merged_items.end(), items);
 }
 
-// Lists of some users into scores and found_items [n, k], which hold none yet.
-void top_of_some(const CatalogueArguments& given, int64_t k, at::Tensor scores,
-                 at::Tensor found_items) {
+// Lists of some users into scores and found_items [n, k].
+void top_of_some(const CatalogueArguments& given, int64_t k, Tensor scores, Tensor found_items) {
   const int64_t n = given.users.size(0);
   const auto run = [&](const auto& kernels, auto in, auto real) {
     using Real = decltype(real);
@@ -238,6 +224,8 @@ void top_of_some(const CatalogueArguments& given, int64_t k, at::Tensor scores,
     std::vector<int64_t> found(at_once * n * k), merged_items(k);
     Real* best = scores.mutable_data_ptr<Real>();
     int64_t* best_items = found_items.mutable_data_ptr<int64_t>();
+    std::fill_n(best, n * k, static_cast<Real>(-kInfinity));
+    std::fill_n(best_items, n * k, -1);
     for_chunks(
         view, at_once,
         [&](int64_t begin, int64_t end, int64_t slot) {
@@ -255,16 +243,14 @@ void top_of_some(const CatalogueArguments& given, int64_t k, at::Tensor scores,
   dispatch(given.items.scalar_type(), FUDLR_TABLE(catalogue), run);
 }
 
-std::tuple<at::Tensor, at::Tensor> catalogue_top(const at::Tensor& users, const at::Tensor& items,
-                                                 int64_t k, const OptionalTensor& seen_offsets,
-                                                 const OptionalTensor& seen_items) {
+TwoTensors catalogue_top(const Tensor& users, const Tensor& items, int64_t k,
+                         const OptionalTensor& seen_offsets, const OptionalTensor& seen_items) {
   constexpr const char* op = "catalogue_top";
   const CatalogueArguments given{users, items, seen_offsets, seen_items, 1.0};
   check_catalogue(op, users, items, seen_offsets, seen_items);
   check_top(op, k, items);
   const int64_t n = users.size(0);
-  at::Tensor scores = at::full({n, k}, -kInfinity, users.options());
-  at::Tensor found_items = at::full({n, k}, -1, users.options().dtype(at::kLong));
+  Tensor scores = empty({n, k}, users), found_items = empty({n, k}, users, kLong);
   if (k == 0) return {scores, found_items};
   for_users(given, 2 * k, [&](const CatalogueArguments& part, int64_t first, int64_t count) {
     top_of_some(part, k, scores.narrow(0, first, count), found_items.narrow(0, first, count));
@@ -274,14 +260,14 @@ std::tuple<at::Tensor, at::Tensor> catalogue_top(const at::Tensor& users, const 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr, CPU, m) {
-  m.impl("catalogue_mean", &catalogue_mean);
-  m.impl("catalogue_share", &catalogue_share);
-  m.impl("catalogue_top", &catalogue_top);
+FUDLR_LIBRARY_IMPL(fudlr, CPU, m) {
+  m.impl<&catalogue_mean>("catalogue_mean");
+  m.impl<&catalogue_share>("catalogue_share");
+  m.impl<&catalogue_top>("catalogue_top");
 }
 
-TORCH_LIBRARY_IMPL(fudlr_grad, CPU, m) {
-  m.impl("catalogue_mean_backward", &catalogue_mean_backward);
+FUDLR_LIBRARY_IMPL(fudlr_grad, CPU, m) {
+  m.impl<&catalogue_mean_backward>("catalogue_mean_backward");
 }
 
 }  // namespace fudlr

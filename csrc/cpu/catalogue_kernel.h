@@ -11,6 +11,13 @@
 
 #include "cpu/sample_outer_kernel.h"
 
+// glibc 2.29 gave these another version, which nothing here depends on: with the first one the
+// library loads with any glibc since 2.17.
+#if defined(__x86_64__) && defined(__GLIBC__)
+__asm__(".symver exp,exp@GLIBC_2.2.5");
+__asm__(".symver log,log@GLIBC_2.2.5");
+#endif
+
 namespace fudlr {
 
 constexpr int64_t kItemTile = 240;             // items whose scores exist at one time

@@ -1,13 +1,10 @@
 // The catalogue as kernels want it, and its items shared out between threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
-#include <optional>
 #include <vector>
 
+#include "abi/parallel.h"
 #include "cpu/catalogue_kernel.h"
 #include "cpu/choose.h"
 
@@ -15,11 +12,10 @@ namespace fudlr {
 
 // Results of so many chunks a thread wait to be joined, so that fast threads need not.
 constexpr int64_t kSlotsPerThread = 2;
-using OptionalTensor = std::optional<at::Tensor>;
 
 struct CatalogueArguments {
-  const at::Tensor& users;
-  const at::Tensor& items;
+  const Tensor& users;
+  const Tensor& items;
   const OptionalTensor& seen_offsets;
   const OptionalTensor& seen_items;
   double scale;
@@ -31,13 +27,19 @@ class CatalogueView {
  public:
   CatalogueView(const CatalogueKernels<In, Real>& kernels, const CatalogueArguments& given,
                 const OptionalTensor& values, int64_t c)
-      : items_(with_dense_rows(given.items)),
-        values_(values ? values->contiguous() : at::Tensor()) {
+      : items_(with_dense_rows(given.items)), values_(values ? values->contiguous() : Tensor()) {
     const int64_t n = given.users.size(0);
     const int64_t width = given.items.size(1);
     const int64_t padded = kernels.padded(width);
-    users_ = at::zeros({n, padded}, given.users.options());
-    users_.narrow(1, 0, width).copy_(given.users).mul_(given.scale);
+    users_ = zeros({n, padded}, given.users);
+    const Real* from = given.users.template const_data_ptr<Real>();
+    Real* to = users_.template mutable_data_ptr<Real>();
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        to[i * padded + j] = from[i * given.users.stride(0) + j * given.users.stride(1)] *
+                             static_cast<Real>(given.scale);
+      }
+    }
     sort_seen(given, n);
     view_ = {users_.template const_data_ptr<Real>(),
              n,
@@ -60,7 +62,7 @@ class CatalogueView {
     if (!given.seen_offsets) return;
     offsets_ = given.seen_offsets->contiguous();
     const int64_t* offsets = offsets_.const_data_ptr<int64_t>();
-    const at::Tensor seen = given.seen_items->contiguous();
+    const Tensor seen = given.seen_items->contiguous();
     const int64_t* data = seen.const_data_ptr<int64_t>();
     seen_.assign(data, data + seen.numel());
     for (int64_t i = 0; i < n; ++i) {
@@ -68,7 +70,7 @@ class CatalogueView {
     }
   }
 
-  at::Tensor items_, values_, users_, offsets_;
+  Tensor items_, values_, users_, offsets_;
   std::vector<int64_t> seen_;
   Catalogue<In, Real> view_;
 };
@@ -78,7 +80,7 @@ constexpr int64_t kWaiting = 1 << 26;
 
 // How many chunks' results exist at one time.
 inline int64_t catalogue_slots() {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = num_threads();
   return threads == 1 ? 1 : threads * kSlotsPerThread;
 }
 
@@ -91,7 +93,7 @@ void for_users(const CatalogueArguments& given, int64_t numbers, Run run) {
   const int64_t most =
       std::max<int64_t>(1, kWaiting / (catalogue_slots() * std::max<int64_t>(1, numbers)));
   if (n <= most) return run(given, 0, n);
-  const at::Tensor items = with_dense_rows(given.items);  // once for all
+  const Tensor items = with_dense_rows(given.items);  // once for all
   for (int64_t first = 0; first < n; first += most) {
     const int64_t count = std::min(most, n - first);
     const OptionalTensor offsets =
@@ -112,7 +114,7 @@ void for_chunks(const AnyView& view, int64_t at_once, Work work, Join join) {
   const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, view.chunk_work()));
   for (int64_t first = 0; first < chunks; first += at_once) {
     const int64_t wave = std::min(at_once, chunks - first);
-    at::parallel_for(0, wave, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, wave, grain, [&](int64_t begin, int64_t end) {
       for (int64_t slot = begin; slot < end; ++slot) {
         const int64_t start = (first + slot) * kItemChunk;
         work(start, std::min(start + kItemChunk, count), slot);

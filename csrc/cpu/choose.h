@@ -2,9 +2,8 @@
 // the types to call it with, and rows that kernels can read.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
+#include "abi/errors.h"
+#include "abi/tensor.h"
 #include "cpu/isa.h"
 #include "cpu/sample_outer_kernel.h"
 
@@ -25,26 +24,20 @@ constexpr int64_t kThreadWork = 1 << 17;
 
 // Calls run(kernels, In{}, Real{}) for a dtype, out of a table of kernels for each.
 template <typename Table, typename Run>
-void dispatch(at::ScalarType dtype, const Table& table, Run run) {
-  switch (dtype) {
-    case at::kDouble:
-      return run(table.f64, double{}, double{});
-    case at::kBFloat16:
-      return run(table.bf16, Bfloat16{}, float{});
-    case at::kFloat:
-      return run(table.f32, float{}, float{});
-    default:
-      TORCH_CHECK_VALUE(false, "fudlr_ext has no CPU kernel for ", dtype);
-  }
+void dispatch(Dtype dtype, const Table& table, Run run) {
+  if (dtype == kDouble) return run(table.f64, double{}, double{});
+  if (dtype == kBFloat16) return run(table.bf16, Bfloat16{}, float{});
+  FUDLR_CHECK_VALUE(dtype == kFloat, "fudlr_ext has no CPU kernel for ", dtype);
+  run(table.f32, float{}, float{});
 }
 
 // Rows one after the other with any stride, the elements of a row without a gap.
-inline at::Tensor with_dense_rows(const at::Tensor& factor) {
+inline Tensor with_dense_rows(const Tensor& factor) {
   return factor.size(1) <= 1 || factor.stride(1) == 1 ? factor : factor.contiguous();
 }
 
 template <typename In>
-Factor<In> factor(const at::Tensor& rows) {
+Factor<In> factor(const Tensor& rows) {
   return {static_cast<const In*>(rows.const_data_ptr()), rows.stride(0), rows.size(1)};
 }
 

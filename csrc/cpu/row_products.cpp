@@ -1,13 +1,8 @@
 // row_dots, row_sums and row_gram on the CPU: tensors, threads and registration.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <algorithm>
-#include <optional>
-#include <tuple>
 
+#include "abi/library.h"
+#include "abi/parallel.h"
 #include "checks.h"
 #include "cpu/choose.h"
 #include "cpu/row_products_kernel.h"
@@ -21,8 +16,8 @@ constexpr int64_t kChunksPerThread = 4;
 // Rows and scales that stay alive and dense for the call.
 class Rows {
  public:
-  Rows(const at::Tensor& rows, const std::optional<at::Tensor>& scales)
-      : rows_(with_dense_rows(rows)), scales_(scales ? with_dense_rows(*scales) : at::Tensor()) {}
+  Rows(const Tensor& rows, const OptionalTensor& scales)
+      : rows_(with_dense_rows(rows)), scales_(scales ? with_dense_rows(*scales) : Tensor()) {}
 
   int64_t count() const { return rows_.size(0); }
 
@@ -38,13 +33,13 @@ class Rows {
   }
 
  private:
-  at::Tensor rows_, scales_;
+  Tensor rows_, scales_;
 };
 
 template <typename Run>
-void dispatch_rows(const at::Tensor& rows, Run run) {
+void dispatch_rows(const Tensor& rows, Run run) {
   const RowProductsTable& table = FUDLR_TABLE(row_products);
-  if (rows.scalar_type() == at::kChar) {
+  if (rows.scalar_type() == kChar) {
     run(table.int8, Int8{}, float{});
   } else {
     dispatch(rows.scalar_type(), table, run);
@@ -55,34 +50,33 @@ void dispatch_rows(const at::Tensor& rows, Run run) {
 template <typename Real>
 void join(const Real* partial, int64_t chunks, int64_t lines, int64_t line, int64_t p,
           double* totals) {
-  at::parallel_for(0, lines, std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, p * chunks)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                       for (int64_t j = begin; j < end; ++j) {
-                         const Real* from = partial + (chunk * lines + j) * line;
-                         for (int64_t c = 0; c < p; ++c) totals[j * p + c] += from[c];
-                       }
-                     }
-                   });
+  parallel_for(0, lines, std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, p * chunks)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                   for (int64_t j = begin; j < end; ++j) {
+                     const Real* from = partial + (chunk * lines + j) * line;
+                     for (int64_t c = 0; c < p; ++c) totals[j * p + c] += from[c];
+                   }
+                 }
+               });
 }
 
 // Goes through all rows. Chunks are shared out; their sums join the totals in the rows' order,
 // so that no number depends on the threads.
 template <typename In, typename Real>
 void pass(const RowKernels<In, Real>& kernels, const StoredRows<In>& rows,
-          const RowTask<Real>& task, const at::TensorOptions& options, double* totals) {
+          const RowTask<Real>& task, const Tensor& like, double* totals) {
   const int64_t chunks = (rows.count + kRowChunk - 1) / kRowChunk;
   const int64_t line = kernels.line_size(rows.size);
   const int64_t work = std::max<int64_t>(1, kRowChunk * rows.size * task.lines);
   const int64_t grain = std::max<int64_t>(1, kThreadWork / work);
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t wave = !task.sums ? chunks : threads == 1 ? 1 : threads * kChunksPerThread;
-  at::Tensor partials =
-      at::empty({task.sums ? std::min(wave, chunks) : 0, task.lines, line}, options);
+  Tensor partials = empty({task.sums ? std::min(wave, chunks) : 0, task.lines, line}, like);
   Real* partial = partials.mutable_data_ptr<Real>();
   for (int64_t first = 0; first < chunks; first += wave) {
     const int64_t count = std::min(wave, chunks - first);
-    at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = (first + i) * kRowChunk;
         kernels.chunk(rows, task, row, std::min(row + kRowChunk, rows.count),
@@ -95,96 +89,88 @@ void pass(const RowKernels<In, Real>& kernels, const StoredRows<In>& rows,
 
 // Vectors [k, p] in the kernels' order.
 template <typename In, typename Real>
-at::Tensor packed(const RowKernels<In, Real>& kernels, const at::Tensor& vectors) {
-  const at::Tensor dense = with_dense_rows(vectors);
-  at::Tensor out =
-      at::empty({vectors.size(0), kernels.line_size(vectors.size(1))}, vectors.options());
+Tensor packed(const RowKernels<In, Real>& kernels, const Tensor& vectors) {
+  const Tensor dense = with_dense_rows(vectors);
+  Tensor out = empty({vectors.size(0), kernels.line_size(vectors.size(1))}, vectors);
   kernels.pack(dense.const_data_ptr<Real>(), dense.stride(0), dense.size(0), dense.size(1),
                out.mutable_data_ptr<Real>());
   return out;
 }
 
-void check_vectors_of(const char* op, const at::Tensor& rows,
-                      const std::optional<at::Tensor>& scales, const at::Tensor& vectors) {
+void check_vectors_of(const char* op, const Tensor& rows, const OptionalTensor& scales,
+                      const Tensor& vectors) {
   check_stored_rows(op, rows, scales);
   check_tensor(op, "vectors", vectors, {-1, rows.size(1)}, result_type(rows), "rows", rows);
 }
 
-at::Tensor row_dots(const at::Tensor& rows, const at::Tensor& vectors,
-                    const std::optional<at::Tensor>& scales) {
+Tensor row_dots(const Tensor& rows, const Tensor& vectors, const OptionalTensor& scales) {
   check_vectors_of("row_dots", rows, scales, vectors);
-  at::Tensor dots = at::zeros({rows.size(0), vectors.size(0)}, vectors.options());
+  Tensor dots = zeros({rows.size(0), vectors.size(0)}, vectors);
   if (dots.numel() == 0) return dots;
   const Rows view(rows, scales);
   dispatch_rows(rows, [&](const auto& kernels, auto in, auto real) {
     using Real = decltype(real);
-    const at::Tensor lines = packed(kernels, vectors);
+    const Tensor lines = packed(kernels, vectors);
     const RowTask<Real> task{vectors.size(0),
                              lines.const_data_ptr<Real>(),
                              dots.mutable_data_ptr<Real>(),
                              nullptr,
                              0,
                              false};
-    pass(kernels, view.view<decltype(in)>(), task, vectors.options(), nullptr);
+    pass(kernels, view.view<decltype(in)>(), task, vectors, nullptr);
   });
   return dots;
 }
 
-at::Tensor row_sums(const at::Tensor& rows, const at::Tensor& weights,
-                    const std::optional<at::Tensor>& scales) {
+Tensor row_sums(const Tensor& rows, const Tensor& weights, const OptionalTensor& scales) {
   constexpr const char* op = "row_sums";
   check_stored_rows(op, rows, scales);
   check_tensor(op, "weights", weights, {-1, rows.size(0)}, result_type(rows), "rows", rows);
-  at::Tensor sums =
-      at::zeros({weights.size(0), rows.size(1)}, weights.options().dtype(at::kDouble));
+  Tensor sums = zeros({weights.size(0), rows.size(1)}, weights, kDouble);
   if (sums.numel() == 0) return sums;
   const Rows view(rows, scales);
-  const at::Tensor dense = with_dense_rows(weights);
+  const Tensor dense = with_dense_rows(weights);
   dispatch_rows(rows, [&](const auto& kernels, auto in, auto real) {
     using Real = decltype(real);
     const RowTask<Real> task{weights.size(0), nullptr, nullptr, dense.const_data_ptr<Real>(),
                              dense.stride(0), true};
-    pass(kernels, view.view<decltype(in)>(), task, weights.options(),
-         sums.mutable_data_ptr<double>());
+    pass(kernels, view.view<decltype(in)>(), task, weights, sums.mutable_data_ptr<double>());
   });
   return sums;
 }
 
-std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows, const at::Tensor& vectors,
-                                            const std::optional<at::Tensor>& weights,
-                                            const std::optional<at::Tensor>& scales) {
+TwoTensors row_gram(const Tensor& rows, const Tensor& vectors, const OptionalTensor& weights,
+                    const OptionalTensor& scales) {
   constexpr const char* op = "row_gram";
   check_vectors_of(op, rows, scales, vectors);
   if (weights) {
     check_tensor(op, "weights", *weights, {rows.size(0)}, result_type(rows), "rows", rows);
   }
-  at::Tensor dots = at::zeros({rows.size(0), vectors.size(0)}, vectors.options());
-  at::Tensor sums =
-      at::zeros({vectors.size(0), rows.size(1)}, vectors.options().dtype(at::kDouble));
+  Tensor dots = zeros({rows.size(0), vectors.size(0)}, vectors);
+  Tensor sums = zeros({vectors.size(0), rows.size(1)}, vectors, kDouble);
   if (dots.numel() == 0) return {dots, sums};
   const Rows view(rows, scales);
-  const at::Tensor dense = weights ? weights->contiguous() : at::Tensor();
+  const Tensor dense = weights ? weights->contiguous() : Tensor();
   dispatch_rows(rows, [&](const auto& kernels, auto in, auto real) {
     using Real = decltype(real);
-    const at::Tensor lines = packed(kernels, vectors);
+    const Tensor lines = packed(kernels, vectors);
     const RowTask<Real> task{vectors.size(0),
                              lines.const_data_ptr<Real>(),
                              dots.mutable_data_ptr<Real>(),
                              weights ? dense.const_data_ptr<Real>() : nullptr,
                              0,
                              true};
-    pass(kernels, view.view<decltype(in)>(), task, vectors.options(),
-         sums.mutable_data_ptr<double>());
+    pass(kernels, view.view<decltype(in)>(), task, vectors, sums.mutable_data_ptr<double>());
   });
   return {dots, sums};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr, CPU, m) {
-  m.impl("row_dots", &row_dots);
-  m.impl("row_sums", &row_sums);
-  m.impl("row_gram", &row_gram);
+FUDLR_LIBRARY_IMPL(fudlr, CPU, m) {
+  m.impl<&row_dots>("row_dots");
+  m.impl<&row_sums>("row_sums");
+  m.impl<&row_gram>("row_gram");
 }
 
 }  // namespace fudlr

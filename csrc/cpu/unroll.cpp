@@ -1,13 +1,10 @@
 // The ops of an unrolled training on the CPU: tensors, threads and registration.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
-#include <tuple>
 #include <vector>
 
+#include "abi/library.h"
+#include "abi/parallel.h"
 #include "checks.h"
 #include "cpu/choose.h"
 #include "cpu/unroll_kernel.h"
@@ -15,11 +12,9 @@
 namespace fudlr {
 namespace {
 
-using States = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
 // Checks that `given` is [d], or lines [k, d], like `like`; returns it without gaps.
-at::Tensor lines(const char* op, const char* name, const at::Tensor& given, int64_t k, int64_t d,
-                 const at::Tensor& like) {
+Tensor lines(const char* op, const char* name, const Tensor& given, int64_t k, int64_t d,
+             const Tensor& like) {
   if (k < 0) {
     check_tensor(op, name, given, {d}, like.scalar_type(), "theta", like);
   } else {
@@ -28,18 +23,18 @@ at::Tensor lines(const char* op, const char* name, const at::Tensor& given, int6
   return given.contiguous();
 }
 
-AdamOptions options_of(const char* op, const at::Tensor& given) {
-  check_tensor(op, "options", given, {10}, at::kDouble, "options", given);
-  const at::Tensor dense = given.contiguous();
+AdamOptions options_of(const char* op, const Tensor& given) {
+  check_tensor(op, "options", given, {10}, kDouble, "options", given);
+  const Tensor dense = given.contiguous();
   const double* o = dense.const_data_ptr<double>();
   return {o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], o[9]};
 }
 
 template <typename Run>
-void dispatch_real(const at::Tensor& like, Run run) {
+void dispatch_real(const Tensor& like, Run run) {
   const UnrollTable& table = FUDLR_TABLE(unroll);
-  if (like.scalar_type() == at::kDouble) return run(table.f64, double{});
-  TORCH_CHECK_VALUE(like.scalar_type() == at::kFloat, "fudlr_unroll has no CPU kernel for ",
+  if (like.scalar_type() == kDouble) return run(table.f64, double{});
+  FUDLR_CHECK_VALUE(like.scalar_type() == kFloat, "fudlr_unroll has no CPU kernel for ",
                     like.scalar_type());
   run(table.f32, float{});
 }
@@ -47,10 +42,10 @@ void dispatch_real(const at::Tensor& like, Run run) {
 // Theta, start and gradient [d], and a mean and square beside them, without gaps.
 class Place {
  public:
-  Place(const char* op, const at::Tensor& theta, const at::Tensor& mean, const at::Tensor& square,
-        const at::Tensor& gradient, const at::Tensor& start) {
+  Place(const char* op, const Tensor& theta, const Tensor& mean, const Tensor& square,
+        const Tensor& gradient, const Tensor& start) {
     const int64_t d = theta.numel();
-    const at::Tensor* given[] = {&theta, &start, &gradient, &mean, &square};
+    const Tensor* given[] = {&theta, &start, &gradient, &mean, &square};
     const char* names[] = {"theta", "start", "gradient", "mean", "square"};
     for (int i = 0; i < 5; ++i) tensors_[i] = lines(op, names[i], *given[i], -1, d, theta);
   }
@@ -62,16 +57,16 @@ class Place {
   }
 
  private:
-  at::Tensor tensors_[5];
+  Tensor tensors_[5];
 };
 
-States adam_move(const at::Tensor& theta, const at::Tensor& mean, const at::Tensor& square,
-                 const at::Tensor& gradient, const at::Tensor& start, const at::Tensor& options) {
+ThreeTensors adam_move(const Tensor& theta, const Tensor& mean, const Tensor& square,
+                       const Tensor& gradient, const Tensor& start, const Tensor& options) {
   constexpr const char* op = "adam_move";
   const Place place(op, theta, mean, square, gradient, start);
   const AdamOptions with = options_of(op, options);
-  const auto result = [&] { return at::empty(theta.sizes(), theta.options()); };
-  const States after{result(), result(), result()};
+  const auto result = [&] { return empty(theta.sizes(), theta); };
+  const ThreeTensors after{result(), result(), result()};
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     const AdamPlace<Real> at = place.view<Real>();
@@ -80,7 +75,7 @@ States adam_move(const at::Tensor& theta, const at::Tensor& mean, const at::Tens
     const AdamLines<Real> to{std::get<0>(after).mutable_data_ptr<Real>(),
                              std::get<1>(after).mutable_data_ptr<Real>(),
                              std::get<2>(after).mutable_data_ptr<Real>()};
-    at::parallel_for(0, at.d, kThreadWork, [&](int64_t begin, int64_t end) {
+    parallel_for(0, at.d, kThreadWork, [&](int64_t begin, int64_t end) {
       kernels.move(with, at, factor, begin, end, to);
     });
   });
@@ -89,8 +84,8 @@ States adam_move(const at::Tensor& theta, const at::Tensor& mean, const at::Tens
 
 // Changes of a state [k, d] without gaps.
 struct Lines {
-  Lines(const char* op, const at::Tensor& theta, const at::Tensor& mean, const at::Tensor& square,
-        const at::Tensor& like)
+  Lines(const char* op, const Tensor& theta, const Tensor& mean, const Tensor& square,
+        const Tensor& like)
       : k(theta.dim() == 2 ? theta.size(0) : -2),
         tensors{
             lines(op, "change of theta", theta, std::max<int64_t>(k, 0), like.numel(), like),
@@ -104,13 +99,13 @@ struct Lines {
   }
 
   int64_t k;
-  at::Tensor tensors[3];
+  Tensor tensors[3];
 };
 
 // Runs `act`(kernels, step, factor, dots, only dots): once, or first for the dots that the clipped
 // gradient's norm needs.
 template <typename Act>
-void derivative(const at::Tensor& theta, const Place& place, const AdamOptions& with, int64_t k,
+void derivative(const Tensor& theta, const Place& place, const AdamOptions& with, int64_t k,
                 Act act) {
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
@@ -127,17 +122,17 @@ void derivative(const at::Tensor& theta, const Place& place, const AdamOptions& 
   });
 }
 
-States adam_tangent(const at::Tensor& d_theta, const at::Tensor& d_mean, const at::Tensor& d_square,
-                    const at::Tensor& change, const at::Tensor& theta, const at::Tensor& mean,
-                    const at::Tensor& square, const at::Tensor& gradient, const at::Tensor& start,
-                    const at::Tensor& options) {
+ThreeTensors adam_tangent(const Tensor& d_theta, const Tensor& d_mean, const Tensor& d_square,
+                          const Tensor& change, const Tensor& theta, const Tensor& mean,
+                          const Tensor& square, const Tensor& gradient, const Tensor& start,
+                          const Tensor& options) {
   constexpr const char* op = "adam_tangent";
   const Place place(op, theta, mean, square, gradient, start);
   const AdamOptions with = options_of(op, options);
   const Lines before(op, d_theta, d_mean, d_square, theta);
-  const at::Tensor given = lines(op, "change", change, before.k, theta.numel(), theta);
-  const auto result = [&] { return at::empty({before.k, theta.numel()}, theta.options()); };
-  const States after{result(), result(), result()};
+  const Tensor given = lines(op, "change", change, before.k, theta.numel(), theta);
+  const auto result = [&] { return empty({before.k, theta.numel()}, theta); };
+  const ThreeTensors after{result(), result(), result()};
   derivative(theta, place, with, before.k,
              [&]<typename Real>(const UnrollKernels<Real>& kernels, const AdamPlace<Real>& at,
                                 double factor, double* dots, bool only_dots) {
@@ -150,17 +145,15 @@ States adam_tangent(const at::Tensor& d_theta, const at::Tensor& d_mean, const a
   return after;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> adam_transposed(
-    const at::Tensor& d_theta, const at::Tensor& d_mean, const at::Tensor& d_square,
-    const at::Tensor& theta, const at::Tensor& mean, const at::Tensor& square,
-    const at::Tensor& gradient, const at::Tensor& start, const at::Tensor& options) {
+FourTensors adam_transposed(const Tensor& d_theta, const Tensor& d_mean, const Tensor& d_square,
+                            const Tensor& theta, const Tensor& mean, const Tensor& square,
+                            const Tensor& gradient, const Tensor& start, const Tensor& options) {
   constexpr const char* op = "adam_transposed";
   const Place place(op, theta, mean, square, gradient, start);
   const AdamOptions with = options_of(op, options);
   const Lines later(op, d_theta, d_mean, d_square, theta);
-  const auto result = [&] { return at::empty({later.k, theta.numel()}, theta.options()); };
-  const std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> out{result(), result(), result(),
-                                                                       result()};
+  const auto result = [&] { return empty({later.k, theta.numel()}, theta); };
+  const FourTensors out{result(), result(), result(), result()};
   derivative(theta, place, with, later.k,
              [&]<typename Real>(const UnrollKernels<Real>& kernels, const AdamPlace<Real>& at,
                                 double factor, double* dots, bool only_dots) {
@@ -177,20 +170,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> adam_transposed(
 template <typename Run>
 void for_rows(int64_t rows, int64_t work, Run run) {
   const int64_t each = std::max<int64_t>(1, work / std::max<int64_t>(1, rows));
-  at::parallel_for(0, rows, std::max<int64_t>(1, kThreadWork / each), run);
+  parallel_for(0, rows, std::max<int64_t>(1, kThreadWork / each), run);
 }
 
 void check_span(const char* op, int64_t first, int64_t count, int64_t size) {
-  TORCH_CHECK_VALUE(first >= 0 && count >= 0 && first <= size - count, op,
+  FUDLR_CHECK_VALUE(first >= 0 && count >= 0 && first <= size - count, op,
                     ": a matrix of the table does not lie within its array");
 }
 
 // The table of a projection, its matrices within their arrays.
-at::Tensor sketch_table(const char* op, const at::Tensor& table, const at::Tensor& factors,
-                        const at::Tensor& like, int64_t d, int64_t p) {
-  check_tensor(op, "table", table, {-1, 7}, at::kLong, "table", table);
+Tensor sketch_table(const char* op, const Tensor& table, const Tensor& factors, const Tensor& like,
+                    int64_t d, int64_t p) {
+  check_tensor(op, "table", table, {-1, 7}, kLong, "table", table);
   check_tensor(op, "factors", factors, {-1}, like.scalar_type(), "vectors", like);
-  const at::Tensor dense = table.contiguous();
+  const Tensor dense = table.contiguous();
   const auto* row = reinterpret_cast<const SketchedMatrix*>(dense.const_data_ptr<int64_t>());
   for (int64_t i = 0; i < table.size(0); ++i, ++row) {
     check_span(op, row->flat, row->rows * row->columns, d);
@@ -203,13 +196,13 @@ at::Tensor sketch_table(const char* op, const at::Tensor& table, const at::Tenso
 
 // `act`(kernels, matrices, begin, end, factors, from, to) of all matrices: S v or Sᵀ s.
 template <typename Act>
-at::Tensor sketched(const char* op, const at::Tensor& given, int64_t from, const at::Tensor& table,
-                    const at::Tensor& factors, int64_t d, int64_t p, Act act) {
+Tensor sketched(const char* op, const Tensor& given, int64_t from, const Tensor& table,
+                const Tensor& factors, int64_t d, int64_t p, Act act) {
   check_tensor(op, "vectors", given, {-1, from}, given.scalar_type(), "vectors", given);
-  const at::Tensor matrices = sketch_table(op, table, factors, given, d, p);
-  const at::Tensor dense = given.contiguous(), sides = factors.contiguous();
+  const Tensor matrices = sketch_table(op, table, factors, given, d, p);
+  const Tensor dense = given.contiguous(), sides = factors.contiguous();
   const int64_t k = given.size(0);
-  at::Tensor out = at::zeros({k, from == d ? p : d}, given.options());
+  Tensor out = zeros({k, from == d ? p : d}, given);
   if (k == 0) return out;
   dispatch_real(given, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
@@ -222,8 +215,7 @@ at::Tensor sketched(const char* op, const at::Tensor& given, int64_t from, const
   return out;
 }
 
-at::Tensor lora_project(const at::Tensor& vectors, const at::Tensor& factors,
-                        const at::Tensor& table, int64_t p) {
+Tensor lora_project(const Tensor& vectors, const Tensor& factors, const Tensor& table, int64_t p) {
   const int64_t d = vectors.dim() == 2 ? vectors.size(1) : -1, k = vectors.size(0);
   return sketched("lora_project", vectors, d, table, factors, d, p,
                   [=](const auto& kernels, const SketchedMatrix* rows, int64_t begin, int64_t end,
@@ -231,8 +223,7 @@ at::Tensor lora_project(const at::Tensor& vectors, const at::Tensor& factors,
                       auto* to) { kernels.project(rows, begin, end, sides, from, k, d, p, to); });
 }
 
-at::Tensor lora_lift(const at::Tensor& sketches, const at::Tensor& factors, const at::Tensor& table,
-                     int64_t d) {
+Tensor lora_lift(const Tensor& sketches, const Tensor& factors, const Tensor& table, int64_t d) {
   const int64_t p = sketches.dim() == 2 ? sketches.size(1) : -1, k = sketches.size(0);
   return sketched("lora_lift", sketches, p, table, factors, d, p,
                   [=](const auto& kernels, const SketchedMatrix* rows, int64_t begin, int64_t end,
@@ -243,12 +234,12 @@ at::Tensor lora_lift(const at::Tensor& sketches, const at::Tensor& factors, cons
 // θ [d], the inverses and the table of layers, within their arrays and without gaps.
 class Point {
  public:
-  Point(const char* op, const at::Tensor& theta, const at::Tensor& inverse_a,
-        const at::Tensor& inverse_b, const at::Tensor& layers)
+  Point(const char* op, const Tensor& theta, const Tensor& inverse_a, const Tensor& inverse_b,
+        const Tensor& layers)
       : theta_(lines(op, "theta", theta, -1, theta.numel(), theta)),
         inverse_a_(lines(op, "inverse of A", inverse_a, -1, inverse_a.numel(), theta)),
         inverse_b_(lines(op, "inverse of B", inverse_b, -1, inverse_a.numel(), theta)) {
-    check_tensor(op, "layers", layers, {-1, 5}, at::kLong, "layers", layers);
+    check_tensor(op, "layers", layers, {-1, 5}, kLong, "layers", layers);
     layers_ = layers.contiguous();
     int64_t squares = 0;
     for (int64_t i = 0; i < count(); ++i) {
@@ -275,16 +266,16 @@ class Point {
     return reinterpret_cast<const LoraLayer*>(layers_.const_data_ptr<int64_t>());
   }
 
-  at::Tensor theta_, inverse_a_, inverse_b_, layers_;
+  Tensor theta_, inverse_a_, inverse_b_, layers_;
   int64_t work_ = 0;
 };
 
-at::Tensor lora_seen(const at::Tensor& shift, const at::Tensor& theta, const at::Tensor& inverse_a,
-                     const at::Tensor& inverse_b, const at::Tensor& layers) {
+Tensor lora_seen(const Tensor& shift, const Tensor& theta, const Tensor& inverse_a,
+                 const Tensor& inverse_b, const Tensor& layers) {
   constexpr const char* op = "lora_seen";
   const Point point(op, theta, inverse_a, inverse_b, layers);
-  const at::Tensor given = lines(op, "shift", shift, -1, theta.numel(), theta);
-  at::Tensor out = given.clone();
+  const Tensor given = lines(op, "shift", shift, -1, theta.numel(), theta);
+  Tensor out = given.clone();
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_rows(point.count(), point.work(), [&](int64_t begin, int64_t end) {
@@ -295,15 +286,14 @@ at::Tensor lora_seen(const at::Tensor& shift, const at::Tensor& theta, const at:
   return out;
 }
 
-at::Tensor lora_views(const at::Tensor& total, const at::Tensor& shifts, const at::Tensor& theta,
-                      const at::Tensor& inverse_a, const at::Tensor& inverse_b,
-                      const at::Tensor& layers) {
+Tensor lora_views(const Tensor& total, const Tensor& shifts, const Tensor& theta,
+                  const Tensor& inverse_a, const Tensor& inverse_b, const Tensor& layers) {
   constexpr const char* op = "lora_views";
   const Point point(op, theta, inverse_a, inverse_b, layers);
-  const at::Tensor views = lines(op, "total", total, -1, theta.numel(), theta);
+  const Tensor views = lines(op, "total", total, -1, theta.numel(), theta);
   const int64_t k = shifts.dim() == 2 ? shifts.size(0) : 0;
-  const at::Tensor given = lines(op, "shifts", shifts, k, theta.numel(), theta);
-  at::Tensor out = at::zeros({k, theta.numel()}, theta.options());
+  const Tensor given = lines(op, "shifts", shifts, k, theta.numel(), theta);
+  Tensor out = zeros({k, theta.numel()}, theta);
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
     for_rows(point.count(), (4 * k + 4) * point.work(), [&](int64_t begin, int64_t end) {
@@ -316,14 +306,14 @@ at::Tensor lora_views(const at::Tensor& total, const at::Tensor& shifts, const a
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fudlr_unroll, CPU, m) {
-  m.impl("adam_move", &adam_move);
-  m.impl("adam_tangent", &adam_tangent);
-  m.impl("adam_transposed", &adam_transposed);
-  m.impl("lora_project", &lora_project);
-  m.impl("lora_lift", &lora_lift);
-  m.impl("lora_seen", &lora_seen);
-  m.impl("lora_views", &lora_views);
+FUDLR_LIBRARY_IMPL(fudlr_unroll, CPU, m) {
+  m.impl<&adam_move>("adam_move");
+  m.impl<&adam_tangent>("adam_tangent");
+  m.impl<&adam_transposed>("adam_transposed");
+  m.impl<&lora_project>("lora_project");
+  m.impl<&lora_lift>("lora_lift");
+  m.impl<&lora_seen>("lora_seen");
+  m.impl<&lora_views>("lora_views");
 }
 
 }  // namespace fudlr

@@ -59,9 +59,13 @@ int64_t chunk_items(int64_t k) { return max_of(kItemChunk, blocks(k, kSide) * kS
 }  // namespace
 
 const char* check_seen(const int64_t* offsets, int64_t n, const int64_t* items, int64_t listed,
-                       int64_t m, int* bad, void* stream) {
+                       int64_t m, int* bad, int64_t* keys, void* stream) {
   FUDLR_LAUNCH((check_seen_kernel), 1, whole_warps(max_of(n + 1, listed), 1024), 0, stream, offsets,
                n, items, listed, m, bad);
+  if (const char* error = launch_error()) return error;
+  if (listed == 0) return nullptr;
+  FUDLR_LAUNCH((seen_keys_kernel), grid(blocks(listed, 256)), 256, 0, stream, offsets, n, items,
+               listed, m, keys);
   return launch_error();
 }
 

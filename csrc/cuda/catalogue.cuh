@@ -284,5 +284,26 @@ check_seen_kernel(const int64_t* offsets, int64_t n, const int64_t* items, int64
   if (threadIdx.x == 0) *bad = found[0];
 }
 
+// keys[j] = i · m + items[j] for the user i that place j belongs to: the last one to start there or
+// before. Whatever the offsets are, none is read but 0 .. n.
+FUDLR_KERNEL(256, 1)
+seen_keys_kernel(const int64_t* offsets, int64_t n, const int64_t* items, int64_t listed, int64_t m,
+                 int64_t* keys) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; j < listed;
+       j += step) {
+    int64_t low = 0, high = n + 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (offsets[middle] <= j) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    keys[j] = (low - 1) * m + items[j];
+  }
+}
+
 }  // namespace FUDLR_BACKEND
 }  // namespace fudlr

@@ -35,9 +35,10 @@ struct Catalogue {
 
 // *bad = whether the offsets [n + 1] fall somewhere or leave 0 .. listed, or one of the `listed`
 // items is none of 0 .. m. Where they are bad nothing is read through them, and every number of
-// the result is NaN.
+// the result is NaN. keys [listed]: i · m + item, i being the user that a place belongs to, -1
+// before the first offset and n after the last one.
 const char* check_seen(const int64_t* offsets, int64_t n, const int64_t* items, int64_t listed,
-                       int64_t m, int* bad, void* stream);
+                       int64_t m, int* bad, int64_t* keys, void* stream);
 
 // values [M, c], mean [n, c] and lse [n] in Real without gaps; states_work and sums_work hold
 // mean_states() · 2 and mean_states() · c Reals.

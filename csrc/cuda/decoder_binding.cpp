@@ -1,6 +1,4 @@
 // The decoder's ops on a GPU: tensors as the launchers take them, and scratch memory.
-#include <ATen/ops/zeros.h>
-
 #include "cuda/attention.h"
 #include "cuda/decoder.h"
 #include "cuda/device.h"
@@ -12,66 +10,63 @@ namespace {
 gpu::Lines lines(const OptionalTensor& rows) {
   return rows ? gpu::Lines{rows->const_data_ptr(), rows->stride(0)} : gpu::Lines{};
 }
-gpu::OutLines out_lines(const at::Tensor& rows) {
-  return {rows.mutable_data_ptr(), rows.stride(0)};
-}
+gpu::OutLines out_lines(const Tensor& rows) { return {rows.mutable_data_ptr(), rows.stride(0)}; }
 gpu::Norm norm_of(const NormArguments& norm) {
   return {number_of(norm.x),           lines(norm.x),  norm.weight.const_data_ptr(),
           norm.scale.const_data_ptr(), norm.x.size(0), norm.x.size(1)};
 }
-gpu::Gated gated(const at::Tensor& gu) {
+gpu::Gated gated(const Tensor& gu) {
   return {number_of(gu), lines(gu), gu.size(0), gu.size(1) / 2};
 }
 
 class OnGpu {
  public:
-  OnGpu(const char* op, const at::Tensor& like) : op_(op), device_(like) {}
+  OnGpu(const char* op, const Tensor& like) : op_(op), device_(like) {}
 
   void rms_norm(const NormArguments& norm, const OptionalTensor& added, double eps,
-                const at::Tensor& sum, const at::Tensor& y) const {
+                const Tensor& sum, const Tensor& y) const {
     check(gpu::rms_norm(norm_of(norm), lines(added), eps, added ? out_lines(sum) : gpu::OutLines{},
                         out_lines(y), norm.scale.mutable_data_ptr(), device_.stream()));
   }
-  void rms_norm_tangent(const NormArguments& norm, const at::Tensor& dx, int64_t k,
-                        const at::Tensor& dy) const {
+  void rms_norm_tangent(const NormArguments& norm, const Tensor& dx, int64_t k,
+                        const Tensor& dy) const {
     check(gpu::rms_norm_tangent(norm_of(norm), lines(dx), k, out_lines(dy), device_.stream()));
   }
-  void rms_norm_backward(const NormArguments& norm, const at::Tensor& grads,
+  void rms_norm_backward(const NormArguments& norm, const Tensor& grads,
                          const OptionalTensor& added, const OptionalTensor& delta,
-                         const OptionalTensor& dx, int64_t k, const at::Tensor& result) const {
+                         const OptionalTensor& dx, int64_t k, const Tensor& result) const {
     check(gpu::rms_norm_backward(norm_of(norm), lines(grads), lines(added), lines(delta), lines(dx),
                                  k, out_lines(result), device_.stream()));
   }
-  void swiglu(const at::Tensor& gu, int64_t, const at::Tensor& a) const {
+  void swiglu(const Tensor& gu, int64_t, const Tensor& a) const {
     check(gpu::swiglu(gated(gu), out_lines(a), device_.stream()));
   }
-  void swiglu_tangent(const at::Tensor& gu, const at::Tensor& dgu, int64_t, int64_t k,
-                      const at::Tensor& da) const {
+  void swiglu_tangent(const Tensor& gu, const Tensor& dgu, int64_t, int64_t k,
+                      const Tensor& da) const {
     check(gpu::swiglu_tangent(gated(gu), lines(dgu), k, out_lines(da), device_.stream()));
   }
-  void swiglu_backward(const at::Tensor& gu, const at::Tensor& grads, const OptionalTensor& delta,
-                       const OptionalTensor& dgu, int64_t, int64_t k,
-                       const at::Tensor& result) const {
+  void swiglu_backward(const Tensor& gu, const Tensor& grads, const OptionalTensor& delta,
+                       const OptionalTensor& dgu, int64_t, int64_t k, const Tensor& result) const {
     check(gpu::swiglu_backward(gated(gu), lines(grads), lines(delta), lines(dgu), k,
                                out_lines(result), device_.stream()));
   }
-  void rotate_heads(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
-                    int64_t heads, bool inverse, int64_t k) const {
+  void rotate_heads(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads,
+                    bool inverse, int64_t k) const {
     check(gpu::rotate_heads(number_of(x), out_lines(x), lines(cos), lines(sin), cos.size(0), heads,
                             cos.size(1), inverse, k, device_.stream()));
   }
 
-  void attention(const AttentionArguments& all, const at::Tensor& out) const {
-    at::Tensor bad;
+  void attention(const AttentionArguments& all, const Tensor& out) const {
+    Tensor bad;
     const gpu::Attention view = looked_at(all, bad);
     if (out.numel() > 0) check(gpu::attention(view, out_lines(out), device_.stream()));
   }
-  void attention_tangent(const AttentionArguments& all, const at::Tensor& dq, const at::Tensor& dk,
-                         const at::Tensor& dv, int64_t count, const at::Tensor& out) const {
+  void attention_tangent(const AttentionArguments& all, const Tensor& dq, const Tensor& dk,
+                         const Tensor& dv, int64_t count, const Tensor& out) const {
     along(all, {count, {}, {}, {lines(dq), lines(dk), lines(dv)}, nullptr},
           {{gpu::AttentionPart::output, out}});
   }
-  void attention_backward(const AttentionArguments& all, const at::Tensor& grads,
+  void attention_backward(const AttentionArguments& all, const Tensor& grads,
                           const OptionalTensor& delta, const OptionalTensor& dq,
                           const OptionalTensor& dk, const OptionalTensor& dv, int64_t count,
                           const AttentionCotangents& to) const {
@@ -85,8 +80,8 @@ class OnGpu {
   void check(const char* error) const { check_launch(op_, error); }
 
   // The arguments as launchers take them; the kernels' look at offsets and limits is under way.
-  gpu::Attention looked_at(const AttentionArguments& all, at::Tensor& bad) const {
-    bad = at::zeros({1}, all.limits.options().dtype(at::kInt));
+  gpu::Attention looked_at(const AttentionArguments& all, Tensor& bad) const {
+    bad = zeros({1}, all.limits, kInt);
     const gpu::Attention view{number_of(all.q),
                               {lines(all.q), lines(all.k), lines(all.v)},
                               all.query_offsets.const_data_ptr<int64_t>(),
@@ -106,11 +101,10 @@ class OnGpu {
 
   // A derivative: the sums of every query, and the parts that are made of them.
   void along(const AttentionArguments& all, gpu::AttentionAlong along,
-             std::initializer_list<std::pair<gpu::AttentionPart, at::Tensor>> parts) const {
-    at::Tensor bad;
+             std::initializer_list<std::pair<gpu::AttentionPart, Tensor>> parts) const {
+    Tensor bad;
     const gpu::Attention view = looked_at(all, bad);
-    const at::Tensor sums = at::empty({4 * view.queries * along.k * view.heads},
-                                      all.q.options().dtype(result_type(all.q)));
+    const Tensor sums = empty({4 * view.queries * along.k * view.heads}, all.q, result_type(all.q));
     along.sums = sums.mutable_data_ptr();
     if (view.queries * view.width > 0) check(gpu::attention_sums(view, along, device_.stream()));
     for (const auto& [part, out] : parts) {

@@ -1,10 +1,4 @@
 // row_dots, row_sums and row_gram on a GPU: tensors, scratch memory and registration.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
-#include <optional>
-#include <tuple>
-
 #include "checks.h"
 #include "cuda/device.h"
 #include "cuda/row_products.h"
@@ -15,8 +9,8 @@ namespace {
 // Rows and scales that stay alive and dense for the call.
 class StoredRows {
  public:
-  StoredRows(const at::Tensor& rows, const std::optional<at::Tensor>& scales)
-      : rows_(with_dense_rows(rows)), scales_(scales ? with_dense_rows(*scales) : at::Tensor()) {}
+  StoredRows(const Tensor& rows, const OptionalTensor& scales)
+      : rows_(with_dense_rows(rows)), scales_(scales ? with_dense_rows(*scales) : Tensor()) {}
 
   gpu::StoredRows view() const {
     const bool scaled = scales_.defined();
@@ -30,53 +24,49 @@ class StoredRows {
   }
 
  private:
-  at::Tensor rows_, scales_;
+  Tensor rows_, scales_;
 };
 
-void check_vectors_of(const char* op, const at::Tensor& rows,
-                      const std::optional<at::Tensor>& scales, const at::Tensor& vectors) {
+void check_vectors_of(const char* op, const Tensor& rows, const OptionalTensor& scales,
+                      const Tensor& vectors) {
   check_stored_rows(op, rows, scales);
   check_tensor(op, "vectors", vectors, {-1, rows.size(1)}, result_type(rows), "rows", rows);
 }
 
-at::Tensor row_dots(const at::Tensor& rows, const at::Tensor& vectors,
-                    const std::optional<at::Tensor>& scales) {
+Tensor row_dots(const Tensor& rows, const Tensor& vectors, const OptionalTensor& scales) {
   constexpr const char* op = "row_dots";
   check_vectors_of(op, rows, scales, vectors);
   const OnDevice device(rows);
   const int64_t k = vectors.size(0);
-  if (rows.numel() == 0 || k == 0) return at::zeros({rows.size(0), k}, vectors.options());
-  at::Tensor dots = at::empty({rows.size(0), k}, vectors.options());
+  if (rows.numel() == 0 || k == 0) return zeros({rows.size(0), k}, vectors);
+  Tensor dots = empty({rows.size(0), k}, vectors);
   const StoredRows stored(rows, scales);
-  const at::Tensor dense = vectors.contiguous();
-  const at::Tensor work = scratch(gpu::row_dots_work(stored.view(), k), vectors);
+  const Tensor dense = vectors.contiguous();
+  const Tensor work = scratch(gpu::row_dots_work(stored.view(), k), vectors);
   check_launch(op, gpu::row_dots(stored.view(), dense.const_data_ptr(), k, work.mutable_data_ptr(),
                                  dots.mutable_data_ptr(), device.stream()));
   return dots;
 }
 
-at::Tensor row_sums(const at::Tensor& rows, const at::Tensor& weights,
-                    const std::optional<at::Tensor>& scales) {
+Tensor row_sums(const Tensor& rows, const Tensor& weights, const OptionalTensor& scales) {
   constexpr const char* op = "row_sums";
   check_stored_rows(op, rows, scales);
   check_tensor(op, "weights", weights, {-1, rows.size(0)}, result_type(rows), "rows", rows);
   const OnDevice device(rows);
   const int64_t count = weights.size(0);
-  const at::TensorOptions options = weights.options().dtype(at::kDouble);
-  if (rows.numel() == 0 || count == 0) return at::zeros({count, rows.size(1)}, options);
-  at::Tensor sums = at::empty({count, rows.size(1)}, options);
+  if (rows.numel() == 0 || count == 0) return zeros({count, rows.size(1)}, weights, kDouble);
+  Tensor sums = empty({count, rows.size(1)}, weights, kDouble);
   const StoredRows stored(rows, scales);
   const gpu::Coefficients coefficients{weights.const_data_ptr(), weights.stride(1),
                                        weights.stride(0), nullptr};
-  const at::Tensor work = scratch(gpu::row_sums_work(stored.view(), count), weights);
+  const Tensor work = scratch(gpu::row_sums_work(stored.view(), count), weights);
   check_launch(op, gpu::row_sums(stored.view(), coefficients, count, work.mutable_data_ptr(),
                                  sums.mutable_data_ptr<double>(), device.stream()));
   return sums;
 }
 
-std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows, const at::Tensor& vectors,
-                                            const std::optional<at::Tensor>& weights,
-                                            const std::optional<at::Tensor>& scales) {
+TwoTensors row_gram(const Tensor& rows, const Tensor& vectors, const OptionalTensor& weights,
+                    const OptionalTensor& scales) {
   constexpr const char* op = "row_gram";
   check_vectors_of(op, rows, scales, vectors);
   if (weights) {
@@ -84,17 +74,16 @@ std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows, const at::Te
   }
   const OnDevice device(rows);
   const int64_t k = vectors.size(0);
-  const at::TensorOptions options = vectors.options().dtype(at::kDouble);
   if (rows.numel() == 0 || k == 0) {
-    return {at::zeros({rows.size(0), k}, vectors.options()), at::zeros({k, rows.size(1)}, options)};
+    return {zeros({rows.size(0), k}, vectors), zeros({k, rows.size(1)}, vectors, kDouble)};
   }
-  at::Tensor dots = at::empty({rows.size(0), k}, vectors.options());
-  at::Tensor sums = at::empty({k, rows.size(1)}, options);
+  Tensor dots = empty({rows.size(0), k}, vectors);
+  Tensor sums = empty({k, rows.size(1)}, vectors, kDouble);
   const StoredRows stored(rows, scales);
-  const at::Tensor dense = vectors.contiguous();
-  const at::Tensor each = weights ? weights->contiguous() : at::Tensor();
-  const at::Tensor dots_work = scratch(gpu::row_gram_dots_work(stored.view(), k), vectors);
-  const at::Tensor sums_work = scratch(gpu::row_sums_work(stored.view(), k), vectors);
+  const Tensor dense = vectors.contiguous();
+  const Tensor each = weights ? weights->contiguous() : Tensor();
+  const Tensor dots_work = scratch(gpu::row_gram_dots_work(stored.view(), k), vectors);
+  const Tensor sums_work = scratch(gpu::row_sums_work(stored.view(), k), vectors);
   check_launch(
       op, gpu::row_gram(stored.view(), dense.const_data_ptr(),
                         weights ? each.const_data_ptr() : nullptr, k, dots_work.mutable_data_ptr(),
@@ -106,9 +95,9 @@ std::tuple<at::Tensor, at::Tensor> row_gram(const at::Tensor& rows, const at::Te
 }  // namespace
 
 FUDLR_GPU_LIBRARY(fudlr, m) {
-  m.impl("row_dots", &row_dots);
-  m.impl("row_sums", &row_sums);
-  m.impl("row_gram", &row_gram);
+  m.impl<&row_dots>("row_dots");
+  m.impl<&row_sums>("row_sums");
+  m.impl<&row_gram>("row_gram");
 }
 
 }  // namespace fudlr

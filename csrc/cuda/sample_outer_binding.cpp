@@ -1,7 +1,4 @@
 // sample_grads, sample_dots and grad_sum on a GPU: tensors, scratch memory and registration.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include "checks.h"
 #include "cuda/device.h"
 #include "cuda/sample_outer.h"
@@ -9,7 +6,7 @@
 namespace fudlr {
 namespace {
 
-gpu::Rows rows_of(const at::Tensor& factor) {
+gpu::Rows rows_of(const Tensor& factor) {
   return {factor.const_data_ptr(), factor.size(0) <= 1 ? factor.size(1) : factor.stride(0),
           factor.size(1)};
 }
@@ -17,12 +14,12 @@ gpu::Rows rows_of(const at::Tensor& factor) {
 // Left and right as narrow and wide, with the verdict on the offsets under way.
 class Oriented {
  public:
-  Oriented(const char* op, const SampleShape& shape, const at::Tensor& left,
-           const at::Tensor& right, const at::Tensor& offsets, void* stream)
+  Oriented(const char* op, const SampleShape& shape, const Tensor& left, const Tensor& right,
+           const Tensor& offsets, void* stream)
       : left_(with_dense_rows(left)),
         right_(with_dense_rows(right)),
         offsets_(offsets.contiguous()),
-        bad_(at::empty({1}, offsets.options().dtype(at::kInt))),
+        bad_(empty({1}, offsets, kInt)),
         left_is_narrow_(shape.left <= shape.right) {
     samples_ = {number_of(left),
                 rows_of(left_is_narrow_ ? left_ : right_),
@@ -37,7 +34,7 @@ class Oriented {
 
   const gpu::Samples& samples() const { return samples_; }
 
-  gpu::Stack stack(const at::Tensor& matrices) const {
+  gpu::Stack stack(const Tensor& matrices) const {
     const int64_t left = matrices.stride(1);
     const int64_t right = matrices.stride(2);
     return {matrices.mutable_data_ptr(), matrices.stride(0), left_is_narrow_ ? left : right,
@@ -45,22 +42,20 @@ class Oriented {
   }
 
   // [k, a, b] as [k, narrow, wide] without gaps.
-  at::Tensor turned(const at::Tensor& matrices) const {
+  Tensor turned(const Tensor& matrices) const {
     return (left_is_narrow_ ? matrices : matrices.transpose(1, 2)).contiguous();
   }
 
  private:
-  at::Tensor left_, right_, offsets_, bad_;
+  Tensor left_, right_, offsets_, bad_;
   bool left_is_narrow_;
   gpu::Samples samples_;
 };
 
-at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
-                        const at::Tensor& offsets) {
+Tensor sample_grads(const Tensor& left, const Tensor& right, const Tensor& offsets) {
   const SampleShape shape = check_samples("sample_grads", left, right, offsets);
   const OnDevice device(left);
-  at::Tensor grads =
-      at::empty({shape.samples, shape.left, shape.right}, left.options().dtype(result_type(left)));
+  Tensor grads = empty({shape.samples, shape.left, shape.right}, left, result_type(left));
   if (grads.numel() == 0) return grads;
   const Oriented oriented("sample_grads", shape, left, right, offsets, device.stream());
   check_launch("sample_grads",
@@ -68,38 +63,38 @@ at::Tensor sample_grads(const at::Tensor& left, const at::Tensor& right,
   return grads;
 }
 
-at::Tensor sample_dots(const at::Tensor& left, const at::Tensor& right, const at::Tensor& vectors,
-                       const at::Tensor& offsets) {
+Tensor sample_dots(const Tensor& left, const Tensor& right, const Tensor& vectors,
+                   const Tensor& offsets) {
   const SampleShape shape = check_samples("sample_dots", left, right, offsets);
   check_vectors("sample_dots", shape, left, vectors);
   const OnDevice device(left);
   const int64_t k = vectors.size(0);
   if (shape.samples * k == 0 || vectors.numel() == 0) {
-    return at::zeros({shape.samples, k}, vectors.options());
+    return zeros({shape.samples, k}, vectors);
   }
-  at::Tensor dots = at::empty({shape.samples, k}, vectors.options());
+  Tensor dots = empty({shape.samples, k}, vectors);
   const Oriented oriented("sample_dots", shape, left, right, offsets, device.stream());
-  const at::Tensor turned = oriented.turned(vectors);
-  const at::Tensor work = at::empty({gpu::dots_work(oriented.samples(), k)}, vectors.options());
+  const Tensor turned = oriented.turned(vectors);
+  const Tensor work = empty({gpu::dots_work(oriented.samples(), k)}, vectors);
   check_launch("sample_dots",
                gpu::sample_dots(oriented.samples(), turned.const_data_ptr(), k,
                                 work.mutable_data_ptr(), dots.mutable_data_ptr(), device.stream()));
   return dots;
 }
 
-at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::Tensor& weights,
-                    const at::Tensor& offsets) {
+Tensor grad_sum(const Tensor& left, const Tensor& right, const Tensor& weights,
+                const Tensor& offsets) {
   const SampleShape shape = check_samples("grad_sum", left, right, offsets);
   check_weights("grad_sum", shape, left, weights);
   const OnDevice device(left);
   const int64_t count = weights.size(0);
   if (count * shape.left * shape.right == 0 || shape.samples == 0) {
-    return at::zeros({count, shape.left, shape.right}, weights.options());
+    return zeros({count, shape.left, shape.right}, weights);
   }
-  at::Tensor sums = at::empty({count, shape.left, shape.right}, weights.options());
+  Tensor sums = empty({count, shape.left, shape.right}, weights);
   const Oriented oriented("grad_sum", shape, left, right, offsets, device.stream());
-  const at::Tensor dense = weights.contiguous();
-  const at::Tensor work = at::empty({gpu::sum_work(oriented.samples(), count)}, weights.options());
+  const Tensor dense = weights.contiguous();
+  const Tensor work = empty({gpu::sum_work(oriented.samples(), count)}, weights);
   check_launch("grad_sum",
                gpu::grad_sum(oriented.samples(), dense.const_data_ptr(), count,
                              work.mutable_data_ptr(), oriented.stack(sums), device.stream()));
@@ -109,9 +104,9 @@ at::Tensor grad_sum(const at::Tensor& left, const at::Tensor& right, const at::T
 }  // namespace
 
 FUDLR_GPU_LIBRARY(fudlr, m) {
-  m.impl("sample_grads", &sample_grads);
-  m.impl("sample_dots", &sample_dots);
-  m.impl("grad_sum", &grad_sum);
+  m.impl<&sample_grads>("sample_grads");
+  m.impl<&sample_dots>("sample_dots");
+  m.impl<&grad_sum>("grad_sum");
 }
 
 }  // namespace fudlr

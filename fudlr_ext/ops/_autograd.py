@@ -10,29 +10,43 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
 
+from fudlr_ext import _C
 from fudlr_ext.errors import EngineError
 
 
 class _Reverse(Library):
-    """Registers autograd kernels that refuse tangents, which torch's own would forget."""
+    """Registers autograd kernels that refuse tangents, which torch's own would forget.
+
+    They also raise what the library's kernels throw as what it is: torch 2.15 has one type for all.
+    """
 
     def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> Any:
         def checked(keyset: Any, *arguments: Any, **named: Any) -> Any:
-            for x in arguments:
+            for x in arguments if forward_ad._current_level >= 0 else ():
                 if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
                     raise EngineError(
                         f"a forward-mode derivative of {op_name} was asked for",
                         "the op has derivatives in reverse mode only",
                         "Use torch.func.vjp or backward(), or take it from fudlr_ext.reference",
                     )
-            return fn(keyset, *arguments, **named)
+            try:
+                return fn(keyset, *arguments, **named)
+            except RuntimeError as error:
+                kind = _C.error_type(str(error))
+                if type(error) is not RuntimeError or kind is RuntimeError:
+                    raise
+                raise kind(str(error)) from None
 
         return super().impl(op_name, checked, dispatch_key, **options)  # type: ignore[no-untyped-call]
 
 
+# In its `with`, ops are called without a look at derivatives, which takes longer than a small op.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
 _LIBRARIES = {
     name: _Reverse(name, "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name in ("fudlr", "fudlr_grad")
+    for name in ("fudlr", "fudlr_grad", "fudlr_decoder", "fudlr_unroll", "fudlr_record")
 }
 
 
@@ -59,6 +73,45 @@ def register_last(op: str, fake: Callable[..., Any], what: str, remedy: str) -> 
         )
 
     register(op, fake, refuse, lambda ctx, inputs, output: None)
+
+
+def register_without(
+    op: str, fake: Callable[..., Any], changed: int | None = None
+) -> Callable[..., Any]:
+    """Register what an op returns without numbers, and that it has no derivative; return the op.
+
+    Args:
+        op: `library::name`.
+        fake: Takes what the op takes.
+        changed: Which argument the op changes in place, for autograd to know of.
+    """
+    library, _, name = op.partition("::")
+    overload = getattr(getattr(torch.ops, library), name).default
+
+    def refuse(keyset: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            raise EngineError(
+                f"the derivative for {op} was asked for",
+                "the op has none",
+                "Call it on .detach()ed tensors, or under torch.no_grad()",
+            )
+        with below_autograd():
+            result = overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+        if changed is not None:
+            torch.autograd.graph.increment_version(arguments[changed])
+        return result
+
+    torch.library.register_fake(op, fake, lib=_LIBRARIES[library])
+    _LIBRARIES[library].impl(name, refuse, "Autograd", with_keyset=True)
+
+    def called(*arguments: Any) -> Any:
+        derived = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if derived or forward_ad._current_level >= 0 or changed is not None:
+            return overload(*arguments)
+        with below_autograd():
+            return overload(*arguments)
+
+    return called
 
 
 def same_device(op: str, **tensors: Tensor | None) -> None:

@@ -7,20 +7,39 @@ last argument is the number of spare columns, 0 where it is left out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from fudlr_ext.ops._autograd import below_autograd, register_without
 
-def _register(name: str, arguments: int, fake: Callable[..., Any]) -> None:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_autograd(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function call the ops, and torch's, as if autograd did not exist: it has its own."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with below_autograd():
+            return function(*args, **kwargs)
+
+    return called
+
+
+def _register(
+    name: str, arguments: int, fake: Callable[..., Any], changed: int | None = None
+) -> None:
     """Register `fake`, which takes all of an op's arguments, left out or not."""
 
     def filled(*given: Any) -> Any:
         left_out = [None] * (arguments - 1 - len(given)) + [0]
         return fake(*given, *left_out[: arguments - len(given)])
 
-    torch.library.register_fake(f"fudlr_decoder::{name}", filled)
+    register_without(f"fudlr_decoder::{name}", filled, changed)
 
 
 def _rms_norm(
@@ -57,7 +76,7 @@ _register("rms_norm_backward", 8, _like(3))
 _register("swiglu", 1, lambda gu: gu.new_empty(gu.shape[0], gu.shape[1] // 2))
 _register("swiglu_tangent", 3, _like(1, 2))
 _register("swiglu_backward", 5, _like(1))
-_register("rotate_heads", 4, lambda *given: None)
+_register("rotate_heads", 4, lambda *given: None, changed=0)
 _register("attention", 9, lambda q, *rest: q.new_empty(q.shape))
 _register("attention_tangent", 13, _like(9))
 _register("attention_backward", 15, _attention_backward)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr_ext.ops._autograd import register, register_last, same_device
+from fudlr_ext.ops._autograd import register, register_last, register_without, same_device
 
 Seen = tuple[Tensor, Tensor] | None
 
@@ -58,8 +58,9 @@ def _mean_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 def _mean_backward(ctx: Any, to_mean: Tensor, to_lse: Tensor) -> tuple[Tensor | None, ...]:
     users, items, values, offsets, listed, mean, lse = ctx.saved_tensors
     need = ctx.needs_input_grad[:3]
+    shift = (to_mean * mean).sum(1) - to_lse
     found = torch.ops.fudlr_grad.catalogue_mean_backward(
-        users, items, values, ctx.scale, offsets, listed, mean, lse, to_mean, to_lse, *need
+        users, items, values, ctx.scale, offsets, listed, lse, to_mean, shift, *need
     )
     given = (x if wanted else None for x, wanted in zip(found, need, strict=True))
     return *given, None, None, None
@@ -114,8 +115,9 @@ def _share_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     given = (users, items, grad, ctx.scale, offsets, listed)
     to_weights, lse = torch.ops.fudlr.catalogue_mean(*given)
     need = ctx.needs_input_grad[:3]
+    shift = (weights * to_weights).sum(1)
     to_users, to_items, _ = torch.ops.fudlr_grad.catalogue_mean_backward(
-        *given, to_weights, lse, weights, torch.zeros_like(lse), *need[:2], False
+        *given, lse, weights, shift, *need[:2], False
     )
     found = zip((to_users, to_items, to_weights), need, strict=True)
     return *(x if wanted else None for x, wanted in found), None, None, None
@@ -139,4 +141,4 @@ def _top_fake(users: Tensor, items: Tensor, k: int, *_: object) -> tuple[Tensor,
     return scores, torch.empty_like(scores, dtype=torch.int64)
 
 
-torch.library.register_fake("fudlr::catalogue_top", _top_fake)
+register_without("fudlr::catalogue_top", _top_fake)

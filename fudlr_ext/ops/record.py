@@ -7,13 +7,10 @@ behind the last whose left factor is not 0. `encode_rows` takes float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-add_sketch: Any = torch.ops.fudlr_record.add_sketch.default
-encode_rows: Any = torch.ops.fudlr_record.encode_rows.default
+from fudlr_ext.ops._autograd import register_without
 
 
 def _encoded(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,5 +19,5 @@ def _encoded(rows: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-torch.library.register_fake("fudlr_record::add_sketch", lambda *given: None)
-torch.library.register_fake("fudlr_record::encode_rows", _encoded)
+add_sketch = register_without("fudlr_record::add_sketch", lambda *given: None, changed=0)
+encode_rows = register_without("fudlr_record::encode_rows", _encoded)

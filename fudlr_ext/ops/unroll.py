@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_OPS = torch.ops.fudlr_unroll
-adam_move: Any = _OPS.adam_move.default
-adam_tangent: Any = _OPS.adam_tangent.default
-adam_transposed: Any = _OPS.adam_transposed.default
-lora_project: Any = _OPS.lora_project.default
-lora_lift: Any = _OPS.lora_lift.default
-lora_seen: Any = _OPS.lora_seen.default
-lora_views: Any = _OPS.lora_views.default
+from fudlr_ext.ops._autograd import register_without
 
 
 def _like(*places: int) -> Any:
@@ -27,13 +20,18 @@ def _columns(vectors: Tensor, factors: Tensor, table: Tensor, columns: int) -> T
     return vectors.new_empty(vectors.shape[0], columns)
 
 
-for _name, _fake in {
-    "adam_move": _like(0, 1, 2),
-    "adam_tangent": _like(0, 1, 2),
-    "adam_transposed": _like(0, 0, 1, 2),
-    "lora_project": _columns,
-    "lora_lift": _columns,
-    "lora_seen": lambda shift, *rest: torch.empty_like(shift),
-    "lora_views": lambda total, shifts, *rest: torch.empty_like(shifts),
-}.items():
-    torch.library.register_fake(f"fudlr_unroll::{_name}", _fake)
+def _first(shift: Tensor, *rest: Tensor) -> Tensor:
+    return torch.empty_like(shift)
+
+
+def _second(total: Tensor, shifts: Tensor, *rest: Tensor) -> Tensor:
+    return torch.empty_like(shifts)
+
+
+adam_move = register_without("fudlr_unroll::adam_move", _like(0, 1, 2))
+adam_tangent = register_without("fudlr_unroll::adam_tangent", _like(0, 1, 2))
+adam_transposed = register_without("fudlr_unroll::adam_transposed", _like(0, 0, 1, 2))
+lora_project = register_without("fudlr_unroll::lora_project", _columns)
+lora_lift = register_without("fudlr_unroll::lora_lift", _columns)
+lora_seen = register_without("fudlr_unroll::lora_seen", _first)
+lora_views = register_without("fudlr_unroll::lora_views", _second)

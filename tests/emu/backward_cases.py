@@ -25,19 +25,19 @@ def _mean_backward(
         users, items = users.abs() * below, -items.abs()
     taken = items.float() if items.dtype == torch.float16 else items
     mean, lse = torch.ops.fudlr.catalogue_mean(users, taken, values, scale, *seen)
-    needs = (True, True, True)
-    return users, items, values, scale, *seen, mean, lse, *_cotangents(mean, lse), *needs
+    to_mean, to_lse = _cotangents(mean, lse)
+    shift = (to_mean * mean).sum(1) - to_lse
+    return users, items, values, scale, *seen, lse, to_mean, shift, True, True, True
 
 
 def _mean_backward_sizes(
     users: Tensor, items: Tensor, values: Tensor, scale: float, *rest: Tensor
 ) -> tuple[Tensor, ...]:
-    *seen, mean, lse, to_mean, to_lse, _, _, _ = rest
+    *seen, lse, weights, shift, _, _, _ = rest
     p, terms, _ = softmax_sizes(users, items, scale, seen)
     p = p * (1 + terms + lse.abs()[:, None])
-    shift = (to_mean * mean).abs().sum(1) + to_lse.abs()
-    slopes = abs(scale) * p * (to_mean.abs() @ values.abs().t() + shift[:, None])
-    return slopes @ items.abs(), slopes.t() @ users.abs(), p.t() @ to_mean.abs()
+    slopes = abs(scale) * p * (weights.abs() @ values.abs().t() + shift.abs()[:, None])
+    return slopes @ items.abs(), slopes.t() @ users.abs(), p.t() @ weights.abs()
 
 
 # Of an op with a row: its backward, what makes that one's arguments, their terms' sizes, and cases

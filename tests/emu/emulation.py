@@ -40,7 +40,6 @@ def build(*targets: str) -> None:
         configure = [
             _tool("cmake"), "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
-            f"-DFUDLR_TORCH_DIR={Path(torch.__file__).parent}",
         ]  # fmt: skip
         for command in (configure, [_tool("cmake"), "--build", str(BUILD), "--target", *targets]):
             done = subprocess.run(command, capture_output=True, text=True, check=False)

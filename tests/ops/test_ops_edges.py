@@ -94,10 +94,10 @@ def test_a_forward_mode_derivative_is_refused(case):
 def test_the_decoder_forgets_no_derivative(op, way):
     size = (3, 2, 1) if op not in attention_cases.WAYS else attention_cases.SIZES[0]
     x, *rest = given(op, way, size)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD"):
+    with forward_ad.dual_level(), pytest.raises(EngineError, match="forward-mode derivative"):
         getattr(DECODER, op)(forward_ad.make_dual(x, torch.ones_like(x)), *rest)
-    with pytest.raises(RuntimeError, match="derivative for fudlr_decoder"):
-        as_tuple(getattr(DECODER, op)(x.requires_grad_().clone(), *rest))[0].sum().backward()
+    with pytest.raises(EngineError, match="derivative for fudlr_decoder"):
+        getattr(DECODER, op)(x.requires_grad_().clone(), *rest)
 
 
 def test_what_changes_in_place_says_so():
@@ -127,7 +127,7 @@ x = torch.ones(9000, 8)
 limit(1 << 20)
 try:
     call(9000)
-except RuntimeError as error:
+except MemoryError as error:
     print(type(error).__name__, error)
 """
 
@@ -150,8 +150,10 @@ users, items, values = torch.randn(n, w) / 64, torch.randn(3, w), torch.ones(3, 
 mean, lse = torch.ops.fudlr.catalogue_mean(users, items, values)
 
 def gradients(a, b):
-    given = users[a:b], items, values, 1.0, None, None, mean[a:b], lse[a:b]
-    return call(*given, torch.ones(b - a, 1), lse[a:b], True, True, True)
+    weights = torch.ones(b - a, 1)
+    shift = mean[a:b, 0] - lse[a:b]
+    given = users[a:b], items, values, 1.0, None, None, lse[a:b], weights, shift
+    return call(*given, True, True, True)
 
 gradients(0, 8)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

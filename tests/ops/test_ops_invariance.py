@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from fudlr_ext import _C
 from fudlr_ext.testing import OP_CASES, as_tuple
 
 EVERY = [(case, dtype) for case in OP_CASES for dtype in case.dtypes]
@@ -16,9 +15,9 @@ def equal(got, expected):
 
 @pytest.fixture
 def threads():
-    before = _C.get_num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("case", "dtype"), EVERY, ids=str)

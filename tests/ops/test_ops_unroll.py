@@ -146,5 +146,5 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="square must be"):
         unroll.adam_move(*given[:2], given[2].float(), *given[3:])
     theta = given[0].clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="derivative for fudlr_unroll"):
-        unroll.adam_move(theta, *given[1:])[0].sum().backward()
+    with pytest.raises(ValueError, match="derivative for fudlr_unroll"):
+        unroll.adam_move(theta, *given[1:])
