@@ -20,7 +20,7 @@ from fudlr import lora
 from fudlr.common.files import atomic_folder, check_replaceable
 from fudlr.config import dump_config
 from fudlr.data import Interactions, Samples
-from fudlr.data.rows import named
+from fudlr.data.rows import RowSamples, named
 from fudlr.debias import Result
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.pipeline.request import Answer
@@ -98,6 +98,10 @@ def _titles(interactions: Interactions) -> pl.Series:
 
 def _histories(samples: Samples) -> pl.Series:
     titles, items = _titles(samples.interactions), samples.interactions.item
+    if isinstance(samples, RowSamples):  # a history is the row's own
+        own = (samples.history(i)[-SHOWN_HISTORY:] for i in range(len(samples)))
+        shown_titles = [titles.gather(each).to_list() for each in own]
+        return pl.Series(shown_titles, dtype=pl.List(pl.String))
     start = np.maximum(
         samples.interactions.user_starts[samples.user], samples.position - SHOWN_HISTORY
     )
