@@ -47,8 +47,8 @@ class Engine:
             by the model's own code. It costs about one training step on that batch, once.
 
     Raises:
-        UnsupportedLayerError: Other adapters than LoRA on linear layers, quantised or compiled
-            models, trained biases or copies of layers, tied adapters.
+        UnsupportedLayerError: Other adapters than LoRA, compiled models, quantised layers without
+            a gradient, trained biases or copies of layers, tied adapters.
         EngineError: No LoRA layer of that adapter.
     """
 
