@@ -113,7 +113,8 @@ class Environment:
 def row(wheel: Path, env: Environment, partners: str, demo: bool) -> dict[str, Any]:
     """One line of the table."""
     transformers, peft = (x if x[:1] in ("", ">") else f"=={x}" for x in PARTNERS[partners])
-    env.install("--upgrade", f"transformers{transformers}", f"peft{peft}")
+    kept = f"torch=={env.versions()['torch'].partition('+')[0]}"
+    env.install("--upgrade", kept, f"transformers{transformers}", f"peft{peft}")
     before = env.versions()
     env.install("--reinstall-package", "fudlr-ext", f"fudlr-ext[recommender] @ {wheel.as_uri()}")
     after = env.versions()
