@@ -224,6 +224,23 @@ def scoring() -> list[str]:
     return by_width("scoring", "speed", -1)
 
 
+def bases() -> list[str]:
+    """Products over bases of other types, in steps of peft on the same base, by width; titles."""
+    found = result("scoring_bfloat16")
+    widths = sorted({case["hidden"] for case in found["cases"]}, reverse=True)
+
+    def speeds(kind: str, base: str, way: str) -> list[str]:
+        rows = {c["hidden"]: c["rows"] for c in found[kind] if c["base"] == base}
+        return [f"{rows[width][way]['speed']:.2f}" if rows else "–" for width in widths]
+
+    names = dict.fromkeys(case["base"] for case in found["cases"])
+    return [
+        row(name, *speeds("cases", name, "fudlr_ext"), *speeds("titles", name, "fudlr_ext"),
+            *speeds("cases", name, "fudlr_ext, base in float32"))
+        for name in names
+    ]  # fmt: skip
+
+
 def curvature() -> list[str]:
     return by_width("curvature_products", "cost", 1)
 
@@ -421,6 +438,6 @@ def zoo() -> list[str]:
 
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
-    costs, scoring, curvature, large, experiments, llm, kills, wait, dropped, zoo,
-    hostile,
+    costs, scoring, bases, curvature, large, experiments, llm, kills, wait, dropped,
+    zoo, hostile,
 )  # fmt: skip
