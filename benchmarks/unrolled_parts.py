@@ -27,7 +27,8 @@ from fudlr.influence.unroll.response import Response, group_layers
 from fudlr.run import Run, load_run
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from unrolled import SETTINGS, Case, train
+from trainings import SETTINGS, train
+from unrolled import Case
 
 WINDOW = 8
 

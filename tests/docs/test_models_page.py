@@ -2,13 +2,13 @@
 
 import sys
 
-import figures
+import rows
 import pytest
 
-sys.path.insert(0, str(figures.ROOT / "benchmarks"))
+sys.path.insert(0, str(rows.ROOT / "benchmarks"))
 from zoo_page import page
 
-FOUND = figures.result("zoo")
+FOUND = rows.result("zoo")
 SERVED = (
     "LoRA", "rsLoRA", "rank_pattern", "alpha_pattern", "all linear layers", "lora_bias",
     "embeddings", "lm_head", "trainable_token_indices", "trainable_token_indices, tied head",
@@ -17,7 +17,7 @@ SERVED = (
 
 
 def test_the_page_is_made_from_the_table():
-    path = figures.ROOT / "docs" / "models.md"
+    path = rows.ROOT / "docs" / "models.md"
     assert path.read_text(encoding="utf-8") == page(FOUND)
 
 
