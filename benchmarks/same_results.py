@@ -7,6 +7,8 @@ requests for each objective from rows in memory, the default sweep and a grouped
 two predicted only. What is finished is kept in --out, by tree and seed. Rows of a store are left
 out: since f4df18f they are sketches of all matrices in int8, so that figures differ on purpose. So
 are trade-off curves, which are measured on 500 users since.
+With --converged, solves run to a relative residual of 1e-6: unconverged float32 steps carry the
+order of the kernels' sums into the scores, and with it into which of two equal samples is taken.
 With --against, compares masks and figures to 1e-5 relative and writes
 benchmarks/results/same_results.json.
 
@@ -52,17 +54,29 @@ RENAMED = {"signatures": "diagnostics", "slope_left": "gradient_left"}
 """Names of before by those of after."""
 
 
-def fudlr(tree: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+CONVERGED = """
+import importlib
+def put(module, act):
+    try: act(importlib.import_module(module))
+    except ImportError: pass
+for name in ("fudlr.solvers.cg", "fudlr.influence.solvers.cg"):
+    put(name, lambda found: found.solve_cg.__kwdefaults__.update(tolerance=1e-6))
+for name in ("fudlr.removal", "fudlr.pipeline.evidence"):
+    put(name, lambda found: setattr(found, "MAX_STEPS", 2000))
+"""
+"""What either tree runs first for solves that converge; modules by both trees' names."""
+
+
+def fudlr(tree: Path, *arguments: str, first: str = "") -> None:
     """Run `fudlr` of that tree."""
     path = os.pathsep.join((str(tree), str(tree / "python")))
-    command = [sys.executable, "-c", "from fudlr.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", f"{first}\nfrom fudlr.cli import main; main()", *arguments]
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
-    if check and done.returncode:
+    if done.returncode:
         raise SystemExit(f"{tree}: fudlr {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return done
 
 
 def known(tree: Path, section: str) -> list[str]:
@@ -85,19 +99,23 @@ def known(tree: Path, section: str) -> list[str]:
     return found
 
 
-def work(tree: Path, folder: Path, seed: int) -> None:
-    """Train and answer everything that is not in `folder` yet."""
+def work(tree: Path, folder: Path, seed: int, *, converged: bool) -> Path:
+    """Train and answer everything that is not in `folder` yet; where the answers are."""
     run = folder / "run"
     if not (run / "train.json").is_file():
         fudlr(tree, "train", "--out", str(run), "--seed", str(seed), *known(tree, "train"))
-    options = known(tree, "debias")
+    options, first = known(tree, "debias"), CONVERGED if converged else ""
+    answers = folder / "converged" if converged else folder
+    answers.mkdir(exist_ok=True)
     for name, arguments in JOBS.items():
-        marker = folder / f"{name}.done"
+        marker = answers / f"{name}.done"
         if not marker.is_file():
-            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.rmtree(answers / name, ignore_errors=True)
             command, *rest = arguments
-            fudlr(tree, command, str(run), "--out", str(folder / name), *rest, *options)
+            out = ("--out", str(answers / name))
+            fudlr(tree, command, str(run), *out, *rest, *options, first=first)
             marker.touch()
+    return answers
 
 
 def read(folder: Path) -> dict[str, object]:
@@ -178,6 +196,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="The tree after.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("out/same_results"))
+    parser.add_argument("--converged", action="store_true")
     arguments = parser.parse_args()
     trees = [tree.resolve() for tree in (arguments.tree, arguments.against) if tree is not None]
     folders = [(arguments.out / commit(tree)).resolve() for tree in trees]
@@ -185,8 +204,8 @@ def main() -> None:
     for seed in arguments.seeds:
         answers = []
         for tree, folder in zip(trees, folders, strict=True):
-            work(tree, folder / f"seed-{seed}", seed)
-            answers.append(read(folder / f"seed-{seed}"))
+            place = work(tree, folder / f"seed-{seed}", seed, converged=arguments.converged)
+            answers.append(read(place))
         if len(answers) == 2:
             found[f"seed {seed}"] = compare(*answers)
             print(seed, json.dumps(found[f"seed {seed}"], indent=1))
@@ -198,7 +217,8 @@ def main() -> None:
     )
     record = {
         "command": "python benchmarks/same_results.py --tree BEFORE --against AFTER --seeds "
-        + " ".join(map(str, arguments.seeds)),
+        + " ".join(map(str, arguments.seeds))
+        + (" --converged" if arguments.converged else ""),
         "machine": describe(),
         "before": commit(trees[0]),
         "after": commit(trees[1]),
