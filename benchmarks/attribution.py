@@ -2,9 +2,9 @@
 
     python benchmarks/attribution.py [--seed 0] [--out out/attribution] [--methods NAME ...]
 
-One training of the demo (Adam, 300 steps, every sample's weight 1); 30 random removals of 10% of the
-samples and 10 targeted ones are really retrained. Every method gives each sample's influence on the
-surrogates of ARP and Hellinger on the validation prompts; the sum over the removed predicts a
+One training of the demo (Adam, 300 steps, every sample's weight 1). 30 random removals of 10% of
+the samples and 10 targeted ones are really retrained. Every method gives each sample's influence on
+the surrogates of ARP and Hellinger on the validation prompts; the sum over the removed predicts a
 removal, and Spearman's correlation with what retraining did is the linear datamodeling score.
 Targeted removals are chosen by the closed form: of a random half of the samples the strongest, up
 and down in turns.
@@ -13,8 +13,8 @@ Each method runs in a process of its own, which measures its CPU time, its peak 
 that it keeps on disk beside the model. What is recorded while training counts by the CPU time that
 it adds. Metric gradients are the same for all and are left out. bergson's MAGIC trains the same
 model in the same order by its own functional Adam, with its `eps_root`, and goes back through that
-training; its EK-FAC and TRAK see the trained adapter alone. Needs benchmarks/rivals/requirements.txt.
-Writes benchmarks/results/attribution.json.
+training; its EK-FAC and TRAK see the trained adapter alone. Needs what
+benchmarks/rivals/requirements.txt names. Writes benchmarks/results/attribution.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from fudlr.config import merge
 from fudlr.data import fetch_ml100k
 from fudlr.evaluation import measure
 from fudlr.gradients.store import Store
-from fudlr.metrics import Objective
 from fudlr.pipeline.request import solve
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain, targeted_removals
@@ -82,9 +81,10 @@ def alone(run: Run, folder: Path, name: str) -> None:
     torch.set_num_threads(1)
     start = time.process_time()
     influence, kept = METHODS[name](run, folder)
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = {
-        "cpu_s": time.process_time() - start,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "cpu_s": time.process_time() - start + usage[1].ru_utime + usage[1].ru_stime,
+        "peak_mib": max(each.ru_maxrss for each in usage) / 1024,
         "disk_mib": sum(f.stat().st_size for f in kept.rglob("*") if f.is_file()) / 2**20,
     }
     save_file({"influence": influence.contiguous()}, folder / f"{name}.safetensors")
@@ -118,8 +118,6 @@ def retrained(run: Run, folder: Path, counts: dict[str, int]) -> tuple[dict[str,
     n, seed = len(run.split.train), run.config.seed
     chosen = load_file(folder / "closed form.safetensors")["influence"]
     plan = plan_for(run, folder / "sketches" / "store", "arp")
-    turned = [Objective.parse(name).terms[0] for name in OBJECTIVES]
-    assert len(turned) == chosen.shape[1]
     half = counts["targeted"] // 2
     masks = {
         "random": random_removals(n, counts["random"], SHARE, seed),

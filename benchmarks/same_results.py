@@ -47,9 +47,9 @@ JOBS = {
                 "--set", "debias.force=true"],
 }  # fmt: skip
 LEFT_OUT = {"seconds", "cpu_seconds", "wall_seconds", "cost", "versions", "config", "run", "time",
-            "intervals", "curve"}  # fmt: skip
-"""Of a tree or a machine, not of the method; and intervals, which were centred on their figure
-since: those before excluded it (coverage, Gini, entropy)."""
+            "intervals", "curve", "residual", "score_residual"}  # fmt: skip
+"""Of a tree or a machine, not of the method; intervals, which were centred on their figure since:
+those before excluded it (coverage, Gini, entropy); and residuals of solves."""
 RENAMED = {"signatures": "diagnostics", "slope_left": "gradient_left"}
 """Names of before by those of after."""
 

@@ -116,13 +116,15 @@ def magic(run: Run, gradients: Tensor, folder: Path) -> tuple[Tensor, Path]:
     shutil.rmtree(folder, ignore_errors=True)
     state = trainer.train(state, steps, inplace=True, save_dir=str(folder))
     ended = torch.cat([state.params[name].detach().flatten() for name in names])
-    print("distance from θ*, of the training's way:",
-          float((ended - run.theta).norm() / (run.theta - run.start).norm()))
+    print(
+        "distance from θ*, of the training's way:",
+        float((ended - run.theta).norm() / (run.theta - run.start).norm()),
+    )
     last, columns = state.to("cpu"), []
     for each in split:
         state.detach_()
         state.copy_(last)
-        zeros = [torch.zeros_like(t) for t in state.differentiable_tensors()[len(names):]]
+        zeros = [torch.zeros_like(t) for t in state.differentiable_tensors()[len(names) :]]
         backward = BackwardState(
             {name: each[name].clone() for name in state.params},
             zeros,
