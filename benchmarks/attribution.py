@@ -43,7 +43,7 @@ from fudlr.verify import random_removals, removal, retrain, targeted_removals
 from rivals.bergson_attribution import ekfac, magic, trak
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from unrolled import OBJECTIVES, SETTINGS, SHARE, plan_for, spearman, train, unrolled
+from trainings import OBJECTIVES, SETTINGS, SHARE, plan_for, spearman, train, unrolled
 
 RECORDED: dict[str, dict[str, Any]] = {"sketches": {}, "whole rows": SETTINGS["whole rows"]}
 
