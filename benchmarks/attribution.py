@@ -20,6 +20,7 @@ benchmarks/rivals/requirements.txt names. Writes benchmarks/results/attribution.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -40,7 +41,6 @@ from fudlr.gradients.store import Store
 from fudlr.pipeline.request import solve
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain, targeted_removals
-from rivals.bergson_attribution import ekfac, magic, trak
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trainings import OBJECTIVES, SETTINGS, SHARE, plan_for, spearman, train, unrolled
@@ -61,13 +61,20 @@ def closed_form(run: Run, folder: Path) -> tuple[Tensor, Path]:
     return torch.stack([found.influence.of(name) for name in OBJECTIVES], 1), store
 
 
+def by_bergson(name: str, run: Run, folder: Path) -> tuple[Tensor, Path]:
+    """One of rivals/bergson_attribution.py, which imports bergson."""
+    rival = importlib.import_module("rivals.bergson_attribution")
+    found: tuple[Tensor, Path] = getattr(rival, name)(run, cotangents(folder), folder / name)
+    return found
+
+
 METHODS = {
     "closed form": closed_form,
     "unrolled, sketches": lambda run, folder: from_store(run, folder, "sketches"),
     "unrolled, whole rows": lambda run, folder: from_store(run, folder, "whole rows"),
-    "bergson MAGIC": lambda run, folder: magic(run, cotangents(folder), folder / "magic"),
-    "bergson EK-FAC": lambda run, folder: ekfac(run, cotangents(folder), folder / "ekfac"),
-    "bergson TRAK": lambda run, folder: trak(run, cotangents(folder), folder / "trak"),
+    "bergson MAGIC": lambda run, folder: by_bergson("magic", run, folder),
+    "bergson EK-FAC": lambda run, folder: by_bergson("ekfac", run, folder),
+    "bergson TRAK": lambda run, folder: by_bergson("trak", run, folder),
 }
 
 

@@ -6,7 +6,14 @@ from statistics import mean
 from typing import Any
 
 from rows import result, row
-from unrolled_figures import costs, unrolled, unrolled_before, unrolled_parts
+from unrolled_figures import (
+    attribution,
+    costs,
+    error_bar,
+    unrolled,
+    unrolled_before,
+    unrolled_parts,
+)
 
 
 def percent(values: Any, digits: int = 1) -> list[str]:
@@ -333,7 +340,7 @@ def zoo() -> list[str]:
 
 
 TOPICS = (
-    loop, ties, null, lds, rivals, record_once, unrolled, unrolled_before, unrolled_parts, brief,
-    costs, scoring, bases, curvature, large, experiments, llm, kills, wait, dropped,
-    zoo, hostile,
+    loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
+    unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
+    kills, wait, dropped, zoo, hostile,
 )  # fmt: skip

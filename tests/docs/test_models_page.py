@@ -2,8 +2,8 @@
 
 import sys
 
-import rows
 import pytest
+import rows
 
 sys.path.insert(0, str(rows.ROOT / "benchmarks"))
 from zoo_page import page

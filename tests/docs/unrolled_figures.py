@@ -1,64 +1,56 @@
 """Rows of docs/results.md on the training unrolled from sketches, from the result files."""
 
 from statistics import mean
+from typing import Any
 
 from rows import result, row
 
+METRICS = ("arp", "hellinger")
+
 
 def unrolled() -> list[str]:
-    """The unrolled update beside retraining, over seeds, and the interval that follows."""
+    """The unrolled update beside retraining, over seeds: surrogates, lists, bytes of the stores."""
+    rows = []
+    for name, seeds in result("unrolled")["trainings"].items():
+        found = list(seeds.values())
+        rows += [row(name, metric, len(found), *ways(found, metric)) for metric in METRICS]
+        lists = [
+            mean(each["unrolled"][metric]["change_of_retraining_in_lists"] for each in found)
+            for metric in METRICS
+        ]
+        size = mean(each["store"]["bytes_of_float32"] for each in found)
+        rows.append(row(name, *(f"{change:.2f}" for change in lists), f"{size:.1%}"))
+    return rows
+
+
+def ways(seeds: list[dict[str, Any]], metric: str) -> list[str]:
+    """Change beside retraining's, with its range, and cosine, of three ways."""
+    cells = []
+    for way in ("unrolled", "first order", "closed form"):
+        found = [
+            each["unrolled"][metric]["first_order"] if way == "first order" else each[way][metric]
+            for each in seeds
+        ]
+        changes = [each["change_of_retraining"] for each in found]
+        spread = f" ({min(changes):.2f} to {max(changes):.2f})" if len(found) > 1 else ""
+        cells += [f"{mean(changes):.2f}{spread}", f"{mean(e['cosine'] for e in found):.2f}"]
+    return cells
+
+
+def error_bar() -> list[str]:
+    """The interval of what retraining will change, and its coverage."""
     bar = result("error_bar")
     requests = sum(each["of"] for each in bar["left_out"].values())
     inside = sum(each["inside"] for each in bar["left_out"].values())
     ends = " to ".join(f"{end:.2f}" for end in bar["interval"])
-    interval = row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")
-    return [*unrolled_of("unrolled"), interval]
+    return [row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")]
 
 
 def unrolled_before() -> list[str]:
-    """The same of the version before, with costs, other settings and random removals."""
-    return unrolled_of("unrolled_before")
-
-
-def unrolled_of(file: str) -> list[str]:
-    """Over seeds; costs, other settings of one seed, and random removals where they are there."""
+    """Other settings of one seed, and random removals, by the version before."""
     rows = []
-    trainings = result(file)["trainings"]
-    for name, seeds in trainings.items():
-        for metric in ("arp", "hellinger"):
-            cells = []
-            for way in ("unrolled", "first order", "closed form"):
-                found = [
-                    each["unrolled"][metric]["first_order"]
-                    if way == "first order"
-                    else each[way][metric]
-                    for each in seeds.values()
-                ]
-                changes = [each["change_of_retraining"] for each in found]
-                spread = f" ({min(changes):.2f} to {max(changes):.2f})" if len(found) > 1 else ""
-                cosine = mean(each["cosine"] for each in found)
-                cells += [f"{mean(changes):.2f}{spread}", f"{cosine:.2f}"]
-            rows.append(row(name, metric, len(seeds), *cells))
-        lists = [
-            mean(
-                each["unrolled"][metric]["change_of_retraining_in_lists"] for each in seeds.values()
-            )
-            for metric in ("arp", "hellinger")
-        ]
-        rows.append(row(name, *(f"{change:.2f}" for change in lists)))
-    for name, seeds in trainings.items():
-        found = [each for each in seeds.values() if "training_cpu_s" in each]
-        if not found:
-            continue
-        size = mean(each["store"]["bytes_of_float32"] for each in found)
-        ways = ("engine_recorded_of_peft", "peft_recorded_of_peft")
-        shares = ("first_of_training", "further_of_training")
-        cells = [f"{mean(each[way] for each in found):.2f}" for way in ways]
-        cells += [f"{mean(each[share] for each in found):.1%}" for share in shares]
-        floor = mean(each["metric_gradients_of_floor"] for each in found)
-        rows.append(row(name, f"{size:.1%}", *cells, f"{floor:.2f}"))
-    for name, seeds in trainings.items():
-        for setting, each in seeds.get("0", {}).get("compared", {}).items():
+    for name, seeds in result("unrolled_before")["trainings"].items():
+        for setting, each in seeds["0"].get("compared", {}).items():
             arp, gap = each["unrolled"]["arp"], each["unrolled"]["hellinger"]
             size = f"{each['bytes_of_float32']:.1%}" if "bytes_of_float32" in each else "–"
             keys = ("change_of_retraining", "cosine", "scores_spearman")
@@ -66,8 +58,8 @@ def unrolled_of(file: str) -> list[str]:
             rows.append(row(name, setting, size, *cells))
         for seed, each in seeds.items():
             if "lds" in each:
-                ways = each["lds"]["spearman"].values()
-                cells = [f"{way['arp']:.2f}, {way['hellinger']:.2f}" for way in ways]
+                found = each["lds"]["spearman"].values()
+                cells = [f"{way['arp']:.2f}, {way['hellinger']:.2f}" for way in found]
                 rows.append(row(name, seed, each["lds"]["removals"], *cells))
     return rows
 
@@ -77,7 +69,7 @@ def unrolled_parts() -> list[str]:
     rows = []
     for name, seeds in result("unrolled_parts")["ways"].items():
         key, cells = "change_of_retraining", []
-        for metric in ("arp", "hellinger"):
+        for metric in METRICS:
             cells.append(f"{mean(each[metric][key] for each in seeds.values()):.2f}")
         every = [each[metric]["cosine"] for each in seeds.values() for metric in each]
         rows.append(row(name, *cells, f"{mean(every):.2f}"))
@@ -85,15 +77,31 @@ def unrolled_parts() -> list[str]:
 
 
 def costs() -> list[str]:
-    """CPU time of recording and of requests, measured again."""
+    """CPU time of recording and of requests."""
     rows = []
     for name, seeds in result("unrolled_costs")["trainings"].items():
         found = list(seeds.values())
-        ways = ("engine_recorded_of_peft", "peft_recorded_of_peft")
+        recorded = ("engine_recorded_of_peft", "peft_recorded_of_peft")
         shares = ("first_of_training", "further_of_training")
         floors = ("metric_gradients_of_floor", "further_gradients_of_floor")
-        cells = [f"{mean(each[way] for each in found):.2f}" for way in ways]
+        cells = [f"{mean(each[way] for each in found):.2f}" for way in recorded]
         cells += [f"{mean(each[share] for each in found):.1%}" for share in shares]
         cells += [f"{mean(each[floor] for each in found):.2f}" for floor in floors]
         rows.append(row(name, len(found), *cells))
+    return rows
+
+
+def attribution() -> list[str]:
+    """A row a method: agreement with retraining and cost."""
+    rows = []
+    for name, each in result("attribution")["methods"].items():
+        agreement = each["spearman"]
+        cells = [
+            f"{agreement[kind]['arp']:.2f}, {agreement[kind]['hellinger']:.2f}"
+            for kind in ("random", "targeted", "all")
+        ]
+        seconds = (f"{each['recording_cpu_s']:.1f}", f"{each['cpu_s']:.1f}")
+        rows.append(
+            row(name, *cells, *seconds, f"{each['peak_mib']:.0f}", f"{each['disk_mib']:.0f}")
+        )
     return rows

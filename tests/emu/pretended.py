@@ -56,6 +56,14 @@ class Pretended(Tensor):
         """Where its numbers are."""
         return self.held.data_ptr()
 
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        """Torch's own would give the copy a storage, which a wrapper has none of."""
+        found: Tensor = Pretended(self.held.detach().clone())
+        if isinstance(self, torch.nn.Parameter):
+            found = torch.nn.Parameter(found, self.requires_grad)
+        memo[id(self)] = found
+        return found
+
     def tolist(self) -> list:
         """Torch has none for subclasses."""
         return self.cpu().tolist()

@@ -65,7 +65,6 @@ def machine() -> dict[str, Any]:
         "versions": versions(),
         "system": platform.platform(),
         "engine": {
-            "compiler": LIBRARY.compiler,
             "instruction set": LIBRARY.isa(),
             "others built": LIBRARY.built_isas(),
             "kernels for": kernels,

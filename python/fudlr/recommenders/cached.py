@@ -125,9 +125,10 @@ def layers_of(cache: Any) -> Layers:
 def fork(layers: Layers, others: Layers, columns: list[int]) -> DynamicCache:
     """A cache that begins with `layers` and `columns` of `others`, and grows by itself."""
     found = DynamicCache()
+    wanted = torch.tensor(columns, device=layers[0][0].device)
     for number, pairs in enumerate(zip(layers, others, strict=True)):
         keys, values = (
-            torch.cat([own, other[:, :, columns]], 2) if columns else own
+            torch.cat([own, other.index_select(2, wanted)], 2) if columns else own
             for own, other in zip(*pairs, strict=True)
         )
         found.update(keys, values, number)

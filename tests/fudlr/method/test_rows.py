@@ -139,6 +139,7 @@ class Linear:
     """An engine whose rows are the batch itself."""
 
     d = 3
+    device = torch.device("cpu")
 
     def sample_dots(self, forward, loss, batch, vectors):
         return batch @ vectors.T
