@@ -20,7 +20,6 @@ def test_a_script_is_imported(name):
 def test_the_error_bar_is_the_measured_one():
     found = json.loads((BENCHMARKS / "results" / "error_bar.json").read_text())
     assert SHARES["unrolled"] == tuple(round(end, 2) for end in found["interval"])
-    assert 0.8 <= found["coverage"] <= 0.97
 
 
 def test_the_error_bar_turns_with_the_change_and_is_for_what_was_measured():
