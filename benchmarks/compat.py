@@ -155,7 +155,8 @@ def main() -> None:
     minors = {x["torch"].rpartition(".")[0] for x in good}
     write_result(
         RESULTS / "compat.json",
-        f"python benchmarks/compat.py {wheel.name} --torch {' '.join(args.torch)}",
+        f"python benchmarks/compat.py {wheel.name} --torch {' '.join(args.torch)} "
+        f"--partners {' '.join(args.partners)}",
         wheel={"name": wheel.name, "bytes": wheel.stat().st_size, "python": args.python},
         bars=[
             bar("minor releases of torch served by one wheel", len(minors), 4),

@@ -215,6 +215,17 @@ def kills() -> list[str]:
     ]
 
 
+def compat() -> list[str]:
+    """A row an environment: what is in it, and what passed there."""
+    rows = []
+    for each in result("compat")["rows"]:
+        passed = (each[part]["passed"] for part in ("ops", "engine", "demo"))
+        cells = ["yes" if part else "no" for part in passed]
+        names = (each[name] for name in ("torch", "transformers", "peft"))
+        rows.append(row(*names, len(each["changed"]), *cells))
+    return rows
+
+
 def hostile() -> list[str]:
     found = result("hostile_disk")["disturbances"]
     names = {
@@ -342,5 +353,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, wait, dropped, zoo, hostile,
+    kills, wait, dropped, zoo, hostile, compat,
 )  # fmt: skip
