@@ -36,14 +36,13 @@ from common import RESULTS, write_result
 from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.evaluation import measure
 from fudlr.gradients.store import Store
 from fudlr.pipeline.request import solve
 from fudlr.run import Run, load_run, train_run
-from fudlr.verify import random_removals, removal, retrain, targeted_removals
+from fudlr.verify import random_removals, targeted_removals
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trainings import OBJECTIVES, SETTINGS, SHARE, plan_for, spearman, train, unrolled
+from trainings import OBJECTIVES, SETTINGS, SHARE, plan_for, removed, spearman, train, unrolled
 
 RECORDED: dict[str, dict[str, Any]] = {"sketches": {}, "whole rows": SETTINGS["whole rows"]}
 
@@ -134,21 +133,8 @@ def retrained(run: Run, folder: Path, counts: dict[str, int]) -> tuple[dict[str,
             for mask in targeted_removals(chosen[:, k], half, SHARE, seed + k)
         ],
     }
-    jobs = [
-        removal(f"{kind} {number}", mask)
-        for kind, each in masks.items()
-        for number, mask in enumerate(each)
-    ]
-    done = retrain(run, jobs, folder / "retrainings", description="retrain")
-
-    def values(theta: Tensor) -> list[float]:
-        run.engine.load(theta)
-        figures = measure(run.recommender, plan.valid, plan.valid).metrics
-        return [figures[key] for key in OBJECTIVES.values()]
-
-    actual = torch.tensor([values(each.theta) for each in done]) - torch.tensor(values(run.theta))
-    run.engine.load(run.theta)
-    return masks, actual
+    named = {f"{kind} {i}": mask for kind, each in masks.items() for i, mask in enumerate(each)}
+    return masks, removed(run, plan, named, folder)
 
 
 def agreement(influence: Tensor, masks: dict[str, list], actual: Tensor) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fudlr.influence.unroll import StoredTraining, Unrolled
 from fudlr.pipeline.plan import Plan, prepare, with_options
 from fudlr.run import Run
 from fudlr.train.adapter import train_adapter
+from fudlr.verify import removal, retrain
 from torch import Tensor
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -103,6 +104,22 @@ class SomeEpochs(StoredTraining):
         values = {name: getattr(found, name) for name in found.__dataclass_fields__}
         chosen = {"rows": rows[found.ids], "scales": None, "segment": int(segment)}
         return Step(**{**values, **chosen})
+
+
+def removed(run: Run, plan: Plan, masks: dict[str, Tensor], folder: Path) -> Tensor:
+    """What real retraining without each of `masks` changes the surrogates of `OBJECTIVES` by on the
+    validation prompts, `[removals, 2]`; retrainings are kept in `folder`."""
+    jobs = [removal(name, mask) for name, mask in masks.items()]
+    done = retrain(run, jobs, folder / "retrainings", description="retrain")
+
+    def values(theta: Tensor) -> list[float]:
+        run.engine.load(theta)
+        found = measure(run.recommender, plan.valid, plan.valid).metrics
+        return [found[key] for key in OBJECTIVES.values()]
+
+    changes = torch.tensor([values(each.theta) for each in done]) - torch.tensor(values(run.theta))
+    run.engine.load(run.theta)
+    return changes
 
 
 def unrolled(run: Run, store: Store, keep: list[int] | None = None) -> Unrolled:

@@ -30,7 +30,6 @@ from common import RESULTS, describe, write_result
 from fudlr import RunConfig
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.evaluation import measure
 from fudlr.gradients.store import Store
 from fudlr.influence.mask import threshold_mask
 from fudlr.influence.unroll import Unrolled
@@ -49,6 +48,7 @@ from trainings import (
     cpu,
     figures,
     plan_for,
+    removed,
     spearman,
     train,
     unrolled,
@@ -248,16 +248,8 @@ def of_removals(run: Run, folder: Path, count: int) -> dict[str, Any]:
     influence["closed form"] = torch.stack([closed.influence.of(name) for name in OBJECTIVES], 1)
     shutil.rmtree(whole)
     masks = random_removals(len(run.split.train), count, SHARE, run.config.seed)
-    jobs = [removal(f"random {number}", mask) for number, mask in enumerate(masks)]
-    found = retrain(run, jobs, folder / "retrainings", description="retrain")
-
-    def values(theta: Tensor) -> list[float]:
-        run.engine.load(theta)
-        figures = measure(run.recommender, plan.valid, plan.valid).metrics
-        return [figures[key] for key in OBJECTIVES.values()]
-
-    actual = torch.tensor([values(each.theta) for each in found]) - torch.tensor(values(run.theta))
-    run.engine.load(run.theta)
+    named = {f"random {number}": mask for number, mask in enumerate(masks)}
+    actual = removed(run, plan, named, folder)
     predicted = {way: torch.stack(masks).to(each) @ each for way, each in influence.items()}
     return {
         "removals": count,

@@ -209,14 +209,20 @@ def _watched(layer: LoraLayer, tape: Tape) -> Iterator[None]:
             return _Watched.apply(patch.own(x), tape.anchor, x.detach(), whose, tape)  # type: ignore[no-untyped-call]
 
         patches.append(Patch(watched, module))
-    with layer.detached():
-        try:
-            for patch in patches:
-                patch.set()
-            yield
-        finally:
-            for patch in patches:
-                patch.remove()
+    with layer.detached(), _in_place(patches):
+        yield
+
+
+@contextmanager
+def _in_place(patches: list[Patch]) -> Iterator[None]:
+    """Within it all patches are set."""
+    try:
+        for patch in patches:
+            patch.set()
+        yield
+    finally:
+        for patch in patches:
+            patch.remove()
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -279,13 +285,8 @@ def replaced(layout: Layout, forward: Callable[..., Any]) -> Iterator[None]:
             return forward(layer, patch.own, *args, **kwargs)
 
         patches.append(Patch(call, layer.module))
-    try:
-        for patch in patches:
-            patch.set()
+    with _in_place(patches):
         yield
-    finally:
-        for patch in patches:
-            patch.remove()
 
 
 @contextmanager

@@ -3,22 +3,13 @@
 import pytest
 import torch
 
-from fudlr_ext import _C
 from fudlr_ext.ops.record import add_sketch, encode_rows
 from fudlr_ext.reference import record as reference
 
 LENGTHS = (5, 0, 1, 13, 9)
 
 
-@pytest.fixture(autouse=True, params=_C.built_isas().split(","))
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield
-    _C.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def arguments(dtype, a, b, q, *, of_left):

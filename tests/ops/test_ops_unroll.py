@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fudlr_ext import _C
 from fudlr_ext.ops import unroll
 from fudlr_ext.reference import unroll as reference
 
@@ -18,15 +17,7 @@ OPTIONS = {  # rate, betas, eps, corrections, l2, clip, coupled, kept
 }
 
 
-@pytest.fixture(autouse=True, params=_C.built_isas().split(","))
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield
-    _C.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 def normal(seed, *shape):

@@ -151,10 +151,10 @@ class Catalogue:
     def interactions(self, tables: Iterable[RowTable]) -> Interactions:
         """Every choice that the rows name, once, in their order."""
         pairs = dict.fromkeys(pair for table in tables for pair in choices(table))
-        order = sorted(range(len(pairs)), key=lambda i: (list(pairs)[i][0], i))
-        kept = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)[order]
-        time = np.array(order, dtype=np.int64)
-        return Interactions(kept[:, 0], kept[:, 1], time, self.users, self.items)
+        found = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+        order = found[:, 0].argsort(kind="stable")
+        user, item = found[order].T
+        return Interactions(user, item, order, self.users, self.items)
 
 
 def choices(table: RowTable) -> Iterable[tuple[int, int]]:

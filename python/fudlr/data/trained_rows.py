@@ -16,10 +16,11 @@ import polars as pl
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError
 from fudlr.data.instructions import FIELDS, parse_prompt
-from fudlr.data.interactions import Interactions, Samples
+from fudlr.data.interactions import Interactions, Ints, Samples
 from fudlr.data.json_rows import json_rows
 from fudlr.data.rows import UNKNOWN, RowSamples, RowTable
 from fudlr.data.tables import READ, ending
+from fudlr.data.text import warn
 
 ANSWERS = ("answer", "completion", "response", "output")
 ALPACA = (
@@ -115,7 +116,7 @@ def _by_id(given: list[Any], interactions: Interactions, asked: str) -> Samples:
             f"there are none, or ids outside of 0 to {len(interactions) - 1}",
             "Give the sample_id of `fudlr export` on the same data, or user_id and item_id",
         )
-    return Samples(interactions, np.unique(ids))
+    return _once(ids, interactions)
 
 
 def _by_choice(rows: list[dict[str, Any]], data: Interactions, asked: str) -> Samples:
@@ -135,7 +136,15 @@ def _by_choice(rows: list[dict[str, Any]], data: Interactions, asked: str) -> Sa
             f"{lost[0][0]!r}, item {lost[0][1]!r})",
             "Name the data that they were taken from, or their texts",
         )
-    return Samples(data, np.unique(np.array([place[pair] for pair in pairs], dtype=np.int64)))
+    return _once(np.array([place[pair] for pair in pairs], dtype=np.int64), data)
+
+
+def _once(ids: Ints, data: Interactions) -> Samples:
+    """The samples of `ids`; those named again are said."""
+    own = np.unique(ids)
+    if again := len(ids) - len(own):
+        warn(f"{again} rows name samples that others name too: each counts once", "repeats", again)
+    return Samples(data, own)
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any, where: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from fudlr import load_run
 from fudlr.common.errors import DataError
+from fudlr.data import DataWarning
 from fudlr.data.rows import UNKNOWN, RowSamples
 from fudlr.data.trained_rows import ALPACA, read_trained_rows
 from fudlr.run.recipe import differences, known_recipe
@@ -257,6 +258,14 @@ def test_rows_of_no_known_form_are_refused(folders, tmp_path, case):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=said):
         read_trained_rows(tmp_path / "rows.jsonl", load_run(folders / "run").interactions, Chat())
+
+
+def test_rows_named_twice_count_once_and_are_said(folders, tmp_path):
+    data = load_run(folders / "run").interactions
+    (tmp_path / "rows.txt").write_text("5 3 5 5")
+    with pytest.warns(DataWarning, match="2 rows name samples that others name too"):
+        samples = read_trained_rows(tmp_path / "rows.txt", data, Chat())
+    assert samples.ids.tolist() == [3, 5]
 
 
 def test_item_tokens_read_no_texts(fudlr, small_run, exported, tmp_path):
