@@ -173,9 +173,11 @@ void for_rows(int64_t rows, int64_t work, Run run) {
   parallel_for(0, rows, std::max<int64_t>(1, kThreadWork / each), run);
 }
 
-void check_span(const char* op, int64_t first, int64_t count, int64_t size) {
-  FUDLR_CHECK_VALUE(first >= 0 && count >= 0 && first <= size - count, op,
-                    ": a matrix of the table does not lie within its array");
+// A matrix of a table lies within its array; divided, since products of its numbers may overflow.
+void check_span(const char* op, int64_t first, int64_t rows, int64_t columns, int64_t size) {
+  FUDLR_CHECK_VALUE(first >= 0 && first <= size && rows >= 0 && columns >= 0 &&
+                        (columns == 0 || rows <= (size - first) / columns),
+                    op, ": a matrix of the table does not lie within its array");
 }
 
 // The table of a projection, its matrices within their arrays.
@@ -186,23 +188,25 @@ Tensor sketch_table(const char* op, const Tensor& table, const Tensor& factors, 
   const Tensor dense = table.contiguous();
   const auto* row = reinterpret_cast<const SketchedMatrix*>(dense.const_data_ptr<int64_t>());
   for (int64_t i = 0; i < table.size(0); ++i, ++row) {
-    check_span(op, row->flat, row->rows * row->columns, d);
-    check_span(op, row->factor, row->count * (row->is_b ? row->rows : row->columns),
-               factors.numel());
-    check_span(op, row->sketch, row->count * (row->is_b ? row->columns : row->rows), p);
+    const int64_t width = row->is_b ? row->rows : row->columns;
+    FUDLR_CHECK_VALUE(row->count <= width, op, ": a matrix has more directions than its width");
+    check_span(op, row->flat, row->rows, row->columns, d);
+    check_span(op, row->factor, row->count, width, factors.numel());
+    check_span(op, row->sketch, row->count, row->is_b ? row->columns : row->rows, p);
   }
   return dense;
 }
 
 // `act`(kernels, matrices, begin, end, factors, from, to) of all matrices: S v or Sᵀ s.
 template <typename Act>
-Tensor sketched(const char* op, const Tensor& given, int64_t from, const Tensor& table,
+Tensor sketched(const char* op, const Tensor& given, int64_t from, int64_t to, const Tensor& table,
                 const Tensor& factors, int64_t d, int64_t p, Act act) {
   check_tensor(op, "vectors", given, {-1, from}, given.scalar_type(), "vectors", given);
+  FUDLR_CHECK_VALUE(d >= 0 && p >= 0, op, ": ", d, " numbers to ", p, " were asked for");
   const Tensor matrices = sketch_table(op, table, factors, given, d, p);
   const Tensor dense = given.contiguous(), sides = factors.contiguous();
   const int64_t k = given.size(0);
-  Tensor out = zeros({k, from == d ? p : d}, given);
+  Tensor out = zeros({k, to}, given);
   if (k == 0) return out;
   dispatch_real(given, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
@@ -216,16 +220,18 @@ Tensor sketched(const char* op, const Tensor& given, int64_t from, const Tensor&
 }
 
 Tensor lora_project(const Tensor& vectors, const Tensor& factors, const Tensor& table, int64_t p) {
-  const int64_t d = vectors.dim() == 2 ? vectors.size(1) : -1, k = vectors.size(0);
-  return sketched("lora_project", vectors, d, table, factors, d, p,
+  const bool flat = vectors.dim() == 2;
+  const int64_t k = flat ? vectors.size(0) : 0, d = flat ? vectors.size(1) : 0;
+  return sketched("lora_project", vectors, d, p, table, factors, d, p,
                   [=](const auto& kernels, const SketchedMatrix* rows, int64_t begin, int64_t end,
                       const auto* sides, const auto* from,
                       auto* to) { kernels.project(rows, begin, end, sides, from, k, d, p, to); });
 }
 
 Tensor lora_lift(const Tensor& sketches, const Tensor& factors, const Tensor& table, int64_t d) {
-  const int64_t p = sketches.dim() == 2 ? sketches.size(1) : -1, k = sketches.size(0);
-  return sketched("lora_lift", sketches, p, table, factors, d, p,
+  const bool flat = sketches.dim() == 2;
+  const int64_t k = flat ? sketches.size(0) : 0, p = flat ? sketches.size(1) : 0;
+  return sketched("lora_lift", sketches, p, d, table, factors, d, p,
                   [=](const auto& kernels, const SketchedMatrix* rows, int64_t begin, int64_t end,
                       const auto* sides, const auto* from,
                       auto* to) { kernels.lift(rows, begin, end, sides, from, k, d, p, to); });
@@ -244,12 +250,12 @@ class Point {
     int64_t squares = 0;
     for (int64_t i = 0; i < count(); ++i) {
       const LoraLayer& layer = table()[i];
-      check_span(op, layer.a, layer.rank * layer.in, theta.numel());
-      check_span(op, layer.b, layer.rank * layer.out, theta.numel());
+      check_span(op, layer.a, layer.rank, layer.in, theta.numel());
+      check_span(op, layer.b, layer.rank, layer.out, theta.numel());
+      check_span(op, squares, layer.rank, layer.rank, inverse_a.numel());
       squares += layer.rank * layer.rank;
       work_ += layer.rank * layer.rank * (layer.in + layer.out);
     }
-    check_span(op, 0, squares, inverse_a.numel());
   }
 
   int64_t count() const { return layers_.size(0); }

@@ -123,6 +123,32 @@ def test_a_fake_has_the_shapes(name):
     assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
 
 
+@pytest.mark.parametrize("name", ["lora_seen", "lora_views", "lora_project", "lora_lift"])
+def test_tables_of_numbers_that_cannot_be_are_refused(name):
+    """Negative sizes whose product is positive, and sizes whose product overflows."""
+    op, given = CASES[name]
+    place = next(i for i, x in enumerate(given) if getattr(x, "dtype", None) == torch.int64)
+    columns = (2, 3, 4) if "lora_s" in name or "lora_v" in name else (1, 2, 4)
+    for wrong in (-1, -5, 2**40, 2**62):
+        for chosen in (columns, columns[:2], columns[:1]):
+            table = given[place].clone()
+            table[-1, list(chosen)] = wrong
+            with pytest.raises(ValueError, match=r"does not lie within|more directions"):
+                getattr(unroll, op)(*given[:place], table, *given[place + 1 :])
+
+
+@pytest.mark.parametrize("name", ["lora_project", "lora_lift"])
+def test_lines_are_two_dimensional(name):
+    op, (lines, factors, table, size) = CASES[name]
+    for wrong in (lines[0], lines[0, 0], lines[None]):
+        with pytest.raises(ValueError, match="must have the shape"):
+            getattr(unroll, op)(wrong, factors, table, size)
+    with pytest.raises(ValueError, match="were asked for"):
+        getattr(unroll, op)(lines, factors, table, -1)
+    empty = getattr(unroll, op)(lines[:0], factors, table, size)
+    assert empty.shape == (0, size)
+
+
 def test_what_does_not_fit_is_refused():
     for name in ("lora_views", "lora_project", "lora_lift"):
         op, given = CASES[name]
