@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format docs bench gpu-check emu-full llm wheel compat clean
+.PHONY: demo test lint format docs docs-serve bench gpu-check emu-full llm wheel compat clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -41,9 +41,13 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-# The options page, from the configuration's own docstrings.
+# The options page, from the configuration's own docstrings, and the whole documentation in out/site.
 docs: $(VENV)/.installed
 	$(BIN)/python -m fudlr.config > docs/options.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py

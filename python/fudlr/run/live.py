@@ -58,14 +58,15 @@ def adopt(
     Args:
         model: A peft model with a LoRA adapter.
         train: What the adapter was trained on.
-        valid, test: Prompts for gradients, and for figures; of the same users, in the same order.
+        valid: Prompts for gradients, one a user.
+        test: Prompts for figures, of the same users in the same order.
         items: The catalogue in the order of the scores: ids, or a table with `item_id`, and
             `title`, `genres` (the item groups) and `popularity` where they are known.
         collate: Makes a batch, a mapping of tensors, of a list of rows.
         scores: `scores(model, batch) -> [n, M]`, differentiable; higher is better.
         users: A table with `user_id` and columns of groups, such as `gender`.
-        forward, loss: As `Engine` takes them; those of a causal language model with `labels` where
-            not given.
+        forward: As `Engine` takes it; a causal language model's with `labels` where not given.
+        loss: The same.
         columns: Other names of the rows' fields: `{"item": "target"}`.
         store: Its training's gradients, as `Recorder` or `RecorderCallback` left them.
         settings: Options by their dotted names, such as `{"data.k": 20}`.

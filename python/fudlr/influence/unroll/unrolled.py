@@ -86,7 +86,8 @@ class Unrolled:
         recipe: How its steps were made.
         rates: The optimiser's learning rate at each.
         samples: n, the training samples.
-        start, theta: θ₀ and θ* `[d]`.
+        start: θ₀ `[d]`.
+        theta: θ* `[d]`.
         terms: T `[n]`, of how many terms each sample's loss is the mean; 1 each where None.
         moments: Adam's `[2, d]` at the start; zeros where None.
         before: Steps that Adam took before the start.
