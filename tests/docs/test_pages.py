@@ -49,7 +49,7 @@ def test_a_command_is_one_that_can_be_given(page, line):
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, re.M), line
     else:
-        assert words[0] in ("pip", "python"), f"{page.name}: {line}"
+        assert words[0] in ("pip", "python", "docker"), f"{page.name}: {line}"
 
 
 def parsed(words: list[str]) -> None:
