@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -269,6 +270,33 @@ def test_kill_in_the_middle_leaves_the_old(tmp_path: Path, kind: str) -> None:
         with atomic_file(path) as temporary:
             temporary.write_text("new")
     assert weights.read_text() == "new"
+
+
+def test_what_killed_writes_left_in_a_claimed_folder_is_removed(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    claim_folder(sweep, "sweep")
+    for name in ("sweep.json", "points/one.json"):
+        (sweep / name).parent.mkdir(exist_ok=True)
+        script = KILLED.format(kind="file", folder=False, more="")
+        subprocess.run([sys.executable, "-c", script, str(sweep / name)], check=False)
+    assert len(_entries(sweep)) == 3
+    with atomic_file(sweep / "sweep.svg") as temporary:  # of this process, which lives
+        claim_folder(sweep, "sweep")
+        assert _entries(sweep) == sorted([MARKER, temporary.name, "points"])
+        assert _entries(sweep / "points") == []
+
+
+def test_a_table_without_room_is_the_systems_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_table(tmp_path / "table.parquet", pl.DataFrame({"a": range(9)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert _entries(tmp_path) == []
 
 
 def test_contents_are_flushed_before_the_name_changes(

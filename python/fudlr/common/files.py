@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -25,6 +25,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.common.exchange import exchange
+from fudlr.common.held import held, is_abandoned
 
 if TYPE_CHECKING:
     import polars as pl
@@ -83,12 +84,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     _check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    # Opened here, and not by mkstemp, so that the user's umask decides who may read it.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
+        with held(temporary):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,9 +111,9 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
     temporary = _beside(path)
     temporary.mkdir()
     try:
-        (temporary / WRITING).write_text(_writer(os.getpid()), encoding="utf-8")
-        yield temporary
-        (temporary / WRITING).unlink()
+        with held(temporary / WRITING):
+            yield temporary
+            (temporary / WRITING).unlink()
         for file in temporary.rglob("*"):
             _sync(file)
         replace_folder(temporary, path, kind)
@@ -122,24 +122,14 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def _writer(process: int) -> str:
-    """A process of this machine since it was started; another one of that number differs."""
-    try:
-        began = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return f"{platform.node()} {process} {began[19]}"
-    except OSError:
-        return f"{platform.node()} {process} gone"
-
-
 def _clear_left(path: Path) -> None:
-    """Remove what processes of this machine left beside `path` when they were killed at it."""
+    """Remove what killed processes left beside `path`."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
-        found = _TEMPORARY.fullmatch(left.name)
-        if found is None or left.is_symlink() or not (left / WRITING).is_file():
-            continue
-        said = (left / WRITING).read_text(encoding="utf-8", errors="replace").split()
-        ours = len(said) == 3 and said[0] == platform.node() and said[1].isdecimal()
-        if ours and Path("/proc/self").exists() and _writer(int(said[1])) != " ".join(said):
+        if (
+            _TEMPORARY.fullmatch(left.name)
+            and not left.is_symlink()
+            and is_abandoned(left / WRITING)
+        ):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -161,9 +151,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_table(path: Path, table: pl.DataFrame) -> None:
     """Write a Parquet file, whole or not at all."""
-    # Given a path, polars would expand a ~ in it.
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        table.write_parquet(file)
+    # Given a path, polars would expand a ~ in it; of a disk that is full it says "invalid thrift".
+    content = io.BytesIO()
+    table.write_parquet(content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_json(path: Path, form: type[T], remedy: str = "Restore it, or make it again") -> T:
@@ -303,17 +295,18 @@ def remove_folder(folder: Path, kind: str) -> None:
         shutil.rmtree(folder)
 
 
-def clear_unfinished(folder: Path, kind: str) -> None:
-    """Remove from a folder of ours, which nobody else writes to now, what killed writes left."""
-    names = (*ADDED.get(kind, ()), MARKER, _PROBE)
-    for path in folder.glob(".*"):
-        meant = _meant(path)
-        if meant != path.name and any(fnmatch.fnmatchcase(meant, name) for name in names):
+def clear_unfinished(folder: Path) -> None:
+    """Remove from a folder of ours the files that killed processes left half-written there."""
+    marker = read_json(folder / MARKER, _Marker)
+    for path in folder.rglob(".*"):
+        ours = _is_ours(path, folder, marker.files, ADDED.get(marker.kind, ()))
+        if ours and _meant(path) != path.name and is_abandoned(path):
             path.unlink()
 
 
 def claim_folder(folder: Path, kind: str) -> None:
-    """Make `folder` ours, to write files into one by one; one that is ours already stays as it is.
+    """Make `folder` ours, to write files into one by one; one that is ours already stays as it is,
+    without what killed writes left there.
 
     Raises:
         UsageError: As `check_replaceable`.
@@ -322,6 +315,7 @@ def claim_folder(folder: Path, kind: str) -> None:
     check_writable(folder)
     if not (folder / MARKER).is_file():
         _mark(folder, kind)
+    clear_unfinished(folder)
 
 
 def _special(path: Path) -> str | None:

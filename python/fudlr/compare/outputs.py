@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from fudlr.common import terminal
-from fudlr.common.files import atomic_file, write_json, write_table
+from fudlr.common.files import write_json, write_table
+from fudlr.report.svg import write_svg
 
 RUINED = 0.5
 """Share of the trained NDCG below which a point is not drawn."""
@@ -22,9 +23,7 @@ def write_comparison(folder: Path, record: Mapping[str, Any]) -> None:
     """Write comparison.json, comparison.parquet (a row a point) and comparison.svg."""
     write_json(folder / "comparison.json", record)
     write_table(folder / "comparison.parquet", comparison_table(record))
-    figure = pareto(record)
-    with atomic_file(folder / "comparison.svg") as temporary:
-        figure.savefig(temporary, format="svg", bbox_inches="tight")
+    write_svg(folder / "comparison.svg", pareto(record))
 
 
 def comparison_table(record: Mapping[str, Any]) -> pl.DataFrame:

@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fudlr.common.files import atomic_file
 
 BLUE, ORANGE, INK, PALE = "#1d5fa3", "#b8510d", "#3c4654", "#c9d2dc"
 WIDTH = 5.0  # inches at 72 units: 360 wide, about a phone's
@@ -70,6 +73,12 @@ def legend_above(axes: Axes, columns: int) -> None:
         handletextpad=0.5,
         columnspacing=1.2,
     )
+
+
+def write_svg(path: Path, drawing: Figure) -> None:
+    """Write a drawing as a file: the same one, the same bytes."""
+    with atomic_file(path) as temporary, mpl.rc_context({"svg.hashsalt": "fudlr"}):
+        drawing.savefig(temporary, format="svg", metadata={"Date": None}, bbox_inches="tight")
 
 
 def to_svg(drawing: Figure, name: str, words: str) -> Markup:

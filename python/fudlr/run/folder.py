@@ -32,7 +32,7 @@ from fudlr import lora
 from fudlr.common.device import Place, facts, place
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
-from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json
+from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json, write_table
 from fudlr.common.progress import StageClock
 from fudlr.config import (
     DataConfig,
@@ -229,7 +229,7 @@ def train_run(
         if rows is not None:
             own = read_trained_rows(rows, split.interactions, base.tokenizer)
             split = replace(split, train=own)
-            kept(own).write_parquet(temporary / ROWS)
+            write_table(temporary / ROWS, kept(own))
         known, config = with_recipe(config, len(split.train), named)
         recommender = kind(model, base.tokenizer, split.interactions, config, base.record)
         check_reads(recommender, split.train)

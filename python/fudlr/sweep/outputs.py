@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from fudlr.common import terminal
-from fudlr.common.files import atomic_file, write_json, write_table
-from fudlr.report.svg import INK, canvas, legend_above
+from fudlr.common.files import write_json, write_table
+from fudlr.report.svg import INK, canvas, legend_above, write_svg
 
 KINDS = ("predicted", "measured", "retrained")
 SWEPT = ("lambda_fair", "lambda_acc", "lambda_spa", "budget")
@@ -23,8 +23,7 @@ def write_sweep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write sweep.json, sweep.parquet (a row a point) and sweep.svg."""
     write_json(folder / "sweep.json", record)
     write_table(folder / "sweep.parquet", sweep_table(record))
-    with atomic_file(folder / "sweep.svg") as temporary:
-        _plot(record, temporary)
+    _plot(record, folder / "sweep.svg")
 
 
 def sweep_table(record: Mapping[str, Any]) -> pl.DataFrame:
@@ -95,7 +94,7 @@ def _plot(record: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(f"{' + '.join(record['surrogates'])}, change in %")
         axes.set_title("○ predicted   □ measured   ◇ retrained", fontsize=8, loc="right", y=-0.28)
         legend_above(axes, columns=3)
-        figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        write_svg(path, figure)
 
 
 def _xy(points: list[Mapping[str, Any]], kind: str) -> tuple[list[float], list[float]]:

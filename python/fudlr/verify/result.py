@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fudlr import lora
 from fudlr.common.errors import DataError
-from fudlr.common.files import write_text
+from fudlr.common.files import clear_unfinished, write_text
 from fudlr.common.progress import StageClock
 from fudlr.common.terminal import say
 from fudlr.config import load_config, trained_options
@@ -158,7 +158,7 @@ def verify_result(
     kept = folder / "retrainings"
     case = Case(run, options.debias, data.mask, mask, theta, checks or Checks(), kept)
     found = verify_case(case)
-    lora.save(run.recommender.model, folder / "retrained")
+    checked = {name: check(case) for name, check in CHECKS.items()}
     seconds = {**data.summary["seconds"], **found.seconds}
     summary: dict[str, Any] = {
         **data.summary,
@@ -167,7 +167,11 @@ def verify_result(
         "agreement": found.agreement,
         "seconds": seconds,
         "cost": cost(seconds, found.seconds["retraining"]),
-        "verification": {**data.summary.get("verification", {}), "null": found.null},
+        "verification": {
+            **data.summary.get("verification", {}),
+            "null": found.null,
+            **{name: outcome for name, outcome in checked.items() if outcome is not None},
+        },
     }
     removed = int(mask.sum())
     curve = [
@@ -175,12 +179,11 @@ def verify_result(
         for point in data.curve
     ]
     data = replace(data, summary=summary, curve=tuple(curve))
+    # Not before all is known: an earlier proof stays whole until then, and retrainings are kept.
+    run.engine.load(found.theta)
+    clear_unfinished(folder)
+    lora.save(run.recommender.model, folder / "retrained")
     save_report_data(folder, data)
-    for name, check in CHECKS.items():
-        outcome = check(case)
-        if outcome is not None:
-            summary["verification"][name] = outcome
-            save_report_data(folder, data)
     write_report(folder, data)
     write_text(folder / "adapter" / "README.md", model_card(data, run.config.model.base))
     print_summary(summary)

@@ -99,7 +99,7 @@ def test_a_killed_scoring_pass_goes_on_to_the_same_files(run, tmp_path, monkeypa
 def full(monkeypatch):
     free = SimpleNamespace(free=9)
     monkeypatch.setattr("fudlr.gradients.store.steps.shutil.disk_usage", lambda _: free)
-    return "GB are free"
+    return "MB are free"
 
 
 def two_uses(monkeypatch):

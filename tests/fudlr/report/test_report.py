@@ -23,8 +23,10 @@ from fudlr.report import (
 from fudlr.report.cost import stage_rows
 from fudlr.report.numbers import label
 from fudlr.report.rows import metric_rows, objective_metrics, worse
+from fudlr.report.svg import write_svg
 from fudlr.report.words import agreement_sentences, headline, worse_sentence
 from made_up_run import make_curve, make_mask
+from matplotlib.figure import Figure
 from polars.testing import assert_frame_equal
 from rich.console import Console
 
@@ -122,6 +124,14 @@ def test_plots_have_words_and_both_curves(data: ReportData) -> None:
     assert "budget 5% measured: ARP 215.8, Validation loss 6.040" in curve
     assert "budget 1% predicted: ARP 225.1" in curve
     assert "budget 1% measured" not in curve
+
+
+def test_a_drawing_is_the_same_file_each_time(tmp_path):
+    for name in ("one", "two"):
+        figure = Figure()
+        figure.subplots().plot([1, 2], [3, 1], "o")
+        write_svg(tmp_path / name, figure)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_text_from_data_stays_text(summary: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fudlr.common.errors import UsageError
+from fudlr.common.errors import StoreError, UsageError
 from fudlr.gradients.store import (
     Numbered,
     Recorder,
@@ -251,7 +251,7 @@ def test_too_little_disk_is_seen_before_training(tmp_path, monkeypatch):
     made = trainer(tmp_path, callback(tmp_path, config=WHOLE))
     free = SimpleNamespace(free=9)
     monkeypatch.setattr("fudlr.gradients.store.steps.shutil.disk_usage", lambda _: free)
-    with pytest.raises(UsageError, match=r"of 48 samples .*GB are free"):
+    with pytest.raises(StoreError, match=r"of 48 samples .* MB, and 0.0 MB are free"):
         made.train()
     assert made.state.global_step == 0
 

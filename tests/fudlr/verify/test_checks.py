@@ -8,6 +8,7 @@ import pytest
 import torch
 from fudlr import load_run, verify_result, write_result
 from fudlr.verify import Checks, retraining
+from fudlr.verify.result import CHECKS
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.numerics
@@ -127,3 +128,17 @@ def test_a_second_call_retrains_nothing(folder, found, monkeypatch):
     again = json.loads(json.dumps(data.summary["verification"]))
     assert again["lds"]["random"] == found["lds"]["random"]
     assert data.summary["verification"]["seeds"] == found["seeds"]
+
+
+def test_an_interrupted_check_leaves_the_earlier_proof_whole(found, folder, monkeypatch):
+    def interrupted(case):
+        raise KeyboardInterrupt
+
+    def written():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = written()
+    monkeypatch.setitem(CHECKS, "seeds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verify_result(folder, checks=Checks(seeds=(0,)))
+    assert written() == before

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import UsageError
+from fudlr.common.errors import StoreError, UsageError
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import PrincipalAccumulator, Projection, Shapes
 from fudlr.gradients.store.shards import row_bytes
@@ -161,8 +161,8 @@ def check_room(folder: Path, rows: int, steps: int, d: int, config: RecordConfig
     needed = rows * row_bytes(math.ceil(LARGEST * d), config.dtype) + 4 * steps * d
     free = shutil.disk_usage(at).free + held
     if needed > free:
-        raise UsageError(
-            f"sketched gradients of {rows:,} samples were to be recorded in {folder}",
-            f"they may take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there",
+        raise StoreError(
+            f"sketched gradients of {rows:,} samples were to be recorded",
+            f"they may take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free",
             "Make room, lower record.energy, or record the last epoch alone (record.epochs=last)",
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import NumericalError, StoreError, UsageError
-from fudlr.common.files import atomic_file, claim_folder, clear_unfinished
+from fudlr.common.files import atomic_file, claim_folder
 from fudlr.gradients.matrix import check_rows
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, Recipe, read_manifest
@@ -66,7 +66,6 @@ class StoreWriter:
                 asked, "another process is doing so", "Wait for it, or name another folder"
             ) from error
         try:
-            clear_unfinished(self.folder, "store")
             self._manifest = self._enter(asked, Manifest(course, d, dtype))
         except BaseException:
             self._lock.release()
