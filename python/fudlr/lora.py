@@ -130,7 +130,7 @@ def _refuse_variants(config: Any, asked: str) -> None:
     found = [
         f"{field.name}={getattr(config, field.name)!r}"
         for field in dataclasses.fields(peft.LoraConfig)
-        if field.name not in PLAIN and getattr(config, field.name) != getattr(usual, field.name)
+        if field.name not in PLAIN and _another(*(getattr(c, field.name) for c in (config, usual)))
     ]
     start = config.init_lora_weights
     if isinstance(start, str) and start.lower() not in HARMLESS_STARTS:
@@ -142,6 +142,11 @@ def _refuse_variants(config: Any, asked: str) -> None:
             "Train it with the usual options; PiSSA, OLoRA and their kin become plain LoRA by "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
+
+
+def _another(value: Any, usual: Any) -> bool:
+    """Whether an option was chosen: trainers write none as `null`, `[]` or `{}`."""
+    return bool(value != usual and (value or usual))
 
 
 def _of_the_base(key: str, file: Any, model: nn.Module) -> bool:

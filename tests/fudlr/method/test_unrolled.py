@@ -13,7 +13,10 @@ from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.unroll.adam import OptimiserStep, State
 from fudlr.influence.unroll.response import group_layers
 
-SHAPES = {"q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2), "v.lora_A.w": (2, 4), "v.lora_B.w": (3, 2)}
+SHAPES = {
+    "e.trainable_tokens_delta": (2, 3), "q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2),
+    "q.lora_B.b": (5, 1), "v.lora_embedding_A": (2, 4), "v.lora_embedding_B": (3, 2),
+}  # fmt: skip
 D = sum(a * b for a, b in SHAPES.values())
 N, BATCH, EPOCHS = 12, 4, 3
 RATES = torch.tensor([0.005, 0.004, 0.003] * EPOCHS, dtype=torch.float64)
@@ -30,7 +33,8 @@ def normal(seed, *shape):
 
 
 class Task:
-    """ℓ_i = c_i(z), z = ⟨G_i, B A − B₀ A₀⟩: every layer's G_i is fixed, the slope c' is not.
+    """ℓ_i = c_i(z), z = ⟨G_i, B A − B₀ A₀⟩: every layer's G_i is fixed, the slope c' is not; and
+    ⟨G_i, T − T₀⟩ of what is in no pair.
 
     The curvature in W is Fisher's exactly at z = 0: c = ½ (z + 1)², whose c' = c'' = 1; or, with
     labels y = ±1, c = log(1 + exp(−y z)), with c'² = c'' = ¼, and nearly so around it.
@@ -43,12 +47,16 @@ class Task:
         for at, (a, b) in enumerate(self.matrices(self.theta)):
             left, right = normal(10 + at, N, len(b), len(a)), normal(20 + at, N, *a.shape)
             self.full.append(size * (left @ a + b @ right))  # what two views of it tell all of
+        self.alone = torch.ones(D, dtype=torch.bool)
+        for layer in self.layers:
+            self.alone[layer.index_a] = self.alone[layer.index_b] = False
+        self.rest = size * normal(30, N, int(self.alone.sum()))
 
     def matrices(self, theta):
         return [(a[0], b[0]) for a, b in (layer.of(theta) for layer in self.layers)]
 
     def losses(self, theta):
-        z = torch.zeros(N).double()
+        z = self.rest @ (theta - self.theta)[self.alone]
         parts = zip(self.full, self.matrices(theta), self.matrices(self.theta), strict=True)
         for full, (a, b), (a0, b0) in parts:
             z = z + torch.einsum("nij,ij->n", full, b @ a - b0 @ a0)

@@ -3,7 +3,6 @@ vectors whose layers of one shape lie side by side."""
 
 import pytest
 import torch
-from fudlr.common.errors import ModelError
 from fudlr.gradients import PrincipalAccumulator
 from fudlr.gradients.projection import Projection
 from fudlr.influence.unroll.arranged import ArrangedProjection
@@ -68,7 +67,7 @@ def test_at_b_zero_a_moves_with_b_alone():
         assert torch.allclose(found[layer.index_a], exact[layer.index_a], rtol=1e-9)
 
 
-def test_layers_of_one_shape_are_taken_together_and_shapes_without_pairs_are_refused():
+def test_layers_of_one_shape_are_taken_together():
     twice = {f"{name}{key}": shape for name in "ab" for key, shape in SHAPES.items()}
     groups, theta = group_layers(twice), torch.cat([normal(0, D), normal(1, D)])
     assert [group.a_shape[0] for group in groups] == [2, 2]
@@ -79,11 +78,21 @@ def test_layers_of_one_shape_are_taken_together_and_shapes_without_pairs_are_ref
         for part in (slice(0, D), slice(D, 2 * D))
     ]
     assert torch.allclose(found, torch.cat(alone), rtol=1e-12)
-    with pytest.raises(ModelError, match=r"q\.lora_B\.w"):
-        group_layers({"q.lora_B.w": (5, 2), "q.lora_A.w": (2, 6)})
 
 
-@pytest.mark.parametrize("missing", [(), ("q.lora_A.w",), ("q.lora_A.w", "v.lora_A.w")])
+def test_what_is_in_no_pair_answers_by_fisher_alone():
+    """As an adapter of trained tokens is, and nothing else."""
+    shapes = {"e.trainable_tokens_delta": (2, 3), "q.lora_B.b": (5, 1)}
+    layers, theta, shift = group_layers(shapes), normal(0, 11), normal(1, 11)
+    order, arranged = arrange(layers, 11)
+    assert (layers, arranged) == ([], [])
+    assert torch.equal(order, torch.arange(11))
+    response = Response(arranged, theta)
+    assert torch.equal(response.seen(shift), shift)
+    assert not response.views(theta, shift[None]).any()
+
+
+@pytest.mark.parametrize("missing", [(), ("q.lora_A.w",), ("q.lora_A.w", "v.lora_embedding_A")])
 def test_an_arranged_projection_is_the_projection(missing):
     """A side whose gradients were all 0, as A's are at the start, has no directions at all."""
     full = torch.zeros(2, D).double()
@@ -91,8 +100,8 @@ def test_an_arranged_projection_is_the_projection(missing):
     accumulator.add_rows(normal(5, 6, D).float())
     factors = accumulator.fit(energy=0.7).factors
     projection = Projection(SHAPES, {k: f for k, f in factors.items() if k not in missing})
-    order, layers = arrange(group_layers(SHAPES))
-    arranged = ArrangedProjection(projection, layers, torch.float64)
+    order, _ = arrange(group_layers(SHAPES), D)
+    arranged = ArrangedProjection(projection, order.argsort(), torch.float64)
     vectors, sketches = normal(6, 2, D), normal(7, 2, projection.dim)
     torch.testing.assert_close(arranged.project(vectors[:, order]), projection.project(vectors))
     full[:, order] = arranged.lift(sketches)

@@ -1,5 +1,7 @@
 """Any architecture, target, dtype and adapter gives the gradients of autograd."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -231,6 +233,13 @@ def test_adapters_are_what_peft_loads_or_refused_by_name(options, said, tmp_path
     assert torch.equal(Engine(again).theta(), trained)
     engine.load(lora.without_b(engine, trained))
     torch.testing.assert_close(model(ids).logits, before)
+
+
+def test_options_that_other_trainers_leave_empty_are_as_unset(tmp_path):
+    path = saved(tmp_path) / "adapter_config.json"
+    empty = {"modules_to_save": [], "loftq_config": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | empty))
+    assert Engine(lora.load(base(), tmp_path)).d
 
 
 def test_other_kinds_of_adapter_are_refused_by_name(tmp_path):

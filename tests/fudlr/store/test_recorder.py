@@ -85,16 +85,16 @@ def test_every_number_gives_a_row_a_sample(tmp_path, fit_samples, n, monkeypatch
     torch.testing.assert_close(store.read(IDS[:n]), expected, **close(exact))
 
 
-@pytest.mark.parametrize(
-    "adapter",
-    [
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 30, 7]},
-        {"target_modules": ["q_proj"], "lora_bias": True},
-    ],
-)
+OTHERS = [
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj"], "trainable_token_indices": [3, 30, 7]},
+    {"target_modules": ["q_proj"], "lora_bias": True},
+]
+
+
+@pytest.mark.parametrize("adapter", OTHERS)
 def test_adapters_of_other_layers_are_recorded(tmp_path, adapter):
-    model = adapted_llama(adapter=adapter, attention_bias="lora_bias" in adapter)
+    model = adapted_llama(adapter=adapter, attention_bias=True)
     before = model_fingerprint(model)
     store = record(tmp_path / "s", model, partial(plain, model=model))
     check(store, model)
@@ -162,9 +162,9 @@ def test_gradient_checkpointing_neither_doubles_nor_loses_rows(tmp_path, reentra
     check(store, model)
 
 
-def trained(folder, epochs=3, *, kind=torch.optim.AdamW, clip=0.05, **options):
+def trained(folder, epochs=3, *, kind=torch.optim.AdamW, clip=0.05, adapter=None, **options):
     """Train by two batches of 4 a step, with a falling rate, decay and clipping."""
-    model, batch = adapted_llama(), samples()
+    model, batch = adapted_llama(adapter=adapter, attention_bias=True), samples()
     optimiser = kind([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
     given = {"optimiser": optimiser, "clip": clip, "config": RecordConfig(), **options}
@@ -195,10 +195,13 @@ def test_training_is_the_same_bit_for_bit_and_no_hook_stays(tmp_path):
     assert not (tmp_path / "s.recording").exists()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_a_whole_training_can_be_unrolled(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [(torch.optim.Adam, {}), *((torch.optim.AdamW, adapter) for adapter in [{}, *OTHERS])],
+)
+def test_a_whole_training_can_be_unrolled(tmp_path, kind, adapter):
     """Its steps end at the adapter, which is checked; gradients, rates and decay are its own."""
-    model = trained(tmp_path / "s", kind=kind)
+    model = trained(tmp_path / "s", kind=kind, adapter=adapter)
     store, engine = Store.open(tmp_path / "s"), Engine(model)
     assert store.whole_training
     assert (store.n, store.steps, store.epochs.unique().tolist()) == (N, 9, [1, 2, 3])

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fudlr.gradients.projection import Projection, is_b
-from fudlr.influence.unroll.response import Layers
 from fudlr_ext.ops.unroll import lora_lift, lora_project
 
 
@@ -15,18 +14,17 @@ class ArrangedProjection:
 
     Args:
         projection: S.
-        layers: In that order.
+        back: Where each number of a flat vector lies in that order, `[d]`.
         dtype: Of the vectors.
     """
 
-    def __init__(self, projection: Projection, layers: list[Layers], dtype: torch.dtype) -> None:
+    def __init__(self, projection: Projection, back: Tensor, dtype: torch.dtype) -> None:
         self._p, self._d = projection.dim, projection.d
-        places = {name: at for group in layers for name, at in group.places}
         rows, factors, start = [], [], 0
         for block in projection.blocks:
             factor = projection.factors[block.name]
             place = (start, len(factor), block.sketch.start, is_b(block.name))
-            rows.append((places[block.name], *block.shape, *place))
+            rows.append((int(back[block.flat.start]), *block.shape, *place))
             factors.append(factor.to(dtype).flatten())
             start += factor.numel()
         self._given = torch.cat(factors), torch.tensor(rows)

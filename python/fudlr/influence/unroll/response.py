@@ -33,20 +33,27 @@ matrix that has both stands for it,
 exact in the row space of A and the column space of B. So does the same matrix for each G_i in r_i:
 ⟨G_i, b a⟩ is ⟨g_B,i, b a Aᵀ (A Aᵀ)⁻¹⟩ and, of what of a is outside of A's row space,
 ⟨g_A,i, (Bᵀ B)⁺ Bᵀ b a⟩. Nothing wider than a LoRA matrix is formed.
+
+An adapter on an embedding is such a layer, its input a unit vector. What is added to the model as
+it is (trained tokens, biases of B) has one view, its gradient, which no shift turns: Fisher's part
+alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import ModelError
 from fudlr_ext.ops.unroll import lora_seen, lora_views
 
+PAIR = re.compile(r"\b(lora_|lora_embedding_)A\b")
+"""In the name of an A, where its B has a B."""
 RANK = 1e-3
 """Smallest eigenvalue of A Aᵀ and Bᵀ B beside the largest that counts as one: after Adam's first
 step the columns of B are the same but for signs."""
@@ -54,14 +61,12 @@ step the columns of B are the same but for signs."""
 
 @dataclass(frozen=True)
 class Layers:
-    """L layers of the same shapes: where their A [r, in] and B [out, r] lie in the flat vector, and
-    what each is called."""
+    """L layers of the same shapes: where their A [r, in] and B [out, r] lie in the flat vector."""
 
     index_a: Tensor | slice
     index_b: Tensor | slice
     a_shape: tuple[int, int, int]
     b_shape: tuple[int, int, int]
-    names: list[tuple[str, str]]
 
     def of(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """A `[..., L, r, in]` and B `[..., L, out, r]` of flat vectors `[..., d]`."""
@@ -79,46 +84,26 @@ class Layers:
         ]  # fmt: skip
         return [(a, b, rank, wide, out) for a, b in zip(*starts, strict=True)]
 
-    @property
-    def places(self) -> list[tuple[str, int]]:
-        """The matrices' names, and where each lies."""
-        both = zip(self.names, self.table, strict=True)
-        return [pair for (a, b), (at_a, at_b, *_) in both for pair in ((a, at_a), (b, at_b))]
-
 
 def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
-    """The layers of a flat vector whose matrices are `shapes`, each A before its B, by shape.
-
-    Raises:
-        ModelError: They do not come in such pairs.
-    """
-    names, start = list(shapes), 0
-    groups: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int, str, str]]] = {}
-    for a, b in zip(names[::2], names[1::2], strict=False):
-        if "lora_A" not in a or b != a.replace("lora_A", "lora_B"):
-            break
-        middle = start + prod(shapes[a])
-        groups.setdefault((shapes[a], shapes[b]), []).append((start, middle, a, b))
-        start = middle + prod(shapes[b])
-    paired = 2 * sum(map(len, groups.values()))
-    if paired != len(names):
-        raise ModelError(
-            "a training was to be unrolled, layer by layer",
-            f"{names[paired]} does not stand beside its other matrix",
-            "Give the shapes of an engine, where every A comes before its B",
-        )
+    """The pairs of A and B of a flat vector whose matrices are `shapes`, by shape."""
+    sizes = [prod(shape) for shape in shapes.values()]
+    starts = dict(zip(shapes, accumulate(sizes, initial=0), strict=False))
+    groups: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int]]] = {}
+    for a, b in ((name, PAIR.sub(r"\1B", name)) for name in shapes):
+        if a != b and b in shapes:
+            groups.setdefault((shapes[a], shapes[b]), []).append((starts[a], starts[b]))
     out = []
     for (a_shape, b_shape), places in groups.items():
-        of_a = torch.cat([torch.arange(at, at + prod(a_shape)) for at, *_ in places])
-        of_b = torch.cat([torch.arange(at, at + prod(b_shape)) for _, at, *_ in places])
-        called = [(a, b) for _, _, a, b in places]
-        out.append(Layers(of_a, of_b, (len(places), *a_shape), (len(places), *b_shape), called))
+        of_a = torch.cat([torch.arange(at, at + prod(a_shape)) for at, _ in places])
+        of_b = torch.cat([torch.arange(at, at + prod(b_shape)) for _, at in places])
+        out.append(Layers(of_a, of_b, (len(places), *a_shape), (len(places), *b_shape)))
     return out
 
 
-def arrange(layers: list[Layers]) -> tuple[Tensor, list[Layers]]:
-    """An order of flat vectors, `vector[..., order]`, in which the matrices of each group lie side
-    by side, so that `Layers.of` copies nothing; and the layers in it."""
+def arrange(layers: list[Layers], d: int) -> tuple[Tensor, list[Layers]]:
+    """An order of flat vectors, `vector[..., order]`, in which the matrices of each group lie$
+    side by side, so that `Layers.of` copies nothing, and what is in no pair at last; the layers."""
     order: list[Tensor] = []
     out, start = [], 0
     for group in layers:
@@ -129,7 +114,10 @@ def arrange(layers: list[Layers]) -> tuple[Tensor, list[Layers]]:
         end = middle + len(group.index_b)
         out.append(replace(group, index_a=slice(start, middle), index_b=slice(middle, end)))
         start = end
-    return torch.cat(order), out
+    alone = torch.ones(d, dtype=torch.bool)
+    for index in order:
+        alone[index] = False
+    return torch.cat([*order, alone.nonzero()[:, 0]]), out
 
 
 Inverses = tuple[Tensor, Tensor]
@@ -138,6 +126,9 @@ Inverses = tuple[Tensor, Tensor]
 
 def inverses(layers: list[Layers], theta: Tensor) -> Inverses:
     """For adapters `theta` `[..., d]`."""
+    if not layers:
+        nothing = theta.new_zeros(*theta.shape[:-1], 0)
+        return nothing, nothing
     parts = [group.of(theta) for group in layers]
     grams = [[a @ a.mT for a, _ in parts], [b.mT @ b for _, b in parts]]
     of_a, of_b = (torch.cat([_inverse(g).flatten(-3) for g in each], -1) for each in grams)
@@ -187,7 +178,8 @@ class Response:
 
 def layer_table(layers: list[Layers]) -> Tensor:
     """`Layers.table` of all, `[L, 5]`."""
-    return torch.tensor([row for group in layers for row in group.table])
+    rows = [row for group in layers for row in group.table]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 5)
 
 
 def _inverse(gram: Tensor) -> Tensor:

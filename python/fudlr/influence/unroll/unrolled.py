@@ -112,7 +112,7 @@ class Unrolled:
     ) -> None:
         self.n, self.d = samples, theta.numel()
         # Within, flat vectors have another order, with layers of one shape side by side.
-        self._order, self._layers = arrange(group_layers(shapes))
+        self._order, self._layers = arrange(group_layers(shapes), self.d)
         self._back, self._table = self._order.argsort(), layer_table(self._layers)
         self._training = training
         self._projections: dict[int, ArrangedProjection | None] = {}
@@ -297,7 +297,7 @@ class Unrolled:
             found = self._training.projection(segment)
             dtype = self._start.theta.dtype
             self._projections[segment] = (
-                None if found is None else ArrangedProjection(found, self._layers, dtype)
+                None if found is None else ArrangedProjection(found, self._back, dtype)
             )
         return self._projections[segment]
 
