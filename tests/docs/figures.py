@@ -226,6 +226,15 @@ def compat() -> list[str]:
     return rows
 
 
+def wheels() -> list[str]:
+    """What each wheel is for, and its size."""
+    rows = []
+    for each in result("wheels")["wheels"]:
+        kernels = [*each.get("isas", ["portable"]), *each.get("gpus", [])]
+        rows.append(row(each["platform"], ", ".join(kernels), f"{each['bytes'] / 1e6:.1f} MB"))
+    return rows
+
+
 def hostile() -> list[str]:
     found = result("hostile_disk")["disturbances"]
     names = {
@@ -353,5 +362,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, wait, dropped, zoo, hostile, compat,
+    kills, wait, dropped, zoo, hostile, compat, wheels,
 )  # fmt: skip
