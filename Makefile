@@ -16,7 +16,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 SOURCES := $(shell git ls-files csrc CMakeLists.txt setup.py pyproject.toml 2>/dev/null)
 
-.PHONY: demo test lint format docs docs-serve bench gpu-check emu-full llm wheel release-check compat clean
+.PHONY: demo test lint format docs docs-serve notebooks picture bench gpu-check emu-full llm wheel release-check compat clean
 
 # Installed and built afresh whenever a native source or the project's metadata changes.
 $(VENV)/.installed: $(SOURCES)
@@ -51,6 +51,16 @@ docs: $(VENV)/.installed
 
 docs-serve: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# Runs docs/notebooks and keeps what they print.
+notebooks: $(VENV)/.installed
+	$(BIN)/python docs/notebooks.py
+
+# The README's picture of a report: the first screen of the small demo's.
+picture: $(VENV)/.installed
+	$(BIN)/fudlr demo --small --out out/picture
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1150 --virtual-time-budget=4000 \
+		--screenshot=docs/report.png out/picture/arp/report.html
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py

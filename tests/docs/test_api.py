@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +19,12 @@ PUBLIC: dict[str, list[str]] = yaml.load(
     (ROOT / "docs" / "api.yaml").read_text(encoding="utf-8"), yaml.BaseLoader
 )
 NAMES = [(package, name) for package, names in PUBLIC.items() for name in names]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = [
+    *sorted((ROOT / "examples").glob("*.py")),
+    *sorted((ROOT / "docs").rglob("*.ipynb")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "README.md",
+]
 
 
 @pytest.mark.parametrize(("package", "name"), NAMES)
@@ -48,9 +53,18 @@ def imported(source: str) -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("path", [*EXAMPLES, *PAGES], ids=lambda path: path.name)
-def test_what_is_shown_to_users_is_public(path):
+def python(path: Path) -> str:
+    """All Python of an example, of a notebook's cells, or of a page's blocks."""
     text = path.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    for source in [text] if path.suffix == ".py" else blocks:
-        assert imported(source) <= set(NAMES)
+    if path.suffix == ".md":
+        return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+        return re.sub(r"^[!%].*$", "", text, flags=re.M)
+    return text
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+def test_what_is_shown_to_users_is_public(path):
+    assert imported(python(path)) <= set(NAMES)
