@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import runpy
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ TINY = {
 def prelude(page: str, folder: Path) -> dict[str, Any]:
     """Names that a page takes for the reader's own."""
     make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run,
-            "adopt": _adopt, "README": _own}  # fmt: skip
+            "adopt": _own, "README": _own}  # fmt: skip
     return make.get(page, lambda folder: {})(folder)
 
 
@@ -43,28 +42,13 @@ def _own(folder: Path) -> dict[str, Any]:
         {name: value[0] for name, value in own["collate"]([row]).items()} for row in rows[0]
     ]
     items = [{"item_id": i, "genres": ["odd" if i % 2 else "even"]} for i in range(own["ITEMS"])]
+    trained = own["train"](rows[0])
     return {
         **dict(zip(("train", "valid", "test"), rows, strict=True)), "items": items,
         "users": [{"user_id": i, "gender": "FM"[i % 2]} for i in range(own["USERS"])],
-        "trained": own["train"](rows[0]), "tokenised": tokenised,
+        "trained": trained, "model": trained, "tokenised": tokenised,
         "collate": own["collate"], "scores": own["scores"], "item_scores": own["scores"],
     }  # fmt: skip
-
-
-def _adopt(folder: Path) -> dict[str, Any]:
-    """The same, and a second model whose training was recorded."""
-    found = _own(folder)
-    recorded = copy.deepcopy(found["trained"]).train()
-    optimiser = torch.optim.Adam(Engine(recorded).parameters(), lr=1e-3)
-    rows = found["train"]
-    with Recorder(recorded, folder / "store", data="rows", optimiser=optimiser) as recorder:
-        for ids in torch.arange(len(rows)).split(50):
-            batch = found["collate"]([rows[i] for i in ids])
-            with recorder.batch(ids):
-                label_loss(label_logits(recorded, batch), batch).mean().backward()
-            optimiser.step()
-            optimiser.zero_grad()
-    return {**found, "model": found["trained"], "recorded": recorded.eval()}
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
