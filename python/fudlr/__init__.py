@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fudlr.common.errors import FudlrError
     from fudlr.config import DebiasConfig, RunConfig, load_config
-    from fudlr.debias import Result, debias
+    from fudlr.debias import Result, debias, forget
     from fudlr.output.results import write_result
+    from fudlr.query import Answers, explain, query
     from fudlr.run import Run, adopt, load_run, train_run
     from fudlr.verify import Verification, verify, verify_result
 
 __all__ = [
+    "Answers",
     "DebiasConfig",
     "FudlrError",
     "Result",
@@ -23,8 +25,11 @@ __all__ = [
     "Verification",
     "adopt",
     "debias",
+    "explain",
+    "forget",
     "load_config",
     "load_run",
+    "query",
     "train_run",
     "verify",
     "verify_result",
@@ -34,9 +39,10 @@ __all__ = [
 MISSING = "fudlr needs {}, which comes with its extra: pip install 'fudlr-ext[recommender]'"
 _MODULES = {
     "config": ("DebiasConfig", "RunConfig", "load_config"),
-    "debias": ("Result", "debias"),
+    "debias": ("Result", "debias", "forget"),
     "common.errors": ("FudlrError",),
     "output.results": ("write_result",),
+    "query": ("Answers", "explain", "query"),
     "run": ("Run", "adopt", "load_run", "train_run"),
     "verify": ("Verification", "verify", "verify_result"),
 }

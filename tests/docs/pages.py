@@ -26,7 +26,7 @@ TINY = {
 def prelude(page: str, folder: Path) -> dict[str, Any]:
     """Names that a page takes for the reader's own."""
     make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run,
-            "adopt": _own, "README": _own}  # fmt: skip
+            "adopt": _own, "forget": _run, "README": _own}  # fmt: skip
     return make.get(page, lambda folder: {})(folder)
 
 

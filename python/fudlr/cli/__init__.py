@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fudlr.cli import look, requests, results, train
+from fudlr.cli import look, queries, requests, results, train
 from fudlr.cli.boundary import DEBUG, Group, in_words, is_debug, is_expected, quieten
 from fudlr.cli.check import check
 from fudlr.cli.demo import demo
@@ -31,8 +31,11 @@ COMMANDS = (
     train.adopt,
     train.record,
     requests.debias,
+    requests.forget,
     requests.sweep,
     requests.grouped,
+    queries.explain,
+    queries.query,
     look.evaluate,
     check,
     results.verify,

@@ -62,6 +62,11 @@ Rows = Annotated[
     str | None,
     typer.Option(help="Sample gradients: auto, store, memory or stream (docs/requests.md)."),
 ]
+Damping = Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")]
+Force = Annotated[bool | None, typer.Option("--force", help="Go on where a diagnostic refuses.")]
+StoreOption = Annotated[
+    Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
+]
 AdapterFolder = Annotated[
     Path | None, typer.Option(help="Another adapter for the same base, instead of the run's own.")
 ]

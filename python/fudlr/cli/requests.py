@@ -1,4 +1,4 @@
-"""Requests: `fudlr debias`, `sweep`, `grouped` and `compare`."""
+"""Requests: `fudlr debias`, `forget`, `sweep`, `grouped` and `compare`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from fudlr.cli.options import (
     AdapterFolder,
     Budget,
     ConfigFile,
+    Damping,
     Device,
+    Force,
     Objective,
     Out,
     Processes,
     Rows,
     RunFolder,
     Settings,
+    StoreOption,
     Threads,
     debias_options,
     given,
+    of_section,
     open_run,
 )
 from fudlr.common.files import check_replaceable, claim_folder
@@ -33,18 +37,14 @@ def debias(
     out: Out,
     objective: Objective = None,
     budget: Budget = None,
-    damping: Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")] = None,
+    damping: Damping = None,
     rows: Rows = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="No trade-off curve and no held-out users.")
     ] = False,
-    force: Annotated[
-        bool | None, typer.Option("--force", help="Go on where a diagnostic refuses.")
-    ] = None,
+    force: Force = None,
     adapter: AdapterFolder = None,
-    store: Annotated[
-        Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
-    ] = None,
+    store: StoreOption = None,
     config: ConfigFile = None,
     settings: Settings = None,
     device: Device = None,
@@ -72,6 +72,54 @@ def debias(
             f"Nothing was removed: the adapter in {out} is the trained one, and the warnings above "
             "and the report there say why."
         )
+
+
+def forget(
+    run: RunFolder,
+    *,
+    out: Out,
+    users: Annotated[
+        Path | None, typer.Option(help="Text file with a user id a line: their samples go.")
+    ] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="The same of items: the samples that teach them go.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="The same of training samples (`sample_id`).")
+    ] = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(help="An earlier result, whose samples stay forgotten; repeatable."),
+    ] = None,
+    damping: Damping = None,
+    rows: Rows = None,
+    force: Force = None,
+    adapter: AdapterFolder = None,
+    store: StoreOption = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Take named users, items or samples out of the adapter, with an audit of what is left."""
+    from fudlr.data.named import read_ids
+    from fudlr.debias import forget as forget_samples
+    from fudlr.output.results import write_result
+    from fudlr.report import print_checks, print_summary
+
+    check_replaceable(out, "result")
+    files = {"users": users, "items": items, "samples": samples}
+    named = {kind: read_ids(path, kind[:-1]) for kind, path in files.items() if path}
+    loaded = open_run(run, adapter, settings, device=device, config=config)
+    asked = {"damping": damping, "rows": rows, "force": force}
+    asked |= {"store": str(store) if store else None}
+    options = {**of_section("debias", settings), **given(asked)}
+    base = debias_options(loaded.config, config, None, {})
+    result = forget_samples(loaded, base, after=after or (), **named, **options)
+    write_result(out, result)
+    print_summary(result.summary)
+    print_checks(result.summary)
+    say(f"Adapter, mask, summary and report are in {out}. Proof: fudlr verify {out}")
 
 
 def sweep(

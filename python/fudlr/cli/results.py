@@ -57,7 +57,8 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            help="NAME.parquet, NAME.jsonl, or a folder for `datasets`.", callback=at_home
+            help="NAME.parquet, .jsonl, .json (Alpaca's form), or a `datasets` folder.",
+            callback=at_home,
         ),
     ],
     overwrite: Annotated[

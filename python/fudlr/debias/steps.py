@@ -16,11 +16,15 @@ from torch import Tensor
 
 from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig
+from fudlr.debias.audit import Audit
+from fudlr.debias.expected import expected
 from fudlr.debias.heldout import heldout as heldout_users
 from fudlr.debias.summary import cost, summarise
 from fudlr.diagnostics import (
     AFTER,
     BEFORE,
+    GIVEN_AFTER,
+    GIVEN_BEFORE,
     MASK,
     PARTS,
     Facts,
@@ -110,24 +114,50 @@ def debias(
         UsageError: An unknown metric, curvature, solver or option, or a value out of range.
         FudlrError: As the steps raise.
     """
+    return carry_out(run, with_options(config or run.config.debias, options), curve, heldout)
+
+
+def carry_out(
+    run: Run,
+    config: DebiasConfig,
+    curve: Sequence[float] = (),
+    heldout: bool = False,
+    *,
+    given: Tensor | None = None,
+    about: dict[str, int] | None = None,
+) -> Result:
+    """The same where the mask `given` [n] is chosen already; it is then audited, and what `about`
+    says of it goes to the summary."""
     started = (time.perf_counter(), time.process_time())
-    config = with_options(config or run.config.debias, options)
     clock = StageClock()
     with collected_warnings() as said:
-        plan = prepare(run, config, clock)
+        plan = prepare(run, config, clock, "debias" if given is None else "forget")
+        audit = None if given is None else Audit.of(run, given, config.batch)
+
+        def figures() -> Measured:
+            found = measure(run.recommender, plan.valid, plan.test, config.batch)
+            return found if audit is None else audit.of_adapter(found)
+
         run.engine.load(run.theta)
         with clock.stage("evaluate before"):
-            before = measure(run.recommender, plan.valid, plan.test, config.batch)
+            before = figures()
         with clock.stage("diagnostics"):  # which alone asks for it
             start_loss = _start_loss(plan)
         facts = Facts(plan, before=before, start_loss=start_loss)
-        solved, found, diagnosed = request(plan, facts)
+        solved, found, diagnosed = request(plan, facts, given)
         run.engine.load(found.update.theta)
         with clock.stage("evaluate after"):
-            after = measure(run.recommender, plan.valid, plan.test, config.batch)
+            after = figures()
         summary = summarise(solved, found, before, after)
+        if audit is None:
+            names = [term.metric.soft_key for term in plan.objective.terms]
+            summary["expected"] = expected(plan.update, names, before.metrics, after.metrics)
+        else:
+            with clock.stage("audit"):
+                distances = audit.distances({"trained": run.theta, "updated": found.update.theta})
+            summary |= {"forget": about or {}, "verification": {"predictions": distances}}
         facts.after, facts.change = after, summary["intervals"]["change"]
-        diagnosed += look(AFTER, facts)
+        diagnosed += look(AFTER if given is None else {**AFTER, **GIVEN_AFTER}, facts)
         points = []
         if not (keeps(diagnosed) and not config.force):
             points = _curve(solved, found, curve, before)
@@ -151,7 +181,9 @@ def debias(
     return Result(run, config, found, before, after, plan.valid, plan.test, summary, points)
 
 
-def request(plan: Plan, facts: Facts | None = None) -> tuple[Solved, Answer, list[Finding]]:
+def request(
+    plan: Plan, facts: Facts | None = None, given: Tensor | None = None
+) -> tuple[Solved, Answer, list[Finding]]:
     """What cannot be left out: rows, metric gradients, scores, mask and update, each timed.
 
     The run's model holds θ* before and after.
@@ -159,6 +191,7 @@ def request(plan: Plan, facts: Facts | None = None) -> tuple[Solved, Answer, lis
     Args:
         plan: What is asked.
         facts: Where what diagnostics are read from is noted.
+        given: The mask [n] where it is not to be chosen; diagnostics of the choice are left out.
 
     Returns:
         What further masks follow from, the answer, and what the diagnostics found up to here.
@@ -171,13 +204,14 @@ def request(plan: Plan, facts: Facts | None = None) -> tuple[Solved, Answer, lis
 
     def check(gradients: Any, space: Any) -> None:
         facts.gradients, facts.space = gradients, space
-        found.extend(look(BEFORE, facts))
+        found.extend(look(BEFORE if given is None else GIVEN_BEFORE, facts))
 
-    solved = solve(plan, lambda: plan.gradients(plan.valid, PARTS), check)
+    parts = PARTS if given is None else 0  # for diagnostics of the choice
+    solved = solve(plan, lambda: plan.gradients(plan.valid, parts), check)
     with plan.clock.stage("scores"):
         scored = solved.scored()
     with plan.clock.stage("update"):
-        chosen = choose_mask(scored.score, plan.config)
+        chosen = choose_mask(scored.score, plan.config) if given is None else Mask(given.bool())
         if keeps(found) and not plan.config.force:
             chosen = Mask(torch.zeros_like(chosen.remove))
         facts.mask = chosen

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fudlr.config import to_plain
-from fudlr.debias.expected import expected
 from fudlr.evaluation import Measured, most_popular
 from fudlr.metrics import METRICS, Null, Side, Statistics, bootstrap, permutation_null
 from fudlr.metrics.accuracy import DIRECTIONS
@@ -41,14 +40,12 @@ def summarise(solved: Solved, found: Answer, before: Measured, after: Measured) 
         soft.get(name, name): before.metrics[soft.get(name, name)] + change
         for name, change in found.scored.predicted(found.mask).items()
     }
-    steered = [term.metric.soft_key for term in plan.objective.terms]
     config = plan.run.config.model_copy(update={"debias": plan.config})
     return {
         "objective": str(plan.objective),
         "before": before.metrics,
         "after": after.metrics,
         "predicted": predicted,
-        "expected": expected(plan.update, steered, before.metrics, after.metrics),
         "intervals": drawn,
         "null": plain_nulls(null),
         "most_popular": most_popular(side),

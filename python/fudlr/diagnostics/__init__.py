@@ -21,7 +21,7 @@ from fudlr.diagnostics.recommender import (
     ties,
     training,
 )
-from fudlr.diagnostics.update import loss, oscillation, ranking, shift
+from fudlr.diagnostics.update import due, loss, oscillation, ranking, shift
 
 BEFORE: dict[str, Look] = {
     "training": training,
@@ -38,12 +38,18 @@ MASK: dict[str, Look] = {"oscillation": oscillation}
 """Run before the mask's samples are taken out."""
 AFTER: dict[str, Look] = {"shift": shift, "loss": loss, "ranking": ranking}
 """Run on the updated adapter."""
-DIAGNOSTICS: dict[str, Look] = {**BEFORE, **MASK, **AFTER}
+GIVEN_BEFORE: dict[str, Look] = {"training": training}
+"""Run instead where a mask is given: the others judge what would choose one."""
+GIVEN_AFTER: dict[str, Look] = {"due": due}
+"""Run on the updated adapter too, where a mask is given."""
+DIAGNOSTICS: dict[str, Look] = {**BEFORE, **MASK, **AFTER, **GIVEN_AFTER}
 
 __all__ = [
     "AFTER",
     "BEFORE",
     "DIAGNOSTICS",
+    "GIVEN_AFTER",
+    "GIVEN_BEFORE",
     "MASK",
     "MAX_LOSS_RISE",
     "PARTS",

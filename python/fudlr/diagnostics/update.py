@@ -17,6 +17,9 @@ LEAST = 0.05
 COSTLY, RUINOUS = 0.2, 0.5
 """Relative fall of NDCG. Differences of 8% are noise on a thousand users."""
 
+DUE = 0.2
+"""Of the training samples, forgotten in all (`python benchmarks/forget.py`, forget.json)."""
+
 
 def oscillation(facts: Facts) -> Finding | None:
     """Samples that changed sides in the last tenth of the descent's steps, beside the budget's.
@@ -99,6 +102,21 @@ def ranking(facts: Facts) -> Finding | None:
         reason=f"Beyond the users' noise, more than {COSTLY:.0%} lost is too much for any removal "
         f"that helps, and more than {RUINOUS:.0%} is an adapter ruined.",
         advice=_advice(facts, "Remove fewer samples", "raise lambda_acc or the damping"),
+    )
+
+
+def due(facts: Facts) -> Finding | None:
+    """Share of the training samples that all requests so far have taken out."""
+    assert facts.mask is not None
+    share = float(facts.mask.remove.double().mean())
+    return graded(
+        "due",
+        share,
+        {Severity.WARN: DUE},
+        found=f"{share:.1%} of the training samples are forgotten, all requests together",
+        reason=f"Beyond {DUE:.0%} the update was measured to raise the test loss by four fifths of "
+        "what retraining does.",
+        advice="Retraining is due: train again without them, and forget from there.",
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fudlr.common.errors import DataError
 from fudlr.data import Interactions, user_groups
 from fudlr.data.interactions import Bools
+from fudlr.data.named import places, read_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +43,10 @@ def sets_of_files(interactions: Interactions, files: Sequence[Path]) -> list[Use
     Raises:
         DataError: A file cannot be read, names no user, or one that the data do not have.
     """
-    ids = interactions.users["user_id"].cast(str).to_list()
-    place = {name: at for at, name in enumerate(ids)}
-    return [UserSet(path.stem, _members(path, place)) for path in files]
-
-
-def _members(path: Path, place: dict[str, int]) -> Bools:
-    asked = f"the users in {path} were to make up a set"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            asked, f"it cannot be read ({error})", "Name a text file with a user id a line"
-        ) from error
-    names = [line.strip() for line in lines if line.strip()]
-    unknown = [name for name in names if name not in place]
-    if unknown or not names:
-        found = f"{len(unknown)} of {len(names)} are no user ids of the data"
-        example = f" (the first: {unknown[0]!r})" if unknown else ""
-        raise DataError(asked, found + example, "Write the ids as the data have them, one a line")
-    member = np.zeros(len(place), dtype=bool)
-    member[[place[name] for name in names]] = True
-    return member
+    known = interactions.users["user_id"].to_list()
+    sets = []
+    for path in files:
+        member = np.zeros(len(known), dtype=bool)
+        member[places(read_ids(path, "user"), known, "user", "the data")] = True
+        sets.append(UserSet(path.stem, member))
+    return sets

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fudlr.common.files import (
     atomic_folder,
     check_file,
     check_replaceable,
+    write_json,
     write_table,
 )
 from fudlr.data.rows import named
@@ -31,6 +33,8 @@ from fudlr.report import load_report_data
 from fudlr.run import Run, load_run
 from fudlr.run.binding import result_run
 from fudlr.run.shown import texts
+
+ALPACA = re.compile(r".*?### Instruction:\n(.*?)\n+### Input:\n(.*?)\n+### Response:\s*", re.DOTALL)
 
 
 def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
@@ -81,9 +85,22 @@ def _jsonl(path: Path, table: pl.DataFrame) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def _alpaca(path: Path, table: pl.DataFrame) -> None:
+    """What is kept, as the scripts of TALLRec and BIGRec read it: `instruction`, `input`, `output`;
+    a prompt in other words than Alpaca's is an instruction whole."""
+    kept = table.filter(pl.col("weight") > 0)
+    rows = []
+    for prompt, answer in kept.select("prompt", "answer").iter_rows():
+        found = ALPACA.fullmatch(prompt)
+        parts = found.groups() if found else (prompt, "")
+        rows.append({"instruction": parts[0], "input": parts[1], "output": answer})
+    write_json(path, rows)
+
+
 WRITERS: dict[str, Callable[[Path, pl.DataFrame], None]] = {
     ".parquet": write_table,
     ".jsonl": _jsonl,
+    ".json": _alpaca,
 }
 
 
@@ -105,7 +122,7 @@ def check_samples(out: Path, *, overwrite: bool = False) -> None:
         raise UsageError(
             asked,
             f"files that end in {out.suffix} are not written",
-            "Use .parquet, .jsonl, or a name without an ending for a `datasets` folder",
+            "Use .parquet, .jsonl, .json, or a name without an ending for a `datasets` folder",
         )
     check_replaceable(out, "samples")
     if importlib.util.find_spec("datasets") is None:
@@ -120,9 +137,15 @@ def write_samples(table: pl.DataFrame, out: Path, *, overwrite: bool = False) ->
     """Write a Parquet or JSONL file, or a folder that Hugging Face `datasets` loads from disk.
 
     Raises:
-        UsageError: As `check_samples`.
+        UsageError: As `check_samples`; or .json without prompts in words.
     """
     check_samples(out, overwrite=overwrite)
+    if out.suffix == ".json" and "prompt" not in table.columns:
+        raise UsageError(
+            f"instructions were to be written to {out}",
+            "the run's recommender writes no prompts in words",
+            "Use .parquet or .jsonl, which have ids",
+        )
     if out.suffix in WRITERS:
         WRITERS[out.suffix](out, table)
         return

@@ -19,15 +19,13 @@ import polars as pl
 from fudlr import lora
 from fudlr.common.files import atomic_folder, check_replaceable
 from fudlr.config import dump_config
-from fudlr.data import Interactions, Samples
-from fudlr.data.rows import RowSamples, named
+from fudlr.data.described import described
+from fudlr.data.rows import named
 from fudlr.debias import Result
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.pipeline.request import Answer
 from fudlr.report import ReportData, model_card, save_report_data, write_report
 from fudlr.run.binding import result_parts
-
-SHOWN_HISTORY = 10
 
 
 def check_result_folder(folder: Path) -> None:
@@ -66,20 +64,18 @@ def write_result(folder: str | Path, result: Result, extra: dict[str, Any] | Non
 def mask_table(result: Result) -> pl.DataFrame:
     """One row a training sample: id, mask, score, influences, and what makes it readable."""
     samples, found = result.run.split.train, result.answer
-    interactions, popularity = samples.interactions, pl.Series(result.run.split.popularity)
-    table = pl.DataFrame(
+    known, popularity = described(samples), pl.Series(result.run.split.popularity)
+    return pl.DataFrame(
         {
-            "sample_id": samples.ids,
+            "sample_id": known["sample_id"],
             "mask": result.mask.numpy().astype(np.int8),
             "score": found.scored.score.numpy(),
             **_influences(found),
-            "user_id": named(interactions.users["user_id"], samples.user),
-            "target": named(interactions.items["item_id"], samples.target),
-            "target_title": named(_titles(interactions), samples.target),
+            **{name: known[name] for name in ("user_id", "target", "target_title")},
             "target_popularity": named(popularity, samples.target),
+            "history": known["history"],
         }
     )
-    return table.with_columns(history=_histories(samples))
 
 
 def _influences(found: Answer) -> dict[str, Any]:
@@ -89,29 +85,3 @@ def _influences(found: Answer) -> dict[str, Any]:
             found.scored.influence.names, found.scored.influence.values.T, strict=True
         )
     }
-
-
-def _titles(interactions: Interactions) -> pl.Series:
-    column = "title" if "title" in interactions.items.columns else "item_id"
-    return interactions.items[column]
-
-
-def _histories(samples: Samples) -> pl.Series:
-    titles, items = _titles(samples.interactions), samples.interactions.item
-    if isinstance(samples, RowSamples):  # a history is the row's own
-        own = (samples.history(i)[-SHOWN_HISTORY:] for i in range(len(samples)))
-        shown_titles = [titles.gather(each).to_list() for each in own]
-        return pl.Series(shown_titles, dtype=pl.List(pl.String))
-    start = np.maximum(
-        samples.interactions.user_starts[samples.user], samples.position - SHOWN_HISTORY
-    )
-    length = samples.position - start
-    ends = length.cumsum()
-    shown = np.arange(length.sum()) - np.repeat(ends - length - start, length)
-    rows = pl.DataFrame({"row": np.repeat(np.arange(len(samples)), length)})
-    rows = rows.with_columns(title=titles.gather(items[shown]))
-    lists = rows.group_by("row", maintain_order=True).agg("title")
-    every = pl.DataFrame({"row": np.arange(len(samples))}).join(
-        lists, on="row", how="left", maintain_order="left"
-    )
-    return every["title"].fill_null([])

@@ -28,7 +28,7 @@ from fudlr.influence.solvers import (
     make_solver,
     sampled_preconditioner,
 )
-from fudlr.influence.unroll import Unrolled, UnrolledRows
+from fudlr.influence.unroll import Removed, Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
 from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
 from fudlr.run import Run
@@ -131,11 +131,13 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     trained = (run.config.train.l2, rows.mean_gradient(), run.theta, run.start)
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
+        exact = _exact(plan) if plan.exact and not rows.about.get("dropout") else None
 
         def retrain(masks: Tensor) -> list[Update]:
             """The training repeated without the samples of each mask."""
             most = max(1, TOGETHER // run.theta.numel())
-            ends = torch.cat([unrolled.update(some) for some in masks.split(most)])
+            ends = torch.cat([unrolled.update(some, exact) for some in masks.split(most)])
+            run.engine.load(run.theta)
             deltas = ends.to(run.theta) - run.theta
             return [finish(run.theta, delta, as_it_is(delta[None])) for delta in deltas]
 
@@ -151,6 +153,23 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
         return [one(mask) for mask in masks]
 
     return replace(rows, about=about, damping=damping, solve=solve, remove=remove)
+
+
+def _exact(plan: Plan) -> Removed:
+    """Gradients of removed samples, taken again at each step's parameters."""
+    samples, (engine, forward, loss) = plan.run.split.train, plan.face
+
+    def gradients(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        some = weights.any(0).nonzero()[:, 0]
+        if not len(some):
+            return theta.new_zeros(len(weights), len(theta))
+        with torch.inference_mode(mode=False):  # which nothing could go back through
+            engine.load(theta.clone())
+            batch = plan.run.recommender.batch(samples.take(index[some].numpy()))
+            weights = weights[:, some].to(engine.device)
+            return engine.grad_sum(forward, loss, batch, weights).to(theta)
+
+    return gradients
 
 
 def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:

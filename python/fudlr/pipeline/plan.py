@@ -37,7 +37,7 @@ from fudlr.metrics import Metric, Objective, find_metric
 from fudlr.run import Run
 from fudlr_ext import Engine
 
-Command = Literal["debias", "sweep", "grouped"]
+Command = Literal["debias", "forget", "sweep", "grouped"]
 Rows = Literal["unrolled", "store", "store or memory", "memory", "stream"]
 """Where rows come from: the whole training; the store, or else an error; the store, or else memory;
 gradients taken anew, kept or not."""
@@ -60,6 +60,8 @@ class Plan:
         rows: Where rows come from.
         solver: Key in `SOLVERS`.
         why: Why the update is what it is, in words.
+        exact: Whether an unrolled update takes removed samples' gradients again. What a sample
+            teaches of itself alone lies mostly outside the directions that sketches keep.
     """
 
     run: Run
@@ -72,6 +74,7 @@ class Plan:
     rows: Rows
     solver: str
     why: str
+    exact: bool = False
 
     @property
     def update(self) -> str:
@@ -159,7 +162,9 @@ def prepare(
         test = make_prompts(run.split, run.split.test, run.config.data)
     objective.check(valid.side)
     metrics = [term.metric for term in objective.terms] + also
-    return Plan(run, config, objective, metrics, valid, test, clock, rows, _solver(config), why)
+    solver = _solver(config)
+    exact = command == "forget"
+    return Plan(run, config, objective, metrics, valid, test, clock, rows, solver, why, exact)
 
 
 class _Rule(NamedTuple):

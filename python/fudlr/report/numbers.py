@@ -17,7 +17,8 @@ def label(metric: str) -> str:
         return label(base.removesuffix("_soft")) + " (catalogue)"
     first, _, rest = base.replace("val_", "validation_").partition("_")
     first = first.upper() if first in _ACRONYMS else first[:1].upper() + first[1:]
-    return " ".join([first, *rest.split("_")]).rstrip() + at + k
+    words = [word.upper() if word in _ACRONYMS else word for word in rest.split("_")]
+    return " ".join([first, *words]).rstrip() + at + k
 
 
 def decimals(value: float, digits: int = 4) -> int:

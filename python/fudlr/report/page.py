@@ -60,6 +60,7 @@ def render_report(data: ReportData) -> str:
         worse=worse_sentence(summary),
         popular=popular_sentence(summary),
         removed=data.removed.height,
+        forgets=bool(section(summary, "forget")),
         unclear=unclear(summary),
         warnings=[str(warning) for warning in summary.get("warnings") or []],
         key=key_rows(summary),
@@ -110,7 +111,7 @@ def model_card(data: ReportData, base: str) -> str:
         total=data.mask.height,
         removed=data.removed.height,
         share=share(data.removed.height / max(data.mask.height, 1)),
-        objective=summary.get("objective", ""),
+        objective=None if section(summary, "forget") else summary.get("objective", ""),
         rows=metric_rows(summary),
         settings={
             "budget": debias.get("budget"),

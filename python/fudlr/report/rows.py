@@ -130,8 +130,11 @@ def _k(summary: Mapping[str, Any]) -> int:
 def objective_metrics(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """For each metric of the objective its names in the files: of the lists, of the catalogue.
 
-    Without a configuration it is the first figure.
+    Without a configuration it is the first figure. Where samples were named, it is what the audit
+    found of them.
     """
+    if section(summary, "forget"):
+        return [("removed_loss",), ("membership_auc",)]
     known = section(summary, "before")
     objective = str(section(summary, "config", "debias").get("objective", ""))
     found = []

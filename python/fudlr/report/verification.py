@@ -74,6 +74,11 @@ def _forgetting(found: Found) -> Iterator[list[str]]:
             yield [*row, "–" if back is None else f"{back:+.0%}"]
 
 
+def _predictions(found: Found) -> Iterator[list[str]]:
+    for pair, each in found.items():
+        yield [pair, figure(each["total_variation"]), f"{each['shared']:.1%}"]
+
+
 def _null(found: Found) -> Iterator[list[str]]:
     for state, metrics in found.items():
         for name, each in metrics.items():
@@ -109,6 +114,13 @@ TABLES: dict[str, tuple[str, str, tuple[str, ...], Callable[[Found], Iterator[li
         "samples; the updated one should gain as the retrained one does. 0% came back, or all.",
         ("adapter", "trained on", "epochs", "metric", "before", "after", "returned"),
         _forgetting,
+    ),
+    "predictions": (
+        "Distance of predictions",
+        "Over test prompts: the total variation between two adapters' distributions over the "
+        "items, and the share of a list that is in the other's too.",
+        ("adapter", "total variation", "list shared"),
+        _predictions,
     ),
     "null": (
         "Gaps with the groups permuted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.config import DebiasConfig
+from fudlr.debias import Audit
 from fudlr.evaluation import Measured, Prompts, measure
 from fudlr.gradients.metric import VALIDATION_LOSS
 from fudlr.report.data import ACCURACY, INFLUENCE
@@ -72,6 +74,7 @@ class Case:
         theta: The updated parameters [d].
         checks: What to do.
         folder: Where retrainings are kept; None keeps none.
+        audited: Whether the mask was given and not chosen, and the removal is audited.
     """
 
     run: Run
@@ -81,6 +84,12 @@ class Case:
     theta: Tensor
     checks: Checks = field(default_factory=Checks)
     folder: Path | None = None
+    audited: bool = False
+
+    @cached_property
+    def audit(self) -> Audit:
+        """Its samples and prompts."""
+        return Audit.of(self.run, self.mask, self.config.batch)
 
     @property
     def seed(self) -> int:
@@ -101,7 +110,8 @@ class Case:
     def measure(self, theta: Tensor) -> Measured:
         """All figures of the adapter `theta` [d], which the model then holds."""
         self.run.engine.load(theta)
-        return measure(self.run.recommender, self.run.valid, self.run.test, self.config.batch)
+        found = measure(self.run.recommender, self.run.valid, self.run.test, self.config.batch)
+        return self.audit.of_adapter(found) if self.audited else found
 
     def scores(self, theta: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Scores [n, M] of the adapter `theta` [d], which the model then holds, on test prompts."""

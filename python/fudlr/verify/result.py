@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.common.errors import DataError
+from fudlr.common.errors import DataError, UsageError
 from fudlr.common.files import clear_unfinished, write_text
 from fudlr.common.progress import StageClock
 from fudlr.common.terminal import say
@@ -38,7 +38,18 @@ from fudlr.verify.removals import removals
 from fudlr.verify.retraining import removal
 from fudlr.verify.seeds import seeds
 
+
+def predictions(case: Case) -> dict[str, Any] | None:
+    """How far the adapters' predictions are from each other, where the removal is audited."""
+    if not case.audited:
+        return None
+    (done,) = case.retrain([removal("without the removed samples", case.mask)], "retrain")
+    thetas = {"trained": case.run.theta, "retrained": done.theta, "updated": case.theta}
+    return case.audit.distances(thetas)
+
+
 CHECKS: dict[str, Callable[[Case], dict[str, Any] | None]] = {
+    "predictions": predictions,
     "seeds": seeds,
     "heldout": heldout,
     "forgetting": forgetting,
@@ -137,6 +148,13 @@ def verify_result(
     folder = Path(folder)
     data, options = load_report_data(folder), load_config(folder / "config.yaml")
     asked = f"the result in {folder} was to be verified"
+    audited = "forget" in data.summary
+    if audited and checks is not None and checks.heldout:
+        raise UsageError(
+            asked + " on held-out users",
+            "its mask was named, and no users' gradient chose it",
+            "Leave --heldout out",
+        )
     if not isinstance(run, Run):
         named = result_run(folder, data.summary, None if run is None else Path(run))
         settings = {**trained_options(options), "model.device": device}
@@ -156,7 +174,7 @@ def verify_result(
             f"batches of {recipe.batch}. It is another than the adapter's: {'; '.join(others)}"
         )
     kept = folder / "retrainings"
-    case = Case(run, options.debias, data.mask, mask, theta, checks or Checks(), kept)
+    case = Case(run, options.debias, data.mask, mask, theta, checks or Checks(), kept, audited)
     found = verify_case(case)
     checked = {name: check(case) for name, check in CHECKS.items()}
     seconds = {**data.summary["seconds"], **found.seconds}

@@ -12,6 +12,7 @@ import pytest
 import written
 import yaml
 from fudlr.config import merge
+from fudlr.output.export import write_samples
 from fudlr.report.rows import metric_rows
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -54,6 +55,21 @@ def test_weights_are_those_of_the_mask(done, folders, tmp_path):
         assert row["answer"] == f'"{title}"'
         assert row["prompt"].startswith("Seen: ")
         assert target not in row["history_ids"]
+
+
+def test_kept_samples_are_instructions(done, folders, tmp_path):
+    done("export", folders / "result", "--out", tmp_path / "s.json")
+    done("export", folders / "result", "--out", tmp_path / "s.parquet")
+    kept = pl.read_parquet(tmp_path / "s.parquet").filter(pl.col("weight") > 0)
+    rows = json.loads((tmp_path / "s.json").read_text())
+    assert [row["output"] for row in rows] == kept["answer"].to_list()
+    assert [row["instruction"] for row in rows] == kept["prompt"].to_list()
+    words = ("Say.", "### Input: a\nb", "Yes")
+    prompt = "Below.\n\n### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:\n".format(*words)
+    table = pl.DataFrame({"prompt": prompt, "answer": words[2], "weight": 1.0})
+    write_samples(table, tmp_path / "a.json")
+    names = ("instruction", "input", "output")
+    assert json.loads((tmp_path / "a.json").read_text()) == [dict(zip(names, words, strict=True))]
 
 
 def test_export_refuses_before_it_reads_a_run(fudlr, folders, tmp_path, monkeypatch):

@@ -189,3 +189,16 @@ def test_retraining_by_hand_is_what_verify_does(model):
     found = fudlr.verify(run, mask, run.theta)
     assert found.figures["test_loss"] > 0
     assert not torch.equal(found.theta, run.theta)
+
+
+def test_rows_of_ones_own_are_asked_about(model):
+    run = fudlr.adopt(model, **given())
+    found = fudlr.query(run, ROWS[2][:3], damping=0.05)
+    losses = label_loss(label_logits(model, batch := OWN["collate"](ROWS[2][:3])), batch)
+    torch.testing.assert_close(found.values.float(), losses.detach())
+    assert found.influence.shape == (N, 3)
+    told = fudlr.explain(run, ROWS[2][0]["user_id"], damping=0.05)
+    scores = OWN["scores"](model, OWN["collate"](ROWS[2][:1]))[0]
+    seen = torch.tensor([int(each) for each in ROWS[2][0]["history"]])
+    best = scores.detach().index_fill(0, seen, -torch.inf).log_softmax(0).max()
+    assert float(told.values[0]) == pytest.approx(float(best), abs=1e-4)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import ceil, isqrt
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -41,32 +41,30 @@ from fudlr.influence.unroll.response import (
     inverses,
     layer_table,
 )
-from fudlr.influence.unroll.training import StoredTraining, Training
+from fudlr.influence.unroll.training import Removed, StoredTraining, Training
 from fudlr_ext.ops import row_gram, row_sums
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Tensor])
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
 ASTRAY = 1e-3
 """Distance from θ* beside the training's whole way beyond which it is another training's rows:
 rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
 STATE_BYTES = 2**29
-"""Of the states and means of all steps, up to which they are kept; else √T of the states, and made
-again."""
+"""Of all steps' states and means, up to which they are kept; else √T of the states are."""
 
 
-def _unwatched(
-    method: Callable[[Unrolled, Tensor], Tensor],
-) -> Callable[[Unrolled, Tensor], Tensor]:
+def _unwatched(method: Method) -> Method:
     """The method without autograd's notes of every operation, a fifth of its time at small d."""
 
     @wraps(method)
-    def run(self: Unrolled, given: Tensor) -> Tensor:
+    def run(*given: Any) -> Tensor:
         with torch.inference_mode():
-            found = method(self, given)
+            found = method(*given)
         return found.clone()
 
-    return run
+    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -172,9 +170,10 @@ class Unrolled:
         )
 
     @_unwatched
-    def update(self, masks: Tensor) -> Tensor:
+    def update(self, masks: Tensor, exact: Removed | None = None) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
-        training loss. Several masks share every pass over the rows."""
+        training loss. Several masks share every pass over the rows. `exact` gives what the removed
+        samples add to a step, which is else taken from their sketches."""
         own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
         away = [self._start] * len(own)
         for place, step in self._forwards("unroll the training"):
@@ -183,11 +182,14 @@ class Unrolled:
             seen = torch.stack([response.seen(shift) for shift in shifts])
             shares = step.shares.to(shifts)
             kept = (1 - removed @ shares / shares.sum())[:, None]
-            totals = self._mean(place.t) + self._move(step, seen, removed, kept)
+            lost = removed if exact is None else torch.zeros_like(removed)
+            totals = self._mean(place.t) + self._move(step, seen, lost, kept)
+            if exact is not None:
+                theta, weights = place.state.theta[self._back], removed * shares
+                totals -= exact(theta, step.ids, weights)[:, self._order]
             optimiser = self._optimiser(place.t)
             for at, (shift, total) in enumerate(zip(shifts, totals, strict=True)):
-                whole = total + response.views(total, shift[None])[0]
-                away[at] = optimiser.move(away[at], whole)
+                away[at] = optimiser.move(away[at], total + response.views(total, shift[None])[0])
         ends = torch.stack([state.theta for state in away])[:, self._back]
         return ends.view(*masks.shape[:-1], self.d)
 

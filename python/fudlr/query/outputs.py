@@ -1,0 +1,87 @@
+"""Answers as JSON, Parquet, and tables on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from fudlr.common import terminal
+from fudlr.common.errors import UsageError
+from fudlr.common.files import check_file, write_json, write_table
+from fudlr.data.described import described
+from fudlr.query.answers import SIDES, Answers
+
+ENDINGS = (".json", ".parquet")
+HISTORY = 3
+"""Titles of a history that the terminal shows."""
+
+
+def check_answers(out: Path) -> None:
+    """Refuse before long work a file that `write_answers` would not write."""
+    if out.suffix not in ENDINGS:
+        raise UsageError(
+            f"answers were to be written to {out}",
+            f"files that end in {out.suffix or 'nothing'} are not written",
+            f"Use one of {', '.join(ENDINGS)}",
+        )
+    check_file(out)
+
+
+def answers_record(answers: Answers, count: int) -> dict[str, Any]:
+    """Everything as plain data; of each prompt the strongest `count` samples of each side."""
+    rows = answers.strongest(count).partition_by("prompt", "side", as_dict=True)
+    prompts = described(answers.prompts).drop("sample_id").to_dicts()
+    empty: pl.DataFrame = pl.DataFrame()
+    return {
+        "of": answers.of,
+        "rows": answers.source,
+        "samples": len(answers.influence),
+        "prompts": [
+            {
+                **prompt,
+                "value": float(answers.values[at]),
+                **{
+                    side: rows.get((at, side), empty)
+                    .drop("prompt", "side", "value", strict=False)
+                    .to_dicts()
+                    for side in SIDES
+                },
+            }
+            for at, prompt in enumerate(prompts)
+        ],
+        "warnings": answers.warnings,
+    }
+
+
+def write_answers(out: Path, answers: Answers, count: int) -> None:
+    """Write `answers_record` as JSON, or `Answers.strongest` as Parquet, by the ending."""
+    check_answers(out)
+    if out.suffix == ".json":
+        write_json(out, answers_record(answers, count))
+    else:
+        write_table(out, answers.strongest(count))
+
+
+def print_answers(answers: Answers, count: int, console: Console | None = None) -> None:
+    """Two tables a prompt: the samples that raised its figure, and those that lowered it."""
+    console = console or terminal.console()
+    for at, prompt in enumerate(answers_record(answers, count)["prompts"]):
+        name = prompt["target_title"] or prompt["target"] or f"prompt {at}"
+        who = f" for user {prompt['user_id']}" if prompt["user_id"] is not None else ""
+        for side in SIDES:
+            rows = [
+                [
+                    f"{row['influence']:+.3g}",
+                    row["target_title"] or "–",
+                    row["user_id"] or "–",
+                    ", ".join(row["history"][-HISTORY:]),
+                    str(row["sample_id"]),
+                ]
+                for row in prompt[side]
+            ]
+            title = f"What {side} the {answers.of} of {name}{who} ({prompt['value']:.4g})"
+            heads = ["if removed", "target", "user", "history", "sample"]
+            console.print(terminal.table(heads, rows, left=5, title=title))
