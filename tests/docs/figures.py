@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from question_figures import forget
+from question_figures import explain, forget
 from rows import result, row
 from unrolled_figures import (
     attribution,
@@ -363,5 +363,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, wait, dropped, zoo, hostile, compat, wheels,
+    kills, forget, explain, wait, dropped, zoo, hostile, compat, wheels,
 )  # fmt: skip
