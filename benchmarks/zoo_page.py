@@ -21,13 +21,13 @@ call says what stands in the way and what to do, before anything is trained.
 
 ## Models
 
-*Layers* says whether decoder layers run fused or each LoRA layer by itself ([engine](engine.md)).
-The columns of the recommenders say whether scores equal those of each item in a row of its own;
-models whose attention does not follow masks and positions are refused for prompts that share a
-beginning.
+A row an outcome. *Layers* says whether decoder layers run fused or each LoRA layer by itself
+([engine](engine.md)). The columns of the recommenders say whether scores equal those of each item in a
+row of its own; models whose attention does not follow masks and positions are refused for prompts that
+share a beginning.
 
-| type | engine | layers | {kinds} |
-|---|---|---|{lines}|
+| engine | layers | {kinds} | types |
+|---|---|{lines}|---|
 {models}
 
 What is refused, and why:
@@ -44,12 +44,15 @@ fewer kinds: what it does not take, it names.
 | adapter | engine | what it says |
 |---|---|---|
 {adapters}
+
+Of other types than LoRA, each refused by its name: {types}.
 """
 
 
 def page(found: dict[str, Any]) -> str:
     """Return docs/models.md."""
     models, adapters = found["models"], found["adapters"]
+    types = [name for name, row in adapters.items() if "of peft's type" in _short(row)]
     built = {name: row for name, row in models.items() if row["result"] != "not built"}
     missing = [f"`{name}`" for name in models if name not in built]
     versions = found["machine"]["versions"]
@@ -59,14 +62,15 @@ def page(found: dict[str, Any]) -> str:
         counts="\n".join(_counts(found["counts"])),
         kinds=" | ".join(f"`{kind}`" for kind in KINDS),
         lines="|".join(["---"] * len(KINDS)),
-        models="\n".join(_model(name, row) for name, row in built.items()),
+        models="\n".join(_outcomes(built)),
         model_reasons="\n".join(_reasons(built)),
         missing=", ".join(missing),
         adapters="\n".join(
             _row(name, row["result"], _short(row))
             for name, row in adapters.items()
-            if row["result"] != "not built"
+            if row["result"] != "not built" and name not in types
         ),
+        types=", ".join(types),
     )
 
 
@@ -82,11 +86,17 @@ def _counts(counts: dict[str, dict[str, int]]) -> list[str]:
     ]
 
 
-def _model(name: str, row: dict[str, Any]) -> str:
-    parts = [row[a] for a in ("eager", "sdpa") if row[a]["result"] == "exact"]
-    layers = "fused" if parts and all(part["fused"] for part in parts) else "single"
-    scored = [row["recommenders"][kind]["result"] for kind in KINDS]
-    return _row(f"`{name}`", row["result"], layers if parts else "", *scored)
+def _outcomes(models: dict[str, Any]) -> list[str]:
+    """A row for each outcome with the types that have it, most fused and most exact first."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, row in models.items():
+        parts = [row[a] for a in ("eager", "sdpa") if row[a]["result"] == "exact"]
+        layers = "fused" if parts and all(part["fused"] for part in parts) else "single"
+        scored = [row["recommenders"][kind]["result"] for kind in KINDS]
+        outcome = (row["result"], layers if parts else "", *scored)
+        found.setdefault(outcome, []).append(f"`{name}`")
+    order = sorted(found, key=lambda outcome: (outcome[0], outcome[1] != "fused", *outcome[2:]))
+    return [_row(*outcome, ", ".join(found[outcome])) for outcome in order]
 
 
 def _reasons(models: dict[str, Any]) -> list[str]:
