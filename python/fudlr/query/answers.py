@@ -131,7 +131,8 @@ def explain(
         item: Id of an item that the user has not chosen yet; the best of the user's list where
             None, and without effect on a metric.
         of: `score`, `rank`, `loss`, or a metric: what the user contributes to it.
-        config, options: As of `query`.
+        config: As of `query`.
+        options: As of `query`.
 
     Raises:
         DataError: An unknown user or item, with the nearest; a user without test prompt.
