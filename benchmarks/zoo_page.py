@@ -22,9 +22,9 @@ call says what stands in the way and what to do, before anything is trained.
 ## Models
 
 A row an outcome. *Layers* says whether decoder layers run fused or each LoRA layer by itself
-([engine](engine.md)). The columns of the recommenders say whether scores equal those of each item in
-a row of its own; models whose attention does not follow masks and positions are refused for prompts
-that share a beginning.
+([engine](engine.md)). The columns of the recommenders say whether scores equal those of each item
+in a row of its own; models whose attention does not follow masks and positions are refused for
+prompts that share a beginning.
 
 | engine | layers | {kinds} | types |
 |---|---|{lines}|---|
