@@ -202,6 +202,12 @@ class Layout:
                         f"its LoRA matrices lie on {weight.device}, others on {self.device}",
                         "Put the adapter on one device",
                     )
+                if weight.dtype == torch.float16 and self.device.type == "cpu":
+                    refuse(
+                        layer.name,
+                        "its adapter is in float16, which only GPUs compute",
+                        "Hold the adapter in float32, as peft does by default; the base may stay",
+                    )
 
 
 def _find(model: nn.Module, adapter: str) -> Iterator[Adapted]:

@@ -14,12 +14,15 @@ import peft
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fudlr.common.errors import ModelError
 from fudlr.common.files import atomic_folder
 from fudlr.config import LoraSettings
 from fudlr_ext import Engine
 
+ALL_LINEAR = "all-linear"
+"""peft's name for all linear layers but the output matrix."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # Options of peft's that leave the layer's function what the engine takes it for, or tell nothing
 # of it. All others must be as peft has them by default.
@@ -43,41 +46,64 @@ def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel
     Raises:
         ModelError: A target names no layer of the base.
     """
+    targets = list(settings.targets)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
         task_type="CAUSAL_LM",
     )
     present = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    missing = [target for target in settings.targets if target not in present]
+    missing = [target for target in targets if target not in {*present, ALL_LINEAR}]
     if missing:
-        linears = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
-        )
+        linear = (nn.Linear, Conv1D)
+        known = {n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, linear)}
         raise ModelError(
-            f"LoRA on {', '.join(settings.targets)} was asked for",
+            f"LoRA on {', '.join(targets)} was asked for",
             f"the model has no layer named {', '.join(missing)}",
-            f"Choose from its linear layers: {', '.join(linears)}",
+            f"Set lora.targets to {ALL_LINEAR}, or choose from its linear layers: "
+            f"{', '.join(sorted(known))}",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return peft.get_peft_model(base, config)
 
 
+def adapter_folder(folder: Path) -> Path:
+    """The adapter's folder: itself, or the last checkpoint of a Trainer's output folder.
+
+    Raises:
+        ModelError: There is no adapter.
+    """
+    if (folder / ADAPTER_FILES[0]).is_file():
+        return folder
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if (path / ADAPTER_FILES[0]).is_file() and path.name.partition("-")[2].isdecimal()
+    ]
+    if not found:
+        raise ModelError(
+            f"the adapter in {folder} was to be taken",
+            f"{folder / ADAPTER_FILES[0]} is missing, and no checkpoint-N there has one",
+            "Name a folder that peft or a Trainer saved",
+        )
+    return max(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
 def load(base: nn.Module, folder: Path) -> peft.PeftModel:
-    """The adapter in `folder` on `base`, trainable; equal to what peft itself loads, or refused.
+    """The adapter in `folder`, or in its last checkpoint, on `base`, trainable; equal to what peft
+    itself loads, or refused.
 
     Raises:
         ModelError: A file is missing or damaged, the adapter is for another base, is no plain LoRA,
             fits the base in part alone, or its weights are not finite.
     """
+    folder = adapter_folder(folder)
     asked = f"the adapter in {folder} was to be loaded"
-    for name in ADAPTER_FILES:
-        if not (folder / name).is_file():
-            raise ModelError(
-                asked, f"{folder / name} is missing", "Name a folder that peft saved as safetensors"
-            )
+    if not (folder / ADAPTER_FILES[1]).is_file():
+        found = f"{folder / ADAPTER_FILES[1]} is missing"
+        raise ModelError(asked, found, "Name a folder that peft saved as safetensors")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         _refuse_variants(config, asked)

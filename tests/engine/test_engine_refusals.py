@@ -55,6 +55,18 @@ def test_no_adapter():
         Engine(adapted(llama()), adapter="other")
 
 
+def test_an_adapter_in_float16_on_a_cpu():
+    model, batch = adapted(llama()).eval(), batch_of()
+    engine = Engine(model)
+    model.half()
+    for use in (lambda: Engine(model), lambda: engine.sample_grads(*FACE, batch)):
+        with pytest.raises(UnsupportedLayerError, match="float16, which only GPUs"):
+            use()
+    for parameter in engine.parameters():
+        parameter.data = parameter.data.float()
+    assert engine.sample_grads(*FACE, batch).isfinite().all()
+
+
 def test_adapter_that_is_not_alone_and_active():
     model = adapted(llama())
     engine, batch = Engine(model), batch_of()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fudlr.cli.options import AdapterFolder, Device, Dtype, open_run
-from fudlr.common.errors import UsageError
+from fudlr.common.errors import ModelError, UsageError
 
 
 def doctor(
@@ -98,7 +98,7 @@ def _of_run(run: Path, adapter: Path | None, device: str | None) -> dict[str, An
 def _of_base(
     folder: Path, adapter: Path | None, device: str | None, dtype: str | None
 ) -> dict[str, Any]:
-    """Try a base with an adapter, or with a fresh one, on tokens drawn at random."""
+    """Try a base with an adapter, or a fresh one on all linear layers, on random tokens."""
     import torch
 
     from fudlr import lora
@@ -109,7 +109,11 @@ def _of_base(
 
     where = place(device or "auto", dtype or "auto", folder)
     base = load_base(folder, where.dtype)
-    model = lora.load(base, adapter) if adapter else lora.attach(base, LoraSettings(), 0)
+    try:
+        fresh = LoraSettings(targets=(lora.ALL_LINEAR,))
+        model = lora.load(base, adapter) if adapter else lora.attach(base, fresh, 0)
+    except ModelError as error:
+        return {"way": "refused", "why": str(error)}
     model = model.to(where.device).eval()
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     tokens = torch.randint(vocabulary, (3, 16), generator=torch.Generator().manual_seed(0))

@@ -98,8 +98,8 @@ def adopt(
     threads: Threads = None,
 ) -> None:
     """Take an adapter trained elsewhere as it is: show what the model reads, and write a run."""
+    from fudlr.lora import adapter_folder
     from fudlr.run import train_run
-    from fudlr.run.recipe import adapter_folder
 
     found = adapter_folder(adapter)
     asked = {"data.source": data, "model.base": base, "model.device": device}

@@ -148,6 +148,7 @@ class LoraSettings(Record):
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     alpha: Positive = 16.0
     targets: Annotated[tuple[Name, ...], Field(min_length=1)] = LLAMA_LINEARS
+    """Names of linear layers; `all-linear` alone is all of them but the output matrix."""
     adapter: Name | None = None
     """Folder of an adapter that was trained elsewhere, as `fudlr adopt` takes it; not trained."""
 

@@ -13,10 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fudlr.common.errors import ModelError
 from fudlr.common.files import read_json
 from fudlr.config import RunConfig, TrainConfig, merge
-from fudlr.lora import ADAPTER_FILES
 
 STATE = "trainer_state.json"
 
@@ -36,28 +34,6 @@ class _State(BaseModel):
     max_steps: Annotated[int, Field(ge=0, lt=2**40)]
     train_batch_size: Annotated[int | None, Field(ge=1, lt=2**30)] = None
     log_history: list[_Logged] = []
-
-
-def adapter_folder(folder: Path) -> Path:
-    """The adapter's folder: itself, or the last checkpoint of a Trainer's output folder.
-
-    Raises:
-        ModelError: There is no adapter.
-    """
-    if (folder / ADAPTER_FILES[0]).is_file():
-        return folder
-    found = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if (path / ADAPTER_FILES[0]).is_file() and path.name.partition("-")[2].isdecimal()
-    ]
-    if not found:
-        raise ModelError(
-            f"the adapter in {folder} was to be taken",
-            f"neither it nor a checkpoint-N in it has {ADAPTER_FILES[0]}",
-            "Name a folder that peft or a Trainer saved",
-        )
-    return max(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def known_recipe(folder: Path, n: int) -> dict[str, Any]:

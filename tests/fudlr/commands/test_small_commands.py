@@ -1,6 +1,7 @@
 """`fudlr options`, `doctor` and `check`; a base that is used again; what runs are judged by."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,18 @@ def test_doctor_says_versions_instruction_set_and_way(done, small_run):
     assert found["versions"]["torch"] == torch.__version__
     assert found["engine"]["instruction set"] in found["engine"]["others built"].split(",")
     assert found["model"]["parameters"] == load_run(small_run).engine.d
+
+
+def test_doctor_tries_a_base_with_what_a_trainer_left_or_alone(done, small_run, tmp_path):
+    def tried(*given):
+        return json.loads(done("doctor", "--base", small_run / "base", *given).out)["model"]
+
+    folder = shutil.copytree(small_run / "adapter", tmp_path / "out" / "checkpoint-30")
+    assert tried("--adapter", tmp_path / "out")["verdict"].startswith("fused layers")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    assert "use_dora" in tried("--adapter", folder)["why"]
+    assert tried()["verdict"].startswith("fused layers")
 
 
 def test_figures_replace_figures_and_nothing_else(done, fudlr, small_run, tmp_path, monkeypatch):

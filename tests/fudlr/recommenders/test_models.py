@@ -7,14 +7,14 @@ import pytest
 import torch
 from fudlr import lora
 from fudlr.common.errors import ModelError
-from fudlr.config import TrainConfig
+from fudlr.config import LoraSettings, TrainConfig
 from fudlr.run.base import load_base
 from fudlr.train.adapter import train_adapter
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from prompt_models import ARCHITECTURES, KINDS, SMALL, adapted, base, recommender, split
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fudlr_ext import Engine
 
@@ -233,6 +233,14 @@ def test_adapters_are_what_peft_loads_or_refused_by_name(options, said, tmp_path
     assert torch.equal(Engine(again).theta(), trained)
     engine.load(lora.without_b(engine, trained))
     torch.testing.assert_close(model(ids).logits, before)
+
+
+def test_all_linear_layers_are_named_as_peft_names_them():
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
+    with pytest.raises(ModelError, match=r"all-linear, or choose .*c_attn, c_fc, c_proj"):
+        lora.attach(GPT2LMHeadModel(config), LoraSettings(), 0)
+    chosen = LoraSettings(targets=(lora.ALL_LINEAR,))
+    assert len(Engine(lora.attach(GPT2LMHeadModel(config), chosen, 0)).names) == 8
 
 
 def test_options_that_other_trainers_leave_empty_are_as_unset(tmp_path):

@@ -102,7 +102,7 @@ def group_layers(shapes: Mapping[str, tuple[int, int]]) -> list[Layers]:
 
 
 def arrange(layers: list[Layers], d: int) -> tuple[Tensor, list[Layers]]:
-    """An order of flat vectors, `vector[..., order]`, in which the matrices of each group lie$
+    """An order of flat vectors, `vector[..., order]`, in which the matrices of each group lie
     side by side, so that `Layers.of` copies nothing, and what is in no pair at last; the layers."""
     order: list[Tensor] = []
     out, start = [], 0
