@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fudlr_ext import Engine
 from fudlr_ext import label_logits as engine_logits
 from fudlr_ext import label_loss as engine_loss
+from fudlr_ext.quantised import PACKS
 
 SIZES = {512: (96, 16), 256: (64, 32), 128: (64, 64)}
 """Positions and samples for each hidden size: about as many multiply-adds a batch."""
@@ -77,6 +78,7 @@ def _by_bitsandbytes(linear: nn.Linear, bits: int) -> nn.Module:
     if bits == 4:
         found = nn_.Linear4bit(*shape, compute_dtype=torch.float32, quant_type="nf4")
         found.weight = nn_.Params4bit(weight, False, quant_type="nf4")
+        setattr(found, PACKS, False)  # a kernel for inference, whose gradient would be nothing
     else:
         found = nn_.Linear8bitLt(*shape, has_fp16_weights=False)
         found.weight = nn_.Int8Params(weight, False, has_fp16_weights=False)

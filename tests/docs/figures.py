@@ -130,7 +130,8 @@ def scoring() -> list[str]:
 
 def bases() -> list[str]:
     """Products over bases of other types, in steps of peft on the same base, by width; titles."""
-    found = result("scoring_bfloat16")
+    both = [result(f"scoring_{name}") for name in ("bfloat16", "quantised")]
+    found = {kind: [case for each in both for case in each[kind]] for kind in ("cases", "titles")}
     widths = sorted({case["hidden"] for case in found["cases"]}, reverse=True)
 
     def speeds(kind: str, base: str, way: str) -> list[str]:
