@@ -1,9 +1,11 @@
-"""What recording costs TRL's SFTTrainer: whole trainings with and without the callback, in turn.
+"""What recording costs TRL's SFTTrainer: trainings with the callback and without, step by step.
 
-    python benchmarks/sft.py [--repeats 3] [--out benchmarks/results/sft.json]
+    python benchmarks/sft.py [--samples 1024] [--out benchmarks/results/sft.json]
 
-Dropout .05, no packing, LoRA of rank 16 on all linears. All trainings must leave the same adapter,
-bit for bit.
+Dropout .05, no packing, LoRA of rank 16 on all linears. The two trainings are threads that take
+turns after every step, each with its own random state, so that load disturbs both alike; each
+counts its own thread's CPU time, the store's beginning and end included. They must leave the same
+adapter, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,17 +26,58 @@ from fudlr.config import RecordConfig
 from fudlr.gradients.store import Numbered, RecorderCallback, Store
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from workload import VOCABULARY, llama_config, prompts
 
 from fudlr_ext import Engine
 
-SAMPLES, BATCH, EPOCHS, POSITIONS = 1024, 16, 2, 64
+BATCH, EPOCHS, POSITIONS = 16, 1, 64
 MOST = 0.15
 """Overhead that is meant to be paid at most."""
 
 
-def train(hidden: int, folder: Path, recorded: str | None) -> dict[str, Any]:
+class Turns:
+    """A baton between two threads; whoever has it computes."""
+
+    def __init__(self) -> None:
+        self.changed, self.whose, self.left = threading.Condition(), 0, 2
+
+    def take(self, me: int) -> None:
+        """Wait for the baton."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.whose == me or self.left < 2)
+
+    def give(self, me: int, *, end: bool = False) -> None:
+        """Hand it over, for good where this training has come to its `end`."""
+        with self.changed:
+            self.whose, self.left = 1 - me, self.left - end
+            self.changed.notify_all()
+
+
+class InTurn(TrainerCallback):
+    """Steps of one training, while another one's stand still; their CPU seconds."""
+
+    def __init__(self, turns: Turns, me: int) -> None:
+        self.turns, self.me, self.seconds = turns, me, [0.0]
+        self.since = time.thread_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **now: Any) -> None:
+        """Hand over, and go on with one's own random state."""
+        self.count()
+        random = torch.get_rng_state()
+        self.turns.give(self.me)
+        self.turns.take(self.me)
+        torch.set_rng_state(random)
+        self.since = time.thread_time()
+
+    def count(self) -> None:
+        """Note what the thread used since."""
+        self.seconds.append(time.thread_time() - self.since)
+
+
+def train(
+    hidden: int, samples: int, folder: Path, recorded: str | None, turn: InTurn
+) -> dict[str, Any]:
     """One training, recorded with `record.epochs` as named: its seconds and its adapter."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(llama_config(hidden))
@@ -43,7 +87,7 @@ def train(hidden: int, folder: Path, recorded: str | None) -> dict[str, Any]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(words), pad_token="w0", eos_token="w1"
     )
-    columns = {name: t.tolist() for name, t in prompts(POSITIONS, SAMPLES, 1).items()}
+    columns = {name: t.tolist() for name, t in prompts(POSITIONS, samples, 1).items()}
     options: dict[str, Any] = {
         "num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3,
         "remove_unused_columns": False, "report_to": [], "disable_tqdm": True, "bf16": False,
@@ -59,7 +103,7 @@ def train(hidden: int, folder: Path, recorded: str | None) -> dict[str, Any]:
         trl.SFTConfig(str(folder / "out"), **options),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=tokenizer,
-        callbacks=[callback] if callback else [],
+        callbacks=[*([callback] if callback else []), turn],
     )
     trainer.train_dataset = Numbered(trainer.train_dataset)
     if callback:
@@ -69,9 +113,10 @@ def train(hidden: int, folder: Path, recorded: str | None) -> dict[str, Any]:
         trainer.data_collator = lambda rows: inner(
             [{k: v for k, v in row.items() if k != "sample_id"} for row in rows]
         )
-    wall, cpu = time.perf_counter(), time.process_time()
+    turn.since = time.thread_time()
     trainer.train()
-    found = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    turn.count()
+    found = {"cpu": sum(turn.seconds), "steps": turn.seconds[1:]}
     about = {}
     if recorded:
         store = Store.open(folder / "store")
@@ -80,36 +125,57 @@ def train(hidden: int, folder: Path, recorded: str | None) -> dict[str, Any]:
     return {**found, "theta": engine.theta(), "d": engine.d, **about}
 
 
+def both(hidden: int, samples: int) -> dict[str, dict[str, Any]]:
+    """Both trainings at once, a step each in turn."""
+    turns, found, failed = Turns(), {}, []
+
+    def run(me: int, recorded: str | None) -> None:
+        turns.take(me)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                turn = InTurn(turns, me)
+                found[recorded or "none"] = train(hidden, samples, Path(folder), recorded, turn)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            turns.give(me, end=True)
+
+    threads = [threading.Thread(target=run, args=given) for given in enumerate((None, "all"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--out", type=Path, default=RESULTS / "sft.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs: dict[str, list[dict[str, Any]]] = {"none": [], "all": []}
-    theta = None
-    for _ in range(args.repeats):
-        for name, done in runs.items():
-            with tempfile.TemporaryDirectory() as folder:
-                found = train(args.hidden, Path(folder), None if name == "none" else name)
-            left = found.pop("theta")
-            theta = left if theta is None else theta
-            if not torch.equal(left, theta):
-                raise SystemExit(f"recording {name} left another adapter")
-            print(name, found)
-            done.append(found)
-    pairs = zip(runs["all"], runs["none"], strict=True)
-    shares = [a["cpu"] / b["cpu"] - 1 for a, b in pairs]
-    overhead = {"each": shares, "median": statistics.median(shares)}
+    runs = both(args.hidden, args.samples)
+    if not torch.equal(*(run.pop("theta") for run in runs.values())):
+        raise SystemExit("recording left another adapter")
+    steps = zip(runs["all"].pop("steps"), runs["none"].pop("steps"), strict=True)
+    each = sorted(a / b - 1 for a, b in steps)
+    overhead = {
+        "whole": runs["all"]["cpu"] / runs["none"]["cpu"] - 1,
+        "median_step": statistics.median(each),
+        "middle_half": [each[len(each) // 4], each[-1 - len(each) // 4]],
+    }
+    print(overhead)
     write_result(
         args.out,
-        f"python benchmarks/sft.py --repeats {args.repeats} --hidden {args.hidden}",
-        work={"hidden": args.hidden, "samples": SAMPLES, "batch": BATCH, "epochs": EPOCHS,
+        f"python benchmarks/sft.py --samples {args.samples} --hidden {args.hidden}",
+        work={"hidden": args.hidden, "samples": args.samples, "batch": BATCH, "epochs": EPOCHS,
               "positions": POSITIONS, "rank": 16, "dropout": 0.05, "trl": trl.__version__},
         runs=runs,
         overhead=overhead,
-        bars=[bar("overhead of recording the training, CPU time", overhead["median"], MOST,
+        bars=[bar("overhead of recording the training, CPU time", overhead["whole"], MOST,
                   least=False)],
     )  # fmt: skip
 

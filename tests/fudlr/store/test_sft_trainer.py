@@ -27,13 +27,19 @@ trl = pytest.importorskip("trl", reason="trl is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
 
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }} "
+    "{% endgeneration %}{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+)
+
+
 def trainer(folder, callback, model=None, data=None, **options):
     """Batches of five by two a step, the ids carried past TRL's own collator."""
     words = models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
     made = Tokenizer(words)
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0",
-                                        eos_token="w1")  # fmt: skip
+                                        eos_token="w1", chat_template=CHAT)  # fmt: skip
     batch = samples()
     columns = data or {name: batch[name].tolist() for name in ("input_ids", "labels")}
     options = {
@@ -167,17 +173,36 @@ def test_the_trained_adapter_is_the_same_bit_for_bit(tmp_path):
     assert store.binding.adapter == digest(thetas[0])
 
 
-def test_completions_alone_are_labelled_by_trl_itself(tmp_path):
-    """Its own preparation of prompts and completions: rows are of the completion's tokens."""
-    words = [[f"w{(7 * i + j) % VOCABULARY}" for j in range(2 + i % 4)] for i in range(N)]
-    data = {
+def completions(words):
+    return {
         "prompt": [" ".join(each) for each in words],
         "completion": [" " + " ".join(reversed(each)) for each in words],
     }
-    made = trainer(tmp_path, callback(tmp_path), data=data, learning_rate=0.0, num_train_epochs=1)
+
+
+def chats(words):
+    """Two turns each, the assistant's of one or two words."""
+    said = [
+        (("user", " ".join(each)), ("assistant", " ".join(each[:2])), ("user", "w3"),
+         ("assistant", each[-1])) for each in words
+    ]  # fmt: skip
+    turns = [[{"role": role, "content": text} for role, text in each] for each in said]
+    return {"messages": turns}
+
+
+@pytest.mark.parametrize(
+    ("make", "options"), [(completions, {}), (chats, {"assistant_only_loss": True})]
+)
+def test_what_trl_labels_itself_is_recorded(tmp_path, make, options):
+    """Its own preparation of texts: rows are of the completion's or the assistant's tokens."""
+    words = [[f"w{20 + (7 * i + j) % 11}" for j in range(2 + i % 4)] for i in range(N)]
+    options = {"learning_rate": 0.0, "num_train_epochs": 1, **options}
+    made = trainer(tmp_path, callback(tmp_path), data=make(words), **options)
     batch = made.data_collator([made.train_dataset[i] for i in range(N)])
     made.train()
-    assert bool((batch["labels"] == -100).any(1).all())
+    labelled = (batch["labels"] != -100).sum(1)
+    expected = [3 if make is chats else 1 + len(each) for each in words]
+    assert labelled.tolist() == expected
     del batch["sample_id"]
     store, exact = Store.open(tmp_path / "s"), exact_rows(made.model, batch)
     limit = {"rtol": 0.0, "atol": 2e-5 * float(exact.abs().max())}
