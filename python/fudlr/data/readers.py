@@ -29,7 +29,8 @@ from fudlr.data.text import part_files, unread
 Columns = Mapping[str, str]
 HEAD = 4096  # bytes of a file that are looked at
 ZIP = b"PK\x03\x04"
-PACKED = (".zst", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx", ".xls", ".feather", ".orc")
+UNREAD = (".zst", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".arrow",
+          ".feather", ".orc", ".avro", ".npy", ".npz", ".pkl", ".h5", ".sqlite", ".db")  # fmt: skip
 LARGEST = 2**36  # bytes that are unpacked from an archive
 
 RATING_LINE = re.compile(rb"[^:\n]+::[^:\n]+::[^:\n]+::")
@@ -125,7 +126,7 @@ READERS: dict[str, Reader] = {
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
     """The tables in a zip archive or wheel as a folder for as long; another path as it is."""
-    if not _head(path).startswith(ZIP):
+    if not _head(path).startswith(ZIP) or path.suffix.lower() in UNREAD:
         yield path
         return
     asked = f"data were to be read from {path}"
@@ -149,18 +150,18 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield inside
 
 
-def find_form(path: Path, columns: Columns | None = None) -> str:
-    """The first form of `READERS` that the data at `path` have.
+def find_form(path: Path, columns: Columns | None = None, named: Path | None = None) -> str:
+    """The first form of `READERS` that the data at `path` have; `named` is the archive's path.
 
     Raises:
         DataError: there is nothing, or it is of no known form.
     """
-    asked = f"data were to be read from {path}"
+    asked = f"data were to be read from {named or path}"
     if not path.exists():
         raise DataError(asked, "there is no such file or folder", "Check the path")
     found = [form for form, reader in READERS.items() if reader.matches(path, columns or {})]
-    if not found and path.suffix.lower() in PACKED:
-        remedy = "Unpack it, or pack it with gzip or zip; write a spreadsheet as CSV"
+    if not found and path.suffix.lower() in UNREAD:
+        remedy = "Unpack it, or pack it with gzip or zip; write other tables as CSV or Parquet"
         raise DataError(asked, f"files that end in {path.suffix} are not read", remedy)
     if not found:
         forms = "; ".join(f"{form}: {reader.about}" for form, reader in READERS.items())
@@ -187,7 +188,7 @@ def read_data(path: Path | str, columns: Columns | None = None) -> Interactions:
     path, columns = Path(path), check_columns(columns)
     try:
         with _unpacked(path) as inside:
-            form = find_form(inside, columns)
+            form = find_form(inside, columns, path)
             reader = READERS[form]
             if columns and not reader.columns:
                 raise UsageError(

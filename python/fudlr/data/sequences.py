@@ -15,16 +15,21 @@ from fudlr.data.build import Tables
 from fudlr.data.columns import roles
 from fudlr.data.text import Table, part_files, read_text, warn
 
-LINE = re.compile(rb"[^\s,;|\":{}\[\]]+( [^\s,;|\":{}\[\]]+)* *")
+LINE = re.compile(rb"[^\s,;|\":{}\[\]]+([ \t][^\s,;|\":{}\[\]]+)*[ \t]*")
+TABLES = (3, 4)
+"""Numbers in every line that mean user, item, rating and time."""
 
 
 def is_sequences(head: bytes) -> bool:
-    """Whether the first lines of a file are ids with spaces between them, and no header."""
+    """Whether the first lines of a file are ids with spaces between them, and no header nor the
+    columns of a table."""
     lines = head.replace(b"\r\n", b"\n").split(b"\n")
-    lines = [line for line in (lines[:-1] or lines)[:20] if line.strip()]
-    if not lines or not any(b" " in line.strip() for line in lines):
+    lines = [line for line in (lines[:-1] or lines) if line.strip()]
+    sizes = {len(line.split()) for line in lines}
+    table = len(lines) > 1 and len(sizes) == 1 and sizes <= {*TABLES}
+    if max(sizes, default=0) < 2 or table:
         return False
-    names = lines[0].decode(errors="replace").split(" ")
+    names = lines[0].decode(errors="replace").split()
     return all(LINE.fullmatch(line) for line in lines) and not roles(names, {}) and any(
         character.isdigit() for character in names[-1]
     )  # fmt: skip

@@ -54,7 +54,8 @@ def _names(fields: list[str], label: str) -> list[str]:
             label,
             f"it seems to have no header: its first line is {listed(fields, 6)}",
             "Name the columns by their numbers, data.columns.user=1, data.columns.item=2, "
-            "data.columns.time=4, or write a first line with their names",
+            f"data.columns.time={min(len(fields), 4)} (row where there are no times), or write a "
+            "first line with their names",
         )
     if fields[0] == "" and "index" not in fields:
         fields = ["index", *fields[1:]]  # as pandas writes one

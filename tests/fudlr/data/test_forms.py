@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import zipfile
 
 import forms
 import numpy as np
@@ -207,3 +208,32 @@ def test_a_folder_with_nothing_known_names_the_forms(tmp_path):
         read_data(tmp_path)
     with pytest.raises(FudlrError, match="no such file or folder"):
         read_data(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("separator", " \t")
+@pytest.mark.parametrize("more", [["5"], ["5", "881250949"]], ids=["rating", "rating and time"])
+def test_columns_apart_by_spaces_are_no_sequences(tmp_path, separator, more):
+    """A rating is no item."""
+    lines = [separator.join([user, item, *more]) for user, item in ("ab", "ac", "bc")]
+    lines = [line.replace("a", "1").replace("b", "2").replace("c", "3") for line in lines]
+    file = tmp_path / "r.txt"
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"no header.*data\.columns\.user=1"):
+        read_data(file)
+    columns = {"user": "1", "item": "2", "time": "4" if len(more) == 2 else "row"}
+    data = read_data(file, columns)
+    assert (data.users["user_id"].to_list(), data.user.tolist()) == (["1", "2"], [0, 0, 1])
+    assert (data.items["item_id"].to_list(), data.item.tolist()) == (["2", "3"], [0, 1, 1])
+
+
+def test_files_packed_in_other_ways_are_refused_by_name(tmp_path):
+    (tmp_path / "a.csv.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(DataError, match=r"files that end in \.zst are not read\. Unpack it"):
+        read_data(tmp_path / "a.csv.zst")
+    for name in ("a.xlsx", "a.bin.zip"):  # a spreadsheet is an archive too
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("xl/sheet.xml", "<x/>")
+    with pytest.raises(DataError, match=r"files that end in \.xlsx are not read"):
+        read_data(tmp_path / "a.xlsx")
+    with pytest.raises(DataError, match=r"read from \S*a\.bin\.zip: what is there has no form"):
+        read_data(tmp_path / "a.bin.zip")

@@ -173,6 +173,9 @@ def test_sequences(tmp_path):
     ]  # fmt: skip
     assert any("have no times" in text for text in said)
     assert any("1 lines have a user and no item" in text for text in said)
+    (tmp_path / "tabs").mkdir()
+    tabs = write(tmp_path / "tabs", s__txt="0\t5\t6\n1\t6\n") / "s.txt"
+    assert [(u, i) for u, i, _ in rows(read_data(tabs))] == [("0", "5"), ("0", "6"), ("1", "6")]
     pairs = write(tmp_path, v__txt="3 9\n3 1\n4 9\n") / "v.txt"
     assert [(u, i) for u, i, _ in rows(read_data(pairs))] == [("3", "9"), ("3", "1"), ("4", "9")]
 
@@ -371,11 +374,6 @@ def test_records_with_a_name_are_genres_in_every_form(tmp_path):
         assert data.items.columns == ["item_id", "title", "genres"]
         assert len(said) == 1
         assert "nested values are left out: 'shown'" in said[0]
-
-
-def test_files_packed_in_other_ways_are_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"files that end in \.zst are not read\. Unpack it"):
-        read_data(write(tmp_path, a__csv__zst=b"\x28\xb5\x2f\xfd") / "a.csv.zst")
 
 
 def test_ids_that_pandas_made_floats_are_whole_again(tmp_path):
