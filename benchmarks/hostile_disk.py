@@ -1,6 +1,6 @@
 """Every command that writes, on disks that are full or read-only, killed, and interrupted.
 
-    python benchmarks/hostile_disk.py [--kills 100] [--seed 0] [--commands train,verify]
+    python benchmarks/hostile_disk.py [--kills 100] [--seed 0] [--commands train,verify] [--add]
 
 A command replaces or continues earlier work on a disk of its own (tmpfs, in a private mount
 namespace of `unshare`, which needs no rights), under one of:
@@ -318,6 +318,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--only", default="", help="one disturbance alone")
+    parser.add_argument("--add", action="store_true", help="to the commands that were tried before")
     parser.add_argument("--out", type=Path, default=RESULTS / "hostile_disk.json")
     asked = parser.parse_args()
     if os.environ.get("FUDLR_PRIVATE_MOUNTS") != "1":
@@ -355,18 +356,26 @@ def main() -> None:
                     attempt(case, kind, act, how)
         for number in range(asked.kills if asked.only in ("", "kill") else 0):
             attempt(cases[number % len(cases)], "kill", kill, number)
-    attempts = sum(each["attempts"] for each in counts.values())
-    sound = 1 - sum(each["wrong"] for each in counts.values()) / attempts
     command = f"python benchmarks/hostile_disk.py --kills {asked.kills} --seed {asked.seed}"
     command += "" if len(cases) == len(COMMANDS) else f" --commands '{asked.commands}'"
+    names, seconds = [case.name for case in cases], round(time.monotonic() - begin)
+    if asked.add:
+        earlier = json.loads(asked.out.read_text())
+        for kind, found in earlier["disturbances"].items():
+            counts[kind].update(found)
+        command = f"{earlier['command']}; {command} --add"
+        names, faults = [*earlier["commands"], *names], [*earlier["faults"], *faults]
+        seconds += earlier["seconds"]
+    attempts = sum(each["attempts"] for each in counts.values())
+    sound = 1 - sum(each["wrong"] for each in counts.values()) / attempts
     write_result(
         asked.out,
         command,
-        commands=[case.name for case in cases],
+        commands=names,
         disturbances={kind: dict(found) for kind, found in counts.items()},
         bars=[bar("share without loss, and with words", sound, 1.0)],
         faults=faults,
-        seconds=round(time.monotonic() - begin),
+        seconds=seconds,
     )
     sys.exit(bool(faults))
 

@@ -286,6 +286,17 @@ def test_what_killed_writes_left_in_a_claimed_folder_is_removed(tmp_path: Path) 
         assert _entries(sweep / "points") == []
 
 
+def test_an_earlier_folder_that_was_replaced_is_removed_by_the_next(tmp_path: Path) -> None:
+    path, names = tmp_path / "result", (".result.0123abcd", ".result.4567abcd", ".result.89abcdef")
+    for name in names:
+        _written(tmp_path / name, "old")
+    (tmp_path / names[1] / "mine.txt").write_text("a note of the user's")
+    (tmp_path / names[2] / MARKER).unlink()
+    _written(path, "new")
+    assert _entries(tmp_path) == [*names[1:], "result"]
+    assert _entries(path) == [MARKER, "inner"]
+
+
 def test_a_table_without_room_is_the_systems_error(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))

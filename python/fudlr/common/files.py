@@ -34,7 +34,7 @@ MARKER = ".fudlr.json"
 """The marker: {"kind": ..., "files": [names relative to the folder]}."""
 
 WRITING = ".fudlr.writing"
-"""Within a folder that is not whole yet: which process writes it."""
+"""Within a folder that is not in its place yet; held by the process that writes it."""
 
 STORE_FILES = ("rows-*.safetensors", "projection-*.safetensors", "training.safetensors",
                "manifest.json", "points.json", ".lock")  # fmt: skip
@@ -113,29 +113,36 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
     try:
         with held(temporary / WRITING):
             yield temporary
-            (temporary / WRITING).unlink()
-        for file in temporary.rglob("*"):
-            _sync(file)
-        replace_folder(temporary, path, kind)
+            for file in temporary.rglob("*"):
+                _sync(file)
+            replace_folder(temporary, path, kind)
+            (path / WRITING).unlink()
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
 
 
 def _clear_left(path: Path) -> None:
-    """Remove what killed processes left beside `path`."""
+    """Remove what killed processes left beside `path`: a new folder in the making, or an earlier
+    one that was replaced."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
-        if (
-            _TEMPORARY.fullmatch(left.name)
-            and not left.is_symlink()
-            and is_abandoned(left / WRITING)
-        ):
+        ours = _TEMPORARY.fullmatch(left.name) and not left.is_symlink()
+        if ours and (is_abandoned(left / WRITING) or _is_replaced(left)):
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _is_replaced(left: Path) -> bool:
+    if (left / WRITING).exists() or not (left / MARKER).is_file():
+        return False
+    try:
+        return _why_not_ours(left, read_json(left / MARKER, _Marker).kind) is None
+    except DataError:
+        return False
+
+
 def _mark(folder: Path, kind: str) -> None:
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
-    write_json(folder / MARKER, {"kind": kind, "files": files})
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {WRITING}
+    write_json(folder / MARKER, {"kind": kind, "files": sorted(files)})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -375,7 +382,7 @@ def _is_ours(path: Path, folder: Path, written: list[str], added: tuple[str, ...
         )
     meant = _meant(path)
     name = (path.relative_to(folder).parent / meant).as_posix()
-    if meant in (MARKER, _PROBE) or name in written:
+    if meant in (MARKER, _PROBE, WRITING) or name in written:
         return True
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in added):
         return False
