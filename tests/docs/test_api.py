@@ -42,6 +42,11 @@ def test_the_top_of_both_packages_is_public_as_a_whole():
     assert sorted(fudlr_ext.__all__) == sorted([*PUBLIC["fudlr_ext"], "ops"])
 
 
+def test_every_name_of_the_method_is_typed_for_users():
+    client = (Path(__file__).parent / "typed_client.py").read_text(encoding="utf-8")
+    assert not [name for name in fudlr.__all__ if f"fudlr.{name}" not in client]
+
+
 def imported(source: str) -> set[tuple[str, str]]:
     """What a source takes from either package: (package, name)."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]

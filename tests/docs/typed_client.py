@@ -62,6 +62,10 @@ def requests(folder: Path) -> None:
     assert_type(found, fudlr.Verification)
     assert_type(found.figures, dict[str, float])
     fudlr.verify_result(folder / "result")
+    users = ["13"]
+    assert_type(fudlr.forget(run, users=users), fudlr.Result)
+    assert_type(fudlr.explain(run, "13", item="42"), fudlr.Answers)
+    assert_type(fudlr.query(run, run.split.test, of="score").influence, Tensor)
     try:
         fudlr.load_run("nowhere")
     except fudlr.FudlrError as error:
