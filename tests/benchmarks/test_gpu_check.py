@@ -1,6 +1,7 @@
 """What `make gpu-check` makes of what it finds: a GPU that fails is seen, whatever the part."""
 
 import json
+import os
 import sys
 import time
 
@@ -45,11 +46,30 @@ def test_a_part_that_fails_says_why_and_the_others_go_on(check, monkeypatch, cap
 
 
 def test_without_an_installation_nothing_goes_on(check, monkeypatch):
-    monkeypatch.setattr(gpu_check, "has_kernels", lambda python: True)
+    monkeypatch.setattr(gpu_check, "runs", lambda python, code: True)
     assert not gpu_check.run(check, sys.executable)  # no GPU here, or none that torch can use
     parts = written(check)
     assert list(parts) == ["install"]
     assert parts["install"]["why"].startswith("the GPU would not be used: this torch")
+
+
+@pytest.mark.parametrize("libraries", [True, False])
+def test_where_the_libraries_are_nothing_is_fetched(check, monkeypatch, tmp_path, libraries):
+    """The native library is built where it lies, for the GPU that is there."""
+    said = []
+    for name in ("nvidia-smi", "nvcc"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 9.0\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(gpu_check.os, "environ", dict(os.environ))
+    monkeypatch.setattr(gpu_check, "runs", lambda _, code: libraries and "devices" not in code)
+    monkeypatch.setattr(check, "run", lambda name, command, *_, **__: said.append(command))
+    python = gpu_check.Path(sys.executable)
+    with pytest.raises(gpu_check.Failed, match="the GPU would not be used"):
+        gpu_check.install(check, python)
+    ((first, *rest),) = said
+    assert (first, "build_ext" in rest) == ((python, True) if libraries else ("make", False))
+    assert gpu_check.os.environ["FUDLR_CUDA_GPUS"] == "90"
 
 
 def test_a_command_that_takes_too_long_is_ended(check):
