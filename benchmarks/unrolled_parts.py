@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from common import RESULTS, write_result
 from fudlr.gradients.store import Store
+from fudlr.gradients.store.shards import decode
 from fudlr.influence.unroll import StoredTraining
 from fudlr.influence.unroll.adam import OptimiserStep, State
 from fudlr.influence.unroll.response import Response, group_layers
@@ -85,7 +86,7 @@ class Parts:
         first = min(max(t - window // 2, 0), self.training.count - window)
         seen, curved = self.project(t, response.seen(d)), torch.zeros_like(d)
         for near in range(first, first + window):
-            rows = self.training.step(near).rows
+            rows = self.rows(near)
             curved += self.lift(near, rows.T @ (rows @ seen) / len(rows) / window)
         return self.viewed(t, w, response, d, curved * w.mean())
 
@@ -97,7 +98,7 @@ class Parts:
         return self.viewed(t, w, response, d, curved * w.mean())
 
     def viewed(self, t: int, w: Tensor, response: Response, d: Tensor, curved: Tensor) -> Tensor:
-        rows = self.training.step(t).rows
+        rows = self.rows(t)
         total = curved + self.training.mean(t) - self.lift(t, (1 - w) @ rows / len(rows))
         return total + response.views(total, d[None])[0]
 
@@ -153,6 +154,10 @@ class Parts:
     def matrices(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
         own = list(self.run.engine.unflatten(theta).values())
         return list(zip(own[::2], own[1::2], strict=True))
+
+    def rows(self, t: int) -> Tensor:
+        step = self.training.step(t)
+        return decode(step.rows, step.scales)
 
     def project(self, t: int, vector: Tensor) -> Tensor:
         projection = self.training.projection(self.training.step(t).segment)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,10 +27,10 @@ from fudlr.influence.solvers import (
     make_solver,
     sampled_preconditioner,
 )
-from fudlr.influence.unroll import Removed, Unrolled, UnrolledRows
+from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
-from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
-from fudlr.run import Run
+from fudlr.pipeline.plan import Plan
+from fudlr.pipeline.unrolling import named_store, removed_exactly, retrained, unrolled_run
 
 MAX_STEPS = 20
 """Of conjugate gradients; in sketch space a backstop, since the tolerance is to end a solve."""
@@ -40,8 +39,6 @@ SKETCH_TOLERANCE = 0.01
 store's audit says."""
 LOADED_BYTES = 2**30
 """Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
-TOGETHER = 2**26
-"""Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
 STATIONARY = 0.1
 """Share of the gradient that is left at θ* up to which training counts as converged. A training of
 twenty epochs with λ = 0.1 leaves 0.05 to 0.06, the demo's own, stopped early, about 0.4."""
@@ -131,15 +128,17 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     trained = (run.config.train.l2, rows.mean_gradient(), run.theta, run.start)
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
-        exact = _exact(plan) if plan.exact and not rows.about.get("dropout") else None
+        exact = removed_exactly(plan) if plan.exact and not rows.about.get("dropout") else None
 
         def retrain(masks: Tensor) -> list[Update]:
             """The training repeated without the samples of each mask."""
-            most = max(1, TOGETHER // run.theta.numel())
-            ends = torch.cat([unrolled.update(some, exact) for some in masks.split(most)])
-            run.engine.load(run.theta)
-            deltas = ends.to(run.theta) - run.theta
-            return [finish(run.theta, delta, as_it_is(delta[None])) for delta in deltas]
+            found = retrained(run, unrolled, masks, exact)
+            about, said = {"stiffness": found.stiffness}, found.warnings
+            return [
+                replace(done, details={**done.details, **about}, warnings=[*said, *done.warnings])
+                for delta in found.shifts
+                for done in [finish(run.theta, delta, as_it_is(delta[None]))]
+            ]
 
         return replace(rows, about=about, remove=retrain)
     damping = plan.config.damping or choose_damping(*trained)
@@ -153,46 +152,6 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
         return [one(mask) for mask in masks]
 
     return replace(rows, about=about, damping=damping, solve=solve, remove=remove)
-
-
-def _exact(plan: Plan) -> Removed:
-    """Gradients of removed samples, taken again at each step's parameters."""
-    samples, (engine, forward, loss) = plan.run.split.train, plan.face
-
-    def gradients(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        some = weights.any(0).nonzero()[:, 0]
-        if not len(some):
-            return theta.new_zeros(len(weights), len(theta))
-        with torch.inference_mode(mode=False):  # which nothing could go back through
-            engine.load(theta.clone())
-            batch = plan.run.recommender.batch(samples.take(index[some].numpy()))
-            weights = weights[:, some].to(engine.device)
-            return engine.grad_sum(forward, loss, batch, weights).to(theta)
-
-    return gradients
-
-
-def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:
-    """The run's training, to be repeated, and the store that it is in: its own or the one `named`.
-
-    Raises:
-        UsageError: There is none.
-        DataError: The store's steps do not lead to the run's adapter.
-        StoreError: The store is damaged, or of another run.
-    """
-    reason = why_not_unrolled(run, named)
-    store = None if reason else _store(run, named)
-    if store is None:
-        raise cannot_unroll(reason)
-    samples = run.split.train
-    unrolled = Unrolled.of(
-        store,
-        run.engine.shapes,
-        order=torch.from_numpy(samples.ids),
-        theta=run.theta,
-        terms=run.recommender.terms(samples),
-    )
-    return store, unrolled
 
 
 def stationarity(l2: float, mean_gradient: Tensor, theta: Tensor, start: Tensor) -> float:
@@ -332,7 +291,7 @@ def _whole(plan: Plan, space: Space, damping: float) -> tuple[Solve, Callable[[T
 def _open_store(plan: Plan, warnings: list[str]) -> Store | None:
     """The store to answer from; None where there is none to be had, and none has to be."""
     try:
-        store = _store(plan.run, plan.config.store)
+        store = named_store(plan.run, plan.config.store)
         if store is not None:
             store.places(torch.from_numpy(plan.run.split.train.ids))
     except StoreError as error:
@@ -350,10 +309,6 @@ def _open_store(plan: Plan, warnings: list[str]) -> Store | None:
             "Make one with `fudlr record`",
         )
     return store
-
-
-def _store(run: Run, named: str | None) -> Store | None:
-    return run.store(Path(named)) if named else run.store()
 
 
 def _scored(plan: Plan, index: Tensor | None) -> Samples:

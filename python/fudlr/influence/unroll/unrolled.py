@@ -17,21 +17,17 @@ for attribution: Bae et al. 2024, arXiv 2405.12186 (SOURCE), Ilyas and Engstrom 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial, wraps
-from math import ceil, isqrt
-from typing import Any, Self, TypeVar, cast
+from collections.abc import Callable, Mapping
+from functools import wraps
+from math import ceil
+from typing import ParamSpec, Self
 
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import DataError
-from fudlr.common.progress import track
 from fudlr.gradients.store import Recipe, Store
-from fudlr.gradients.store.reader import read_ahead
 from fudlr.gradients.store.shards import Step
-from fudlr.influence.unroll.adam import LinearStep, OptimiserStep, State
+from fudlr.influence.unroll.adam import LinearStep, State
 from fudlr.influence.unroll.arranged import ArrangedProjection
 from fudlr.influence.unroll.response import (
     Inverses,
@@ -42,37 +38,24 @@ from fudlr.influence.unroll.response import (
     layer_table,
 )
 from fudlr.influence.unroll.training import Removed, StoredTraining, Training
+from fudlr.influence.unroll.trajectory import Place, Trajectory
 from fudlr_ext.ops import row_gram, row_sums
 
-T = TypeVar("T")
-Method = TypeVar("Method", bound=Callable[..., Tensor])
+P = ParamSpec("P")
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
-ASTRAY = 1e-3
-"""Distance from θ* beside the training's whole way beyond which it is another training's rows:
-rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
-STATE_BYTES = 2**29
-"""Of all steps' states and means, up to which they are kept; else √T of the states are."""
 
 
-def _unwatched(method: Method) -> Method:
+def _unwatched(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """The method without autograd's notes of every operation, a fifth of its time at small d."""
 
     @wraps(method)
-    def run(*given: Any) -> Tensor:
+    def run(*args: P.args, **options: P.kwargs) -> Tensor:
         with torch.inference_mode():
-            found = method(*given)
+            found = method(*args, **options)
         return found.clone()
 
-    return cast(Method, run)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The training before step `t`, from 0."""
-
-    t: int
-    state: State
+    return run
 
 
 class Unrolled:
@@ -114,8 +97,7 @@ class Unrolled:
         self._back, self._table = self._order.argsort(), layer_table(self._layers)
         self._training = training
         self._projections: dict[int, ArrangedProjection | None] = {}
-        self._recipe, self._rates, self._before = recipe, rates.tolist(), before
-        start = start.cpu()[self._order]
+        start, self._end = start.cpu()[self._order], theta.cpu()[self._order]
         self._start = State.at(start)
         if moments is not None:
             self._start = State(start, *moments.cpu()[:, self._order])
@@ -123,11 +105,11 @@ class Unrolled:
         # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
         # of terms, of which T count: more batches average the others out (docs/method.md).
         self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, training.count)
-        self._near: dict[int, Step] = {}
-        self._states: list[State] | None = None
-        self._means: list[Tensor] = []
         self._inverses: Inverses | None = None
-        self._check(theta.cpu()[self._order])
+        self._path = Trajectory(
+            training, recipe, rates, before=before, start=self._start, end=self._end,
+            order=self._order, window=self._window,
+        )  # fmt: skip
 
     @classmethod
     def of(
@@ -170,24 +152,27 @@ class Unrolled:
         )
 
     @_unwatched
-    def update(self, masks: Tensor, exact: Removed | None = None) -> Tensor:
+    def update(
+        self, masks: Tensor, stiffness: float = 1.0, exact: Removed | None = None
+    ) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
-        training loss. Several masks share every pass over the rows. `exact` gives what the removed
-        samples add to a step, which is else taken from their sketches."""
+        training loss. Several masks share every pass over the rows. Fisher's products are times
+        `stiffness`; `exact` gives what the removed samples add to a step, which is else taken from
+        their sketches."""
         own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
         away = [self._start] * len(own)
-        for place, step in self._forwards("unroll the training"):
+        for place, step in self._path.forwards("unroll the training"):
             removed, response = own[:, step.ids], self._response(place)
             shifts = torch.stack([state.theta for state in away]) - place.state.theta
             seen = torch.stack([response.seen(shift) for shift in shifts])
             shares = step.shares.to(shifts)
-            kept = (1 - removed @ shares / shares.sum())[:, None]
+            kept = stiffness * (1 - removed @ shares / shares.sum())[:, None]
             lost = removed if exact is None else torch.zeros_like(removed)
-            totals = self._mean(place.t) + self._move(step, seen, lost, kept)
+            totals = self._path.mean(place.t) + self._move(step, seen, lost, kept)
             if exact is not None:
                 theta, weights = place.state.theta[self._back], removed * shares
                 totals -= exact(theta, step.ids, weights)[:, self._order]
-            optimiser = self._optimiser(place.t)
+            optimiser = self._path.optimiser(place.t)
             for at, (shift, total) in enumerate(zip(shifts, totals, strict=True)):
                 away[at] = optimiser.move(away[at], total + response.views(total, shift[None])[0])
         ends = torch.stack([state.theta for state in away])[:, self._back]
@@ -199,10 +184,10 @@ class Unrolled:
         masks = masks.to("cpu", self._start.theta.dtype)
         zero = self._start.theta.new_zeros(len(masks), self.d)
         change = State(zero, zero, zero)
-        for place, step in self._forwards("change of the training"):
+        for place, step in self._path.forwards("change of the training"):
             linear, response = self._linear(place), self._response(place)
             gradient = self._move(step, change.theta, masks[:, step.ids], 1.0)
-            gradient += response.views(self._mean(place.t), change.theta)
+            gradient += response.views(self._path.mean(place.t), change.theta)
             change = linear.tangent(change, gradient)
         return change.theta[:, self._back]
 
@@ -213,33 +198,41 @@ class Unrolled:
         out = vectors.new_zeros(self.n, len(vectors))
         zero = torch.zeros_like(vectors)
         hangs = State(vectors, zero, zero)
-        for place, step in self._backwards():
+        for place, step in self._path.backwards():
             gradient, hangs = self._linear(place).transposed(hangs)
             dots, curved = self._products(step, gradient)
             out.index_add_(0, step.ids, -dots * step.shares.to(out)[:, None])
-            curved = curved + self._response(place).views(self._mean(place.t), gradient)
+            curved = curved + self._response(place).views(self._path.mean(place.t), gradient)
             hangs = State(hangs.theta + curved, hangs.mean, hangs.square)
         return out
 
-    def _optimiser(self, t: int) -> OptimiserStep:
-        return OptimiserStep(self._recipe, t + 1 + self._before, self._rates[t], self._start.theta)
+    def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rows see of `shifts` δ `[k, d]` at θ*, u `[k, d]` (see `response`), and Fisher's
+        uᵀ F u `[k]` of the last epoch's rows: the mean of T_i (g_iᵀ u)²."""
+        response = Response(self._layers, self._end, table=self._table)
+        seen = torch.stack([response.seen(shift) for shift in shifts.cpu()[:, self._order]])
+        total, count = torch.zeros(len(seen), dtype=torch.float64), 0
+        for t in range(self._training.count - 1, -1, -1):
+            step = self._training.step(t)
+            weights = _beside(step.rows, self._terms[step.ids].double())
+            vectors = _beside(step.rows, self._project(step.segment, seen))
+            dots, _ = row_gram(step.rows, vectors, weights, step.scales)
+            total += weights.double() @ dots.double() ** 2
+            count += len(step.ids)
+            if count >= self.n:
+                break
+        return seen[:, self._back], total / count
 
-    def _linear(self, place: _Place) -> LinearStep:
-        mean = self._mean(place.t)
-        after = self._after(place.t, place.state, mean)
-        return self._optimiser(place.t).linear(place.state, mean, after)
+    def _linear(self, place: Place) -> LinearStep:
+        mean = self._path.mean(place.t)
+        after = self._path.after(place.t, place.state, mean)
+        return self._path.optimiser(place.t).linear(place.state, mean, after)
 
-    def _mean(self, t: int) -> Tensor:
-        """The gradient of step `t` in the order of `_order`."""
-        if t < len(self._means):
-            return self._means[t]
-        return self._training.mean(t)[self._order].to(self._start.theta)
-
-    def _response(self, place: _Place) -> Response:
-        if self._states is None:
+    def _response(self, place: Place) -> Response:
+        if self._path.states is None:
             return Response(self._layers, place.state.theta, table=self._table)
         if self._inverses is None:
-            whole = torch.stack([state.theta for state in self._states[:-1]])
+            whole = torch.stack([state.theta for state in self._path.states[:-1]])
             self._inverses = inverses(self._layers, whole)
         of_a, of_b = self._inverses
         known = (of_a[place.t], of_b[place.t])
@@ -269,7 +262,7 @@ class Unrolled:
         dots: Tensor | None = None
         seen: dict[int, Tensor] = {}
         sums: dict[int, Tensor] = {}
-        for near in self._window_of(step):
+        for near in self._path.near(step):
             if near.segment not in seen:
                 seen[near.segment] = _beside(near.rows, self._project(near.segment, vectors))
             weights = near.shares.double() * self._terms[near.ids].double()
@@ -302,97 +295,6 @@ class Unrolled:
                 None if found is None else ArrangedProjection(found, self._back, dtype)
             )
         return self._projections[segment]
-
-    def _window_of(self, step: Step) -> Iterator[Step]:
-        """The step and those on both sides of it."""
-        if self._window == 1:
-            yield step
-            return
-        at = next(t for t, each in self._near.items() if each is step)
-        first = min(max(at - self._window // 2, 0), self._training.count - self._window)
-        wanted = range(first, first + self._window)
-        for t in wanted:
-            if t not in self._near:
-                self._near[t] = self._training.step(t)
-        for t in [t for t in self._near if t not in wanted]:
-            del self._near[t]
-        for t in wanted:
-            yield self._near[t]
-
-    def _read(self, steps: range) -> Iterator[Step]:
-        """Steps in order, the next one read while one is in use."""
-        if self._window == 1:
-            yield from self._ahead(self._training.step, steps)
-            return
-        self._near = {}
-        for t in steps:
-            if t not in self._near:
-                self._near[t] = self._training.step(t)
-            yield self._near[t]
-
-    def _ahead(self, read: Callable[[int], T], steps: range) -> Iterator[T]:
-        """What `read` gives of the steps, made ahead where that takes time."""
-        calls = (partial(read, t) for t in steps)
-        return (call() for call in calls) if self._training.kept else read_ahead(calls)
-
-    def _forwards(self, description: str) -> Iterator[tuple[_Place, Step]]:
-        """Every step, with what was before it."""
-        state = self._start
-        steps = range(self._training.count)
-        for t, step in enumerate(track(self._read(steps), len(steps), description)):
-            yield _Place(t, state), step
-            state = self._after(t, state)
-
-    def _backwards(self) -> Iterator[tuple[_Place, Step]]:
-        """Every step from the last on, with what was before it."""
-        steps = range(self._training.count - 1, -1, -1)
-        read = track(self._read(steps), len(steps), "influence through the training")
-        if self._states is not None:
-            for t, step in zip(steps, read, strict=True):
-                yield _Place(t, self._states[t]), step
-            return
-        size = isqrt(len(steps)) + 1
-        marks, state = [], self._start
-        for t in range(len(steps)):
-            if t % size == 0:
-                marks.append(state)
-            state = self._after(t, state)
-        between: list[State] = []
-        for t, step in zip(steps, read, strict=True):
-            if not between:
-                between = [marks[t // size]]
-                for s in range(t // size * size, t):
-                    between.append(self._after(s, between[-1]))
-            yield _Place(t, between.pop()), step
-
-    def _after(self, t: int, state: State, mean: Tensor | None = None) -> State:
-        """The training after step `t`."""
-        if self._states is not None:
-            return self._states[t + 1]
-        return self._optimiser(t).move(state, self._mean(t) if mean is None else mean)
-
-    def _check(self, theta: Tensor) -> None:
-        count = self._training.count
-        state, states, means = self._start, [self._start], []
-        keeps = 4 * count * self.d * theta.element_size() <= STATE_BYTES
-        for t, mean in enumerate(self._ahead(self._mean, range(count))):
-            state = self._after(t, state, mean)
-            if keeps:
-                states.append(state)
-                means.append(mean)
-        if keeps:
-            self._states, self._means = states, means
-        way = float((theta - self._start.theta).norm())
-        off = float((state.theta - theta).norm())
-        if not off <= ASTRAY * way:
-            share = off / way if way else float("inf")
-            raise DataError(
-                "a training was to be repeated from its recorded steps",
-                f"they end {off:.3g} from the adapter, {share:.1%} of the training's whole way",
-                "Use the store that was recorded while this adapter trained; where it was, its "
-                "optimiser or its gradients did more than was recorded, and the closed form is "
-                "left (debias.update=closed_form)",
-            )
 
 
 def _beside(rows: Tensor, vectors: Tensor) -> Tensor:

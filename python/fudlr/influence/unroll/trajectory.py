@@ -1,0 +1,177 @@
+"""The training as it was, step by step: its states by the optimiser's own rule, and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import TypeVar
+
+from torch import Tensor
+
+from fudlr.common.errors import DataError
+from fudlr.common.progress import track
+from fudlr.gradients.store import Recipe
+from fudlr.gradients.store.reader import read_ahead
+from fudlr.gradients.store.shards import Step
+from fudlr.influence.unroll.adam import OptimiserStep, State
+from fudlr.influence.unroll.training import Training
+
+T = TypeVar("T")
+ASTRAY = 1e-3
+"""Distance from θ* beside the training's whole way beyond which it is another training's rows:
+rounding, which Adam enlarges where gradients are nearly 0, stays a hundred times below."""
+STATE_BYTES = 2**29
+"""Of the states and means of all steps, up to which they are kept; else √T of the states, and made
+again."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The training before step `t`, from 0."""
+
+    t: int
+    state: State
+
+
+class Trajectory:
+    """The states θ_0 … θ_T of a training, and what each step was made from.
+
+    Args:
+        training: Its steps.
+        recipe: How its steps were made.
+        rates: The optimiser's learning rate at each.
+        before: Steps that Adam took before the start.
+        start: The state at the start.
+        end: θ* `[d]`.
+        order: Of the flat vectors here, as places in those of `training`.
+        window: How many batches `near` gives.
+
+    Attributes:
+        states: All T + 1, where they are kept.
+
+    Raises:
+        DataError: The steps lead elsewhere than to θ*.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        recipe: Recipe,
+        rates: Tensor,
+        *,
+        before: int,
+        start: State,
+        end: Tensor,
+        order: Tensor,
+        window: int,
+    ) -> None:
+        self.training, self.start, self.count = training, start, training.count
+        self._recipe, self._rates, self._before = recipe, rates.tolist(), before
+        self._order, self._window = order, window
+        self._near: dict[int, Step] = {}
+        self.states: list[State] | None = None
+        self._means: list[Tensor] = []
+        self._check(end)
+
+    def optimiser(self, t: int) -> OptimiserStep:
+        """How step `t` moves a state."""
+        return OptimiserStep(self._recipe, t + 1 + self._before, self._rates[t], self.start.theta)
+
+    def mean(self, t: int) -> Tensor:
+        """The gradient of step `t` in the order of `_order`."""
+        if t < len(self._means):
+            return self._means[t]
+        return self.training.mean(t)[self._order].to(self.start.theta)
+
+    def near(self, step: Step) -> Iterator[Step]:
+        """The step and those on both sides of it."""
+        if self._window == 1:
+            yield step
+            return
+        at = next(t for t, each in self._near.items() if each is step)
+        first = min(max(at - self._window // 2, 0), self.count - self._window)
+        wanted = range(first, first + self._window)
+        for t in wanted:
+            if t not in self._near:
+                self._near[t] = self.training.step(t)
+        for t in [t for t in self._near if t not in wanted]:
+            del self._near[t]
+        for t in wanted:
+            yield self._near[t]
+
+    def _read(self, steps: range) -> Iterator[Step]:
+        """Steps in order, the next one read while one is in use."""
+        if self._window == 1:
+            yield from self._ahead(self.training.step, steps)
+            return
+        self._near = {}
+        for t in steps:
+            if t not in self._near:
+                self._near[t] = self.training.step(t)
+            yield self._near[t]
+
+    def _ahead(self, read: Callable[[int], T], steps: range) -> Iterator[T]:
+        """What `read` gives of the steps, made ahead where that takes time."""
+        calls = (partial(read, t) for t in steps)
+        return (call() for call in calls) if self.training.kept else read_ahead(calls)
+
+    def forwards(self, description: str) -> Iterator[tuple[Place, Step]]:
+        """Every step, with what was before it."""
+        state = self.start
+        steps = range(self.count)
+        for t, step in enumerate(track(self._read(steps), len(steps), description)):
+            yield Place(t, state), step
+            state = self.after(t, state)
+
+    def backwards(self) -> Iterator[tuple[Place, Step]]:
+        """Every step from the last on, with what was before it."""
+        steps = range(self.count - 1, -1, -1)
+        read = track(self._read(steps), len(steps), "influence through the training")
+        if self.states is not None:
+            for t, step in zip(steps, read, strict=True):
+                yield Place(t, self.states[t]), step
+            return
+        size = isqrt(len(steps)) + 1
+        marks, state = [], self.start
+        for t in range(len(steps)):
+            if t % size == 0:
+                marks.append(state)
+            state = self.after(t, state)
+        between: list[State] = []
+        for t, step in zip(steps, read, strict=True):
+            if not between:
+                between = [marks[t // size]]
+                for s in range(t // size * size, t):
+                    between.append(self.after(s, between[-1]))
+            yield Place(t, between.pop()), step
+
+    def after(self, t: int, state: State, mean: Tensor | None = None) -> State:
+        """The training after step `t`."""
+        if self.states is not None:
+            return self.states[t + 1]
+        return self.optimiser(t).move(state, self.mean(t) if mean is None else mean)
+
+    def _check(self, theta: Tensor) -> None:
+        count = self.count
+        state, states, means = self.start, [self.start], []
+        keeps = 4 * count * theta.numel() * theta.element_size() <= STATE_BYTES
+        for t, mean in enumerate(self._ahead(self.mean, range(count))):
+            state = self.after(t, state, mean)
+            if keeps:
+                states.append(state)
+                means.append(mean)
+        if keeps:
+            self.states, self._means = states, means
+        way = float((theta - self.start.theta).norm())
+        off = float((state.theta - theta).norm())
+        if not off <= ASTRAY * way:
+            share = off / way if way else float("inf")
+            raise DataError(
+                "a training was to be repeated from its recorded steps",
+                f"they end {off:.3g} from the adapter, {share:.1%} of the training's whole way",
+                "Use the store that was recorded while this adapter trained; where it was, its "
+                "optimiser or its gradients did more than was recorded, and the closed form is "
+                "left (debias.update=closed_form)",
+            )

@@ -1,0 +1,131 @@
+"""The run's training repeated without some samples, by the rows that it left and the model's own
+curvature where that leads.
+
+    θ(m; c)   the unrolled training, its Fisher products times c  (`influence.unroll`)
+    c = (uᵀ GGN u) / (uᵀ F u),   u = what the rows see of θ(m; 1) − θ*
+
+Fisher's matrix F of the labels and the Gauss-Newton matrix agree over all directions, and along the
+shifts of random removals. A mask is chosen by the influence, an inverse of F's making: it leads
+where F has too little, so that the shift is too long. One pass of the model over some training
+samples says by how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fudlr.gradients.store import Store
+from fudlr.influence.unroll import Removed, Unrolled
+from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
+from fudlr.run import Run
+from fudlr_ext import EngineError
+
+TOGETHER = 2**26
+"""Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
+PROBED = 256
+"""Training samples over which the model's curvature is measured."""
+SHIFTS = 4
+"""Masks of a call whose shifts it is measured along; the others take the same ratio."""
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Shifts from θ* `[k, d]`, the ratio c that they were made with, and what to say of it."""
+
+    shifts: Tensor
+    stiffness: float
+    warnings: list[str]
+
+
+def retrained(
+    run: Run, unrolled: Unrolled, masks: Tensor, exact: Removed | None = None
+) -> Retrained:
+    """The training repeated without the samples of each of `masks` `[k, n]`, all of one request,
+    with `exact` gradients of those or their sketches; the model holds θ* before and after."""
+    some = masks[torch.linspace(0, len(masks) - 1, min(SHIFTS, len(masks))).long()]
+    some = some[some.any(1)]
+    ratio, said = 1.0, list[str]()
+    if len(some):
+        ratio, said = _stiffness(run, unrolled, unrolled.update(some).to(run.theta) - run.theta)
+    most = max(1, TOGETHER // run.theta.numel())
+    ends = torch.cat([unrolled.update(each, ratio, exact) for each in masks.split(most)])
+    run.engine.load(run.theta)
+    return Retrained(ends.to(run.theta) - run.theta, ratio, said)
+
+
+def _stiffness(run: Run, unrolled: Unrolled, shifts: Tensor) -> tuple[float, list[str]]:
+    """c along `shifts` `[k, d]` together; 1, with the reason, where the model does not say."""
+    seen, fisher = unrolled.curvature(shifts)
+    try:
+        model = _gauss_newton(run, seen.to(run.theta))
+        reason = f"it is {model:.3g} along the update"
+    except (EngineError, NotImplementedError, RuntimeError) as error:
+        model, reason = 0.0, str(error).splitlines()[0]
+    ratio = model / float(fisher.sum())
+    if 0 < ratio < float("inf"):
+        return ratio, []
+    return 1.0, [
+        f"The model's own curvature could not be used ({reason}); the recorded gradients' stands "
+        "alone, and the update may be too long (docs/method.md)."
+    ]
+
+
+def _gauss_newton(run: Run, vectors: Tensor) -> float:
+    """Σ_k v_kᵀ GGN v_k for `vectors` `[k, d]`, over training samples at equal distances."""
+    recommender, samples = run.recommender, run.split.train
+    index = torch.linspace(0, len(samples) - 1, min(PROBED, len(samples))).long()
+    parts = index.split(run.config.train.batch)
+    total = 0.0
+    for part, batch in zip(parts, recommender.parts(samples, parts), strict=True):
+        found = run.engine.ggn_vp(recommender.forward, recommender.loss, batch, vectors)
+        total += float((found * vectors).sum()) * len(part)
+    return total / len(index)
+
+
+def removed_exactly(plan: Plan) -> Removed:
+    """Gradients of removed samples, taken again at each step's parameters."""
+    samples, (engine, forward, loss) = plan.run.split.train, plan.face
+
+    def gradients(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        some = weights.any(0).nonzero()[:, 0]
+        if not len(some):
+            return theta.new_zeros(len(weights), len(theta))
+        with torch.inference_mode(mode=False):  # which nothing could go back through
+            engine.load(theta.clone())
+            batch = plan.run.recommender.batch(samples.take(index[some].numpy()))
+            weights = weights[:, some].to(engine.device)
+            return engine.grad_sum(forward, loss, batch, weights).to(theta)
+
+    return gradients
+
+
+def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:
+    """The run's training, to be repeated, and the store that it is in: its own or the one `named`.
+
+    Raises:
+        UsageError: There is none.
+        DataError: The store's steps do not lead to the run's adapter.
+        StoreError: The store is damaged, or of another run.
+    """
+    reason = why_not_unrolled(run, named)
+    store = None if reason else named_store(run, named)
+    if store is None:
+        raise cannot_unroll(reason)
+    samples = run.split.train
+    unrolled = Unrolled.of(
+        store,
+        run.engine.shapes,
+        order=torch.from_numpy(samples.ids),
+        theta=run.theta,
+        terms=run.recommender.terms(samples),
+    )
+    return store, unrolled
+
+
+def named_store(run: Run, named: str | None) -> Store | None:
+    """The run's own store, or the one `named`."""
+    return run.store(Path(named)) if named else run.store()
