@@ -36,6 +36,7 @@ from fudlr.influence.unroll import Unrolled
 from fudlr.metrics import Objective
 from fudlr.pipeline.plan import Plan
 from fudlr.pipeline.request import solve
+from fudlr.pipeline.unrolling import retrained
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
 from torch import Tensor
@@ -136,15 +137,18 @@ class Case:
         }
 
     def all(self, training: Unrolled) -> dict[str, dict[str, Any]]:
-        scores = self.scores(training)
-        return {
-            name: {
-                **self.judge(name, training.update(mask)),
-                "first_order": self.judge(name, self.run.theta + training.tangent(mask[None])[0]),
+        scores, out = self.scores(training), {}
+        for name, mask in self.masks.items():
+            found = retrained(self.run, training, mask[None])
+            plain, first = training.update(mask), self.run.theta + training.tangent(mask[None])[0]
+            out[name] = {
+                **self.judge(name, self.run.theta + found.shifts[0]),
+                "stiffness": found.stiffness,
+                "without_it": self.judge(name, plain),
+                "first_order": self.judge(name, first),
                 "scores_spearman": spearman(scores[name], self.first[name]),
             }
-            for name, mask in self.masks.items()
-        }
+        return out
 
 
 def size(run: Run, store: Store) -> dict[str, float]:

@@ -4,10 +4,10 @@ curvature where that leads.
     θ(m; c)   the unrolled training, its Fisher products times c  (`influence.unroll`)
     c = (uᵀ GGN u) / (uᵀ F u),   u = what the rows see of θ(m; 1) − θ*
 
-Fisher's matrix F of the labels and the Gauss-Newton matrix agree over all directions, and along the
-shifts of random removals. A mask is chosen by the influence, an inverse of F's making: it leads
-where F has too little, so that the shift is too long. One pass of the model over some training
-samples says by how much.
+and u as far as the rows' sketches keep it. Fisher's matrix F of the labels and the Gauss-Newton
+matrix agree along the shifts of random removals. A mask is chosen by the influence, in which F's
+inverse is: it leads where F has too little curvature, and the shift is too long. One product of the
+model's over some training samples says by how much.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fudlr_ext import EngineError
 
 TOGETHER = 2**26
 """Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
-PROBED = 256
+PROBED = 512
 """Training samples over which the model's curvature is measured."""
 SHIFTS = 4
 """Masks of a call whose shifts it is measured along; the others take the same ratio."""

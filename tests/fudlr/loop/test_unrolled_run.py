@@ -15,9 +15,10 @@ from fudlr.config import merge
 from fudlr.debias.expected import SHARES
 from fudlr.gradients.store.shards import decode
 from fudlr.influence.unroll import Unrolled
-from fudlr.pipeline.evidence import gather, solvers, unrolled_run
+from fudlr.pipeline.evidence import gather, solvers
 from fudlr.pipeline.plan import prepare, with_options
 from fudlr.pipeline.request import solve
+from fudlr.pipeline.unrolling import PROBED, retrained, unrolled_run
 from fudlr.train.checkpoint import ENDING, Checkpoint
 from fudlr.verify import removal, retrain
 
@@ -67,6 +68,40 @@ def test_it_ends_nearer_to_a_retraining_than_the_closed_form(folder, popular):
     assert 0.6 < found["unrolled"][1] < 1.2
 
 
+def test_fishers_products_are_scaled_to_the_models_curvature(folder, popular, monkeypatch):
+    """Along the shift that they lead to by themselves: uᵀ GGN u over uᵀ F u, from logits here."""
+    run = load_run(folder)
+    mask, (_, unrolled) = popular(run), unrolled_run(run)
+    shift = unrolled.update(mask[None]) - run.theta
+    (u,), (fisher,) = unrolled.curvature(shift)
+    samples, recommender = run.split.train, run.recommender
+    index = torch.linspace(0, len(samples) - 1, min(PROBED, len(samples))).long()
+    batch = recommender.collate(samples.take(index.numpy()))
+
+    def logits(theta):
+        run.engine.load(theta)
+        with torch.no_grad():
+            return recommender.forward(recommender.model, batch).double()
+
+    size = 1e-2 / float(u.norm())
+    along = (logits(run.theta + size * u) - logits(run.theta - size * u)) / (2 * size)
+    p = logits(run.theta).softmax(-1)
+    variance = (p * along.square()).sum(-1) - (p * along).sum(-1).square()
+    found = retrained(run, unrolled, torch.stack([torch.zeros_like(mask), mask]))
+    assert found.stiffness == pytest.approx(float(variance.mean()) / float(fisher), rel=0.01)
+    assert torch.equal(found.shifts[1], unrolled.update(mask, found.stiffness) - run.theta)
+    assert not found.warnings
+
+    def refuse(*_):
+        raise NotImplementedError("no second derivative")
+
+    monkeypatch.setattr(run.engine, "ggn_vp", refuse)
+    plain = retrained(run, unrolled, mask[None])
+    assert plain.stiffness == 1
+    assert "no second derivative" in plain.warnings[0]
+    assert torch.equal(plain.shifts, shift)
+
+
 def test_nobody_removed_is_the_adapter(folder):
     run = load_run(folder)
     _, unrolled = unrolled_run(run)
@@ -103,6 +138,7 @@ def test_a_request_is_unrolled_where_the_store_has_the_training(folder, monkeypa
     about = found.summary["update"]
     assert about["rule"] == "unrolled"
     assert about["why"] == "unrolled, since the store has the whole training"
+    assert 0.5 < about["stiffness"] < 2
     assert found.after.metrics["arp_soft"] < found.before.metrics["arp_soft"]
     change = found.after.metrics["arp_soft"] - found.before.metrics["arp_soft"]
     low, high = (share * change for share in reversed(SHARES["unrolled"]))

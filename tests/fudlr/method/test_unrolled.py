@@ -11,7 +11,7 @@ from fudlr.gradients.store import Recipe
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.unroll.adam import OptimiserStep, State
-from fudlr.influence.unroll.response import group_layers
+from fudlr.influence.unroll.response import Response, group_layers
 
 SHAPES = {
     "e.trainable_tokens_delta": (2, 3), "q.lora_A.w": (2, 6), "q.lora_B.w": (5, 2),
@@ -250,7 +250,7 @@ def test_first_order_is_that_of_the_update(trained):
 @pytest.mark.parametrize("kept", [True, False], ids=["states kept", "states made again"])
 def test_influence_is_the_transpose(trained, monkeypatch, kept):
     if not kept:
-        monkeypatch.setattr("fudlr.influence.unroll.unrolled.STATE_BYTES", 0)
+        monkeypatch.setattr("fudlr.influence.unroll.trajectory.STATE_BYTES", 0)
     unrolled, masks, vectors = trained.unrolled(), normal(61, 3, N), normal(62, 2, D)
     influence = unrolled.influence(vectors)
     assert torch.allclose(masks @ influence, unrolled.tangent(masks) @ vectors.T, rtol=1e-8)
@@ -304,12 +304,37 @@ def test_the_curvature_of_a_window_is_its_batches_mean(plain):
     """T = 2: four batches around each, T times their mean of g gᵀ; written out densely."""
     unrolled, vector = plain.unrolled(terms=torch.full((N,), 2.0)), normal(66, 1, D)
     order = unrolled._order
-    list(unrolled._read(range(4)))
-    step = unrolled._near[2]
+    list(unrolled._path._read(range(4)))
+    step = unrolled._path._near[2]
     _, found = unrolled._products(step, vector[:, order])
     rows = torch.cat([plain.steps[t].rows for t in range(4)])
     expected = (2 * vector @ rows.T @ rows / len(rows))[:, order]
     assert torch.allclose(found, expected, rtol=1e-10)
+
+
+def test_stiffness_is_a_factor_of_fishers_products_alone(plain):
+    """As T is where one batch is the curvature."""
+    mask = normal(67, N).abs().clamp(max=1)
+    softer = plain.unrolled(terms=torch.full((N,), 0.5)).update(mask)
+    assert torch.allclose(plain.unrolled().update(mask, 0.5), softer, rtol=1e-12)
+    assert not torch.allclose(plain.unrolled().update(mask), softer, rtol=1e-4)
+
+
+@pytest.mark.parametrize("energy", [None, 0.7])
+def test_the_curvature_along_shifts_is_the_last_epochs(plain, energy):
+    """What whole rows see of a shift at θ*, cut to the sketch, and the mean of T (gᵀ u)²."""
+    terms, shifts = 1 + torch.arange(N) / N, 0.1 * normal(68, 2, D)
+    projection, steps = (None, plain.steps) if energy is None else plain.sketched(energy)
+    training = Memory(steps) if energy is None else Memory(steps, projection)
+    u, found = plain.unrolled(training, terms=terms).curvature(shifts)
+    seen = torch.stack([Response(plain.task.layers, plain.theta).seen(each) for each in shifts])
+    if projection is not None:
+        assert not torch.allclose(u, seen, rtol=0.05)
+        seen = projection.lift(projection.project(seen))
+    assert torch.allclose(u, seen, rtol=1e-9, atol=1e-12)
+    last = plain.steps[-N // BATCH :]
+    squares = sum(terms[s.ids].double() @ (s.rows @ seen.T).square() for s in last) / N
+    assert torch.allclose(found, squares, rtol=1e-9)
 
 
 def test_steps_of_another_training_are_refused(plain):

@@ -152,9 +152,7 @@ class Unrolled:
         )
 
     @_unwatched
-    def update(
-        self, masks: Tensor, stiffness: float = 1.0, exact: Removed | None = None
-    ) -> Tensor:
+    def update(self, masks: Tensor, stiffness: float = 1.0, exact: Removed | None = None) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
         training loss. Several masks share every pass over the rows. Fisher's products are times
         `stiffness`; `exact` gives what the removed samples add to a step, which is else taken from
@@ -207,21 +205,23 @@ class Unrolled:
         return out
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rows see of `shifts` δ `[k, d]` at θ*, u `[k, d]` (see `response`), and Fisher's
-        uᵀ F u `[k]` of the last epoch's rows: the mean of T_i (g_iᵀ u)²."""
+        """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
+        keep it, u `[k, d]`; and uᵀ F u `[k]`, the mean of T_i (g_iᵀ u)² over the last epoch."""
         response = Response(self._layers, self._end, table=self._table)
         seen = torch.stack([response.seen(shift) for shift in shifts.cpu()[:, self._order]])
+        last = self._training.step(self._training.count - 1).segment
+        sketch = self._project(last, seen)
         total, count = torch.zeros(len(seen), dtype=torch.float64), 0
         for t in range(self._training.count - 1, -1, -1):
             step = self._training.step(t)
+            if count >= self.n or step.segment != last:
+                break
             weights = _beside(step.rows, self._terms[step.ids].double())
-            vectors = _beside(step.rows, self._project(step.segment, seen))
+            vectors = _beside(step.rows, sketch)
             dots, _ = row_gram(step.rows, vectors, weights, step.scales)
             total += weights.double() @ dots.double() ** 2
             count += len(step.ids)
-            if count >= self.n:
-                break
-        return seen[:, self._back], total / count
+        return self._lift(last, sketch.to(seen))[:, self._back], total / count
 
     def _linear(self, place: Place) -> LinearStep:
         mean = self._path.mean(place.t)
