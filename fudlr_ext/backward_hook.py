@@ -11,10 +11,12 @@ checkpointing, which runs a module twice and differentiates it once, counts once
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
+from math import prod
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,10 +32,6 @@ class Taker(Protocol):
 
     def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         """Take the factors of a block's per-sample gradients, detached, as `Reducer.add` does."""
-        ...
-
-    def total(self, block: Block, gradient: Tensor) -> None:
-        """Take the gradient [a, b] of the whole loss in a block, as this backward pass adds it."""
         ...
 
 
@@ -62,21 +60,22 @@ class BackwardHook:
         self._taker: Taker | None = None
         self._failed: EngineError | None = None
         self._count = 0
-        self._offsets: Tensor | None = None
+        self._offsets: dict[int, Tensor] = {}
+        self._totals: list[Tensor | None] = []
         self._seen: set[str] = set()
         self._handles: list[RemovableHandle] = []
         for layer in layout.layers:
             layer.check_state()
             for module, factors in layer.watched():
-                ran = partial(self._ran, layer, factors)
-                self._handles.append(module.register_forward_hook(ran))
-        for block, weight in zip(layout.blocks, layout.parameters(), strict=True):
-            self._handles.append(weight.register_hook(partial(self._summed, block)))
+                self._handles.append(module.register_forward_hook(self._watch(layer, factors)))
+        for place, weight in enumerate(layout.parameters()):
+            self._handles.append(weight.register_hook(partial(self._summed, place)))
 
     def open(self, n: int, taker: Taker) -> None:
         """Hand what arrives from now on to `taker`, for `n` samples in the first dimension."""
-        self._count, self._taker, self._offsets = n, taker, None
-        self._failed = None
+        self._count, self._taker, self._failed = n, taker, None
+        self._offsets.clear()
+        self._totals = [None] * len(self.layout.blocks)
         self._seen.clear()
 
     def close(self, *, check: bool = True) -> None:
@@ -100,6 +99,16 @@ class BackwardHook:
                 "Run forward and backward() within the batch, and let every matrix train",
             )
 
+    def total(self) -> Tensor:
+        """Return the gradient [d] of the whole loss, as backward passes since `open` added it."""
+        layout, parts = self.layout, zip(self.layout.blocks, self._totals, strict=True)
+        flat = [
+            torch.zeros(prod(block.shape), device=layout.device) if part is None else part.flatten()
+            for block, part in parts
+        ]
+        self._totals = []
+        return torch.cat(flat).detach().to(layout.dtype)
+
     def remove(self) -> None:
         """Take the hooks away; the model is as it was."""
         self._taker = None
@@ -107,20 +116,26 @@ class BackwardHook:
             handle.remove()
         self._handles.clear()
 
-    def _ran(
-        self, layer: Adapted, factors: Factors, module: nn.Module, args: Any, output: Tensor
-    ) -> None:
-        if self._taker is not None and output.requires_grad:
-            x = args[0].detach()
-            if isinstance(layer, Outside):
-                layer.prove(x, output)
-            output.register_hook(_Use(self, layer.name, factors, x, self._taker).arrived)
+    def _watch(self, layer: Adapted, factors: Factors) -> Callable[..., None]:
+        prove = layer.prove if isinstance(layer, Outside) else None
 
-    def _summed(self, block: Block, gradient: Tensor) -> None:
+        def ran(module: nn.Module, args: Any, output: Tensor) -> None:
+            if self._taker is not None and output.requires_grad:
+                x = args[0].detach()
+                if prove is not None:
+                    prove(x, output)
+                use = _Use(layer.name, factors, x, self._taker)
+                output.register_hook(partial(self._arrived, use))
+
+        return ran
+
+    def _summed(self, place: int, gradient: Tensor) -> None:
+        # While it is held here, autograd adds a copy to the parameter's, and not itself.
         if self._taker is not None:
-            self._taker.total(block, gradient.detach())
+            before = self._totals[place]
+            self._totals[place] = gradient if before is None else before + gradient
 
-    def arrived(self, use: _Use, delta: Tensor) -> None:
+    def _arrived(self, use: _Use, delta: Tensor) -> None:
         """Take one use of a module from the backward pass."""
         is_open = self._taker is use.taker
         if use.taken or not is_open:
@@ -144,20 +159,19 @@ class BackwardHook:
         for block, left, right in use.factors(use.x, delta.detach()):
             if block.name in self._wanted:
                 self._seen.add(block.name)
-                self._offsets = even_offsets(self._offsets, self._count, right)
-                use.taker.factors(block, *flat_factors(self.layout, left, right), self._offsets)
+                flat = flat_factors(self.layout, left, right)
+                positions = flat[0].shape[0]  # and not len, which is Python in torch
+                offsets = self._offsets.get(positions)
+                if offsets is None:
+                    offsets = self._offsets[positions] = even_offsets(None, self._count, flat[0])
+                use.taker.factors(block, *flat, offsets)
 
 
 class _Use:
     """One use of a module in a forward pass, waiting for its gradient."""
 
-    __slots__ = ("factors", "hook", "name", "taken", "taker", "x")
+    __slots__ = ("factors", "name", "taken", "taker", "x")
 
-    def __init__(
-        self, hook: BackwardHook, name: str, factors: Factors, x: Tensor, taker: Taker
-    ) -> None:
-        self.hook, self.name, self.factors, self.x, self.taker = hook, name, factors, x, taker
+    def __init__(self, name: str, factors: Factors, x: Tensor, taker: Taker) -> None:
+        self.name, self.factors, self.x, self.taker = name, factors, x, taker
         self.taken = False
-
-    def arrived(self, left: Tensor) -> None:
-        self.hook.arrived(self, left)

@@ -173,6 +173,8 @@ def even_offsets(known: Tensor | None, samples: int, x: Tensor) -> Tensor:
 
 def flat_factors(layout: Layout, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Return both factors as [T, ...] in one dtype, float64 where the adapter has it alone."""
+    if left.dtype == right.dtype == layout.dtype:
+        return left.flatten(0, -2), right.flatten(0, -2)
     dtype = torch.promote_types(left.dtype, right.dtype)
     if torch.float64 in {dtype, layout.dtype}:
         dtype = layout.dtype

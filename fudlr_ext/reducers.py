@@ -104,8 +104,14 @@ class Sketch(Reducer):
 
     def __init__(self, projection: Mapping[str, Sides]) -> None:
         self._projection = projection
+        self._layout: Layout | None = None
 
     def start(self, layout: Layout, n: int) -> None:
+        if layout is not self._layout:
+            self._prepare(layout)
+        self._rows = torch.zeros(n, self._p, dtype=layout.dtype, device=layout.device)
+
+    def _prepare(self, layout: Layout) -> None:
         unknown = [name for name in self._projection if name not in set(layout.names)]
         if unknown or not self._projection:
             raise EngineError(
@@ -126,19 +132,22 @@ class Sketch(Reducer):
                 place = slice(p, p + rows * columns)
                 self._blocks[block.name] = (place, (rows, columns), (left, right))
                 p += rows * columns
-        self._rows = torch.zeros(n, p, dtype=layout.dtype, device=layout.device)
+        self._layout, self._p = layout, p
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
         if block.name in self._blocks:
             place, shape, sides = self._blocks[block.name]
-            sides = on_left, on_right = block.sides(sides)
+            if isinstance(block, Lines):
+                sides = block.sides(sides)
+            on_left, on_right = sides
             one = on_left if on_right is None else on_right if on_left is None else None
-            like = left.dtype == right.dtype == self._rows.dtype and left.device.type == "cpu"
+            rows = self._rows
+            like = left.dtype == right.dtype == rows.dtype and left.is_cpu
             if one is not None and like and not left.requires_grad:
-                made = (len(one), right.shape[1]) if on_right is None else (left.shape[1], len(one))
+                q = one.shape[0]
+                made = (q, right.shape[1]) if on_right is None else (left.shape[1], q)
                 if made == shape:
-                    given = (left, right, offsets, one, on_right is None, place.start)
-                    add_sketch(self._rows, *given)
+                    add_sketch(rows, left, right, offsets, one, on_right is None, place.start)
                     return
             found = sample_sketch(left, right, *sides, offsets=offsets)
             block.among(self._rows[:, place].unflatten(1, shape), found)

@@ -190,14 +190,22 @@ void encode(const float* rows, int64_t begin, int64_t end, int64_t p, int8_t* co
     for (int64_t run = 0; run < runs; ++run) {
       const int64_t first = i * p + run * kScaleBlock;
       const int64_t count = min(kScaleBlock, p - run * kScaleBlock);
-      float largest = 0;
-#pragma omp simd reduction(max : largest)
+      int32_t bits = 0;  // of the largest: they rank as sizes do, with NaN above all
+#pragma omp simd reduction(max : bits)
       for (int64_t j = 0; j < count; ++j) {
-        const float size = __builtin_fabsf(rows[first + j]);
-        largest = size > largest ? size : largest;
+        int32_t size;
+        std::memcpy(&size, rows + first + j, sizeof(size));
+        size &= 0x7fffffff;
+        bits = size > bits ? size : bits;
       }
+      float largest;
+      std::memcpy(&largest, &bits, sizeof(largest));
       const float scale = largest / 127;
       scales[i * runs + run] = scale;
+      if (!__builtin_isfinite(scale)) {
+        std::memset(codes + first, 0, static_cast<size_t>(count));
+        continue;
+      }
       const float step = scale > 0 ? scale : 1.0f;  // a block of zeros keeps them
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) {

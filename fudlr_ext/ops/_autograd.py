@@ -106,10 +106,14 @@ def register_without(
 
     def called(*arguments: Any) -> Any:
         derived = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        if derived or forward_ad._current_level >= 0 or changed is not None:
+        recorded = changed is not None and torch.is_grad_enabled()
+        if derived or recorded or forward_ad._current_level >= 0:
             return overload(*arguments)
         with below_autograd():
-            return overload(*arguments)
+            found = overload(*arguments)
+        if changed is not None:
+            torch.autograd.graph.increment_version(arguments[changed])
+        return found
 
     return called
 

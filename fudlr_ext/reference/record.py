@@ -26,11 +26,15 @@ def add_sketch(  # noqa: PLR0917  the op's own arguments
 
 
 def encode_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 codes `[n, p]` and their scales, max |x| / 127 of each run of 128 columns."""
+    """Return int8 codes `[n, p]` and their scales, max |x| / 127 of each run of 128 columns.
+
+    A run that is not finite has a scale that is not, and codes 0.
+    """
     wide = torch.nn.functional.pad(rows, (0, -rows.shape[1] % SCALE_BLOCK))
     wide = wide.view(len(rows), -1, SCALE_BLOCK)
     scales = wide.abs().amax(dim=2) / 127
     # A block of zeros has scale 0; dividing by 1 instead keeps its zeros.
     steps = torch.where(scales > 0, scales, torch.ones_like(scales))
-    codes = (wide / steps[..., None]).round().clamp(-127, 127).to(torch.int8)
+    codes = (wide / steps[..., None]).round().clamp(-127, 127)
+    codes = torch.where(scales.isfinite()[..., None], codes, 0.0).to(torch.int8)
     return codes.flatten(1)[:, : rows.shape[1]].contiguous(), scales

@@ -47,9 +47,11 @@ def test_codes_are_the_references():
     rows = torch.randn(7, 300, generator=torch.Generator().manual_seed(0))
     rows[1, :128], rows[2] = 0, rows[2] * 1e-30
     rows[3, :130] = torch.arange(130) / 2  # halves round to even codes
+    rows[5, 3], rows[5, 200], rows[6, 0] = torch.nan, torch.inf, -torch.inf
     for part in (rows, rows[:, :128], rows[:, :1], rows[::2, ::3]):
         for one, other in zip(encode_rows(part), reference.encode_rows(part), strict=True):
-            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_does_not_fit_is_refused():

@@ -23,6 +23,7 @@ from fudlr.common.digest import canonical_json, digest
 from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import atomic_file
 from fudlr.gradients.matrix import check_columns
+from fudlr_ext.ops.unroll import lora_project
 
 EXACT_WIDTH = 2048  # up to here the second moment is kept whole: 16 MiB a side in float32
 KEPT_DIRECTIONS = 256  # beyond it, as many as an incremental decomposition carries along
@@ -84,13 +85,19 @@ class Projection:
     def project(self, flat: Tensor) -> Tensor:
         """S g, `[k, p]` for flat gradients `[k, d]`."""
         check_columns(flat, self.d, "gradients", "d")
-        out = flat.new_empty(flat.shape[0], self.dim)
+        return lora_project(flat.cpu(), *self.table(flat.dtype), self.dim).to(flat.device)
+
+    def table(self, dtype: torch.dtype, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All factors one after the other, and the table that ops read them by, for vectors whose
+        number `order[j]` is the flat one's j-th, matrix by matrix; flat ones where None."""
+        rows, start = [], 0
         for block in self.blocks:
-            gradient = flat[:, block.flat].unflatten(1, block.shape)
-            factor = self.factors[block.name].to(flat)
-            part = factor @ gradient if is_b(block.name) else gradient @ factor.T
-            out[:, block.sketch] = part.flatten(1)
-        return out
+            at = block.flat.start if order is None else int(order[block.flat.start])
+            q = len(self.factors[block.name])
+            rows.append((at, *block.shape, start, q, block.sketch.start, is_b(block.name)))
+            start += self.factors[block.name].numel()
+        factors = [factor.to("cpu", dtype).flatten() for factor in self.factors.values()]
+        return torch.cat(factors), torch.tensor(rows)
 
     def lift(self, sketch: Tensor) -> Tensor:
         """Sᵀ s, `[k, d]` for sketches `[k, p]`; zero on the matrices that are left out."""
@@ -253,8 +260,8 @@ class PrincipalAccumulator:
 
 
 def _energy(vectors: Tensor) -> float:
-    """Σ x², summed in float64."""
-    return float(torch.linalg.vector_norm(vectors, dtype=torch.float64)) ** 2
+    """Σ x², over rows in float64; a row in its own type, in which it is as fast as it is read."""
+    return float(torch.linalg.vector_norm(vectors, dim=-1).double().square().sum())
 
 
 def _check_factors(shapes: Shapes, factors: Mapping[str, Tensor]) -> None:

@@ -27,12 +27,14 @@ from fudlr.gradients.store.steps import check_held, check_room, fit_samples
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
 from fudlr_ext.errors import EngineError
-from fudlr_ext.reducers import Reducer, Rows, Sketch
+from fudlr_ext.reducers import Reducer, Rows
 
 CANNOT = (FudlrError, EngineError, OSError)
 """What a recording refuses a training with; a training's own errors are no business of it."""
 STORE = "store"
 """Name of the store's folder in a run's."""
+REHEARSED = 8
+"""Samples of the backward pass that shows whether a training can be recorded."""
 AUDITED = 64
 """Samples whose gradients are taken again, in full, to measure what the rows lost."""
 PROBES = 16
@@ -178,8 +180,7 @@ class RunRecorder:
             return None
         with self._guarded():
             self._recorder.begin_epoch(epoch + 1)
-            projection = self._recorder.projection
-            return Rows() if projection is None else Sketch(projection.sides)
+            return self._recorder.reducer()
         return None
 
     def take(self, index: Tensor, rows: Tensor, mean: Tensor, rate: float) -> None:
@@ -210,7 +211,8 @@ class RunRecorder:
 
 
 def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config: RunConfig) -> None:
-    """Take the gradients of one batch, spread over the data, as a recorder would, and forget them.
+    """Take the gradients of some samples, spread over the data, as a recorder would, and forget
+    them.
 
     Parameters, their gradients (none, after it) and the random state are as they were.
 
@@ -220,13 +222,13 @@ def rehearse(recommender: Recommender, engine: Engine, samples: Samples, config:
         EngineError: Rows are not samples, or the adapter is of a kind or in a state that is not
             known.
     """
-    n = min(config.train.batch, len(samples))
+    n = min(REHEARSED, config.train.batch, len(samples))
     index = np.linspace(0, len(samples) - 1, n).astype(np.int64)
     with lora.training(engine, checkpointing=config.train.checkpointing):
-        check_held(max(n, fit_samples(engine.d)), engine.d)
+        check_held(max(config.train.batch, fit_samples(engine.d)), engine.d)
         hook = engine.backward_hook(engine.names)
         try:
-            hook.open(n, BatchGradients(hook.layout, torch.arange(n), torch.ones(n), None))
+            hook.open(n, BatchGradients(hook.layout, torch.arange(n), torch.ones(n), Rows()))
             with torch.random.fork_rng(devices=[]):
                 batch = recommender.batch(samples.take(index))
                 losses = recommender.loss(recommender.forward(engine.model, batch), batch)

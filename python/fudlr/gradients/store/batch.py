@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fudlr.common.errors import UsageError
-from fudlr.gradients.projection import Projection
-from fudlr_ext.blocks import Block
 from fudlr_ext.labels import IGNORED
 from fudlr_ext.layers import Layout
-from fudlr_ext.reducers import Rows, Sketch
+from fudlr_ext.reducers import Reducer
 
 ASKED = "a Trainer's gradients were to be recorded"
 SAME_WEIGHT = 1e-3
@@ -25,36 +23,36 @@ SAME_WEIGHT = 1e-3
 
 
 class BatchGradients:
-    """Takes a batch's gradients from a `BackwardHook`: whole, or sketched by a projection.
+    """Takes a batch's gradients from a `BackwardHook`, and reduces them: to themselves, or to
+    sketches.
 
     A sample whose share u is 0 has the row 0.
+
+    Attributes:
+        rows: After `end`, g_i or their sketches, `[b, d]` or `[b, p]`.
+        mean: Σ u_i g_i `[d]`.
     """
 
-    def __init__(
-        self, layout: Layout, ids: Tensor, shares: Tensor, projection: Projection | None
-    ) -> None:
+    rows: Tensor
+    mean: Tensor
+
+    def __init__(self, layout: Layout, ids: Tensor, shares: Tensor, reducer: Reducer) -> None:
         self.ids, self.shares = ids, shares
-        self.mean = torch.zeros(layout.d, dtype=layout.dtype, device=layout.device)
-        self._reducer = Rows() if projection is None else Sketch(projection.sides)
-        self._reducer.start(layout, len(ids))
+        self._reducer = reducer
+        reducer.start(layout, len(ids))
+        self.factors = reducer.add
 
     def multiplied(self, factor: float) -> None:
         """Say that the loss was multiplied by `factor` on its way to `backward`."""
         self.shares = self.shares * factor
 
-    def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        """Take a block's factors from the backward pass."""
-        self._reducer.add(block, left, right, offsets)
-
-    def total(self, block: Block, gradient: Tensor) -> None:
-        """Take the gradient of the whole loss in a block."""
-        self.mean[block.slice].add_(gradient.flatten().to(self.mean))
-
-    def rows(self) -> Tensor:
-        """g_i or their sketches, `[n, d]` or `[n, p]`."""
-        found = self._reducer.result()
-        shares = self.shares.to(found)[:, None]
-        return torch.where(shares > 0, found / shares.clamp_min(1e-38), 0.0)
+    def end(self, mean: Tensor) -> None:
+        """After the backward pass, which added `mean` `[d]`, take the samples' shares out."""
+        self.mean, self.rows = mean, self._reducer.result()
+        self.rows /= self.shares.clamp_min(1e-38).to(self.rows)[:, None]
+        without = self.shares <= 0
+        if bool(without.any()):
+            self.rows[without] = 0
 
 
 def shares_of(n: int, divisor: float | Tensor | None, weights: Tensor | None) -> Tensor:

@@ -50,6 +50,7 @@ from fudlr.gradients.store.reader import Store
 from fudlr.gradients.store.steps import StepRecorder
 from fudlr_ext import Engine
 from fudlr_ext.backward_hook import BackwardHook
+from fudlr_ext.reducers import Reducer, Rows, Sketch
 
 SAME_GRADIENT = 1e-3
 """Relative distance of the optimiser's gradient from the recorded one that counts as rounding."""
@@ -115,6 +116,7 @@ class Recorder:
         self._binding: Binding | None = None
         self._training: dict[str, Tensor] = {}
         self._parts: list[BatchGradients] = []
+        self._sketched: Projection | None = None
         self._seen: set[int] | None = set()  # None where epochs are told
         self._passed = 0
         self._epoch = 1
@@ -158,8 +160,7 @@ class Recorder:
             if self.recipe is None:
                 self._passed += 1
             return
-        steps.begin_epoch(self._epoch)
-        found = BatchGradients(self._backward_hook.layout, ids, shares, steps.projection)
+        found = BatchGradients(self._backward_hook.layout, ids, shares, self.reducer())
         self._backward_hook.open(len(ids), found)
         try:
             yield found
@@ -167,6 +168,7 @@ class Recorder:
             self._backward_hook.close(check=False)
             raise
         self._backward_hook.close()
+        found.end(self._backward_hook.total())
         self._parts.append(found)
         if self.recipe is None:
             self.step(0.0)
@@ -192,7 +194,7 @@ class Recorder:
                 "the optimiser took a step without a recorded batch",
                 "Put `with recorder.batch(ids):` around every forward and backward pass",
             )
-        mean = torch.stack([part.mean for part in parts]).sum(0)
+        mean = parts[0].mean if len(parts) == 1 else torch.stack([p.mean for p in parts]).sum(0)
         if self.optimiser is not None:
             self._check_gradient(mean)
             assert self.recipe is not None
@@ -200,22 +202,26 @@ class Recorder:
         assert rate is not None
         ids = torch.cat([part.ids for part in parts])
         shares = torch.cat([part.shares for part in parts])
-        rows = torch.cat([part.rows() for part in parts])
+        rows = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
         self._begun.add(ids, rows.cpu(), mean.cpu(), shares.cpu(), float(rate))
 
     def begin_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 1; else a sample that is shown again begins one."""
         self._epoch, self._seen = epoch, None
 
-    @property
-    def projection(self) -> Projection | None:
-        """What the next step's rows are to be sketched by; None where they are wanted whole."""
+    def reducer(self) -> Reducer:
+        """What the next step's gradients are to be reduced to: sketches, or themselves."""
         self._steps.begin_epoch(self._epoch)
-        return self._steps.projection
+        projection = self._steps.projection
+        if projection is None:
+            return Rows()
+        if projection is not self._sketched:
+            self._sketched, self._sketch = projection, Sketch(projection.sides)
+        return self._sketch
 
     def take(self, ids: Tensor, rows: Tensor, mean: Tensor, rate: float) -> None:
         """Take a step that an engine computed of the samples `ids` `[b]`, each with the share 1/b:
-        their g_i as `projection` says, and their mean `[d]`."""
+        their g_i as `reducer` made them, and their mean `[d]`."""
         self._passed += 1
         if self._passed > self._steps.steps:
             self._steps.add(ids, rows.cpu(), mean.cpu(), None, rate)

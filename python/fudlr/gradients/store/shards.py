@@ -248,20 +248,19 @@ def write_shard(folder: Path, facts: dict[str, Any], steps: list[Step]) -> Shard
         "epochs": torch.tensor([step.epoch for step in steps]),
         "rates": torch.tensor([step.rate for step in steps], dtype=torch.float64),
         "shares": torch.cat([step.shares for step in steps]).float(),
-        "means": torch.stack([step.mean for step in steps]).float(),
     }
-    if steps[0].scales is not None:
-        tensors["scales"] = torch.cat([step.scales for step in steps if step.scales is not None])
-    tensors["rows"] = torch.cat([step.rows for step in steps])
-    body = 0
-    for name in [name for name in tensors if name not in TABLE]:
-        body = zlib.crc32(tensor_bytes(tensors[name]), body)
+    parts = ([step.mean.float() for step in steps], [step.scales for step in steps],
+             [step.rows for step in steps])  # fmt: skip
+    body = [tensor_bytes(each) for part in parts for each in part if each is not None]
+    body_crc32 = 0
+    for each in body:
+        body_crc32 = zlib.crc32(each, body_crc32)
     facts = {**facts, "rows": len(tensors["ids"]), "steps": len(steps)}
-    shard = Shard(folder, **facts, table_sha256=_sha256(tensors), body_crc32=body)
+    shard = Shard(folder, **facts, table_sha256=_sha256(tensors), body_crc32=body_crc32)
     with atomic_file(shard.path) as temporary, temporary.open("wb") as file:
         file.write(shard.header)
-        for tensor in tensors.values():
-            file.write(tensor_bytes(tensor))
+        for each in [*map(tensor_bytes, tensors.values()), *body]:
+            file.write(each)
     return shard
 
 

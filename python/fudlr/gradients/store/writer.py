@@ -169,7 +169,9 @@ class StoreWriter:
                 f"its rows, mean and shares have the shapes {shapes}",
                 f"Give [{b}, {self.dim}], [{d}] and [{b}], for at least one sample",
             )
-        check_rows(rows, ids)
+        rows, scales = encode(rows, self._manifest.dtype)
+        # A scale is as little finite as the largest number that it is of, and there are few.
+        check_rows(rows if scales is None else scales, ids)
         if not bool(mean.isfinite().all()):
             raise NumericalError(
                 "a step's mean gradient was to be stored",
@@ -177,7 +179,7 @@ class StoreWriter:
                 "Look for NaN or overflow in its samples' losses; 16-bit weights often cause it",
             )
         names = ids.detach().to("cpu", torch.int64).clone()
-        self.put(Step(names, *encode(rows, self._manifest.dtype), shares, mean, rate, epoch), cut)
+        self.put(Step(names, rows, scales, shares, mean, rate, epoch), cut)
 
     def put(self, step: Step, cut: bool = True) -> None:
         """Add a step whose rows are encoded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fudlr.gradients.projection import Projection, is_b
+from fudlr.gradients.projection import Projection
 from fudlr_ext.ops.unroll import lora_lift, lora_project
 
 
@@ -20,14 +20,7 @@ class ArrangedProjection:
 
     def __init__(self, projection: Projection, back: Tensor, dtype: torch.dtype) -> None:
         self._p, self._d = projection.dim, projection.d
-        rows, factors, start = [], [], 0
-        for block in projection.blocks:
-            factor = projection.factors[block.name]
-            place = (start, len(factor), block.sketch.start, is_b(block.name))
-            rows.append((int(back[block.flat.start]), *block.shape, *place))
-            factors.append(factor.to(dtype).flatten())
-            start += factor.numel()
-        self._given = torch.cat(factors), torch.tensor(rows)
+        self._given = projection.table(dtype, back)
 
     def project(self, vectors: Tensor) -> Tensor:
         """S v, `[k, p]`, for `[k, d]`."""
