@@ -11,9 +11,9 @@ Changes are of the steered surrogate on test prompts. With --compare, other sett
 recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
 all. With --removals, that many random removals of 10% are really retrained, and nothing else is
 done: how changes on the validation prompts rank beside those that influences predict. With --costs,
-CPU seconds alone are measured, with --answers all but those. Runs and retrainings are kept in
---out. Writes benchmarks/results/unrolled.json, into which trainings and seeds that were measured
-before are kept.
+CPU seconds alone are measured, of trainings or of requests to what they stored, or both. Runs and
+retrainings are kept in --out. Writes benchmarks/results/unrolled.json or unrolled_costs.json, in
+which what was measured before is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ from trainings import (
     train,
     unrolled,
 )
+
+PARTS = ("trainings", "requests")
 
 
 def requests(run: Run, store: Path) -> dict[str, float]:
@@ -163,23 +166,31 @@ def size(run: Run, store: Store) -> dict[str, float]:
     }
 
 
-def costs(run: Run, folder: Path) -> dict[str, Any]:
-    """CPU seconds of trainings, recorded and not, and of requests; the store stays."""
-    place = folder / "defaults"
-    ways = {"peft": ("peft", None), "engine recorded": ("engine", {}), "engine": ("engine", None),
-            "peft recorded": ("peft", {})}  # fmt: skip
-    seconds = {}
-    for name, (through, settings) in ways.items():
-        seconds[name] = train(
-            run, through, settings, place if name == "engine recorded" else folder
-        )
-        print(name, seconds[name], file=sys.stderr, flush=True)
+def training_costs(run: Run, folder: Path, repeats: int) -> dict[str, Any]:
+    """CPU seconds of trainings in turns, recorded and not; a store stays."""
+    ways = {"peft": ("peft", None), "peft recorded": ("peft", {}), "engine": ("engine", None),
+            "engine recorded": ("engine", {})}  # fmt: skip
+    each: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, (through, settings) in ways.items():
+            place = folder / "defaults" if name == "engine recorded" else folder
+            each[name].append(train(run, through, settings, place))
+            print(name, each[name], file=sys.stderr, flush=True)
     shutil.rmtree(folder / "store")
-    cost = requests(run, place / "store")
+    seconds = {name: statistics.median(found) for name, found in each.items()}
     return {
         "training_cpu_s": seconds,
+        "each_training_cpu_s": each,
         "engine_recorded_of_peft": seconds["engine recorded"] / seconds["peft"],
         "peft_recorded_of_peft": seconds["peft recorded"] / seconds["peft"],
+        "training_machine": describe(),
+    }
+
+
+def request_costs(run: Run, folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """CPU seconds of requests to the store that `training_costs` left, beside its trainings'."""
+    cost = requests(run, folder / "defaults" / "store")
+    return {
         "request_cpu_s": cost,
         "first_of_training": cost["first"] / seconds["peft"],
         "further_of_training": cost["further"] / seconds["peft"],
@@ -269,11 +280,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/unrolled"))
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=["brief", "demo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--answers", action="store_true", help="all but CPU seconds")
+    parser.add_argument("--answers", action="store_true", help="what is done without options")
     parser.add_argument("--compare", action="store_true", help="other settings of the recording")
     parser.add_argument("--removals", type=int, default=0, help="random removals, in place of all")
-    parser.add_argument("--costs", action="store_true", help="CPU seconds alone")
+    parser.add_argument("--costs", nargs="*", choices=PARTS, help="CPU seconds alone: of which")
+    parser.add_argument("--repeats", type=int, default=3, help="of trainings whose time is taken")
     given = parser.parse_args()
+    given.costs = PARTS if given.costs == [] else given.costs
     torch.set_num_threads(1)
     fetch_ml100k()
     path = RESULTS / ("unrolled_costs.json" if given.costs else "unrolled.json")
@@ -285,21 +298,25 @@ def main() -> None:
                 options |= {**TRAININGS[name], "seed": seed}
                 train_run(merge(RunConfig(), options), folder / "run")
             run = load_run(folder / "run")
+            earlier = json.loads(path.read_text()) if path.is_file() else {}
+            trainings = earlier.get("trainings", {})
+            known = trainings.get(name, {}).get(str(seed), {})
             if given.removals:
                 made = {"lds": of_removals(run, folder, given.removals)}
             elif given.costs:
-                made = costs(run, folder)
+                made = {}
+                if "trainings" in given.costs:
+                    made = training_costs(run, folder, given.repeats)
+                if "requests" in given.costs:
+                    seconds = {**known, **made}["training_cpu_s"]
+                    made |= request_costs(run, folder, seconds)
             else:
-                made = {} if given.answers else costs(run, folder)
-                made |= answers(run, folder, given.compare)
+                made = answers(run, folder, given.compare)
                 made["machine"] = describe()
-            earlier = json.loads(path.read_text()) if path.is_file() else {}
-            trainings = earlier.get("trainings", {})
-            made = {**trainings.get(name, {}).get(str(seed), {}), **made}
-            trainings.setdefault(name, {})[str(seed)] = made
+            trainings.setdefault(name, {})[str(seed)] = {**known, **made}
             seeds = " ".join(sorted({s for each in trainings.values() for s in each}))
             command = "python benchmarks/unrolled.py --trainings " + " ".join(trainings)
-            only = " --answers" * given.answers + " --costs" * given.costs
+            only = f" --costs --repeats {given.repeats}" if given.costs else " --answers"
             write_result(path, f"{command} --seeds {seeds}{only}", share=SHARE, trainings=trainings)
 
 
