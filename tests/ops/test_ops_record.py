@@ -6,7 +6,7 @@ import torch
 from fudlr_ext.ops.record import add_sketch, encode_rows
 from fudlr_ext.reference import record as reference
 
-LENGTHS = (5, 0, 1, 13, 9)
+LENGTHS = (5, 0, 1, 13, 9, 7, 11, 6)
 
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -30,7 +30,10 @@ def arguments(dtype, a, b, q, *, of_left):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("of_left", [True, False])
-@pytest.mark.parametrize("shape", [(8, 64, 9), (64, 8, 16), (5, 3, 2), (1, 33, 1), (48, 4, 17)])
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 64, 9), (64, 8, 16), (5, 3, 2), (1, 33, 1), (48, 4, 17), (403, 3, 20), (3, 403, 20)],
+)
 def test_a_sketch_is_its_reference(shape, of_left, dtype):
     rows, given = arguments(dtype, *shape, of_left=of_left)
     left, right, offsets, directions, *rest = given

@@ -190,6 +190,12 @@ class SecondMoment:
             if len(self._rows) > 2 * KEPT_DIRECTIONS:
                 self._rows = self._compress()[:KEPT_DIRECTIONS]
 
+    def along(self, directions: Tensor) -> float:
+        """Of `trace`, what lies along orthonormal rows `[q, width]`."""
+        if self._whole is not None:
+            return float(((directions @ self._whole) * directions).double().sum())
+        return _energy(self._rows @ directions.T)
+
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues, falling, `[m]`, and their eigenvectors as rows `[m, width]`."""
         if self._whole is not None:
@@ -229,6 +235,12 @@ class PrincipalAccumulator:
             wide = part.mT if is_b(name) else part
             self.moments[name].add(wide.reshape(-1, wide.shape[-1]))
             start += a * b
+
+    def energy_kept(self, projection: Projection) -> float:
+        """Share of the energy of what was added that sketches by `projection` hold."""
+        total = sum(moment.trace for moment in self.moments.values())
+        held = sum(self.moments[name].along(p.cpu()) for name, p in projection.factors.items())
+        return held / total if total else 1.0
 
     def fit(self, energy: float) -> Projection:
         """The fewest directions of each matrix that keep the share `energy` of its energy.

@@ -159,7 +159,7 @@ def test_a_training_that_cannot_be_recorded(tmp_path, brief, alone, monkeypatch,
     assert found.store() is None
     assert not list((tmp_path / "run").glob("store*"))
     monkeypatch.setattr("fudlr.run.folder.train_adapter", None)  # not reached
-    with pytest.raises((UsageError, EngineError), match=said):
+    with pytest.raises((UsageError, StoreError, EngineError), match=said):
         train_run(brief, tmp_path / "never", required=True)
     assert not (tmp_path / "never").exists()
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fudlr.common.errors import StoreError, UsageError
@@ -113,10 +112,12 @@ class StepRecorder(StoreWriter):
         held, self._held = self._held, []
         if not held:
             return
-        rows = torch.cat([step["rows"] for step in held])
+        moments = PrincipalAccumulator(self.shapes)
+        for step in held:
+            moments.add_rows(step["rows"])
         last = self.last_projection()
-        if last is None or last.energy_kept(rows) < self._config.energy - FALL:
-            last = fit_rows(self.shapes, rows, self._config)
+        if last is None or moments.energy_kept(last) < self._config.energy - FALL:
+            last = moments.fit(self._config.energy)
         self._aim(last)
         for step in held:
             # Stored together or not at all, for a recording that goes on to hold them again.
