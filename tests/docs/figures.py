@@ -357,6 +357,13 @@ def dropped() -> list[str]:
     ]
 
 
+def sft() -> list[str]:
+    found = result("sft")["overhead"]
+    low, high = found["middle_half"]
+    cells = percent([found["whole"], found["median_step"]])
+    return [row("SFTTrainer", *cells, f"{low:+.1%} to {high:+.1%}")]
+
+
 def zoo() -> list[str]:
     return [row(part, *list(n.values())[:3]) for part, n in result("zoo")["counts"].items()]
 
@@ -364,5 +371,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, explain, wait, dropped, zoo, hostile, compat, wheels,
+    kills, forget, explain, wait, dropped, sft, zoo, hostile, compat, wheels,
 )  # fmt: skip
