@@ -22,8 +22,10 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
 }
+# A page's own address (canonical) says where a site is served; it is not loaded.
 FOREIGN = re.compile(
-    r"""<(?:link|script|img|iframe|source)\b[^>]*?(?:src|href)=["']?(?:https?:)?//"""
+    r"""<(?:link(?! rel=.?canonical)|script|img|iframe|source)\b[^>]*?"""
+    r"""(?:src|href)=["']?(?:https?:)?//"""
 )
 
 
