@@ -176,7 +176,6 @@ def training_costs(run: Run, folder: Path, repeats: int) -> dict[str, Any]:
             place = folder / "defaults" if name == "engine recorded" else folder
             each[name].append(train(run, through, settings, place))
             print(name, each[name], file=sys.stderr, flush=True)
-    shutil.rmtree(folder / "store")
     seconds = {name: statistics.median(found) for name, found in each.items()}
     return {
         "training_cpu_s": seconds,
