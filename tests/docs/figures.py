@@ -11,6 +11,7 @@ from unrolled_figures import (
     attribution,
     costs,
     error_bar,
+    rounding,
     unrolled,
     unrolled_before,
     unrolled_parts,
@@ -369,7 +370,7 @@ def zoo() -> list[str]:
 
 
 TOPICS = (
-    loop, ties, null, lds, rivals, record_once, unrolled, error_bar, unrolled_before,
+    loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
     kills, forget, explain, wait, dropped, sft, zoo, hostile, compat, wheels,
 )  # fmt: skip

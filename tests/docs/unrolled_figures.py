@@ -46,6 +46,18 @@ def error_bar() -> list[str]:
     return [row(requests, ends, f"{inside} of {requests} ({bar['coverage']:.0%})")]
 
 
+def rounding() -> list[str]:
+    """How far figures move with the instruction set and threads, in points of a percent."""
+    keys = ("surrogates", "steered_of_the_lists", "lists")
+    return [
+        row(way, objective, found[objective]["samples_of_another_mask"],
+            f"{found[objective]['lists_that_are_others']:.2%}",
+            *(f"{found[objective][key]:.2f}" for key in keys))
+        for way, found in result("rounding")["ways"].items()
+        for objective in METRICS
+    ]  # fmt: skip
+
+
 def unrolled_before() -> list[str]:
     """Other settings of one seed, and random removals, by the version before."""
     rows = []

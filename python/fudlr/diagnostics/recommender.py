@@ -102,9 +102,10 @@ def ties(facts: Facts) -> Finding | None:
         "ties",
         share,
         {Severity.WARN: TIED},
-        found=f"in {share:.0%} of the test prompts items with one score stand on both sides of the "
-        "list's end",
-        reason=f"The items' ids decide there, not the model (warned of above {TIED:.0%}).",
+        found=f"in {share:.0%} of the test prompts items with one score, but for rounding, stand "
+        "on both sides of the list's end",
+        reason="The items' ids or the order of sums decide there, not the model (warned of above "
+        f"{TIED:.0%}).",
         advice="Scores of a trained recommender seldom tie: see whether it was trained, and "
         "whether it can tell its items apart.",
     )

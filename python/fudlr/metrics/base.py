@@ -196,16 +196,23 @@ SHARED = 2**21
 _shared: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
 
 
-def tied_at_k(scores: Tensor, side: Side) -> Tensor:
-    """Whether an unseen item that is not listed has the score of the list's last: [n] bool.
+ROUNDING = 2**-21
+"""Of a row's largest score: sums of float32 in another order differ by less."""
 
-    Where many prompts have such ties, lists are decided by ids, and say little of the model.
+
+def tied_at_k(scores: Tensor, side: Side) -> Tensor:
+    """Whether an unseen item that is not listed has the score of the list's last, but for
+    `ROUNDING`: [n] bool.
+
+    Where many prompts have such ties, lists are decided by ids and by the order of sums, and say
+    little of the model.
     """
     masked = scores.detach().masked_fill(side.seen, -torch.inf)
     best = masked.topk(min(side.k + 1, masked.shape[1]), dim=1).values
     if best.shape[1] <= side.k:
         return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    return (best[:, -1] == best[:, -2]) & (best[:, -1] > -torch.inf)
+    largest = scores.detach().abs().amax(1)
+    return (best[:, -2] - best[:, -1] <= ROUNDING * largest) & (best[:, -1] > -torch.inf)
 
 
 def catalogue_softmax(scores: Tensor, seen: Tensor) -> Tensor:

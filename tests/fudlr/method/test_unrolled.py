@@ -200,6 +200,13 @@ def test_nobody_removed_is_nothing_done(trained):
     assert torch.allclose(trained.unrolled().update(torch.zeros(N)), trained.theta, rtol=1e-9)
 
 
+@pytest.fixture
+def infinitesimal(monkeypatch):
+    """The first order is of changes smaller than any v."""
+    monkeypatch.setattr("fudlr.influence.unroll.adam.SMALL", 0.0)
+
+
+@pytest.mark.usefixtures("infinitesimal")
 def test_a_removal_ends_near_the_training_without_it(trained):
     """Not by the last gradients alone: by every batch, and in the optimiser's steps; and a small
     weight changes what PyTorch's training with that weight does."""
@@ -238,6 +245,7 @@ def test_samples_count_by_their_shares():
     assert 0.95 < float(found @ truth / found.square().sum()) < 1.05
 
 
+@pytest.mark.usefixtures("infinitesimal")
 def test_first_order_is_that_of_the_update(trained):
     """The same recursion but for the product b a and the optimiser's bends."""
     unrolled, masks = trained.unrolled(), normal(60, 2, N).abs()

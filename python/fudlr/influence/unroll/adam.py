@@ -20,6 +20,12 @@ from torch import Tensor
 from fudlr.gradients.store import Recipe
 from fudlr_ext.ops.unroll import adam_move, adam_tangent, adam_transposed
 
+SMALL = 0.1
+"""Beside its usual size, the least √v̂ at which a step is linear. A step hardly depends on the
+gradient's size but on its sign: where √v̂ is next to 0 by chance, the derivative of η m̂ / √v̂ is far
+above what any removal does, and rounding decides it. Without a tenth of the samples a gradient
+changes by some tenth of its usual size, so that no smaller √v̂ counts."""
+
 
 class State(NamedTuple):
     """Parameters and Adam's running means of gradients and of their squares `[d]`; or changes of
@@ -55,10 +61,13 @@ class OptimiserStep:
         """The state after the step, G being `gradient` `[d]`."""
         return State(*adam_move(*before, gradient, self.start, self.options))
 
-    def linear(self, before: State, gradient: Tensor, after: State) -> LinearStep:
-        """The step's derivative, for `gradient` `[d]` leading from `before` to `after`."""
-        place = (before.theta, after.mean, after.square, gradient, self.start, self.options)
-        return LinearStep(place)
+    def linear(
+        self, before: State, gradient: Tensor, after: State, usual: Tensor | float = 0.0
+    ) -> LinearStep:
+        """The step's derivative, for `gradient` `[d]` leading from `before` to `after`; `usual`
+        is what v̂ `[d]` is over the training, see `SMALL`."""
+        square = after.square.clamp(min=SMALL**2 * self.options[5] * usual)
+        return LinearStep((before.theta, after.mean, square, gradient, self.start, self.options))
 
     @cached_property
     def options(self) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from math import isqrt
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError
@@ -157,8 +158,10 @@ class Trajectory:
         count = self.count
         state, states, means = self.start, [self.start], []
         keeps = 4 * count * theta.numel() * theta.element_size() <= STATE_BYTES
+        self.usual = torch.zeros_like(theta)  # v̂, over the steps
         for t, mean in enumerate(self._ahead(self.mean, range(count))):
             state = self.after(t, state, mean)
+            self.usual += state.square / (float(self.optimiser(t).options[5]) * count)
             if keeps:
                 states.append(state)
                 means.append(mean)

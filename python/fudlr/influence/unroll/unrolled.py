@@ -226,7 +226,7 @@ class Unrolled:
     def _linear(self, place: Place) -> LinearStep:
         mean = self._path.mean(place.t)
         after = self._path.after(place.t, place.state, mean)
-        return self._path.optimiser(place.t).linear(place.state, mean, after)
+        return self._path.optimiser(place.t).linear(place.state, mean, after, self._path.usual)
 
     def _response(self, place: Place) -> Response:
         if self._path.states is None:
