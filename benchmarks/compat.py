@@ -132,7 +132,7 @@ class Environment:
             done = run(program, *arguments, env=self.folder, cwd=self.folder / "work")
             if done.returncode:
                 said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
-                found = {"passed": False, "said": f"{' '.join(arguments[:2])[-80:]}: {said}"}
+                found = {"passed": False, "command": Path(arguments[0]).name, "said": said}
                 break
         return {**found, "seconds": round(time.perf_counter() - start, 1)}
 

@@ -97,11 +97,11 @@ class Tree:
         return json.loads(self.process.stdout.readline())
 
 
-def compared(other: Path, hidden: int, rounds: int) -> list[dict[str, Any]]:
+def compared(args: argparse.Namespace, hidden: int) -> list[dict[str, Any]]:
     """The rows of one size."""
-    trees = {"this": Tree(ROOT, hidden), "other": Tree(other, hidden)}
-    rows = []
-    for name in trees["this"].call("names"):
+    trees = {"this": Tree(ROOT, hidden), "other": Tree(args.other, hidden)}
+    rows, rounds = [], args.rounds
+    for name in args.calls if hidden else trees["this"].call("names"):
         first = {tree: process.call(name)[1] for tree, process in trees.items()}
         size = max(map(abs, first["other"]))
         worst = max(abs(a - b) for a, b in zip(*first.values(), strict=True)) / size
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("--hidden", type=int, nargs="+", default=[0, 128, 256])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", default="same_speed", help="name of the result file")
     args = parser.parse_args()
@@ -137,12 +138,12 @@ def main() -> None:
         return
     from common import RESULTS, bar, write_result  # noqa: PLC0415
 
-    rows = [row for hidden in args.hidden for row in compared(args.other, hidden, args.rounds)]
+    rows = [row for hidden in args.hidden for row in compared(args, hidden)]
     commit = ["git", "-C", str(args.other), "describe", "--always", "--dirty"]
     write_result(
         RESULTS / f"{args.out}.json",
         f"python benchmarks/same_speed.py TREE --hidden {' '.join(map(str, args.hidden))} "
-        f"--rounds {args.rounds} --out {args.out}",
+        f"--calls {' '.join(args.calls)} --rounds {args.rounds} --out {args.out}",
         other=subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
         bars=[bar(f"{row['call']}, hidden {row['hidden']}", row["speed"], LEAST) for row in rows],
         rows=rows,

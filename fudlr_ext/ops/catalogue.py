@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fudlr_ext.ops._autograd import register, register_last, register_without, same_device
 
@@ -133,7 +134,9 @@ def catalogue_top(users: Tensor, items: Tensor, k: int, seen: Seen = None) -> tu
     user has not seen. Not differentiable: for gradients, score the returned items again.
     """
     given = _split("catalogue_top", seen, users=users, items=items)
-    return torch.ops.fudlr.catalogue_top(users.detach(), items.detach(), k, *given)
+    if torch._C._any_requires_grad(users, items) or forward_ad._current_level >= 0:
+        users, items = users.detach(), items.detach()
+    return torch.ops.fudlr.catalogue_top(users, items, k, *given)
 
 
 def _top_fake(users: Tensor, items: Tensor, k: int, *_: object) -> tuple[Tensor, Tensor]:

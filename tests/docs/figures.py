@@ -222,10 +222,24 @@ def compat() -> list[str]:
     """A row an environment: what is in it, and what passed there."""
     rows = []
     for each in result("compat")["rows"]:
-        passed = (each[part]["passed"] for part in ("ops", "engine", "demo"))
+        passed = (each[part]["passed"] for part in ("ops", "engine", "demo", "examples"))
         cells = ["yes" if part else "no" for part in passed]
-        names = (each[name] for name in ("torch", "transformers", "peft"))
+        names = (each[name] for name in ("torch", "transformers", "peft", "python"))
         rows.append(row(*names, len(each["changed"]), *cells))
+    return rows
+
+
+def stable_abi() -> list[str]:
+    """A tiny call's microseconds, and the engine's milliseconds, by either binding."""
+    rows = []
+    for each in result("same_speed_abi")["rows"]:
+        engine = each["hidden"] or each["call"].startswith("engine")
+        calls = 1 if each["hidden"] else 10 if engine else 10_000
+        unit, factor = ("ms", 1e3) if engine else ("µs", 1e6)
+        name = f"`{each['call']}`" + (f", hidden {each['hidden']}" if each["hidden"] else "")
+        times = (each["seconds"][tree] / calls * factor for tree in ("other", "this"))
+        cells = (f"{time:.1f} {unit}" for time in times)
+        rows.append(row(name, *cells, f"{each['speed']:.2f}"))
     return rows
 
 
@@ -372,5 +386,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, explain, wait, dropped, sft, zoo, hostile, compat, wheels,
+    kills, forget, explain, wait, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fudlr_ext import ops, reference
 
@@ -28,6 +29,19 @@ def test_top_puts_the_lower_of_equal_items_first_and_leaves_out_what_was_seen(gi
     torch.testing.assert_close(scores[1:], users[1:].sum(1, keepdim=True).expand(2, 3))
     _, top = ops.catalogue_top(users, torch.ones(700, 8), 6, nothing_but(0))
     assert top[1].tolist() == [0, 1, 2, 3, 5, 6]
+
+
+def test_a_list_has_no_derivatives(given):
+    users, items, _ = given
+    wanted, _ = ops.catalogue_top(users, items, 3)
+    found, _ = ops.catalogue_top(users.clone().requires_grad_(), items, 3)
+    assert not found.requires_grad
+    assert torch.equal(found, wanted)
+    with forward_ad.dual_level():
+        found, _ = ops.catalogue_top(forward_ad.make_dual(users, users), items, 3)
+        assert forward_ad.unpack_dual(found).tangent is None
+    gradient = torch.func.grad(lambda x: (ops.catalogue_top(x, items, 3)[0] * x[:, :3]).sum())
+    torch.testing.assert_close(gradient(users)[:, :3], wanted)
 
 
 def test_the_last_unseen_item_has_all_probability(given):
