@@ -30,7 +30,7 @@ from fudlr.influence.solvers import (
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
 from fudlr.pipeline.plan import Plan
-from fudlr.pipeline.unrolling import named_store, removed_exactly, retrained, unrolled_run
+from fudlr.pipeline.unrolling import named_store, retrained, taken_again, unrolled_run
 
 MAX_STEPS = 20
 """Of conjugate gradients; in sketch space a backstop, since the tolerance is to end a solve."""
@@ -128,7 +128,7 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     trained = (run.config.train.l2, rows.mean_gradient(), run.theta, run.start)
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
-        exact = removed_exactly(plan) if plan.exact and not rows.about.get("dropout") else None
+        exact = taken_again(plan) if plan.exact and not rows.about.get("dropout") else None
 
         def retrain(masks: Tensor) -> list[Update]:
             """The training repeated without the samples of each mask."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fudlr.gradients.store import Store
-from fudlr.influence.unroll import Removed, Unrolled
+from fudlr.influence.unroll import Exact, Unrolled
 from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
 from fudlr.run import Run
 from fudlr_ext import EngineError
@@ -41,15 +42,14 @@ class Retrained:
     warnings: list[str]
 
 
-def retrained(
-    run: Run, unrolled: Unrolled, masks: Tensor, exact: Removed | None = None
-) -> Retrained:
+def retrained(run: Run, unrolled: Unrolled, masks: Tensor, exact: Exact | None = None) -> Retrained:
     """The training repeated without the samples of each of `masks` `[k, n]`, all of one request,
-    with `exact` gradients of those or their sketches; the model holds θ* before and after."""
+    with `exact` gradients or their sketches alone; the model holds θ* before and after. The former
+    are of samples that were named, along whose shifts both curvatures agree."""
     some = masks[torch.linspace(0, len(masks) - 1, min(SHIFTS, len(masks))).long()]
     some = some[some.any(1)]
     ratio, said = 1.0, list[str]()
-    if len(some):
+    if len(some) and exact is None:
         ratio, said = _stiffness(run, unrolled, unrolled.update(some).to(run.theta) - run.theta)
     most = max(1, TOGETHER // run.theta.numel())
     ends = torch.cat([unrolled.update(each, ratio, exact) for each in masks.split(most)])
@@ -86,21 +86,28 @@ def _gauss_newton(run: Run, vectors: Tensor) -> float:
     return total / len(index)
 
 
-def removed_exactly(plan: Plan) -> Removed:
-    """Gradients of removed samples, taken again at each step's parameters."""
-    samples, (engine, forward, loss) = plan.run.split.train, plan.face
+def taken_again(plan: Plan) -> Exact:
+    """Gradients of the training samples at other parameters."""
+    samples, recommender = plan.run.split.train, plan.run.recommender
+    engine, forward, loss = plan.face
 
-    def gradients(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        some = weights.any(0).nonzero()[:, 0]
-        if not len(some):
-            return theta.new_zeros(len(weights), len(theta))
+    def at(theta: Tensor, index: Tensor, *given: Tensor) -> tuple[Any, list[Tensor]]:
+        engine.load(theta.clone())
+        batch = recommender.batch(samples.take(index.numpy()))
+        return batch, [each.to(engine.device, copy=True) for each in given]
+
+    def sums(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         with torch.inference_mode(mode=False):  # which nothing could go back through
-            engine.load(theta.clone())
-            batch = plan.run.recommender.batch(samples.take(index[some].numpy()))
-            weights = weights[:, some].to(engine.device)
-            return engine.grad_sum(forward, loss, batch, weights).to(theta)
+            batch, (own,) = at(theta, index, weights)
+            return engine.grad_sum(forward, loss, batch, own).to(theta)
 
-    return gradients
+    def products(theta: Tensor, index: Tensor, vectors: Tensor) -> Tensor:
+        with torch.inference_mode(mode=False):
+            terms = recommender.terms(samples.take(index.numpy())).to(vectors)
+            batch, (own, weights) = at(theta, index, vectors, terms)
+            return engine.fisher_vp(forward, loss, batch, own, weights).to(theta)
+
+    return Exact(sums, products)
 
 
 def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,9 +12,6 @@ from fudlr.common.errors import DataError
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Store
 from fudlr.gradients.store.shards import Step
-
-Removed = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Σ_i w_i g_i `[k, d]` at θ `[d]` of samples, by their places `[b]`, for weights `[k, b]`."""
 
 
 class Training(Protocol):

@@ -17,10 +17,9 @@ for attribution: Bae et al. 2024, arXiv 2405.12186 (SOURCE), Ilyas and Engstrom 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from math import ceil
-from typing import ParamSpec, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, State
 from fudlr.influence.unroll.arranged import ArrangedProjection
+from fudlr.influence.unroll.exact import Exact, unwatched
 from fudlr.influence.unroll.response import (
     Inverses,
     Response,
@@ -37,25 +37,12 @@ from fudlr.influence.unroll.response import (
     inverses,
     layer_table,
 )
-from fudlr.influence.unroll.training import Removed, StoredTraining, Training
+from fudlr.influence.unroll.training import StoredTraining, Training
 from fudlr.influence.unroll.trajectory import Place, Trajectory
 from fudlr_ext.ops import row_gram, row_sums
 
-P = ParamSpec("P")
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
-
-
-def _unwatched(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """The method without autograd's notes of every operation, a fifth of its time at small d."""
-
-    @wraps(method)
-    def run(*args: P.args, **options: P.kwargs) -> Tensor:
-        with torch.inference_mode():
-            found = method(*args, **options)
-        return found.clone()
-
-    return run
 
 
 class Unrolled:
@@ -151,12 +138,11 @@ class Unrolled:
             before=int(ends["before"]) if "before" in ends else 0,
         )
 
-    @_unwatched
-    def update(self, masks: Tensor, stiffness: float = 1.0, exact: Removed | None = None) -> Tensor:
+    @unwatched
+    def update(self, masks: Tensor, stiffness: float = 1.0, exact: Exact | None = None) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
         training loss. Several masks share every pass over the rows. Fisher's products are times
-        `stiffness`; `exact` gives what the removed samples add to a step, which is else taken from
-        their sketches."""
+        `stiffness`; `exact` gives what sketches leave out."""
         own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
         away = [self._start] * len(own)
         for place, step in self._path.forwards("unroll the training"):
@@ -168,15 +154,17 @@ class Unrolled:
             lost = removed if exact is None else torch.zeros_like(removed)
             totals = self._path.mean(place.t) + self._move(step, seen, lost, kept)
             if exact is not None:
-                theta, weights = place.state.theta[self._back], removed * shares
-                totals -= exact(theta, step.ids, weights)[:, self._order]
+                theta, flat = place.state.theta[self._back], seen[:, self._back]
+                few, more = exact.left_out(place.t, theta, step.ids, removed * shares, flat)
+                known = self._few(step, few, seen)
+                totals += kept * (more.curved[:, self._order] - known) - more.gone[:, self._order]
             optimiser = self._path.optimiser(place.t)
             for at, (shift, total) in enumerate(zip(shifts, totals, strict=True)):
                 away[at] = optimiser.move(away[at], total + response.views(total, shift[None])[0])
         ends = torch.stack([state.theta for state in away])[:, self._back]
         return ends.view(*masks.shape[:-1], self.d)
 
-    @_unwatched
+    @unwatched
     def tangent(self, masks: Tensor) -> Tensor:
         """The change of θ to first order in `masks` `[k, n]`, `[k, d]`."""
         masks = masks.to("cpu", self._start.theta.dtype)
@@ -189,7 +177,7 @@ class Unrolled:
             change = linear.tangent(change, gradient)
         return change.theta[:, self._back]
 
-    @_unwatched
+    @unwatched
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
         vectors = vectors.to("cpu", self._start.theta.dtype)[:, self._order]
@@ -249,6 +237,14 @@ class Unrolled:
         sums = {segment: total * (kept / self._window) for segment, total in sums.items()}
         sums[step.segment] = sums[step.segment] - gone
         return self._lifted(sums, shifts)
+
+    def _few(self, step: Step, few: Tensor, vectors: Tensor) -> Tensor:
+        """Mean T_j Sᵀ s_j s_jᵀ S v `[k, d]` of the samples `few` of a step, for v `[k, d]`."""
+        scales = None if step.scales is None else step.scales[few]
+        weights = _beside(step.rows, self._terms[step.ids[few]] / len(few))
+        seen = _beside(step.rows, self._project(step.segment, vectors))
+        _, sums = row_gram(step.rows[few], seen, weights, scales)
+        return self._lift(step.segment, sums.to(vectors))
 
     def _products(self, step: Step, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j g_j g_jᵀ v `[k, d]`, the mean of that
