@@ -24,12 +24,11 @@ def unrolled() -> list[str]:
 
 
 def ways(seeds: list[dict[str, Any]], metric: str) -> list[str]:
-    """Change beside retraining's, with its range, and cosine, of three ways."""
+    """Change beside retraining's, with its range, and cosine, of four ways."""
     cells = []
-    for way in ("unrolled", "first order", "closed form"):
+    for way in ("unrolled", "without_it", "first_order", "closed form"):
         found = [
-            each["unrolled"][metric]["first_order"] if way == "first order" else each[way][metric]
-            for each in seeds
+            each[way][metric] if way in each else each["unrolled"][metric][way] for each in seeds
         ]
         changes = [each["change_of_retraining"] for each in found]
         spread = f" ({min(changes):.2f} to {max(changes):.2f})" if len(found) > 1 else ""
