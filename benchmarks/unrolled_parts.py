@@ -84,7 +84,7 @@ class Parts:
     def of_rows(self, t: int, at: Tensor, d: Tensor, w: Tensor, window: int) -> Tensor:
         response = Response(self.layers, at)
         first = min(max(t - window // 2, 0), self.training.count - window)
-        seen, curved = self.project(t, response.seen(d)), torch.zeros_like(d)
+        seen, curved = self.project(t, response.seen(d[None])[0]), torch.zeros_like(d)
         for near in range(first, first + window):
             rows = self.rows(near)
             curved += self.lift(near, rows.T @ (rows @ seen) / len(rows) / window)
@@ -94,7 +94,7 @@ class Parts:
         response, engine = Response(self.layers, at), self.run.engine
         engine.load(at)
         face = (self.run.recommender.forward, self.run.recommender.loss, self.batch(t))
-        curved = engine.ggn_vp(*face, response.seen(d)[None])[0]
+        curved = engine.ggn_vp(*face, response.seen(d[None]))[0]
         return self.viewed(t, w, response, d, curved * w.mean())
 
     def viewed(self, t: int, w: Tensor, response: Response, d: Tensor, curved: Tensor) -> Tensor:

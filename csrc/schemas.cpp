@@ -100,9 +100,10 @@ FUDLR_LIBRARY(fudlr_record, m) {
 
 // Ops without an autograd rule, for the training that fudlr unrolls; fudlr_ext/reference/unroll.py.
 FUDLR_LIBRARY(fudlr_unroll, m) {
-  // A step of Adam on [d], its derivative and the transpose of that on changes [k, d]; options [10]
-  // are its rate, betas, eps, both corrections, l2, clip, coupled decay, and what AdamW keeps.
-  // mean and square are those before the step in the first, those after it in the others
+  // A step of Adam on [d], or on [k, d] each, its derivative and the transpose of that on changes
+  // [k, d]; options [10] are its rate, betas, eps, both corrections, l2, clip, coupled decay, and
+  // what AdamW keeps. mean and square are those before the step in the first, those after it in the
+  // others
   m.def(
       "adam_move(Tensor theta, Tensor mean, Tensor square, Tensor gradient, Tensor start, "
       "Tensor options) -> (Tensor, Tensor, Tensor)");
@@ -118,10 +119,12 @@ FUDLR_LIBRARY(fudlr_unroll, m) {
   // its directions lie in factors, how many they are, where its sketch lies, and whether it is a B
   m.def("lora_project(Tensor vectors, Tensor factors, Tensor table, int p) -> Tensor");
   m.def("lora_lift(Tensor sketches, Tensor factors, Tensor table, int d) -> Tensor");
-  // A shift with what b a adds to it, and (bᵀ Ĝ, Ĝ aᵀ) [k, d] for the Ĝ whose views are `total`;
-  // layers [L, 5]: where A and B lie in θ [d], rank, in and out; their inverses [r, r] one by one
+  // Shifts [k, d] with what b a adds to them, and (bᵀ Ĝ, Ĝ aᵀ) [k, d] for the Ĝ whose views are
+  // `total` [d], or for one each [k, d]; layers [L, 5]: where A and B lie in θ [d], rank, in and
+  // out; their inverses [r, r] one by one
   m.def(
-      "lora_seen(Tensor shift, Tensor theta, Tensor inverse_a, Tensor inverse_b, Tensor layers) -> "
+      "lora_seen(Tensor shifts, Tensor theta, Tensor inverse_a, Tensor inverse_b, Tensor layers) "
+      "-> "
       "Tensor");
   m.def(
       "lora_views(Tensor total, Tensor shifts, Tensor theta, Tensor inverse_a, Tensor inverse_b, "

@@ -27,7 +27,7 @@ from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout, LoraLayer
 from fudlr_ext.packed import Packed
 from fudlr_ext.quantised import unpacked
-from fudlr_ext.unchanged import Patch
+from fudlr_ext.unchanged import Patch, modules_of
 
 
 class Tape:
@@ -258,7 +258,7 @@ def evaluating(model: nn.Module, layout: Layout) -> Iterator[None]:
         UnsupportedLayerError: A layer is not in the state that it needs.
     """
     layout.check_state(model)
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules_of(model) if module.training]
     frozen = [p for p in layout.parameters() if not p.requires_grad and not p.is_inference()]
     try:
         for module in training:

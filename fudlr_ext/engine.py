@@ -218,6 +218,10 @@ class Engine:
         self.reduce(forward, loss, batch, [sketch])
         return sketch.result()
 
+    def outputs(self, forward: Forward, batch: Any) -> Any:
+        """Return what `forward` returns, without a graph, over fused layers where these serve."""
+        return self._passes.outputs(forward, batch)
+
     def vjp(self, forward: Forward, batch: Any, cotangents: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Return Σ cotangent · ∂outputs/∂θ for k cotangents, [k, d].
 

@@ -13,7 +13,7 @@ from fudlr_ext.blocks import Adapted, Block, Factors, refuse
 from fudlr_ext.embeddings import PROOF, EmbeddingLora, TrainedTokens
 from fudlr_ext.errors import EngineError, UnsupportedLayerError
 from fudlr_ext.quantised import quantised, why_no_gradient
-from fudlr_ext.unchanged import PLAIN, Unchanged, plain_weight
+from fudlr_ext.unchanged import PLAIN, Unchanged, modules_of, plain_weight
 
 WRAPPERS = {
     "DataParallel",
@@ -184,7 +184,7 @@ class Layout:
 
     def check_state(self, model: nn.Module) -> None:
         """Raise where the model is wrapped or compiled, or a layer is not in the state it needs."""
-        for module in model.modules():
+        for module in modules_of(model):
             kind = module.__class__.__name__
             if kind in WRAPPERS or module._compiled_call_impl is not None:
                 name = next(name for name, m in model.named_modules() if m is module)

@@ -160,6 +160,16 @@ class Passes:
         # Whether outputs at padding are used is seen in a backward pass, which comes too late here.
         return self._either_way(once, padded=False)
 
+    def outputs(self, forward: Forward, batch: Any) -> Any:
+        """Run `forward` without a graph; the report stays that of the last pass with one."""
+
+        def once(call: FusedCall | None) -> tuple[Any, Report]:
+            with ExitStack() as running, torch.no_grad():
+                self._start(running, Tape(self.layout), call)
+                return forward(self.model, batch), self.report
+
+        return self._either_way(once, padded=False)
+
     def product(
         self, kind: str, theta: Tensor, product: Callable[[Tensor, Recorder | None], Tensor]
     ) -> Tensor:

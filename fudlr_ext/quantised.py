@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fudlr_ext.unchanged import modules_of
+
 PACKS = "support_avx512bf16_for_cpu"
 """bitsandbytes' name for whether a layer packs its weight for inference."""
 BITSANDBYTES = {"Linear4bit", "Linear8bitLt"}
@@ -37,7 +39,7 @@ def unpacked(model: nn.Module) -> Iterator[None]:
     From then on its kernel is one without a gradient, and what lies below gets a wrong one, without
     a word. Writing the layer's state unpacks it.
     """
-    layers = [module for module in model.modules() if module.__dict__.get(PACKS)]
+    layers = [module for module in modules_of(model) if module.__dict__.get(PACKS)]
     try:
         for layer in layers:
             layer.__dict__[PACKS] = False

@@ -84,6 +84,17 @@ def plain_weight(weight: Tensor | None) -> bool:
     )
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return what `model.modules()` yields, in some order, without the cost of making names."""
+    found, left = {id(model): model}, [model]
+    while left:
+        for child in left.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                left.append(child)
+    return list(found.values())
+
+
 class Unchanged:
     """A snapshot of modules: their classes, parts, attributes, what their code calls, their config.
 

@@ -63,21 +63,28 @@ class Place {
 ThreeTensors adam_move(const Tensor& theta, const Tensor& mean, const Tensor& square,
                        const Tensor& gradient, const Tensor& start, const Tensor& options) {
   constexpr const char* op = "adam_move";
-  const Place place(op, theta, mean, square, gradient, start);
+  const int64_t k = theta.dim() == 2 ? theta.size(0) : -1, d = start.numel();
+  const Tensor given[] = {
+      lines(op, "theta", theta, k, d, start), lines(op, "mean", mean, k, d, start),
+      lines(op, "square", square, k, d, start), lines(op, "gradient", gradient, k, d, start),
+      lines(op, "start", start, -1, d, start)};
   const AdamOptions with = options_of(op, options);
   const auto result = [&] { return empty(theta.sizes(), theta); };
   const ThreeTensors after{result(), result(), result()};
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
-    const AdamPlace<Real> at = place.view<Real>();
-    double factor, norm;
-    kernels.clipping(with, at, &factor, &norm);
-    const AdamLines<Real> to{std::get<0>(after).mutable_data_ptr<Real>(),
-                             std::get<1>(after).mutable_data_ptr<Real>(),
-                             std::get<2>(after).mutable_data_ptr<Real>()};
-    parallel_for(0, at.d, kThreadWork, [&](int64_t begin, int64_t end) {
-      kernels.move(with, at, factor, begin, end, to);
-    });
+    for (int64_t line = 0; line < (k < 0 ? 1 : k); ++line) {
+      const auto at = [&](int i) { return given[i].const_data_ptr<Real>() + line * d; };
+      const auto out = [&](const Tensor& to) { return to.mutable_data_ptr<Real>() + line * d; };
+      const AdamPlace<Real> place{at(0), given[4].const_data_ptr<Real>(), at(3), at(1), at(2), d};
+      const AdamLines<Real> to{out(std::get<0>(after)), out(std::get<1>(after)),
+                               out(std::get<2>(after))};
+      double factor, norm;
+      kernels.clipping(with, place, &factor, &norm);
+      parallel_for(0, d, kThreadWork, [&](int64_t begin, int64_t end) {
+        kernels.move(with, place, factor, begin, end, to);
+      });
+    }
   });
   return after;
 }
@@ -276,16 +283,17 @@ class Point {
   int64_t work_ = 0;
 };
 
-Tensor lora_seen(const Tensor& shift, const Tensor& theta, const Tensor& inverse_a,
+Tensor lora_seen(const Tensor& shifts, const Tensor& theta, const Tensor& inverse_a,
                  const Tensor& inverse_b, const Tensor& layers) {
   constexpr const char* op = "lora_seen";
   const Point point(op, theta, inverse_a, inverse_b, layers);
-  const Tensor given = lines(op, "shift", shift, -1, theta.numel(), theta);
+  const int64_t k = shifts.dim() == 2 ? shifts.size(0) : 0;
+  const Tensor given = lines(op, "shifts", shifts, k, theta.numel(), theta);
   Tensor out = given.clone();
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
-    for_rows(point.count(), point.work(), [&](int64_t begin, int64_t end) {
-      kernels.seen(point.view<Real>(), begin, end, given.const_data_ptr<Real>(),
+    for_rows(point.count(), (4 * k + 2) * point.work(), [&](int64_t begin, int64_t end) {
+      kernels.seen(point.view<Real>(), begin, end, given.const_data_ptr<Real>(), k,
                    out.mutable_data_ptr<Real>());
     });
   });
@@ -296,16 +304,19 @@ Tensor lora_views(const Tensor& total, const Tensor& shifts, const Tensor& theta
                   const Tensor& inverse_a, const Tensor& inverse_b, const Tensor& layers) {
   constexpr const char* op = "lora_views";
   const Point point(op, theta, inverse_a, inverse_b, layers);
-  const Tensor views = lines(op, "total", total, -1, theta.numel(), theta);
-  const int64_t k = shifts.dim() == 2 ? shifts.size(0) : 0;
-  const Tensor given = lines(op, "shifts", shifts, k, theta.numel(), theta);
-  Tensor out = zeros({k, theta.numel()}, theta);
+  const int64_t k = shifts.dim() == 2 ? shifts.size(0) : 0, d = theta.numel();
+  const bool each = total.dim() == 2;
+  const Tensor views = lines(op, "total", total, each ? k : -1, d, theta);
+  const Tensor given = lines(op, "shifts", shifts, k, d, theta);
+  Tensor out = zeros({k, d}, theta);
   dispatch_real(theta, [&](const auto& kernels, auto real) {
     using Real = decltype(real);
-    for_rows(point.count(), (4 * k + 4) * point.work(), [&](int64_t begin, int64_t end) {
-      kernels.views(point.view<Real>(), begin, end, views.const_data_ptr<Real>(),
-                    given.const_data_ptr<Real>(), k, out.mutable_data_ptr<Real>());
-    });
+    for_rows(point.count(), (4 * k + (each ? 4 * k : 4)) * point.work(),
+             [&](int64_t begin, int64_t end) {
+               kernels.views(point.view<Real>(), begin, end, views.const_data_ptr<Real>(),
+                             each ? d : 0, given.const_data_ptr<Real>(), k,
+                             out.mutable_data_ptr<Real>());
+             });
   });
   return out;
 }

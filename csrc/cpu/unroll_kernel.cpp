@@ -262,31 +262,74 @@ void in_row_space(const LoraLayer& layer, const Real* x, const Real* turned_a, c
   multiply<Real>({middle, width, 1}, rank, rank, inverse, width, width, false, to, width);
 }
 
+// to [rank, row] = x - x Aᵀ (A Aᵀ)⁻¹ A, `by` being the factor before A, whose rows are `row` apart.
 template <typename Real>
-void seen(const LoraPoint<Real>& point, int64_t begin, int64_t end, const Real* shift, Real* out) {
+void outside_row_space(const LoraLayer& layer, const Real* x, const Real* by, const Real* a,
+                       int64_t row, Real* to) {
+  const int64_t rank = layer.rank, width = padded<Real>(rank);
+  multiply<Real>({by, width, 1}, rank, rank, a, row, row, false, to, row);
+  for (int64_t i = 0; i < rank; ++i) {
+    for (int64_t j = 0; j < layer.in; ++j) to[i * row + j] = x[i * layer.in + j] - to[i * row + j];
+  }
+}
+
+// to [rows, columns] += from, whose rows are `stride` apart.
+template <typename Real>
+void add_rows(const Real* from, int64_t stride, int64_t rows, int64_t columns, Real* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) to[i * columns + j] += from[i * stride + j];
+  }
+}
+
+// Memory of a layer, handed out piece by piece.
+template <typename Real>
+struct Pieces {
+  Real* next;
+  Real* operator()(int64_t size) { return (next += size) - size; }
+};
+
+template <typename Real>
+void seen(const LoraPoint<Real>& point, int64_t begin, int64_t end, const Real* shifts, int64_t k,
+          Real* out) {
   Scratch<Real> scratch;
-  for_layers(point, begin, end, [&](const LoraLayer& layer, const Real* inverse_a, const Real*) {
-    const int64_t rank = layer.rank, width = padded<Real>(rank);
-    Real* turned_a = scratch.get((layer.in + layer.out + 3 * rank) * width);
-    Real* inverse = turned_a + layer.in * width;
-    Real *middle = inverse + rank * width, *by = middle + rank * width, *moved = by + rank * width;
-    turned(point.theta + layer.a, layer.in, rank, layer.in, turned_a, width);
-    copy_rows(inverse_a, rank, rank, rank, inverse, width);
-    in_row_space(layer, shift + layer.a, turned_a, inverse, middle, by);
-    multiply<Real>({shift + layer.b, rank, 1}, layer.out, rank, by, width, width, false, moved,
-                   width);
-    for (int64_t i = 0; i < layer.out; ++i) {
-      for (int64_t j = 0; j < rank; ++j) {
-        out[layer.b + i * rank + j] += moved[i * width + j];
-      }
-    }
-  });
+  for_layers(
+      point, begin, end, [&](const LoraLayer& layer, const Real* inverse_a, const Real* inverse_b) {
+        const int64_t rank = layer.rank, in = layer.in;
+        const int64_t width = padded<Real>(rank), row = padded<Real>(in);
+        const Real *a = point.theta + layer.a, *b = point.theta + layer.b;
+        Pieces<Real> take{scratch.get((in + 2 * layer.out + 5 * rank) * width + 3 * rank * row)};
+        Real *turned_a = take(in * width), *wide_a = take(rank * row);
+        Real *inverse = take(rank * width), *middle = take(rank * width), *by = take(rank * width);
+        Real *moved = take(layer.out * width), *wide_b = take(layer.out * width);
+        Real *small = take(rank * width), *inner = take(rank * width);
+        Real *outside = take(rank * row), *added = take(rank * row);
+        turned(a, in, rank, in, turned_a, width);
+        copy_rows(a, in, rank, in, wide_a, row);
+        copy_rows(inverse_a, rank, rank, rank, inverse, width);
+        for (int64_t line = 0; line < k; ++line) {
+          const Real *of_a = shifts + line * point.d + layer.a,
+                     *of_b = shifts + line * point.d + layer.b;
+          Real* found = out + line * point.d;
+          // b a A⁺, through B's gradient.
+          in_row_space(layer, of_a, turned_a, inverse, middle, by);
+          multiply<Real>({of_b, rank, 1}, layer.out, rank, by, width, width, false, moved, width);
+          add_rows(moved, width, layer.out, rank, found + layer.b);
+          // (Bᵀ B)⁺ Bᵀ b of what of a is outside of A's row space, through A's.
+          outside_row_space(layer, of_a, by, wide_a, row, outside);
+          copy_rows(of_b, rank, layer.out, rank, wide_b, width);
+          multiply<Real>({b, 1, rank}, rank, layer.out, wide_b, width, width, false, small, width);
+          multiply<Real>({inverse_b, rank, 1}, rank, rank, small, width, width, false, inner,
+                         width);
+          multiply<Real>({inner, width, 1}, rank, rank, outside, row, row, false, added, row);
+          add_rows(added, row, rank, in, found + layer.a);
+        }
+      });
 }
 
 // With Ĝ = U A + B V: left [out, 2 rank] is [U | B], right [2 rank, in] is [A; V].
 template <typename Real>
 void views(const LoraPoint<Real>& point, int64_t begin, int64_t end, const Real* total,
-           const Real* shifts, int64_t k, Real* out) {
+           int64_t stride, const Real* shifts, int64_t k, Real* out) {
   Scratch<Real> scratch, spare;
   for_layers(
       point, begin, end, [&](const LoraLayer& layer, const Real* inverse_a, const Real* inverse_b) {
@@ -294,9 +337,8 @@ void views(const LoraPoint<Real>& point, int64_t begin, int64_t end, const Real*
         const int64_t width = padded<Real>(rank), wide = padded<Real>(twice),
                       row = padded<Real>(in);
         const Real *a = point.theta + layer.a, *b = point.theta + layer.b;
-        Real* next = scratch.get((in + 4 * rank) * width + layer.out * wide + 3 * rank * row +
-                                 in * wide + rank * wide + twice * width);
-        const auto take = [&](int64_t size) { return (next += size) - size; };
+        Pieces<Real> take{scratch.get((in + 4 * rank) * width + layer.out * wide + 3 * rank * row +
+                                      in * wide + rank * wide + twice * width)};
         Real *turned_a = take(in * width), *inverse = take(rank * width),
              *middle = take(rank * width);
         Real *by = take(2 * rank * width), *left = take(layer.out * wide),
@@ -308,24 +350,22 @@ void views(const LoraPoint<Real>& point, int64_t begin, int64_t end, const Real*
         turned(a, in, rank, in, turned_a, width);
         copy_rows(inverse_a, rank, rank, rank, inverse, width);
         copy_rows(a, in, rank, in, right, row);
-        in_row_space(layer, total + layer.a, turned_a, inverse, middle, by);
-        multiply<Real>({by, width, 1}, rank, rank, right, row, row, false, outside, row);
-        for (int64_t i = 0; i < rank; ++i) {
-          for (int64_t j = 0; j < in; ++j) {
-            outside[i * row + j] = total[layer.a + i * in + j] - outside[i * row + j];
+        const auto prepare = [&](const Real* views) {
+          in_row_space(layer, views + layer.a, turned_a, inverse, middle, by);
+          outside_row_space(layer, views + layer.a, by, right, row, outside);
+          multiply<Real>({inverse_b, rank, 1}, rank, rank, outside, row, row, false,
+                         right + rank * row, row);
+          multiply<Real>({views + layer.b, rank, 1}, layer.out, rank, inverse, width, width, false,
+                         left, wide);
+          for (int64_t i = 0; i < layer.out; ++i) {
+            Real* to = left + i * wide;
+            for (int64_t j = 0; j < rank; ++j) to[rank + j] = b[i * rank + j];
+            for (int64_t j = twice; j < wide; ++j) to[j] = Real(0);
           }
-        }
-        multiply<Real>({inverse_b, rank, 1}, rank, rank, outside, row, row, false,
-                       right + rank * row, row);
-        multiply<Real>({total + layer.b, rank, 1}, layer.out, rank, inverse, width, width, false,
-                       left, wide);
-        for (int64_t i = 0; i < layer.out; ++i) {
-          Real* to = left + i * wide;
-          for (int64_t j = 0; j < rank; ++j) to[rank + j] = b[i * rank + j];
-          for (int64_t j = twice; j < wide; ++j) to[j] = Real(0);
-        }
-        turned(right, row, twice, in, turned_right, wide);
+          turned(right, row, twice, in, turned_right, wide);
+        };
         for (int64_t line = 0; line < k; ++line) {
+          if (line == 0 || stride != 0) prepare(total + line * stride);
           const Real *to_a = shifts + line * point.d + layer.a,
                      *to_b = shifts + line * point.d + layer.b;
           Real* found = out + line * point.d;

@@ -68,11 +68,13 @@ struct UnrollKernels {
   void (*lift)(const SketchedMatrix*, int64_t begin, int64_t end, const Real* factors,
                const Real* sketches, int64_t k, int64_t d, int64_t p, Real* out);
 
-  // Adds b a A⁺ to B's part of a shift, and (bᵀ Ĝ, Ĝ aᵀ) for shifts [k, d], Ĝ's views being
-  // `total`; of layers begin .. end.
-  void (*seen)(const LoraPoint<Real>&, int64_t begin, int64_t end, const Real* shift, Real* out);
+  // Adds to shifts [k, d] what b a adds, by B's view and by A's; and (bᵀ Ĝ, Ĝ aᵀ) for shifts [k,
+  // d], Ĝ's views being `total`, each shift's `stride` behind the one before or all the same (0);
+  // of layers begin .. end.
+  void (*seen)(const LoraPoint<Real>&, int64_t begin, int64_t end, const Real* shifts, int64_t k,
+               Real* out);
   void (*views)(const LoraPoint<Real>&, int64_t begin, int64_t end, const Real* total,
-                const Real* shifts, int64_t k, Real* out);
+                int64_t stride, const Real* shifts, int64_t k, Real* out);
 };
 
 struct UnrollTable {

@@ -20,8 +20,8 @@ def _columns(vectors: Tensor, factors: Tensor, table: Tensor, columns: int) -> T
     return vectors.new_empty(vectors.shape[0], columns)
 
 
-def _first(shift: Tensor, *rest: Tensor) -> Tensor:
-    return torch.empty_like(shift)
+def _first(shifts: Tensor, *rest: Tensor) -> Tensor:
+    return torch.empty_like(shifts)
 
 
 def _second(total: Tensor, shifts: Tensor, *rest: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A step of an unrolled LoRA training.
 
-Adam and AdamW, on θ, m, v, the gradient G and θ₀ `[d]`:
+Adam and AdamW, on θ, m, v and the gradient G `[d]`, or `[k, d]` for k of them, and θ₀ `[d]`:
 
     q = G + l2 (θ − θ₀),   g = min(1, clip / (‖q‖ + 10⁻⁶)) q   (+ coupled·θ)
     m' = β₁ m + (1 − β₁) g,   v' = β₂ v + (1 − β₂) g²,
@@ -35,6 +35,10 @@ def adam_move(
     theta: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, start: Tensor, options: Tensor
 ) -> States:
     """Return θ', m' and v'."""
+    if theta.dim() == 2:
+        lines = zip(theta, mean, square, gradient, strict=True)
+        each = zip(*(adam_move(*line, start, options) for line in lines), strict=True)
+        return tuple(torch.stack(part) for part in each)  # type: ignore[return-value]
     o = options.tolist()
     raw, factor, _ = _raw(theta, gradient, start, o)
     g = factor * raw + o[8] * theta
@@ -152,14 +156,17 @@ def _inverses(inverses: Tensor, layers: Tensor) -> list[Tensor]:
 
 
 def lora_seen(
-    shift: Tensor, theta: Tensor, inverse_a: Tensor, inverse_b: Tensor, layers: Tensor
+    shifts: Tensor, theta: Tensor, inverse_a: Tensor, inverse_b: Tensor, layers: Tensor
 ) -> Tensor:
-    """Return the shift `[d]` with b a A⁺ added to its b."""
-    out = shift.clone()
-    inverses = _inverses(inverse_a, layers)
-    for parts, inverse in zip(_layers(layers, theta, shift, out), inverses, strict=True):
-        (a, _), (by_a, by_b), (_, found) = parts
-        found += by_b @ (by_a @ a.mT @ inverse)
+    """Return shifts `[k, d]` with what b a adds: b a A⁺ to b; to a, (Bᵀ B)⁺ Bᵀ b of what of a is
+    outside of A's row space."""
+    out = shifts.clone()
+    inverses = zip(_inverses(inverse_a, layers), _inverses(inverse_b, layers), strict=True)
+    given = zip(_layers(layers, theta, shifts, out), inverses, strict=True)
+    for ((a, b), (by_a, by_b), (to_a, to_b)), (of_a, of_b) in given:
+        within = by_a @ a.mT @ of_a
+        to_b.add_(by_b @ within)
+        to_a.add_(of_b @ (b.mT @ by_b) @ (by_a - within @ a))
     return out
 
 
@@ -171,7 +178,8 @@ def lora_views(
     inverse_b: Tensor,
     layers: Tensor,
 ) -> Tensor:
-    """Return (bᵀ Ĝ, Ĝ aᵀ) `[k, d]`; Ĝ = U A + B V is what has the views `total` `[d]`."""
+    """Return (bᵀ Ĝ, Ĝ aᵀ) `[k, d]`; Ĝ = U A + B V is what has the views `total` `[d]`, or each
+    shift's own `[k, d]`."""
     out = torch.zeros_like(shifts)
     inverses = zip(_inverses(inverse_a, layers), _inverses(inverse_b, layers), strict=True)
     given = zip(_layers(layers, theta, total, shifts, out), inverses, strict=True)

@@ -86,9 +86,17 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     return Prompts(samples, side)
 
 
-def measure(recommender: Recommender, valid: Prompts, test: Prompts, batch: int = 256) -> Measured:
-    """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now."""
-    valid_losses = recommender.losses(valid.samples, batch)
+def measure(
+    recommender: Recommender,
+    valid: Prompts,
+    test: Prompts,
+    batch: int = 256,
+    valid_losses: Tensor | None = None,
+) -> Measured:
+    """All metrics on the test prompts, and the mean loss on both, for the adapter as it is now;
+    the validation prompts' losses are computed where they are not given."""
+    if valid_losses is None:
+        valid_losses = recommender.losses(valid.samples, batch)
     scores, losses = recommender.evaluate(test.samples, batch)
     return measured(scores, losses, valid_losses, test.side)
 

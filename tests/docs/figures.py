@@ -270,8 +270,9 @@ def wait() -> list[str]:
     parts = [
         ("the request's own stages", known),
         ("figures before and after", cpu["evaluate before"] + cpu["evaluate after"]),
-        ("trade-off curve", cpu["trade-off curve"]),
-        ("held-out users", cpu["held-out users"]),
+        ("updates of the curve and for held-out users", cpu["further updates"]),
+        ("figures of the trade-off curve", cpu["trade-off curve"]),
+        ("figures of held-out users", cpu["held-out users"]),
         ("intervals", cpu["intervals"]),
         ("the whole command", found["command_cpu_seconds"]),
     ]

@@ -47,6 +47,7 @@ def calls(engine, batch):
         "sample_grads": lambda: engine.sample_grads(*FACE, batch),
         "sample_dots": lambda: engine.sample_dots(*FACE, batch, vectors),
         "grad_sum": lambda: engine.grad_sum(*FACE, batch, torch.ones(5)),
+        "outputs": lambda: engine.outputs(label_logits, batch),
         "vjp": lambda: engine.vjp(label_logits, batch, logits[None]),
         "fisher_vp": lambda: engine.fisher_vp(*FACE, batch, vectors),
         "ggn_vp": lambda: engine.ggn_vp(*FACE, batch, vectors),
@@ -79,6 +80,17 @@ def test_mode_and_flags_change_no_number(model):
     for name, call in work.items():
         torch.testing.assert_close(call(), quiet[name], rtol=1e-6, atol=1e-6)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_outputs_are_the_models_without_a_graph(model):
+    engine, batch = Engine(model), batch_of()
+    model.eval()
+    randomise(model)
+    before = engine.report()
+    found = engine.outputs(label_logits, batch)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, label_logits(model, batch).detach(), rtol=1e-5, atol=1e-5)
+    assert engine.report() is before
 
 
 def test_nothing_is_changed_by_a_failure(model):

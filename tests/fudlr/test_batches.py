@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fudlr.common.batches import in_order, token_batches
+from fudlr.common.batches import token_batches
 from fudlr.common.errors import UsageError
 
 
@@ -28,13 +28,6 @@ def test_every_sample_is_in_one_batch_within_the_budget(budget, most):
         assert int(sizes[batch].min()) >= int(sizes[after].max())
     if budget == 500 and most is None:  # padding in the samples' order is nearly half
         assert sum(padded) < 1.1 * int(sizes.sum())
-
-
-def test_results_come_back_in_the_order_of_the_samples():
-    sizes = lengths()
-    batches = token_batches(sizes, 300)
-    found = in_order([sizes[batch][:, None] * torch.ones(3) for batch in batches], batches)
-    assert torch.equal(found, sizes[:, None] * torch.ones(3))
 
 
 def test_no_samples_and_samples_without_tokens():

@@ -60,11 +60,14 @@ def cases():
     for name, options in OPTIONS.items():
         place, lines = adam_arguments(options)
         yield f"adam_move {name}", "adam_move", place
+        several = (lines[0], lines[1], lines[2].square(), lines[3], *place[4:])
+        yield f"adam_move of several {name}", "adam_move", several
         yield f"adam_tangent {name}", "adam_tangent", (*lines, *place)
         yield f"adam_transposed {name}", "adam_transposed", (*lines[:3], *place)
     layers, point, total, shifts = layer_arguments()
-    yield "lora_seen", "lora_seen", (total, *point, layers)
+    yield "lora_seen", "lora_seen", (shifts, *point, layers)
     yield "lora_views", "lora_views", (total, shifts, *point, layers)
+    yield "lora_views of several", "lora_views", (shifts.flip(0), shifts, *point, layers)
     table, factors, vectors, sketches = sketch_arguments()
     yield "lora_project", "lora_project", (vectors, factors, table, sketches.shape[1])
     yield "lora_lift", "lora_lift", (sketches, factors, table, vectors.shape[1])

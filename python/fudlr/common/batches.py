@@ -112,8 +112,7 @@ def token_batches(
 ) -> list[Tensor]:
     """Samples of like length together, so that hardly any padding is paid for.
 
-    A batch is padded to its longest sample; with that it has no more than `budget` tokens. What is
-    found for the batches comes back into the samples' order with `in_order`.
+    A batch is padded to its longest sample; with that it has no more than `budget` tokens.
 
     Args:
         lengths: Tokens of every sample, `[n]`, 0 or more.
@@ -149,16 +148,3 @@ def token_batches(
         batches.append(order[start : start + room])
         start += room
     return batches
-
-
-def in_order(parts: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
-    """What was found for each of the batches, `[size, …]` a part, in the samples' order.
-
-    Args:
-        parts: One a batch, at least one.
-        batches: The indices of its samples, of `token_batches`.
-    """
-    together = torch.cat(list(parts))
-    return torch.empty_like(together).index_copy_(
-        0, torch.cat(list(batches)).to(together.device), together
-    )

@@ -6,38 +6,66 @@ from typing import Any
 
 import torch
 
-from fudlr.data import holdout_users
+from fudlr.data.interactions import Ints
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured, measured
-from fudlr.pipeline.request import Solved, choose_mask
+from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient, MetricGradients
+from fudlr.influence.mask import Mask
+from fudlr.pipeline.request import Answer, Gradients, Scored, Solved, choose_mask
 
 
-def heldout(solved: Solved, before: Measured) -> dict[str, Any]:
-    """Twofold cross-fitting: each user is judged by an update that its own gradient had no part in.
+def asked(solved: Solved) -> list[tuple[Scored, Mask]]:
+    """Scores and mask by the gradients of each half of the users; the rows serve both."""
+    plan = solved.plan
+    halves = plan.halves(plan.valid)
+    plan.run.engine.load(plan.run.theta)
+    own = [half_gradients(solved, users, half) for half, users in enumerate(halves)]
+    scored = [half.scored() for half in solved.by_each(*own)]
+    return [(each, choose_mask(each.score, plan.config)) for each in scored]
 
-    The curvature is of the training samples and serves both halves; scores, mask and update are
-    made anew for each. The halves' scores are joined before anything is measured, so that group
-    metrics are over as many users as everywhere else.
+
+def judged(solved: Solved, answers: list[Answer], before: Measured) -> dict[str, Any]:
+    """Twofold cross-fitting: figures with each user judged by the other half's adapter.
+
+    The halves' scores are joined before anything is measured, so that group metrics are over as
+    many users as everywhere else.
     """
     plan = solved.plan
-    run, batch, seed = plan.run, plan.config.batch, plan.seed
+    run, batch = plan.run, plan.config.batch
     losses = torch.empty_like(before.losses)
     scores = losses.new_empty(plan.test.side.seen.shape)
     valid_losses = torch.empty(len(plan.valid.samples))
-    halves = holdout_users(plan.valid.samples, 0.5, seed)
-    with plan.clock.stage("held-out users"):
-        run.engine.load(run.theta)
-        parts = solved.by_each(*(plan.gradients(plan.valid.take(own)) for own in halves))
-        scored = [half.scored() for half in parts]
-        masks = [choose_mask(each.score, plan.config) for each in scored]
-        answers = solved.answers(list(zip(scored, masks, strict=True)))
-        for answer, other in zip(answers, halves[::-1], strict=True):
-            run.engine.load(answer.update.theta)
-            part = torch.from_numpy(other)
-            test, valid = plan.test.take(other).samples, plan.valid.take(other).samples
-            scores[part], losses[part] = run.recommender.evaluate(test, batch)
-            valid_losses[part] = run.recommender.losses(valid, batch)
-        after = measured(scores, losses, valid_losses, plan.test.side)
-        pair = {"before": before.statistics, "after": after.statistics}
-        drawn = intervals(pair, plan.test.side, seed)
+    for answer, other in zip(answers, plan.halves(plan.valid)[::-1], strict=True):
+        run.engine.load(answer.update.theta)
+        part = torch.from_numpy(other)
+        test, valid = plan.test.take(other).samples, plan.valid.take(other).samples
+        scores[part], losses[part] = run.recommender.evaluate(test, batch)
+        valid_losses[part] = run.recommender.losses(valid, batch)
+    after = measured(scores, losses, valid_losses, plan.test.side)
+    pair = {"before": before.statistics, "after": after.statistics}
+    drawn = intervals(pair, plan.test.side, plan.seed)
     return {"before": before.metrics, "after": after.metrics, "intervals": drawn}
+
+
+def half_gradients(solved: Solved, own: Ints, half: int) -> Gradients:
+    """Gradients on the validation prompts at `own`, one of the plan's halves.
+
+    Of means over prompts, what the half added to the whole's; of other metrics anew.
+    """
+    plan, whole = solved.plan, solved.gradients
+    prompts, known = plan.valid.take(own), {}
+    if isinstance(whole, MetricGradients) and whole.parts is not None:
+        share = len(own) / len(plan.valid.samples)
+        gradients = dict(zip(whole, whole.parts.chunk(2)[half].sum(0) / share, strict=True))
+        values = {
+            metric.name: metric.surrogate(whole.scores[own], prompts.side)
+            for metric in plan.metrics
+            if metric.is_mean
+        }
+        values[VALIDATION_LOSS] = whole.losses[own].mean()
+        known = {
+            name: MetricGradient(float(values[name]), gradient)
+            for name, gradient in gradients.items()
+            if name in values
+        }
+    return known if len(known) == len(plan.names) else plan.gradients(prompts, known=known)

@@ -1,13 +1,13 @@
 """The steps in their order.
 
-metrics before → gradients of the training samples, or their store → gradients of the metrics →
+gradients of the training samples, or their store → gradients of the metrics → metrics before →
 diagnostics → scores → mask → update → metrics after → trade-off curve → held-out users → summary
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig
+from fudlr.debias import heldout as heldout_users
 from fudlr.debias.audit import Audit
 from fudlr.debias.expected import expected
-from fudlr.debias.heldout import heldout as heldout_users
 from fudlr.debias.summary import cost, summarise
 from fudlr.diagnostics import (
     AFTER,
@@ -35,6 +35,7 @@ from fudlr.diagnostics import (
     warnings,
 )
 from fudlr.evaluation import Measured, Prompts, measure
+from fudlr.gradients.metric import MetricGradients
 from fudlr.influence.mask import Mask, threshold_mask
 from fudlr.pipeline.plan import Plan, collected_warnings, prepare, with_options
 from fudlr.pipeline.request import Answer, Solved, choose_mask, solve
@@ -134,17 +135,23 @@ def carry_out(
         plan = prepare(run, config, clock, "debias" if given is None else "forget")
         audit = None if given is None else Audit.of(run, given, config.batch)
 
-        def figures() -> Measured:
-            found = measure(run.recommender, plan.valid, plan.test, config.batch)
+        def figures(valid_losses: Tensor | None = None) -> Measured:
+            prompts = (plan.valid, plan.test)
+            found = measure(run.recommender, *prompts, config.batch, valid_losses=valid_losses)
             return found if audit is None else audit.of_adapter(found)
 
-        run.engine.load(run.theta)
-        with clock.stage("evaluate before"):
-            before = figures()
         with clock.stage("diagnostics"):  # which alone asks for it
             start_loss = _start_loss(plan)
-        facts = Facts(plan, before=before, start_loss=start_loss)
-        solved, found, diagnosed = request(plan, facts, given)
+        facts = Facts(plan, start_loss=start_loss)
+
+        def measure_before(gradients: MetricGradients) -> None:
+            """Once their pass has given the validation prompts' losses."""
+            with clock.stage("evaluate before"):
+                facts.before = figures(gradients.losses)
+
+        solved, found, diagnosed = request(plan, facts, given, measure_before)
+        before = facts.before
+        assert before is not None
         run.engine.load(found.update.theta)
         with clock.stage("evaluate after"):
             after = figures()
@@ -158,11 +165,10 @@ def carry_out(
             summary |= {"forget": about or {}, "verification": {"predictions": distances}}
         facts.after, facts.change = after, summary["intervals"]["change"]
         diagnosed += look(AFTER if given is None else {**AFTER, **GIVEN_AFTER}, facts)
-        points = []
+        points: list[dict[str, Any]] = []
         if not (keeps(diagnosed) and not config.force):
-            points = _curve(solved, found, curve, before)
-            if heldout:
-                summary["heldout"] = heldout_users(solved, before)
+            points, judged = _further(solved, found, before, curve, heldout)
+            summary |= {"heldout": judged} if judged else {}
         run.engine.load(found.update.theta)
     summary["warnings"] = [
         *said,
@@ -182,7 +188,10 @@ def carry_out(
 
 
 def request(
-    plan: Plan, facts: Facts | None = None, given: Tensor | None = None
+    plan: Plan,
+    facts: Facts | None = None,
+    given: Tensor | None = None,
+    begin: Callable[[MetricGradients], object] = lambda _: None,
 ) -> tuple[Solved, Answer, list[Finding]]:
     """What cannot be left out: rows, metric gradients, scores, mask and update, each timed.
 
@@ -192,6 +201,7 @@ def request(
         plan: What is asked.
         facts: Where what diagnostics are read from is noted.
         given: The mask [n] where it is not to be chosen; diagnostics of the choice are left out.
+        begin: Is shown the metrics' gradients before any diagnostic.
 
     Returns:
         What further masks follow from, the answer, and what the diagnostics found up to here.
@@ -204,6 +214,7 @@ def request(
 
     def check(gradients: Any, space: Any) -> None:
         facts.gradients, facts.space = gradients, space
+        begin(gradients)
         found.extend(look(BEFORE if given is None else GIVEN_BEFORE, facts))
 
     parts = PARTS if given is None else 0  # for diagnostics of the choice
@@ -230,46 +241,61 @@ def _start_loss(plan: Plan) -> float:
     return float(losses.mean())
 
 
+def _further(
+    solved: Solved, answer: Answer, before: Measured, budgets: Sequence[float], heldout: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The trade-off curve's points and the held-out users' figures; their updates share every pass
+    over the rows."""
+    clock = solved.plan.clock
+    # The request's own mask is among them where its budget is.
+    masks = [threshold_mask(answer.scored.score, budget) for budget in budgets]
+    asked = [(answer.scored, m) for m in masks if not torch.equal(m.remove, answer.mask)]
+    with clock.stage("held-out users"):
+        halves = heldout_users.asked(solved) if heldout else []
+    with clock.stage("further updates"):
+        answers = solved.answers([*asked, *halves])
+    updated = iter(answers)
+    found = [answer if torch.equal(m.remove, answer.mask) else next(updated) for m in masks]
+    with clock.stage("trade-off curve"):
+        points = _curve(solved, list(zip(budgets, found, strict=True)), before)
+    with clock.stage("held-out users"):
+        judged = heldout_users.judged(solved, answers[len(asked) :], before) if heldout else None
+    return points, judged
+
+
 def _curve(
-    solved: Solved, answer: Answer, budgets: Sequence[float], before: Measured
+    solved: Solved, answers: Sequence[tuple[float, Answer]], before: Measured
 ) -> list[dict[str, Any]]:
     """Figures of the updated adapter at each budget; `measured` is for real retraining.
 
     Of more users than `CURVE_USERS` some are asked, the same at each budget: what a budget changes
     for them is added to everybody's figures, since what users differ by is more than that.
     """
-    points: list[dict[str, Any]] = []
     plan = solved.plan
-    if not budgets:
-        return points
+    if not answers:
+        return []
     run, batch, valid, test, here = plan.run, plan.config.batch, plan.valid, plan.test, before
-    with plan.clock.stage("trade-off curve"):
-        if len(test.samples) > CURVE_USERS:
-            generator = torch.Generator().manual_seed(plan.seed)
-            some = torch.randperm(len(test.samples), generator=generator)[:CURVE_USERS].numpy()
-            valid, test = valid.take(some), test.take(some)
-            run.engine.load(run.theta)
-            here = measure(run.recommender, valid, test, batch)
-        masks = [threshold_mask(answer.scored.score, budget) for budget in budgets]
-        # The request's own mask is among them where its budget is.
-        own = [torch.equal(mask.remove, answer.mask) for mask in masks]
-        others = [mask for mask, known in zip(masks, own, strict=True) if not known]
-        updated = iter(solved.answers([(answer.scored, mask) for mask in others]))
-        answers = [answer if known else next(updated) for known in own]
-        for budget, found in track(list(zip(budgets, answers, strict=True)), description="curve"):
-            run.engine.load(found.update.theta)
-            figures = measure(run.recommender, valid, test, batch).metrics
-            points.append(
-                {
-                    "budget": budget,
-                    "removed": int(found.mask.sum()),
-                    "users": len(test.samples),
-                    "predicted": {
-                        name: before.metrics[name] + value - here.metrics[name]
-                        for name, value in figures.items()
-                        if name in here.metrics
-                    },
-                    "measured": None,
-                }
-            )
+    if len(test.samples) > CURVE_USERS:
+        generator = torch.Generator().manual_seed(plan.seed)
+        some = torch.randperm(len(test.samples), generator=generator)[:CURVE_USERS].numpy()
+        valid, test = valid.take(some), test.take(some)
+        run.engine.load(run.theta)
+        here = measure(run.recommender, valid, test, batch)
+    points: list[dict[str, Any]] = []
+    for budget, found in track(answers, description="curve"):
+        run.engine.load(found.update.theta)
+        figures = measure(run.recommender, valid, test, batch).metrics
+        points.append(
+            {
+                "budget": budget,
+                "removed": int(found.mask.sum()),
+                "users": len(test.samples),
+                "predicted": {
+                    name: before.metrics[name] + value - here.metrics[name]
+                    for name, value in figures.items()
+                    if name in here.metrics
+                },
+                "measured": None,
+            }
+        )
     return points

@@ -65,7 +65,13 @@ def noise(facts: Facts) -> Finding | None:
     if parts is None or len(parts) < PARTS:
         return None
     space = facts.space
-    influences = space.rows.dots(space.project(parts)).double()
+    vectors = parts
+    if facts.plan.update == "unrolled":  # whose rows keep products: scores ask for these next
+        assert facts.gradients is not None
+        assert facts.gradients.parts is not None
+        halves = facts.gradients.parts.unflatten(0, (2, -1)).sum(1)
+        vectors = torch.cat([parts, halves.flatten(0, 1)])
+    influences = space.rows.dots(space.project(vectors))[:, : len(parts)].double()
     p = sign_test(influences.T @ influences)
     return graded(
         "noise",

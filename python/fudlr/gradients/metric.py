@@ -11,7 +11,7 @@ and each batch is run again. Both are exact, and never a sample of the users.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -45,15 +45,20 @@ class MetricGradients(dict[str, MetricGradient]):
 
     Attributes:
         scores: Of the prompts, `[n, M]`.
+        losses: Of the prompts, `[n]`.
         parts: What each of K parts of the prompts adds to the gradients, `[K, k, d]`, in the order
             of the names; None where it was not asked for.
     """
 
     def __init__(
-        self, found: dict[str, MetricGradient], scores: Tensor, parts: Tensor | None
+        self,
+        found: Mapping[str, MetricGradient],
+        scores: Tensor,
+        losses: Tensor,
+        parts: Tensor | None = None,
     ) -> None:
         super().__init__(found)
-        self.scores, self.parts = scores, parts
+        self.scores, self.losses, self.parts = scores, losses, parts
 
 
 def metric_gradients(
@@ -66,7 +71,7 @@ def metric_gradients(
     validation_loss: bool = True,
     batch_size: int = 256,
     graph_bytes: int = GRAPH_BYTES,
-    parts: int = 0,
+    parts: Sequence[int] = (),
 ) -> MetricGradients:
     """Values and gradients of metrics over many prompts, and of the prompts' mean loss.
 
@@ -80,8 +85,8 @@ def metric_gradients(
             backward pass of its own.
         batch_size: Prompts a batch.
         graph_bytes: Memory for kept graphs, by the first batch's; see `GRAPH_BYTES`.
-        parts: Also keep what each of so many parts of the prompts, in their order, adds; batches
-            are made small enough for it.
+        parts: Also keep what each part of the prompts adds; the numbers of prompts in each part,
+            in their order. No batch is of two parts.
 
     Raises:
         UsageError: Nothing to differentiate, or a name that occurs twice.
@@ -108,13 +113,17 @@ def metric_gradients(
         losses = recommender.loss(outputs, batch).float()
         return scores, losses if validation_loss else losses.detach()
 
-    parts = min(parts, len(samples))
+    cuts = torch.arange(len(samples)).split(batch_size)
+    owner = [0] * len(cuts)
     if parts:
-        batch_size = min(batch_size, math.ceil(len(samples) / parts))
-    cuts = [range(len(samples))[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+        whole = torch.arange(len(samples)).split(list(parts))
+        halved = [part.tensor_split(math.ceil(len(part) / batch_size)) for part in whole]
+        cuts = [cut for own in halved for cut in own]
+        owner = [number for number, own in enumerate(halved) for _ in own]
     # The same ones on every pass: a recommender may keep in them what it wrote.
-    made = recommender.batches(samples, batch_size, scoring=True)
-    batches = [(slice(cut.start, cut.stop), b) for cut, b in zip(cuts, made, strict=True)]
+    made = recommender.parts(samples, cuts, scoring=True)
+    places = (slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts)
+    batches = list(zip(places, made, strict=True))
     # The model is in memory anyway, however many graphs refer to it.
     plain = (p for p in recommender.model.parameters() if not _is_wrapper(p))
     weights = {p.untyped_storage().data_ptr() for p in plain}
@@ -125,22 +134,19 @@ def metric_gradients(
     if validation_loss:
         values.append(float(losses.mean()))
         through_loss[-1] = 1 / n
-        through_scores.append(torch.zeros_like(scores))
-    cotangents = torch.stack(through_scores)
-    shares: list[Tensor] = []
-    total: Tensor | None = None
+    shares: dict[int, Tensor] = {}
     shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
     for number, (part, batch) in enumerate(shown):
         way = kept[number] if kept else engine.deferred_vjp(scores_and_loss, batch)
-        pulled = _pull(way, cotangents[:, part], through_loss[:, part])
-        if parts and len(shares) <= number * parts // len(batches):
-            shares.append(pulled)  # the first batch of its part
-        elif parts:
-            shares[-1] = shares[-1] + pulled
-        total = pulled if total is None else total + pulled
-    assert total is not None  # there is at least one prompt
+        own_scores = scores.new_zeros(k, *scores[part].shape)
+        for line, cotangent in zip(own_scores, through_scores, strict=False):
+            line.copy_(cotangent[part])
+        pulled = _pull(way, own_scores, through_loss[:, part])
+        own = owner[number]
+        shares[own] = shares[own] + pulled if own in shares else pulled
+    stacked = torch.stack(list(shares.values()))
     found = {}
-    for name, value, gradient in zip(names, values, total, strict=True):
+    for name, value, gradient in zip(names, values, stacked.sum(0), strict=True):
         if broken := int((~gradient.isfinite()).sum()):
             raise NumericalError(
                 f"the gradient of {name} was to be used",
@@ -148,7 +154,7 @@ def metric_gradients(
                 "Look for a division by zero or a logarithm of zero in the metric's surrogate",
             )
         found[name] = MetricGradient(value, gradient)
-    return MetricGradients(found, scores, torch.stack(shares) if shares else None)
+    return MetricGradients(found, scores, losses, stacked if parts else None)
 
 
 def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def debias_groups(run: Run, sets: Sequence[UserSet], config: DebiasConfig | None
             # Of everyone; a set's own mask is looked at by whoever uses it.
             assert isinstance(gradients, MetricGradients)
             own = {name: gradients[f"{name}[{EVERYONE}]"] for name in plan.objective.names}
-            found = MetricGradients(own, gradients.scores, None)
+            found = MetricGradients(own, gradients.scores, gradients.losses)
             diagnosed.extend(look(BEFORE, Facts(plan, found, space)))
 
         solved = solve(plan, lambda: _gradients(plan, chosen), check)

@@ -5,7 +5,7 @@ from fudlr.metrics.base import (
     Side,
     SummedMetric,
     catalogue_softmax,
-    tied_at_k,
+    top_and_ties,
     top_k,
 )
 from fudlr.metrics.objective import Objective, Term, metric_gradient
@@ -37,6 +37,6 @@ __all__ = [
     "permutation_null",
     "register",
     "statistics",
-    "tied_at_k",
+    "top_and_ties",
     "top_k",
 ]

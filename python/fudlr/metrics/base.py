@@ -163,11 +163,17 @@ def check_scores(scores: Tensor, side: Side) -> None:
 
 
 def top_k(scores: Tensor, side: Side) -> Tensor:
-    """Return the K best unseen items of each prompt: [n, K] int64, best first.
+    """Return the K best unseen items of each prompt, [n, K] int64, as `top_and_ties` does."""
+    return top_and_ties(scores, side)[0]
+
+
+def top_and_ties(scores: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    """Return the K best unseen items of each prompt, [n, K] int64, best first; and whether an
+    unseen item that is not listed has the score of the list's last, but for `ROUNDING`, [n] bool.
 
     Equal scores are taken in the order of the items' ids, which is that of their index whatever the
-    order in the files; on every device (torch's own top-k promises no order). `tied_at_k` counts
-    where that decides.
+    order in the files; on every device (torch's own top-k promises no order). Where many prompts
+    have such ties, lists are decided by ids, and say little of the model.
 
     Raises:
         UsageError: a prompt with fewer than K unseen items.
@@ -182,37 +188,34 @@ def top_k(scores: Tensor, side: Side) -> Tensor:
             "Choose a smaller K",
         )
     masked = scores.detach().masked_fill(side.seen, -torch.inf)
-    last = masked.topk(side.k, dim=1).values[:, -1:]
+    best = masked.topk(min(side.k + 1, masked.shape[1]), dim=1)
+    index = best.indices[:, : side.k]
+    equal = (best.values[:, 1:] == best.values[:, :-1]).any(1)
+    if bool(equal.any()):  # which of the equal ones come first is left open
+        index[equal] = _by_id(masked[equal], side.k)
+    if best.values.shape[1] <= side.k:
+        return index, torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    last, beyond = best.values[:, -2], best.values[:, -1]
+    largest = scores.detach().abs().amax(1)
+    return index, (last - beyond <= ROUNDING * largest) & (beyond > -torch.inf)
+
+
+def _by_id(masked: Tensor, k: int) -> Tensor:
+    """The K best of each line, of equal ones those of lower index first: [n, K]."""
+    last = masked.topk(k, dim=1).values[:, -1:]
     tied = masked == last
-    room = side.k - (masked > last).sum(1, keepdim=True)
+    room = k - (masked > last).sum(1, keepdim=True)
     kept = (masked > last) | (tied & (tied.cumsum(1) <= room))
-    index = kept.nonzero()[:, 1].reshape(len(scores), side.k)
+    index = kept.nonzero()[:, 1].reshape(len(masked), k)
     order = masked.gather(1, index).argsort(dim=1, descending=True, stable=True)
     return index.gather(1, order)
 
 
+ROUNDING = 2**-21
+"""Of a row's largest score: sums of float32 in another order differ by less."""
 SHARED = 2**21
 """Largest number of scores whose softmax is kept for the next metric that asks for the same."""
 _shared: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
-
-
-ROUNDING = 2**-21
-"""Of a row's largest score: sums of float32 in another order differ by less."""
-
-
-def tied_at_k(scores: Tensor, side: Side) -> Tensor:
-    """Whether an unseen item that is not listed has the score of the list's last, but for
-    `ROUNDING`: [n] bool.
-
-    Where many prompts have such ties, lists are decided by ids and by the order of sums, and say
-    little of the model.
-    """
-    masked = scores.detach().masked_fill(side.seen, -torch.inf)
-    best = masked.topk(min(side.k + 1, masked.shape[1]), dim=1).values
-    if best.shape[1] <= side.k:
-        return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    largest = scores.detach().abs().amax(1)
-    return (best[:, -2] - best[:, -1] <= ROUNDING * largest) & (best[:, -1] > -torch.inf)
 
 
 def catalogue_softmax(scores: Tensor, seen: Tensor) -> Tensor:
@@ -280,6 +283,11 @@ class Metric(ABC):
             return f"it compares groups of users, and the prompts have {present}"
         return None
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the surrogate is a mean over prompts, and so its gradient."""
+        return False
+
     def hard_key(self, k: int) -> str:
         """Return the hard value's name in the files."""
         return f"{self.name}@{k}" if self.at_k else self.name
@@ -323,6 +331,11 @@ class SummedMetric(Metric):
         self.soft_finish = finish
         for attribute, value in attributes.items():
             setattr(self, attribute, value)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the surrogate is a mean over prompts, and so its gradient."""
+        return self.soft_finish is mean
 
     def hard_sums(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
         """Sum the hard rows with each of `weights` [R, n]: [R, S]."""

@@ -170,16 +170,30 @@ def bootstrap(
     return result
 
 
-def _permuted(metric: GroupGap, features: Tensor, side: Side, groups: Tensor) -> Tensor:
-    """Return the gap under each assignment of groups [P, n]: [P]."""
+def _ranked(drawn: Tensor) -> Tensor:
+    """`drawn.argsort(1, stable=True)` of numbers [P, n] in [0, 1), whole multiples of 2⁻²⁴: place
+    and number as one integer, which numpy sorts 15 times as fast."""
+    n = drawn.shape[1]
+    keys = ((drawn * 2**24).long() * n + torch.arange(n)).numpy()
+    keys.sort(1)
+    return torch.from_numpy(keys % n)
+
+
+def _permuted(
+    gaps: list[tuple[GroupGap, Tensor]], side: Side, groups: Tensor
+) -> Iterator[list[Tensor]]:
+    """Each gap, of its own features [n, C], under some assignments of groups [P, n] at a time: [P].
+
+    One product for the features of all.
+    """
     codes = torch.arange(side.n_groups, device=groups.device)
-    gaps = []
+    every = torch.cat([features for _, features in gaps], 1)
+    sizes = [features.shape[1] for _, features in gaps]
     for chunk in groups.split(CHUNK):
-        member = (chunk[:, None, :] == codes[:, None]).to(features.dtype)
+        member = (chunk[:, None, :] == codes[:, None]).to(every.dtype)
         weight = member.sum(2)
-        means = (member @ features) / weight.clamp_min(1e-30)[:, :, None]
-        gaps.append(metric.gap(means, weight > 0))
-    return torch.cat(gaps)
+        means = ((member @ every) / weight.clamp_min(1e-30)[:, :, None]).split(sizes, 2)
+        yield [gap.gap(own, weight > 0) for (gap, _), own in zip(gaps, means, strict=True)]
 
 
 @torch.no_grad()
@@ -215,19 +229,22 @@ def permutation_null(
         return {}
     found = scores if isinstance(scores, Statistics) else statistics(scores, side, chosen)
     kept = (side.user_group >= 0).nonzero()[:, 0]
-    own = side.user_group[kept]
+    own = side.user_group[kept].int()
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(n_permutations, len(own), generator=generator).argsort(1).to(own.device)
-    groups = torch.cat([own[None], own[order]])
+    drawn = torch.rand(n_permutations, len(own), generator=generator)
+    groups = torch.cat([own[None], own[_ranked(drawn).to(own.device)]])
+    # A prompt's features stand in its own group's place, after a one.
+    pairs = {
+        key: (metric, found.rows[key][kept].unflatten(1, (side.n_groups, -1)).sum(1)[:, 1:])
+        for metric in chosen
+        for key in (metric.hard_key(side.k), metric.soft_key)
+    }
     result: dict[str, Null] = {}
-    for metric in chosen:
-        for key in (metric.hard_key(side.k), metric.soft_key):
-            # A prompt's features stand in its own group's place, after a one.
-            features = found.rows[key][kept].unflatten(1, (side.n_groups, -1)).sum(1)[:, 1:]
-            gaps = _permuted(metric, features, side, groups)
-            observed, null = gaps[0], gaps[1:]
-            # A permutation that only renames equal groups gives the same gap up to rounding.
-            as_large = int((null >= observed * (1 - 1e-9)).sum())
-            p_value = (1 + as_large) / (1 + n_permutations)
-            result[key] = Null(float(observed), float(null.mean()), *_bounds(null), p_value)
+    values = zip(*_permuted(list(pairs.values()), side, groups), strict=True)
+    for key, gaps in zip(pairs, map(torch.cat, values), strict=True):
+        observed, null = gaps[0], gaps[1:]
+        # A permutation that only renames equal groups gives the same gap up to rounding.
+        as_large = int((null >= observed * (1 - 1e-9)).sum())
+        p_value = (1 + as_large) / (1 + n_permutations)
+        result[key] = Null(float(observed), float(null.mean()), *_bounds(null), p_value)
     return result

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, SummedMetric, check_scores, tied_at_k, top_k
+from fudlr.metrics.base import Metric, Side, SummedMetric, check_scores, top_and_ties
 from fudlr.metrics.popularity import Exposure
 from fudlr.metrics.table import METRICS
 
@@ -75,8 +75,9 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     sums: dict[str, Tensor] = {}
     for part, tile in side.tiles():
         own = scores[part]  # one tensor for all metrics, so that they share its softmax
-        tops.append(top_k(own, tile))
-        tied += int(tied_at_k(own, tile).sum())
+        top, ties = top_and_ties(own, tile)
+        tops.append(top)
+        tied += int(ties.sum())
         for metric in narrow:
             rows[metric.soft_key].append(metric.soft_rows(own, tile).double())
         for exposure in wide:

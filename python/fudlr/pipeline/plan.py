@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from fudlr.common.batches import Batches
 from fudlr.common.errors import UsageError
 from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig, RunConfig, merge
-from fudlr.data import DataWarning
+from fudlr.data import DataWarning, holdout_users
+from fudlr.data.interactions import Ints
 from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.matrix import Forward, Loss
 from fudlr.gradients.metric import (
@@ -114,29 +116,53 @@ class Plan:
     ) -> MetricGradients:
         """Gradients of all metrics, and of the loss where needed, on `prompts`.
 
-        With `parts`, what each of so many random parts of the prompts adds is kept. The loss's is
-        taken from `known`, of the same prompts, where it is there.
+        With `parts`, what each of so many random parts of the prompts adds is kept, where there are
+        as many prompts; each is of one of the `halves`, in their order. What is in `known`, of the
+        same prompts, is taken from there, and the rest is computed.
         """
-        loss = (known or {}).get(VALIDATION_LOSS) if self.needs_loss else None
-        if parts:
-            generator = torch.Generator().manual_seed(self.seed)
-            order = torch.randperm(len(prompts.samples), generator=generator)
-            prompts = prompts.take(order.numpy())
+        known = known or {}
+        loss = self.needs_loss and VALIDATION_LOSS not in known
+        divided = self._divided(prompts, parts) if parts else None
+        if divided is not None:
+            prompts = prompts.take(divided[0].numpy())
         found = metric_gradients(
             self.run.recommender,
             self.run.engine,
             prompts.samples,
             prompts.side,
-            self.metrics,
-            validation_loss=self.needs_loss and loss is None,
+            [metric for metric in self.metrics if metric.name not in known],
+            validation_loss=loss,
             batch_size=self.config.batch,
-            parts=parts,
+            parts=divided[1] if divided else (),
         )
-        if parts:
-            found.scores = found.scores[order.argsort()]
-        if loss is not None:
-            found[VALIDATION_LOSS] = loss
-        return found
+        if divided is not None:
+            back = divided[0].argsort()
+            found.scores, found.losses = found.scores[back], found.losses[back]
+        every = {**known, **found}
+        return MetricGradients(
+            {name: every[name] for name in self.names}, found.scores, found.losses, found.parts
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Of the gradients, in their order."""
+        return [m.name for m in self.metrics] + [VALIDATION_LOSS] * self.needs_loss
+
+    def halves(self, prompts: Prompts) -> tuple[Ints, Ints]:
+        """The prompts in two halves, by user, for figures on users that did not steer."""
+        return holdout_users(prompts.samples, 0.5, self.seed)
+
+    def _divided(self, prompts: Prompts, parts: int) -> tuple[torch.Tensor, list[int]] | None:
+        """The prompts in random order, half after half, and sizes of as many parts of each; None
+        where they are too few."""
+        count = len(prompts.samples)
+        several = len(np.unique(prompts.samples.user)) > 1
+        halves = self.halves(prompts) if several else (np.arange(count),)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = [torch.from_numpy(own)[torch.randperm(len(own), generator=generator)]
+                 for own in halves]  # fmt: skip
+        sizes = [len(part) for own in order for part in own.tensor_split(parts // len(halves))]
+        return (torch.cat(order), sizes) if all(sizes) else None
 
 
 def prepare(

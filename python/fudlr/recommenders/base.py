@@ -24,13 +24,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fudlr.common.batches import in_order, token_batches
+from fudlr.common.batches import token_batches
 from fudlr.common.device import ahead, moved
 from fudlr.common.errors import ModelError
 from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
 from fudlr.recommenders.cached import float32_head
+from fudlr_ext import Engine
 
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]
@@ -63,6 +64,8 @@ class Recommender(ABC):
     ) -> None:
         self.model, self.n_items, self.window = model, interactions.n_items, config.data.window
         self._probed = False
+        self.engine: Engine | None = None
+        """Runs the model for `evaluate` and `losses`, where it is of this model."""
 
     def record(self) -> dict[str, Any]:
         """What is needed beside the configuration to make it again, in JSON's types."""
@@ -199,23 +202,28 @@ class Recommender(ABC):
 
     def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Tensor, Tensor]:
         self.probe()
-        empty = torch.empty(0)
-        if not len(samples):
-            return empty.reshape(0, self.n_items), empty
+        count = len(samples)
+        scores, losses = torch.empty(count if scoring else 0, self.n_items), torch.empty(count)
+        if not count:
+            return scores, losses
         lengths = self.lengths(samples)
-        index: Sequence[Tensor] = torch.arange(len(samples)).split(size)
+        index: Sequence[Tensor] = torch.arange(count).split(size)
         if lengths is not None:
             mean = -(-int(lengths.sum()) * size // len(lengths))
             index = token_batches(lengths, max(int(lengths.max()), mean, 1), size)
-        scores, losses = [], []
+        engine = self.engine if self.engine and self.engine.model is self.model else None
         with evaluating(self.model), torch.no_grad():
             batches = self.parts(samples, index, scoring)
-            for batch in track(batches, len(index), "score users", delay=PATIENCE):
-                outputs = self.forward(self.model, batch)
-                losses.append(self.loss(outputs, batch).float().cpu())
+            shown = track(batches, len(index), "score users", delay=PATIENCE)
+            for at, batch in zip(index, shown, strict=True):
+                if engine is None:
+                    outputs = self.forward(self.model, batch)
+                else:
+                    outputs = engine.outputs(self.forward, batch)
+                losses[at] = self.loss(outputs, batch).float().cpu()
                 if scoring:
-                    scores.append(self.item_scores(outputs, batch).float().cpu())
-        return in_order(scores, index) if scoring else empty, in_order(losses, index)
+                    scores[at] = self.item_scores(outputs, batch).float().cpu()
+        return scores, losses
 
 
 @contextmanager

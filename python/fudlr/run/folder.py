@@ -98,6 +98,9 @@ class Run:
     notes: tuple[str, ...] = ()
     """What each request from here warns of."""
 
+    def __post_init__(self) -> None:
+        self.recommender.engine = self.engine
+
     @property
     def interactions(self) -> Interactions:
         """The data that the split is of."""

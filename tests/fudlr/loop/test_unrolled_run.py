@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import fudlr
 import pytest
@@ -13,6 +14,8 @@ from fudlr.compare import RIVALS
 from fudlr.compare.base import Setting
 from fudlr.config import merge
 from fudlr.debias.expected import SHARES
+from fudlr.debias.heldout import half_gradients
+from fudlr.diagnostics import PARTS
 from fudlr.gradients.store.shards import decode
 from fudlr.influence.unroll import Unrolled
 from fudlr.pipeline.evidence import gather, solvers
@@ -257,3 +260,26 @@ def test_another_objective_takes_what_is_known(folder):
     for name in further.influence.names:
         torch.testing.assert_close(further.influence.of(name), whole.influence.of(name))
     assert further.by(gradients).influence is further.influence
+
+
+def test_each_half_has_the_gradients_of_its_own_prompts(folder, monkeypatch):
+    """Of means from the whole's parts, without a pass; of others anew."""
+    run, clock = load_run(folder), StageClock(announce=False)
+    options = {"objective": "arp + hellinger", "also": ("ndcg",), "lambda_acc": 1.0}
+    plan = prepare(run, with_options(run.config.debias, options), clock)
+    whole = solve(plan, lambda: plan.gradients(plan.valid, PARTS))
+    halves = plan.halves(plan.valid)
+    expected = [plan.gradients(plan.valid.take(own)) for own in halves]
+    for half, own in enumerate(halves):
+        found = half_gradients(whole, own, half)
+        assert set(found) == {"arp", "hellinger", "ndcg", "val_loss"}
+        for name, each in found.items():
+            torch.testing.assert_close(each.gradient, expected[half][name].gradient)
+            assert each.value == pytest.approx(expected[half][name].value, rel=1e-5)
+    plan = replace(plan, metrics=[metric for metric in plan.metrics if metric.is_mean])
+    monkeypatch.setattr(run.engine, "deferred_vjp", None)
+    assert set(half_gradients(replace(whole, plan=plan), halves[0], 0)) == {
+        "arp",
+        "ndcg",
+        "val_loss",
+    }

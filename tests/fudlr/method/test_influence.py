@@ -124,7 +124,7 @@ def test_update_is_the_formula_and_first_order_the_influence(bed, rows, solve):
 def test_parts_of_the_users_add_up_to_the_gradient(bed):
     face = (bed.recommender, bed.engine, bed.valid, bed.side, [Popularity()])
     whole = metric_gradients(*face, batch_size=50)
-    parted = metric_gradients(*face, batch_size=50, parts=8)
+    parted = metric_gradients(*face, batch_size=10, parts=[15] * 8)
     assert whole.parts is None
     assert parted.parts.shape == (8, 2, bed.theta.numel())
     for total, name in zip(parted.parts.sum(0), whole, strict=True):

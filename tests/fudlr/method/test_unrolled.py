@@ -270,6 +270,22 @@ def test_influence_is_the_transpose(trained, monkeypatch, kept):
     assert torch.allclose(product, rows.sum((rows.dots(vectors) * weights[:, None]).T) / N)
 
 
+def test_products_that_follow_from_earlier_ones_need_no_pass(trained, monkeypatch):
+    unrolled, parts = trained.unrolled(), normal(64, 4, D)
+    rows = UnrolledRows(unrolled)
+    rows.dots(parts)
+    taken = []
+    influence = unrolled.influence
+    monkeypatch.setattr(unrolled, "influence", lambda v: taken.append(len(v)) or influence(v))
+    other = normal(65, 2, D)
+    asked = torch.stack([parts.sum(0), other[0], 3 * parts[1] - other[0], torch.zeros(D), other[1]])
+    assert torch.allclose(rows.dots(asked) / N, influence(asked))
+    assert taken == [2]
+    near = parts.sum(0)[None] + 1e-4 * normal(66, 1, D)  # almost a sum of those known
+    assert torch.allclose(rows.dots(near) / N, influence(near))
+    assert taken == [2, 1]
+
+
 @pytest.mark.parametrize("terms", [1.0, 2.0])
 def test_sketches_answer_as_their_lifted_rows_would(plain, terms):
     """Nothing but SᵀS g in place of g, with the exact means."""
@@ -335,7 +351,7 @@ def test_the_curvature_along_shifts_is_the_last_epochs(plain, energy):
     projection, steps = (None, plain.steps) if energy is None else plain.sketched(energy)
     training = Memory(steps) if energy is None else Memory(steps, projection)
     u, found = plain.unrolled(training, terms=terms).curvature(shifts)
-    seen = torch.stack([Response(plain.task.layers, plain.theta).seen(each) for each in shifts])
+    seen = Response(plain.task.layers, plain.theta).seen(shifts)
     if projection is not None:
         assert not torch.allclose(u, seen, rtol=0.05)
         seen = projection.lift(projection.project(seen))

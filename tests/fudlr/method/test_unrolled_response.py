@@ -12,7 +12,7 @@ from test_unrolled import SHAPES, D, N, Task, normal
 
 def answer(response, rows, weights, shift):
     """(1/n) Σ w_i g_i(θ + δ), as the module's docstring has it, with dense algebra."""
-    fisher = rows.T @ (rows @ response.seen(shift)) / len(rows)
+    fisher = rows.T @ (rows @ response.seen(shift[None])[0]) / len(rows)
     total = weights @ rows / len(rows) + weights.mean() * fisher
     return total + response.views(total, shift[None])[0]
 
@@ -88,7 +88,7 @@ def test_what_is_in_no_pair_answers_by_fisher_alone():
     assert (layers, arranged) == ([], [])
     assert torch.equal(order, torch.arange(11))
     response = Response(arranged, theta)
-    assert torch.equal(response.seen(shift), shift)
+    assert torch.equal(response.seen(shift[None])[0], shift)
     assert not response.views(theta, shift[None]).any()
 
 

@@ -13,7 +13,7 @@ from fudlr.metrics import (
     load_metrics,
     metric_gradient,
     register,
-    tied_at_k,
+    top_and_ties,
     top_k,
 )
 from metric_cases import problem
@@ -187,9 +187,9 @@ def test_ties_at_the_end_of_the_list_are_counted():
     seen[2, m - 3] = True
     side = dataclasses.replace(side.take(torch.arange(3)), seen=seen, k=2,
                                target=torch.zeros(3, dtype=torch.int64))  # fmt: skip
-    assert tied_at_k(rows, side).tolist() == [False, True, False]
+    assert top_and_ties(rows, side)[1].tolist() == [False, True, False]
     rows[0, m - 3] = rows[0, m - 2] - m * 2.0**-22  # sums in another order differ by as much
-    assert tied_at_k(rows, side).tolist() == [True, True, False]
+    assert top_and_ties(rows, side)[1].tolist() == [True, True, False]
     rows[0, m - 3] = rows[0, m - 2] - m * 2.0**-19
-    assert tied_at_k(rows, side).tolist() == [False, True, False]
+    assert top_and_ties(rows, side)[1].tolist() == [False, True, False]
     assert top_k(rows, side)[1].tolist() == [m - 1, m - 3]

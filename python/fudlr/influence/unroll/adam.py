@@ -58,7 +58,7 @@ class OptimiserStep:
     start: Tensor
 
     def move(self, before: State, gradient: Tensor) -> State:
-        """The state after the step, G being `gradient` `[d]`."""
+        """The state after the step, G being `gradient` `[d]`; or of k states, `[k, d]`."""
         return State(*adam_move(*before, gradient, self.start, self.options))
 
     def linear(

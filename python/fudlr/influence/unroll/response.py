@@ -153,23 +153,16 @@ class Response:
         table: Tensor | None = None,
     ) -> None:
         table = layer_table(layers) if table is None else table
-        self._layers, self._place = layers, (theta, *(known or inverses(layers, theta)), table)
+        self._place = (theta, *(known or inverses(layers, theta)), table)
 
-    def seen(self, shift: Tensor) -> Tensor:
-        """δ `[d]` with what b a adds to it: ⟨g_i, seen⟩ = r_i, of the smallest G_i that has both
-        views. The Fisher product with it is the change of Ĝ's views."""
-        out = lora_seen(shift, *self._place)  # what of a is in A's row space, through B's gradient
-        theta, *both, _ = self._place
-        sizes = [group.a_shape[0] * group.a_shape[1] ** 2 for group in self._layers]
-        for group, of_a, of_b in zip(self._layers, *(x.split(sizes) for x in both), strict=True):
-            (a0, b0), (a, b) = group.of(theta), group.of(shift)
-            ranks = (len(a), a.shape[1], a.shape[1])
-            outside = a - a @ a0.mT @ of_a.view(ranks) @ a0
-            out[group.index_a] += (of_b.view(ranks) @ (b0.mT @ b) @ outside).flatten()
-        return out
+    def seen(self, shifts: Tensor) -> Tensor:
+        """Each δ of `shifts` `[k, d]` with what b a adds to it: ⟨g_i, seen⟩ = r_i, of the smallest
+        G_i that has both views. The Fisher product with it is the change of Ĝ's views."""
+        return lora_seen(shifts, *self._place)
 
     def views(self, total: Tensor, shifts: Tensor) -> Tensor:
-        """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`.
+        """(bᵀ Ĝ, Ĝ aᵀ) for each of `shifts` `[k, d]`, Ĝ's own views being `total` `[d]`, or each
+        shift's `[k, d]`.
 
         The derivative of the mean gradient `total` that empirical Fisher leaves out; symmetric.
         """

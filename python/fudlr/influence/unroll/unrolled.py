@@ -144,24 +144,24 @@ class Unrolled:
         training loss. Several masks share every pass over the rows. Fisher's products are times
         `stiffness`; `exact` gives what sketches leave out."""
         own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
-        away = [self._start] * len(own)
+        away = State(*(part.expand(len(own), -1) for part in self._start))
         for place, step in self._path.forwards("unroll the training"):
             removed, response = own[:, step.ids], self._response(place)
-            shifts = torch.stack([state.theta for state in away]) - place.state.theta
-            seen = torch.stack([response.seen(shift) for shift in shifts])
+            shifts = away.theta - place.state.theta
             shares = step.shares.to(shifts)
             kept = stiffness * (1 - removed @ shares / shares.sum())[:, None]
             lost = removed if exact is None else torch.zeros_like(removed)
-            totals = self._path.mean(place.t) + self._move(step, seen, lost, kept)
+            seen = response.seen(shifts)
+            totals = self._move(step, seen, lost, kept)
+            totals += self._path.mean(place.t)
             if exact is not None:
                 theta, flat = place.state.theta[self._back], seen[:, self._back]
                 few, more = exact.left_out(place.t, theta, step.ids, removed * shares, flat)
                 known = self._few(step, few, seen)
                 totals += kept * (more.curved[:, self._order] - known) - more.gone[:, self._order]
-            optimiser = self._path.optimiser(place.t)
-            for at, (shift, total) in enumerate(zip(shifts, totals, strict=True)):
-                away[at] = optimiser.move(away[at], total + response.views(total, shift[None])[0])
-        ends = torch.stack([state.theta for state in away])[:, self._back]
+            whole = response.views(totals, shifts).add_(totals)
+            away = self._path.optimiser(place.t).move(away, whole)
+        ends = away.theta[:, self._back]
         return ends.view(*masks.shape[:-1], self.d)
 
     @unwatched
@@ -188,15 +188,15 @@ class Unrolled:
             gradient, hangs = self._linear(place).transposed(hangs)
             dots, curved = self._products(step, gradient)
             out.index_add_(0, step.ids, -dots * step.shares.to(out)[:, None])
-            curved = curved + self._response(place).views(self._path.mean(place.t), gradient)
-            hangs = State(hangs.theta + curved, hangs.mean, hangs.square)
+            curved += self._response(place).views(self._path.mean(place.t), gradient)
+            hangs.theta.add_(curved)  # a tensor of the step's own
         return out
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
         keep it, u `[k, d]`; and uᵀ F u `[k]`, the mean of T_i (g_iᵀ u)² over the last epoch."""
         response = Response(self._layers, self._end, table=self._table)
-        seen = torch.stack([response.seen(shift) for shift in shifts.cpu()[:, self._order]])
+        seen = response.seen(shifts.cpu()[:, self._order])
         last = self._training.step(self._training.count - 1).segment
         sketch = self._project(last, seen)
         total, count = torch.zeros(len(seen), dtype=torch.float64), 0
@@ -250,7 +250,7 @@ class Unrolled:
         """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j g_j g_jᵀ v `[k, d]`, the mean of that
         over the window, for `vectors` `[k, d]`."""
         dots, sums = self._sums(step, vectors)
-        return dots, self._lifted(sums, vectors) / self._window
+        return dots, self._lifted(sums, vectors).div_(self._window)
 
     def _sums(self, step: Step, vectors: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j S g_j g_jᵀ v `[k, p]` over the window,
