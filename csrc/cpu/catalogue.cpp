@@ -197,14 +197,14 @@ Tensor catalogue_share(const Tensor& users, const Tensor& items, const Tensor& w
   return std::get<2>(catalogue_gradients(given, std::nullopt, from, {false, false, true}));
 }
 
-// Merges two falling lists of k scores and their items; the first has the lower items, and goes
-// first where scores are equal.
+// Merges a falling list of k scores and their items with one of `length`; the first has the lower
+// items, and goes first where scores are equal.
 template <typename Real>
 void merge(Real* scores, int64_t* items, const Real* more, const int64_t* more_items,
-           std::vector<Real>& merged, std::vector<int64_t>& merged_items) {
-  size_t x = 0, y = 0;
+           int64_t length, std::vector<Real>& merged, std::vector<int64_t>& merged_items) {
+  int64_t x = 0, y = 0;
   for (size_t j = 0; j < merged.size(); ++j) {
-    const bool ours = scores[x] >= more[y];
+    const bool ours = y == length || scores[x] >= more[y];
     merged[j] = ours ? scores[x] : more[y];
     merged_items[j] = ours ? items[x] : more_items[y];
     ours ? ++x : ++y;
@@ -221,7 +221,7 @@ void top_of_some(const CatalogueArguments& given, int64_t k, Tensor scores, Tens
     const CatalogueView<decltype(in), Real> view(kernels, given, std::nullopt, 0);
     const int64_t at_once = catalogue_slots();
     std::vector<Real> partial(at_once * n * k), merged(k);
-    std::vector<int64_t> found(at_once * n * k), merged_items(k);
+    std::vector<int64_t> found(at_once * n * k), merged_items(k), lengths(at_once);
     Real* best = scores.mutable_data_ptr<Real>();
     int64_t* best_items = found_items.mutable_data_ptr<int64_t>();
     std::fill_n(best, n * k, static_cast<Real>(-kInfinity));
@@ -230,13 +230,14 @@ void top_of_some(const CatalogueArguments& given, int64_t k, Tensor scores, Tens
         view, at_once,
         [&](int64_t begin, int64_t end, int64_t slot) {
           const int64_t at = slot * n * k;
-          kernels.top(*view, k, begin, end, partial.data() + at, found.data() + at);
+          lengths[slot] = std::min(k, end - begin);  // a chunk has no more
+          kernels.top(*view, lengths[slot], begin, end, partial.data() + at, found.data() + at);
         },
         [&](int64_t slot) {
           for (int64_t i = 0; i < n; ++i) {
-            const int64_t at = (slot * n + i) * k;
-            merge(best + i * k, best_items + i * k, partial.data() + at, found.data() + at, merged,
-                  merged_items);
+            const int64_t at = slot * n * k + i * lengths[slot];
+            merge(best + i * k, best_items + i * k, partial.data() + at, found.data() + at,
+                  lengths[slot], merged, merged_items);
           }
         });
   };

@@ -7,6 +7,7 @@
 // users: within a tile in Real, across tiles in float64 (forward) or Real (gradients of a chunk).
 #include "cpu/catalogue_kernel.h"
 
+#include "cpu/lists.h"
 #include "cpu/panels.h"
 #include "cpu/vexp.h"
 
@@ -335,6 +336,8 @@ void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, 
     items[i] = -1;
   }
   const auto nothing = [](auto...) {};
+  const bool heap = k > kSorted;
+  const int64_t worst = heap ? 0 : k - 1;
   for_tiles(
       all, begin, end, false, nothing,
       [&](const Tile<In, Real>&, int64_t first, int64_t user, int64_t users, const Real* rows) {
@@ -342,20 +345,26 @@ void top(const Catalogue<In, Real>& all, int64_t k, int64_t begin, int64_t end, 
           const Real* row = rows + i * kItemTile;
           Real* best = scores + (user + i) * k;
           int64_t* best_items = items + (user + i) * k;
-          if (!(row_maximum(row) > best[k - 1])) continue;
+          if (!(row_maximum(row) > best[worst])) continue;
           for (int64_t t = 0; t < kItemTile; ++t) {
-            if (!(row[t] > best[k - 1])) continue;
-            int64_t at = k - 1;  // behind all that are as high: they came first
-            for (; at > 0 && row[t] > best[at - 1]; --at) {
-              best[at] = best[at - 1];
-              best_items[at] = best_items[at - 1];
-            }
-            best[at] = row[t];
-            best_items[at] = first + t;
+            if (!(row[t] > best[worst])) continue;
+            if (heap) replace_root(best, best_items, k, row[t], first + t);
+            if (!heap) replace_last(best, best_items, k, row[t], first + t);
           }
         }
       },
       nothing);
+  for (int64_t i = 0; heap && i < all.n; ++i) {
+    Real* best = scores + i * k;
+    int64_t* best_items = items + i * k;
+    for (int64_t last = k - 1; last > 0; --last) {
+      const Real score = best[last];
+      const int64_t item = best_items[last];
+      best[last] = best[0];
+      best_items[last] = best_items[0];
+      replace_root(best, best_items, last, score, item);
+    }
+  }
 }
 
 template <typename In, typename Real>

@@ -61,9 +61,11 @@ _PROBE = "fudlr"
 _TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, mode: int | None = None) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
+        if mode is not None:  # safetensors' files are their owner's alone, whatever the umask
+            os.fchmod(handle, mode)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -86,8 +88,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         with held(temporary):
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
-            _sync(temporary)
+            _sync(temporary, mode)
             temporary.replace(path)
         _sync(path.parent)
     finally:
@@ -112,9 +115,10 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         with held(temporary / WRITING):
+            mode = stat.S_IMODE((temporary / WRITING).stat().st_mode)
             yield temporary
             for file in temporary.rglob("*"):
-                _sync(file)
+                _sync(file, None if file.is_dir() else mode)
             replace_folder(temporary, path, kind)
             (path / WRITING).unlink()
     finally:
