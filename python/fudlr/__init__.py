@@ -2,7 +2,6 @@
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> object:
         if name == "__version__":
-            return version("fudlr-ext")
+            return import_module("importlib.metadata").version("fudlr-ext")
         if name not in _HOME:
             raise AttributeError(f"module 'fudlr' has no attribute {name!r}")
         try:

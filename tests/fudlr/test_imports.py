@@ -18,7 +18,18 @@ from fudlr import FudlrError, RunConfig, load_config
 heavy = {"torch", "transformers", "peft", "matplotlib", "polars"} & set(sys.modules)
 assert not heavy, heavy
 """
-
+HELP = """
+import sys
+from fudlr.cli import main
+sys.argv = ["fudlr", "--help"]
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 0
+heavy = {"torch", "numpy", "rich", "pydantic", "yaml", "tqdm", "importlib.metadata"}
+heavy &= set(sys.modules)
+assert not heavy, heavy
+"""
 
 ALONE = """
 import sys
@@ -80,10 +91,9 @@ def test_without_the_extra_the_command_says_so_in_a_sentence():
     assert "pip install 'fudlr-ext[recommender]'" in without_the_extra(NAME).stdout
 
 
-def test_heavy_libraries_wait_until_they_are_needed():
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("code", [LIGHT, HELP], ids=["import", "help"])
+def test_heavy_libraries_wait_until_they_are_needed(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

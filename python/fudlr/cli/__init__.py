@@ -57,6 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes as long to import as all that `--help` needs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -98,6 +99,9 @@ for _command in COMMANDS:
     app.command()(_command)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
+for _listed in (app, *GROUPS.values()):
+    for _info in _listed.registered_commands:  # whole sentences, where typer would cut them
+        _info.short_help = getattr(_info.callback, "__doc__", "").partition("\n")[0]
 
 
 def main() -> None:

@@ -8,15 +8,15 @@ are verified by real retraining.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fudlr.cli.options import ConfigFile, Device, Dtype, Out, Seed, Settings, Threads, configure
-from fudlr.common.files import check_replaceable
-from fudlr.common.progress import StageClock
 from fudlr.common.terminal import say
-from fudlr.config import RunConfig, merge
+
+if TYPE_CHECKING:
+    from fudlr.config import RunConfig
 
 OBJECTIVES = ("arp", "hellinger")
 SMALL = {
@@ -52,6 +52,9 @@ def run_demo(config: RunConfig, out: Path, *, small: bool = False) -> list[Path]
         out: Where the results go.
         small: Fewer samples and epochs: a check that all parts work, not a result.
     """
+    from fudlr.common.files import check_replaceable
+    from fudlr.common.progress import StageClock
+    from fudlr.config import merge
     from fudlr.data import fetch_ml100k
     from fudlr.debias import debias
     from fudlr.output.results import write_result

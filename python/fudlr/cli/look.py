@@ -22,9 +22,7 @@ from fudlr.cli.options import (
     open_run,
 )
 from fudlr.common.errors import DataError, UsageError
-from fudlr.common.files import check_file, read_json, write_json
 from fudlr.common.terminal import say
-from fudlr.config import describe_fields
 
 data = typer.Typer(help="Fetch and check data.", no_args_is_help=True)
 store = typer.Typer(help="Look at, check and join stores of gradients.", no_args_is_help=True)
@@ -47,6 +45,7 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Print all metrics of the run's adapter, or of another one, as JSON."""
+    from fudlr.common.files import check_file, write_json
     from fudlr.evaluation import measure, measure_lists
 
     if out is not None:
@@ -65,6 +64,8 @@ def evaluate(
 
 def _check_figures(out: Path) -> None:
     """Only earlier figures are replaced."""
+    from fudlr.common.files import read_json
+
     try:
         read_json(out, dict[str, float])
     except DataError as error:
@@ -81,6 +82,8 @@ def options(
     ] = None,
 ) -> None:
     """List every option that `--set` and `--config` take: default, allowed values, meaning."""
+    from fudlr.config import describe_fields
+
     described = describe_fields()
     names = [n for n in described if section is None or n.partition(".")[0] == section]
     if not names:

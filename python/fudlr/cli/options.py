@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fudlr.common.errors import UsageError
-from fudlr.config import DebiasConfig, RunConfig, load_config, merge, read_yaml
 
 if TYPE_CHECKING:
+    from fudlr.config import DebiasConfig, RunConfig
     from fudlr.run import Run
 
 
@@ -76,6 +76,8 @@ def configure(
     path: Path | None, settings: list[str] | None, seed: int | None, options: dict[str, Any]
 ) -> RunConfig:
     """The configuration file's options, then `--set`, then a command's own; later ones win."""
+    from fudlr.config import RunConfig, load_config, merge
+
     config = load_config(path) if path else RunConfig()
     return merge(config, {**parse(settings), **given({"seed": seed, **options})})
 
@@ -87,6 +89,8 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def parse(settings: list[str] | None) -> dict[str, Any]:
     """`--set name=value` as a dictionary; values are YAML."""
+    from fudlr.config import read_yaml
+
     parsed = {}
     for setting in settings or []:
         name, sign, value = setting.partition("=")
@@ -112,6 +116,7 @@ def open_run(
     What its training depends on is refused, and what the command does not use: of `debias` and
     `record` it follows `section` alone.
     """
+    from fudlr.config import load_config
     from fudlr.run import load_run
 
     parsed = parse(settings)
@@ -134,6 +139,8 @@ def debias_options(
     trained: RunConfig, path: Path | None, settings: list[str] | None, options: dict[str, Any]
 ) -> DebiasConfig:
     """The run's `debias` section or the file's, then `--set`, then a command's own options."""
+    from fudlr.config import load_config, merge
+
     base = trained.model_copy(update={"debias": load_config(path).debias}) if path else trained
     chosen = {**of_section("debias", settings), **given(options)}
     return merge(base, {f"debias.{name}": value for name, value in chosen.items()}).debias

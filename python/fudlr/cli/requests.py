@@ -27,7 +27,6 @@ from fudlr.cli.options import (
     of_section,
     open_run,
 )
-from fudlr.common.files import check_replaceable, claim_folder
 from fudlr.common.terminal import say
 
 
@@ -51,6 +50,7 @@ def debias(
     threads: Threads = None,
 ) -> None:
     """Find the samples that cause the bias, update the adapter, report before and after."""
+    from fudlr.common.files import check_replaceable
     from fudlr.debias import CURVE
     from fudlr.debias import debias as debias_samples
     from fudlr.output.results import write_result
@@ -102,6 +102,7 @@ def forget(
     threads: Threads = None,
 ) -> None:
     """Take named users, items or samples out of the adapter, with an audit of what is left."""
+    from fudlr.common.files import check_replaceable
     from fudlr.data.named import read_ids
     from fudlr.debias import forget as forget_samples
     from fudlr.output.results import write_result
@@ -150,6 +151,7 @@ def sweep(
     threads: Threads = None,
 ) -> None:
     """Sweep λ's and budgets over one solve: predicted, measured and retrained, with a plot."""
+    from fudlr.common.files import claim_folder
     from fudlr.sweep import Grid, parse_list, print_sweep, sweep_run, write_sweep
     from fudlr.verify import default_processes
 
@@ -195,6 +197,7 @@ def grouped(
 ) -> None:
     """Find a mask and an adapter for each group of users, from one gradient pass and one solve."""
     from fudlr import groups
+    from fudlr.common.files import check_replaceable
 
     check_replaceable(out, "groups")
     loaded = open_run(run, adapter, settings, device=device, config=config)
@@ -222,6 +225,7 @@ def compare(
     threads: Threads = None,
 ) -> None:
     """Compare removal with its rivals on one trained adapter: a table and a Pareto plot."""
+    from fudlr.common.files import claim_folder
     from fudlr.compare import compare_run, print_comparison, write_comparison
     from fudlr.verify import default_processes
 

@@ -25,7 +25,6 @@ from fudlr.cli.options import (
 )
 from fudlr.common.errors import UsageError
 from fudlr.common.terminal import say
-from fudlr.config import load_config, merge
 
 
 def train(
@@ -125,6 +124,7 @@ def record(
     threads: Threads = None,
 ) -> None:
     """Record training samples' sketched gradients in one pass; resumes a killed recording."""
+    from fudlr.config import load_config, merge
     from fudlr.gradients.store.commands import store_info
     from fudlr.record import record_run
 

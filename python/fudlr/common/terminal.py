@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # rich takes as long to import as all that `fudlr --help` needs
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable
+    from rich.segment import Segment
+    from rich.table import Table
+    from rich.text import Text
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # a terminal acts on them
@@ -28,13 +29,23 @@ def console(*, stderr: bool = False) -> Console:
 
     Whatever is printed on it, also within tables, is `visible`, and no markup is read in `say`.
     """
+    from rich.console import Console, RenderHook
+
+    class Visible(RenderHook):
+        def process_renderables(
+            self, renderables: list[ConsoleRenderable]
+        ) -> list[ConsoleRenderable]:
+            return [_Shown(each) for each in renderables]
+
     made = Console(stderr=stderr, highlight=False, soft_wrap=stderr)
-    made.push_render_hook(_Visible())
+    made.push_render_hook(Visible())
     return made
 
 
 def say(text: str, style: str = "") -> None:
     """One line for a person, on stderr: stdout is for what programs read."""
+    from rich.text import Text
+
     console(stderr=True).print(Text(visible(text).replace("\n", "\\n"), style=style))
 
 
@@ -42,6 +53,10 @@ def table(
     heads: Iterable[str], rows: Iterable[Iterable[str | Text]], *, left: int = 1, title: str = ""
 ) -> Table:
     """A table without lines; its first `left` columns stand left, the others right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     made = Table(
         title=title or None,
         title_justify="left",
@@ -56,15 +71,12 @@ def table(
     return made
 
 
-class _Visible(RenderHook):
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Shown(each) for each in renderables]
-
-
 class _Shown:
     def __init__(self, inner: ConsoleRenderable) -> None:
         self._inner = inner
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
         for segment in console.render(self._inner, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)

@@ -87,6 +87,7 @@ def test_version_and_help(fudlr):
     assert package.__version__[0].isdigit()
     for arguments in (["-h"], ["train", "-h"], ["data", "check", "-h"]):
         assert "Usage" in fudlr(*arguments).out
+    assert "report\n            before and after.\n" in fudlr("--help").out  # whole, not cut
 
 
 @pytest.mark.parametrize("arguments", [["options"], ["--help"], ["--version"]])
@@ -107,7 +108,7 @@ def test_signals_let_a_command_clean_up(name, code, tmp_path):
     work = f"""
 import time
 from pathlib import Path
-from fudlr.cli import look
+import fudlr.config
 from fudlr.common.files import atomic_folder
 
 def work():
@@ -116,7 +117,7 @@ def work():
         time.sleep(2 if {name == "nohup"} else 60)
     return {{}}
 
-look.describe_fields = lambda: work() or {{"a.b": dict(default=1, allowed="", help="")}}
+fudlr.config.describe_fields = lambda: work() or {{"a.b": dict(default=1, allowed="", help="")}}
 """
     command = [sys.executable, "-c", work + MAIN, "options"]
     command = ["nohup", *command] if name == "nohup" else command
