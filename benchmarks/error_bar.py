@@ -5,7 +5,8 @@
 Reads the requests of results/unrolled.json, each really retrained. Retraining's shares of
 the update's change of the steered surrogate are taken as drawn from one normal distribution; the
 interval of a further one is mean ± t s √(1 + 1/n), 90%. Its coverage is counted on requests of
-trainings that it was not made from: each training is left out in turn. Writes
+trainings that it was not made from: each training is left out in turn. Requests whose update warns
+that the loss bends otherwise get no interval, and are left out. Writes
 benchmarks/results/error_bar.json, whose interval `fudlr.debias.expected.SHARES` has.
 """
 
@@ -14,6 +15,7 @@ import statistics
 from math import sqrt
 
 from common import RESULTS, write_result
+from fudlr.diagnostics.update import BENT
 from scipy.stats import t as student
 
 LEVEL = 0.9
@@ -32,9 +34,11 @@ def main() -> None:
             1 / request["change_of_retraining"]
             for seed in seeds.values()
             for request in seed["unrolled"].values()
+            if request["bend"] <= BENT
         ]
         for name, seeds in trainings.items()
     }
+    shares = {name: own for name, own in shares.items() if own}
     covered = {}
     for name, own in shares.items():
         low, high = interval([x for other, xs in shares.items() if other != name for x in xs])

@@ -26,6 +26,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
               "train.learning_rate": 1e-3},
     "demo": {},
     "large": {"data.max_train_per_user": 1000, "train.epochs": 2},
+    "synthetic": {"data.source": "synthetic"},
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole rows": {"energy": 1.0, "dtype": "float32"},

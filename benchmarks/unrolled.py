@@ -3,10 +3,11 @@
     python benchmarks/unrolled.py [--out out/unrolled] [--trainings brief demo] [--seeds 0]
 
 Trainings of the demo's model: *brief*, 1,024 samples in 192 steps, as language models are tuned;
-*demo*, the demo's own of 300 steps; *large*, all samples of every user. Each is trained through
-peft and through the engine, recorded with the defaults and not, in turns. For ARP and for
-Hellinger, with λ_acc = 1 and a budget of 10%, the samples that the unrolled influence chooses are
-taken out by the unrolled update, by the closed form from the last epoch, and by a real retraining.
+*demo*, the demo's own of 300 steps; *large*, all samples of every user; *synthetic*, 1,600 samples
+of made-up data. Each is trained through peft and through the engine, recorded with the defaults and
+not, in turns. For ARP and for Hellinger, with λ_acc = 1 and a budget of 10%, the samples that the
+unrolled influence chooses are taken out by the unrolled update, by the closed form from the last
+epoch, and by a real retraining.
 Changes are of the steered surrogate on test prompts. With --compare, other settings of the
 recording answer for the same masks, whole rows among them, and the rows of some epochs in place of
 all. With --removals, that many random removals of 10% are really retrained, and nothing else is
@@ -147,6 +148,7 @@ class Case:
             out[name] = {
                 **self.judge(name, self.run.theta + found.shifts[0]),
                 "stiffness": found.stiffness,
+                "bend": found.bend,
                 "without_it": self.judge(name, plain),
                 "first_order": self.judge(name, first),
                 "scores_spearman": spearman(scores[name], self.first[name]),

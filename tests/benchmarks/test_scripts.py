@@ -24,8 +24,10 @@ def test_the_error_bar_is_the_measured_one():
 
 def test_the_error_bar_turns_with_the_change_and_is_for_what_was_measured():
     before, (low, high) = {"arp_soft": 4.0, "gini_soft": 0.5}, SHARES["unrolled"]
-    found = expected("unrolled", before, before, {"arp_soft": 3.0, "gini_soft": 0.6})
+    after = {"arp_soft": 3.0, "gini_soft": 0.6}
+    found = expected("unrolled", 1.5, before, before, after)
     assert found["arp_soft"] == pytest.approx([-high, -low])
     assert found["gini_soft"] == pytest.approx([0.1 * low, 0.1 * high])
-    assert expected("unrolled", before, before, before) == {}
-    assert expected("closed_form", before, before, {"arp_soft": 3.0, "gini_soft": 0.6}) == {}
+    assert expected("unrolled", 1.5, before, before, before) == {}
+    assert expected("unrolled", 2.1, before, before, after) == {}
+    assert expected("closed_form", None, before, before, after) == {}

@@ -158,7 +158,8 @@ def carry_out(
         summary = summarise(solved, found, before, after)
         if audit is None:
             names = [term.metric.soft_key for term in plan.objective.terms]
-            summary["expected"] = expected(plan.update, names, before.metrics, after.metrics)
+            bend, figures_of = found.update.details.get("bend"), (before.metrics, after.metrics)
+            summary["expected"] = expected(plan.update, bend, names, *figures_of)
         else:
             with clock.stage("audit"):
                 distances = audit.distances({"trained": run.theta, "updated": found.update.theta})
@@ -253,7 +254,7 @@ def _further(
     with clock.stage("held-out users"):
         halves = heldout_users.asked(solved) if heldout else []
     with clock.stage("further updates"):
-        answers = solved.answers([*asked, *halves])
+        answers = solved.answers([*asked, *halves], answer)
     updated = iter(answers)
     found = [answer if torch.equal(m.remove, answer.mask) else next(updated) for m in masks]
     with clock.stage("trade-off curve"):

@@ -21,7 +21,7 @@ from fudlr.diagnostics.recommender import (
     ties,
     training,
 )
-from fudlr.diagnostics.update import due, loss, oscillation, ranking, shift
+from fudlr.diagnostics.update import bend, due, loss, oscillation, ranking, shift
 
 BEFORE: dict[str, Look] = {
     "training": training,
@@ -36,7 +36,7 @@ BEFORE: dict[str, Look] = {
 """Run before samples are scored."""
 MASK: dict[str, Look] = {"oscillation": oscillation}
 """Run before the mask's samples are taken out."""
-AFTER: dict[str, Look] = {"shift": shift, "loss": loss, "ranking": ranking}
+AFTER: dict[str, Look] = {"shift": shift, "bend": bend, "loss": loss, "ranking": ranking}
 """Run on the updated adapter."""
 GIVEN_BEFORE: dict[str, Look] = {"training": training}
 """Run instead where a mask is given: the others judge what would choose one."""

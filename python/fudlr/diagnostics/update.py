@@ -12,6 +12,10 @@ RESTLESS, OSCILLATING = 0.02, 0.1
 LONG, TOO_LONG = 0.6, 1.0
 """Of ‖θ* − θ₀‖: a retraining without a tenth of the samples goes about half of it at most."""
 HALF, ALL = 0.5, 1.0
+BENT = 2.0
+"""Times what an update took for granted: 1.0 to 1.6 in trainings where updates came within a tenth
+of what retraining changes, 1.2 to 3.2 in one where they went 1.2 to 2.5 times as far, the farthest
+from 2.3 on (unrolled.json)."""
 LEAST = 0.05
 """Relative rise of the validation loss that is not refused even where training had won less."""
 COSTLY, RUINOUS = 0.2, 0.5
@@ -54,6 +58,25 @@ def shift(facts: Facts) -> Finding | None:
         reason=f"Real removals of 10% stay below {LONG:g}, and a removal of every sample goes "
         f"{TOO_LONG:g}.",
         advice=_advice(facts, "Likely too small a damping: raise it", "remove fewer samples"),
+    )
+
+
+def bend(facts: Facts) -> Finding | None:
+    """How much steeper the training loss becomes along the update, beside what that took for
+    granted; of an unrolled update that says so."""
+    assert facts.update is not None
+    found = facts.update.details.get("bend")
+    if found is None:
+        return None
+    return graded(
+        "bend",
+        found,
+        {Severity.WARN: BENT},
+        found=f"along the update the training loss becomes {found:.2g} times as steep as it was "
+        "taken to",
+        reason=f"Above {BENT:g} the training is not what its gradients tell of it: retraining "
+        "changed the metric by less than half of the update in one such case.",
+        advice="Do not rely on the update's size before `fudlr verify`; remove fewer samples.",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -55,7 +56,15 @@ def as_it_is(rhs: Tensor) -> Solution:
     return Solution(rhs, torch.zeros(count), 0, (Status.CONVERGED,) * count, "nothing was solved")
 
 
-def _not_solved(masks: Tensor) -> list[Update]:
+class Remove(Protocol):
+    """See `Evidence.remove`."""
+
+    def __call__(self, masks: Tensor, like: Update | None = None) -> list[Update]:
+        """An update for each of `masks` `[k, n]`."""
+        ...
+
+
+def _not_solved(masks: Tensor, like: Update | None = None) -> list[Update]:
     raise RuntimeError("these rows have no solver: `solvers` gives the evidence one")
 
 
@@ -72,8 +81,8 @@ class Evidence:
         unrolled: The training, where rows are of all of it.
         damping: Of H; 0 where none is asked for.
         solve: H⁻¹ in that space, for scores and update alike.
-        remove: Takes the samples of each of some masks `[k, n]` out of θ*; the model holds θ*
-            before and after.
+        remove: Takes the samples of each of some masks `[k, n]` out of θ*, as it took those of
+            the update that is given, if so; the model holds θ* before and after.
     """
 
     source: str
@@ -84,7 +93,7 @@ class Evidence:
     unrolled: Unrolled | None = None
     damping: float = 0.0
     solve: Solve = as_it_is
-    remove: Callable[[Tensor], list[Update]] = _not_solved
+    remove: Remove = _not_solved
 
 
 def gather(plan: Plan) -> Evidence:
@@ -130,10 +139,11 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     if (unrolled := rows.unrolled) is not None:
         exact = taken_again(plan) if plan.exact and not rows.about.get("dropout") else None
 
-        def retrain(masks: Tensor) -> list[Update]:
+        def retrain(masks: Tensor, like: Update | None = None) -> list[Update]:
             """The training repeated without the samples of each mask."""
-            found = retrained(run, unrolled, masks, exact)
-            about, said = {"stiffness": found.stiffness}, found.warnings
+            known = None if like is None else like.details["stiffness"]
+            found = retrained(run, unrolled, masks, exact, known)
+            about, said = {"stiffness": found.stiffness, "bend": found.bend}, found.warnings
             return [
                 replace(done, details={**done.details, **about}, warnings=[*said, *done.warnings])
                 for delta in found.shifts
@@ -148,7 +158,7 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     else:
         solve, one = _whole(plan, space, damping)
 
-    def remove(masks: Tensor) -> list[Update]:
+    def remove(masks: Tensor, like: Update | None = None) -> list[Update]:
         return [one(mask) for mask in masks]
 
     return replace(rows, about=about, damping=damping, solve=solve, remove=remove)

@@ -12,7 +12,8 @@ model's over some training samples says by how much.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,52 @@ SHIFTS = 4
 
 @dataclass(frozen=True)
 class Retrained:
-    """Shifts from θ* `[k, d]`, the ratio c that they were made with, and what to say of it."""
+    """The training repeated without some samples.
+
+    Attributes:
+        shifts: From θ*, `[k, d]`.
+        stiffness: The ratio c that they were made with.
+        bend: How much steeper the loss becomes along the first of them, times what the update
+            took for granted; None where c was given.
+        warnings: What to say of it.
+    """
 
     shifts: Tensor
     stiffness: float
-    warnings: list[str]
+    bend: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
-def retrained(run: Run, unrolled: Unrolled, masks: Tensor, exact: Exact | None = None) -> Retrained:
+def retrained(
+    run: Run,
+    unrolled: Unrolled,
+    masks: Tensor,
+    exact: Exact | None = None,
+    stiffness: float | None = None,
+) -> Retrained:
     """The training repeated without the samples of each of `masks` `[k, n]`, all of one request,
     with `exact` gradients or their sketches alone; the model holds θ* before and after. The former
-    are of samples that were named, along whose shifts both curvatures agree."""
+    are of samples that were named, along whose shifts both curvatures agree. `stiffness` is c where
+    another mask of the request has told it."""
     some = masks[torch.linspace(0, len(masks) - 1, min(SHIFTS, len(masks))).long()]
     some = some[some.any(1)]
-    ratio, said = 1.0, list[str]()
-    if len(some) and exact is None:
+    ratio, said = stiffness or 1.0, list[str]()
+    asked = len(some) and exact is None and stiffness is None
+    if asked:
         ratio, said = _stiffness(run, unrolled, unrolled.update(some).to(run.theta) - run.theta)
     most = max(1, TOGETHER // run.theta.numel())
     ends = torch.cat([unrolled.update(each, ratio, exact) for each in masks.split(most)])
+    shifts = ends.to(run.theta) - run.theta
+    bend = _bend(run, unrolled, shifts[masks.any(1)][0], ratio) if asked else None
     run.engine.load(run.theta)
-    return Retrained(ends.to(run.theta) - run.theta, ratio, said)
+    return Retrained(shifts, ratio, bend, said)
+
+
+def _bend(run: Run, unrolled: Unrolled, shift: Tensor, ratio: float) -> float:
+    """⟨∇L(θ* + δ) − ∇L(θ*), δ⟩ over c uᵀ F u, for δ `shift` `[d]`: 1 where the loss is as quadratic
+    as the update has it."""
+    steeper = _slope(run, run.theta + shift, shift) - _slope(run, run.theta, shift)
+    return steeper / (ratio * float(unrolled.curvature(shift[None])[1]))
 
 
 def _stiffness(run: Run, unrolled: Unrolled, shifts: Tensor) -> tuple[float, list[str]]:
@@ -75,15 +102,32 @@ def _stiffness(run: Run, unrolled: Unrolled, shifts: Tensor) -> tuple[float, lis
 
 
 def _gauss_newton(run: Run, vectors: Tensor) -> float:
-    """Σ_k v_kᵀ GGN v_k for `vectors` `[k, d]`, over training samples at equal distances."""
-    recommender, samples = run.recommender, run.split.train
+    """The mean of Σ_k v_kᵀ GGN v_k for `vectors` `[k, d]`."""
+    total, count = 0.0, 0
+    for size, batch in _probes(run):
+        face = (run.recommender.forward, run.recommender.loss, batch)
+        total += float((run.engine.ggn_vp(*face, vectors) * vectors).sum()) * size
+        count += size
+    return total / count
+
+
+def _slope(run: Run, theta: Tensor, along: Tensor) -> float:
+    """⟨∇L(θ), v⟩ for `along` v `[d]`."""
+    run.engine.load(theta)
+    total, count = 0.0, 0
+    for size, batch in _probes(run):
+        face = (run.recommender.forward, run.recommender.loss, batch)
+        total += float(run.engine.grad_sum(*face, torch.ones(size)) @ along)
+        count += size
+    return total / count
+
+
+def _probes(run: Run) -> Iterator[tuple[int, Any]]:
+    """Training samples at equal distances, in batches, with how many are in each."""
+    samples = run.split.train
     index = torch.linspace(0, len(samples) - 1, min(PROBED, len(samples))).long()
     parts = index.split(run.config.train.batch)
-    total = 0.0
-    for part, batch in zip(parts, recommender.parts(samples, parts), strict=True):
-        found = run.engine.ggn_vp(recommender.forward, recommender.loss, batch, vectors)
-        total += float((found * vectors).sum()) * len(part)
-    return total / len(index)
+    return zip(map(len, parts), run.recommender.parts(samples, parts), strict=True)
 
 
 def taken_again(plan: Plan) -> Exact:

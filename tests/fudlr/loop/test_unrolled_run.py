@@ -1,6 +1,7 @@
 """A run's training recorded and unrolled: against real retraining, resumed, chosen and refused."""
 
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -93,6 +94,20 @@ def test_fishers_products_are_scaled_to_the_models_curvature(folder, popular, mo
     found = retrained(run, unrolled, torch.stack([torch.zeros_like(mask), mask]))
     assert found.stiffness == pytest.approx(float(variance.mean()) / float(fisher), rel=0.01)
     assert torch.equal(found.shifts[1], unrolled.update(mask, found.stiffness) - run.theta)
+    # ∇L over the same samples, by one backward pass on their mean loss.
+    slopes = []
+    for theta in (run.theta, run.theta + found.shifts[1]):
+        run.engine.load(theta)
+        loss = recommender.loss(recommender.forward(recommender.model, batch), batch).mean()
+        gradient = torch.autograd.grad(loss, run.engine.parameters())
+        slopes.append(float(torch.cat([g.flatten() for g in gradient]) @ found.shifts[1]))
+    run.engine.load(run.theta)
+    (_, (taken,)) = unrolled.curvature(found.shifts[1:])
+    right = (slopes[1] - slopes[0]) / (found.stiffness * float(taken))
+    assert found.bend == pytest.approx(right, rel=1e-3)
+    told = retrained(run, unrolled, mask[None], stiffness=found.stiffness)
+    assert torch.equal(told.shifts[0], found.shifts[1])
+    assert told.bend is None
     assert not found.warnings
 
     def refuse(*_):
@@ -130,6 +145,17 @@ def test_rivals_of_an_unrolled_update(folder, monkeypatch):
         torch.testing.assert_close(
             point.theta - run.theta, right / run.config.train.l2, rtol=1e-3, atol=1e-5
         )
+
+
+def test_a_loss_that_bends_otherwise_is_warned_of(folder, monkeypatch):
+    """And no interval for retraining is given."""
+    monkeypatch.setattr("fudlr.diagnostics.update.BENT", 0.0)
+    monkeypatch.setattr(sys.modules["fudlr.debias.expected"], "BENT", 0.0)
+    summary = fudlr.debias(load_run(folder), objective="arp", curve=(), force=True).summary
+    found = next(each for each in summary["diagnostics"] if each["name"] == "bend")
+    assert found["severity"] == "warn"
+    assert found["measured"] == summary["update"]["bend"] > 0
+    assert summary["expected"] == {}
 
 
 def test_a_request_is_unrolled_where_the_store_has_the_training(folder, monkeypatch):
