@@ -18,6 +18,7 @@ from engine_models import (
 )
 from peft import (
     AdaLoraConfig,
+    IA3Config,
     LoHaConfig,
     LoraConfig,
     OFTConfig,
@@ -71,6 +72,7 @@ def test_trained_biases(bias):
 
 KINDS = {
     "LOHA": LoHaConfig(r=2, target_modules=["q_proj"]),
+    "IA3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "VERA": VeraConfig(r=2, target_modules=["q_proj"]),
     "ADALORA": AdaLoraConfig(init_r=2, target_r=2, total_step=10, target_modules=["q_proj"]),
     "PROMPT_TUNING": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
