@@ -6,6 +6,7 @@ user, so a part of the users is a part of the prompts of each.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
+from fudlr.common.memory import physical
 from fudlr.config import DataConfig
 from fudlr.data import (
+    DataWarning,
     Samples,
     Split,
     candidates_of,
@@ -60,6 +63,7 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     """
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
+    _foretell(n, n_items)
     seen = torch.from_numpy(samples.seen())
     if config.candidates is not None:  # what is no candidate is as good as seen: never listed
         chosen = torch.from_numpy(candidates_of(samples, config.candidates))
@@ -84,6 +88,20 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
         group_labels=tuple(labels),
     )
     return Prompts(samples, side)
+
+
+def _foretell(n: int, n_items: int) -> None:
+    """Warn before scores that may not fit into memory are computed: n × M numbers of 4 bytes, and
+    ∂metric/∂scores takes three to five matrices of that size beside them."""
+    each = 4 * n * n_items
+    if 8 * each > physical():
+        warnings.warn(
+            f"Scores of {n:,} prompts and {n_items:,} items are {each / 2**30:.1f} GiB, a request "
+            f"holds about 8 such matrices at once, and this machine's memory is "
+            f"{physical() / 2**30:.0f} GiB: fewer prompts need less (--set data.prompt_users=N).",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def measure(

@@ -1,8 +1,9 @@
-"""Memory that a command frees is kept for what it needs next."""
+"""Memory: how much there is, and that what a command frees is kept for what it needs next."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of glibc's mallopt
 
@@ -18,3 +19,8 @@ def keep_freed() -> None:
         mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that it takes
         mallopt(_TRIM_THRESHOLD, 2**30)
         mallopt(_TOP_PAD, 2**26)
+
+
+def physical() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

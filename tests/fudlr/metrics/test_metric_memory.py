@@ -1,7 +1,12 @@
 """Evaluation makes no second matrix of the scores' size: users × items may be gigabytes."""
 
+import warnings
+
+import pytest
 import torch
-from fudlr.evaluation import measured
+from fudlr.config import DataConfig
+from fudlr.data import DataWarning, make_split, synthetic
+from fudlr.evaluation import make_prompts, measured
 from fudlr.metrics import Side, bootstrap
 from fudlr.metrics.base import TILE
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,3 +56,16 @@ def test_figures_and_intervals_are_made_in_tiles():
         bootstrap({"before": scores, "after": scores}, side, n_resamples=10)
     assert "arp" in found.metrics
     assert largest.bytes <= 8 * TILE, largest.name  # float64
+
+
+def test_scores_beyond_the_memory_are_foretold(monkeypatch):
+    config = DataConfig(k=5)
+    split = make_split(synthetic(60, 24, seed=2, per_user=(8, 12)), config)
+    size = 4 * len(split.test) * 24
+    monkeypatch.setattr("fudlr.evaluation.physical", lambda: 8 * size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_prompts(split, split.test, config)
+    monkeypatch.setattr("fudlr.evaluation.physical", lambda: 8 * size - 1)
+    with pytest.warns(DataWarning, match=r"data\.prompt_users=N"):
+        make_prompts(split, split.test, config)
