@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
+from command_figures import hostile, startup, wait
 from question_figures import explain, forget
 from rows import result, row
 from unrolled_figures import (
@@ -252,33 +253,6 @@ def wheels() -> list[str]:
     return rows
 
 
-def hostile() -> list[str]:
-    found = result("hostile_disk")["disturbances"]
-    names = {
-        "full": "full disk",
-        "read-only": "read-only disk, or no permission",
-        "output": "stdout is full",
-        "interrupt": "SIGINT, SIGTERM, SIGHUP",
-        "kill": "SIGKILL",
-    }
-    return [row(name, found[key]["attempts"], found[key]["wrong"]) for key, name in names.items()]
-
-
-def wait() -> list[str]:
-    found = result("wait")
-    cpu, known = found["cpu_seconds"], found["request_cpu_seconds"]
-    parts = [
-        ("the request's own stages", known),
-        ("figures before and after", cpu["evaluate before"] + cpu["evaluate after"]),
-        ("updates of the curve and for held-out users", cpu["further updates"]),
-        ("figures of the trade-off curve", cpu["trade-off curve"]),
-        ("figures of held-out users", cpu["held-out users"]),
-        ("intervals", cpu["intervals"]),
-        ("the whole command", found["command_cpu_seconds"]),
-    ]
-    return [row(name, f"{value:.1f}", f"{value / known:.2f}") for name, value in parts]
-
-
 def dropped() -> list[str]:
     """What was tried and is no longer there; the last cell is the result file."""
     curves = result("curvatures")["curvatures"]
@@ -387,5 +361,5 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, explain, wait, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
+    kills, forget, explain, wait, startup, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
 )  # fmt: skip
