@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fudlr.common.device import versions
 from fudlr.common.files import write_json
-from fudlr.run import versions
 
 from fudlr_ext import _C
 

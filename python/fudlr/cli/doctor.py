@@ -46,8 +46,7 @@ def machine() -> dict[str, Any]:
     """Versions, and what torch and the library found and were built for."""
     import torch
 
-    from fudlr.common.device import LIBRARY, why_no_gpu
-    from fudlr.run import versions
+    from fudlr.common.device import LIBRARY, versions, why_no_gpu
 
     def gpu(index: int) -> dict[str, Any]:
         major, minor = torch.cuda.get_device_capability(index)

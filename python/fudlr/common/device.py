@@ -7,9 +7,11 @@ and digests do not depend on it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -191,3 +193,9 @@ def _own_dtype(folder: Path | None) -> str:
         return ""
     config = read_json(path, dict[str, Any])
     return str(config.get("dtype") or config.get("torch_dtype") or "")
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("fudlr-ext", "torch", "transformers", "peft", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}

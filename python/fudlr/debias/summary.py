@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fudlr.common.device import versions
 from fudlr.config import to_plain
 from fudlr.evaluation import Measured, most_popular
 from fudlr.metrics import METRICS, Null, Side, Statistics, bootstrap, permutation_null
 from fudlr.metrics.accuracy import DIRECTIONS
 from fudlr.pipeline.request import Answer, Solved
-from fudlr.run import versions
 
 NEEDED = ("sample gradients", "metric gradients", "diagnostics", "scores", "update")
 """Stages without which there is no updated adapter; what the method costs."""

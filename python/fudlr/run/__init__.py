@@ -1,7 +1,7 @@
 """A run: data, base model, start and trained adapter, in memory and as a folder."""
 
 from fudlr.run.base import Base, make_base
-from fudlr.run.folder import Run, load_run, read_data, train_run, versions
+from fudlr.run.folder import Run, load_run, read_data, train_run
 from fudlr.run.live import adopt
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "make_base",
     "read_data",
     "train_run",
-    "versions",
 ]

@@ -13,12 +13,10 @@ RUN/binding.json       digests of all that, and of the data
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from fudlr import lora
-from fudlr.common.device import Place, facts, place
+from fudlr.common.device import Place, facts, place, versions
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json, write_table
@@ -172,12 +170,6 @@ def read_data(config: DataConfig) -> Interactions:
     if config.source == "synthetic":
         return synthetic()
     return readers.read_data(config.source, config.columns)
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    names = ("fudlr-ext", "torch", "transformers", "peft", "numpy")
-    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
 
 
 def train_run(

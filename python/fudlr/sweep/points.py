@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.device import versions
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
 from fudlr.common.files import write_json
@@ -31,7 +32,7 @@ from fudlr.influence.mask import Mask
 from fudlr.metrics import evaluate
 from fudlr.pipeline.plan import Plan, prepare
 from fudlr.pipeline.request import Solved, choose_mask, solve
-from fudlr.run import Run, versions
+from fudlr.run import Run
 from fudlr.sweep.grid import RULE, Grid, Point, basis, rank
 from fudlr.verify.retraining import removal, retrain
 
