@@ -173,6 +173,10 @@ class Engine:
         """Return which way the last call's pass went, and why; `str()` of it is a sentence."""
         return self._passes.report
 
+    def reports(self) -> list[Report]:
+        """Return `report` of the last pass of each kind (first order, vjp, …), the latest last."""
+        return list(self._passes.reports.values())
+
     def backward_hook(self, names: Collection[str] | None = None) -> BackwardHook:
         """Hook onto the model's own training, and take per-sample gradients from its backward pass.
 

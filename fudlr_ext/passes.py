@@ -100,11 +100,21 @@ class Passes:
 
     def __init__(self, model: nn.Module, layout: Layout, check: bool) -> None:
         self.model, self.layout = model, layout
-        self.report = Report()
+        self.reports: dict[str, Report] = {}
         self._unchecked = check
         self._proven_for: tuple[Any, ...] = ()
         self._proofs: dict[tuple[Any, ...], set[Adapted]] = {}
         self._stack: Stack | None = None
+
+    @property
+    def report(self) -> Report:
+        """What ran in the last pass."""
+        return next(reversed(self.reports.values()), Report())
+
+    @report.setter
+    def report(self, last: Report) -> None:
+        self.reports.pop(last.call, None)
+        self.reports[last.call] = last
 
     def first_order(
         self, forward: Forward, loss: Loss, batch: Any, reducers: Iterable[Reducer]

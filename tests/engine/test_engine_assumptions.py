@@ -49,6 +49,10 @@ def test_the_plain_case_is_fused():
     engine = check(tiny(), batch_of())
     assert fused(engine)
     assert str(engine.report()) == "first order: 2 of 2 decoder layers fused in float64."
+    engine.hvp(*FACE, batch_of(), torch.ones(1, engine.d))
+    engine.sample_grads(*FACE, batch_of())
+    assert [each.call for each in engine.reports()] == ["hvp", "first order"]
+    assert engine.reports()[-1] == engine.report()
 
 
 @pytest.mark.parametrize("base", [qwen3, gemma])

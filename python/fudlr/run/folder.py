@@ -125,9 +125,11 @@ class Run:
         return bind(self.recommender, self.theta, samples, window, self.model)
 
     def where(self) -> dict[str, Any]:
-        """Where figures of this run are computed, in which type, and which way the engine took."""
+        """Where figures of this run are computed, in which type, and which way each kind of the
+        engine's passes took."""
         dtype = self.recommender.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
-        return {**facts(self.recommender.device, dtype), "way": str(self.engine.report())}
+        way = " ".join(map(str, self.engine.reports() or [self.engine.report()]))
+        return {**facts(self.recommender.device, dtype), "way": way}
 
     def identity(self) -> dict[str, str]:
         """What a result from here is bound to, by the names in `binding.WORDS`."""
