@@ -85,6 +85,8 @@ def _everywhere(
     ] = False,
 ) -> None:
     keep_freed()
+    # Commands draw into files alone; a backend that is not installed ends matplotlib's import.
+    os.environ["MPLBACKEND"] = "agg"
     if debug:
         os.environ[DEBUG] = "1"
     if not is_debug():

@@ -25,6 +25,7 @@ def fudlr(capsys, monkeypatch):
     """fudlr(*arguments): exit code, stdout and stderr; what is no error in words is raised."""
     monkeypatch.setenv("FUDLR_QUIET", "1")
     monkeypatch.setenv(DEBUG, "0")
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as the command sets it, taken back after the test
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def call(*arguments) -> Done:

@@ -155,3 +155,10 @@ def test_a_command_is_silent_about_what_others_say(small_run):
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
     assert "arp" in json.loads(found.stdout)
+
+
+def test_a_backend_of_matplotlib_that_is_not_there_is_no_matter(tmp_path):
+    command = [sys.executable, "-c", MAIN, "debias", str(tmp_path), "--out", str(tmp_path / "out")]
+    env = {**os.environ, "MPLBACKEND": "not-there"}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert found.stderr.startswith(f"error: the run in {tmp_path} was to be loaded")
