@@ -106,7 +106,7 @@ def _gauss_newton(run: Run, vectors: Tensor) -> float:
     total, count = 0.0, 0
     for size, batch in _probes(run):
         face = (run.recommender.forward, run.recommender.loss, batch)
-        total += float((run.engine.ggn_vp(*face, vectors) * vectors).sum()) * size
+        total += float((run.engine.ggn_vp(*face, vectors).to(vectors) * vectors).sum()) * size
         count += size
     return total / count
 
@@ -117,7 +117,7 @@ def _slope(run: Run, theta: Tensor, along: Tensor) -> float:
     total, count = 0.0, 0
     for size, batch in _probes(run):
         face = (run.recommender.forward, run.recommender.loss, batch)
-        total += float(run.engine.grad_sum(*face, torch.ones(size)) @ along)
+        total += float(run.engine.grad_sum(*face, torch.ones(size)).to(along) @ along)
         count += size
     return total / count
 

@@ -307,6 +307,7 @@ def test_all_directions_are_whole_rows(plain):
     assert torch.allclose(found, plain.unrolled().tangent(normal(61, 2, N)), rtol=1e-8)
 
 
+@pytest.mark.usefixtures("infinitesimal")
 def test_means_of_terms_take_batches_on_both_sides(plain):
     """The derivative holds for them too; and T = 1 is the update without terms."""
     ones = plain.unrolled(terms=torch.ones(N))
