@@ -74,7 +74,8 @@ def requests(run: Run, store: Path) -> dict[str, float]:
     further, _ = cpu(lambda: answer("hellinger", solved))
     plan, known = solved.plan, solved.gradients
     gradients, _ = cpu(lambda: plan.gradients(plan.valid))
-    again, _ = cpu(lambda: plan.gradients(plan.valid, known=known))
+    other = plan_for(run, store, "hellinger", update="unrolled")
+    again, _ = cpu(lambda: other.gradients(other.valid, known=known))
     found = {"first": first, "further": further, "metric gradients": gradients}
     return {**found, "further gradients": again, "floor": floor(plan)}
 
