@@ -76,7 +76,7 @@ def debias(model: torch.nn.Module, rows: tuple[list[dict], list[dict], list[dict
         items=[{"item_id": i, "genres": ["odd" if i % 2 else "even"]} for i in range(ITEMS)],
         users=[{"user_id": u, "gender": "FM"[u % 2]} for u in range(USERS)],
     )
-    result = fudlr.debias(run, objective="arp", budget=0.1)
+    result = fudlr.debias(run, objective="arp", budget=0.1, force=True)
     fudlr.write_result(out, result)  # adapter/, mask.parquet, summary.json, report.html
     return result
 
