@@ -32,7 +32,7 @@ VARIANTS = {"plain": SEEDS, "check": 1, "sanitize": 1}
 
 
 def kernel_sources(op):
-    """The binding that registers an op, and all of csrc/cuda that it hangs on."""
+    """The binding that registers an op, and all of csrc/cuda that it depends on."""
     found = set()
     shared = ROOT / "csrc" / "decoder_ops.h"
     registers = f'm.impl("{op}"'
@@ -59,7 +59,7 @@ def watcher_sources():
 
 
 def digest(op):
-    """Of the sources that an op's results hang on, and of its cases' names."""
+    """Of the sources that an op's results depend on, and of its cases' names."""
     found = hashlib.sha256("\n".join(case_names(op)).encode())
     for path in sorted(kernel_sources(op) | watcher_sources()):
         found.update(path.read_bytes())

@@ -64,7 +64,7 @@ class Tape:
         """Go back from the outputs' sum, or their product with cotangents, into the collector.
 
         `keep` the graph for another time. Raises where an adapted layer is not reached, unless
-        `check` is off, and where the outputs hang on a LoRA matrix otherwise than by its layer.
+        `check` is off, and where the outputs depend on a LoRA matrix otherwise than by its layer.
         """
         outputs = [outputs.sum()] if isinstance(outputs, Tensor) else list(outputs)
         matrices = [p for p in self.layout.parameters() if p.requires_grad]

@@ -113,8 +113,9 @@ class Passes:
 
     @report.setter
     def report(self, last: Report) -> None:
-        self.reports.pop(last.call, None)
-        self.reports[last.call] = last
+        if last.call:  # else no pass has run
+            self.reports.pop(last.call, None)
+            self.reports[last.call] = last
 
     def first_order(
         self, forward: Forward, loss: Loss, batch: Any, reducers: Iterable[Reducer]

@@ -47,7 +47,7 @@ class DeferredVjp:
         Raises:
             EngineError: Cotangents that do not fit, a graph that was freed, or an adapter that
                 changed since the forward pass.
-            NoGradientError: The outputs do not hang on the adapter.
+            NoGradientError: The outputs do not depend on the adapter.
         """
         graph = self._checked_graph()
         cotangents = as_tuple(cotangents)

@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// What the gradients hang on: g [n, c], shift [n] and lse [n], dense.
+// What the gradients depend on: g [n, c], shift [n] and lse [n], dense.
 struct CatalogueCotangents {
   Tensor weights, shift, lse;
 };

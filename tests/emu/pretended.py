@@ -24,7 +24,7 @@ import fudlr_ext
 
 GPU = torch.device("cuda", 0)
 LIBRARY = str(Path(fudlr_ext.__file__).parent) + os.sep
-# They end on the host, or the size of their result hangs on numbers.
+# They end on the host, or the size of their result depends on values.
 WAITING = {
     "_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero",
     "repeat_interleave", "unique_consecutive", "unique_dim", "_unique2",

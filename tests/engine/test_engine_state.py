@@ -91,6 +91,7 @@ def test_outputs_are_the_models_without_a_graph(model):
     assert not found.requires_grad
     torch.testing.assert_close(found, label_logits(model, batch).detach(), rtol=1e-5, atol=1e-5)
     assert engine.report() == before
+    assert engine.reports() == []
 
 
 def test_nothing_is_changed_by_a_failure(model):

@@ -77,22 +77,27 @@ def retrained(
     return Retrained(shifts, ratio, bend, said)
 
 
-def _bend(run: Run, unrolled: Unrolled, shift: Tensor, ratio: float) -> float:
+def _bend(run: Run, unrolled: Unrolled, shift: Tensor, ratio: float) -> float | None:
     """⟨∇L(θ* + δ) − ∇L(θ*), δ⟩ over c uᵀ F u, for δ `shift` `[d]`: 1 where the loss is as quadratic
-    as the update has it."""
+    as the update has it; None where the rows see nothing of δ."""
     steeper = _slope(run, run.theta + shift, shift) - _slope(run, run.theta, shift)
-    return steeper / (ratio * float(unrolled.curvature(shift[None])[1]))
+    taken = ratio * float(unrolled.curvature(shift[None])[1])
+    return steeper / taken if taken else None
 
 
 def _stiffness(run: Run, unrolled: Unrolled, shifts: Tensor) -> tuple[float, list[str]]:
-    """c along `shifts` `[k, d]` together; 1, with the reason, where the model does not say."""
-    seen, fisher = unrolled.curvature(shifts)
+    """c along `shifts` `[k, d]` together; 1 where the rows see nothing of them, and, with the
+    reason, where the model does not say."""
+    seen, each = unrolled.curvature(shifts)
+    fisher = float(each.sum())
+    if not fisher:
+        return 1.0, []
     try:
         model = _gauss_newton(run, seen.to(run.theta))
         reason = f"it is {model:.3g} along the update"
-    except (EngineError, NotImplementedError, RuntimeError) as error:
+    except (EngineError, RuntimeError) as error:  # operations without a second derivative too
         model, reason = 0.0, str(error).splitlines()[0]
-    ratio = model / float(fisher.sum())
+    ratio = model / fisher
     if 0 < ratio < float("inf"):
         return ratio, []
     return 1.0, [

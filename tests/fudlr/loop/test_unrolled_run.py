@@ -118,6 +118,11 @@ def test_fishers_products_are_scaled_to_the_models_curvature(folder, popular, mo
     assert plain.stiffness == 1
     assert "no second derivative" in plain.warnings[0]
     assert torch.equal(plain.shifts, shift)
+    # Removed samples without gradients leave nothing to measure along, and nothing to warn of.
+    nothing = (torch.zeros_like(shift), torch.zeros(1))
+    monkeypatch.setattr(unrolled, "curvature", lambda _: nothing)
+    still = retrained(run, unrolled, mask[None])
+    assert (still.stiffness, still.bend, still.warnings) == (1.0, None, [])
 
 
 def test_nobody_removed_is_the_adapter(folder):
