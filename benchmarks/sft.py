@@ -1,6 +1,6 @@
 """What recording costs TRL's SFTTrainer: trainings with the callback and without, step by step.
 
-    python benchmarks/sft.py [--samples 1024] [--out benchmarks/results/sft.json]
+    python benchmarks/sft.py [--samples 1024] [--repeats 5] [--out benchmarks/results/sft.json]
 
 Dropout .05, no packing, LoRA of rank 16 on all linears. The two trainings are threads that take
 turns after every step, each with its own random state, so that load disturbs both alike; each
@@ -154,26 +154,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "sft.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = both(args.hidden, args.samples)
-    if not torch.equal(*(run.pop("theta") for run in runs.values())):
+    pairs = [both(args.hidden, args.samples) for _ in range(args.repeats)]
+    if not all(torch.equal(*(run.pop("theta") for run in runs.values())) for runs in pairs):
         raise SystemExit("recording left another adapter")
-    steps = zip(runs["all"].pop("steps"), runs["none"].pop("steps"), strict=True)
-    each = sorted(a / b - 1 for a, b in steps)
+    each = sorted(runs["all"]["cpu"] / runs["none"]["cpu"] - 1 for runs in pairs)
+    steps = [
+        recorded / plain - 1
+        for runs in pairs
+        for recorded, plain in zip(runs["all"].pop("steps"), runs["none"].pop("steps"), strict=True)
+    ]
     overhead = {
-        "whole": runs["all"]["cpu"] / runs["none"]["cpu"] - 1,
-        "median_step": statistics.median(each),
-        "middle_half": [each[len(each) // 4], each[-1 - len(each) // 4]],
+        "whole": statistics.median(each),
+        "range": [each[0], each[-1]],
+        "median_step": statistics.median(steps),
     }
     print(overhead)
     write_result(
         args.out,
-        f"python benchmarks/sft.py --samples {args.samples} --hidden {args.hidden}",
+        f"python benchmarks/sft.py --samples {args.samples} --hidden {args.hidden} "
+        f"--repeats {args.repeats}",
         work={"hidden": args.hidden, "samples": args.samples, "batch": BATCH, "epochs": EPOCHS,
               "positions": POSITIONS, "rank": 16, "dropout": 0.05, "trl": trl.__version__},
-        runs=runs,
+        runs=pairs,
         overhead=overhead,
         bars=[bar("overhead of recording the training, CPU time", overhead["whole"], MOST,
                   least=False)],

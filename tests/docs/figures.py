@@ -349,7 +349,7 @@ def dropped() -> list[str]:
 
 def sft() -> list[str]:
     found = result("sft")["overhead"]
-    low, high = found["middle_half"]
+    low, high = found["range"]
     cells = percent([found["whole"], found["median_step"]])
     return [row("SFTTrainer", *cells, f"{low:+.1%} to {high:+.1%}")]
 
