@@ -19,9 +19,10 @@ from engine_models import (
 )
 from torch import nn
 
-from fudlr_ext import Engine, decoder, label_logits, label_loss, passes, probe
+from fudlr_ext import Engine, EngineError, decoder, label_logits, label_loss, passes, probe
 from fudlr_ext.decoder_layer import Joint, Part
 from fudlr_ext.layers import Layout
+from fudlr_ext.reducers import Sums
 
 pytestmark = pytest.mark.numerics
 FACE = (label_logits, label_loss)
@@ -177,3 +178,18 @@ def test_an_adapter_smaller_than_the_weights_last_place_counts(dtype):
     e, v = joint.backward(delta)
     assert relative(v[:, 0], delta.double().sum(1) * 2.0**-14) <= 1e-2
     assert relative(e, delta.double() @ (layer.base.weight.double() + 2.0**-14)) <= 1e-2
+
+
+@pytest.mark.parametrize("way", ["in bfloat16", "layer by layer"])
+def test_a_checked_row_may_err_as_rounding_does(way, monkeypatch):
+    """A deep model's gradients in bfloat16 are noise of any size; a wrong one is refused still."""
+    torch.manual_seed(0)
+    model, batch = in_16_bits(), batch_of()
+    monkeypatch.setattr(passes, "CHECK_HALF", 1e-9)  # as if this small one were as deep
+    monkeypatch.setattr(passes, "CHECK", {})
+    with WAYS[way]():
+        Engine(model, check=True).sample_grads(*FACE, batch)
+        assert not any(module._forward_hooks for module in model.modules())
+        monkeypatch.setattr(passes._OneRow, "result", lambda row: Sums.result(row) * 1.2)
+        with pytest.raises(EngineError, match="compared with plain autograd"):
+            Engine(model, check=True).sample_grads(*FACE, batch)

@@ -64,6 +64,11 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
     assert _load(tmp_path, "train: {learning_rate: 5e-3}").train.learning_rate == 0.005
 
 
+def test_one_name_of_layers_needs_no_list(tmp_path: Path) -> None:
+    assert _load(tmp_path, "lora: {targets: all-linear}").lora.targets == ("all-linear",)
+    assert merge(RunConfig(), {"lora.targets": "all-linear"}).lora.targets == ("all-linear",)
+
+
 def test_run_seed_reaches_the_training_unless_it_has_its_own(tmp_path: Path) -> None:
     config = _load(tmp_path, "seed: 7\ntrain: {seed: 3}\n")
     assert (config.seed, config.train.seed) == (7, 3)

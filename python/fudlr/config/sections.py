@@ -152,6 +152,11 @@ class LoraSettings(Record):
     adapter: Name | None = None
     """Folder of an adapter that was trained elsewhere, as `fudlr adopt` takes it; not trained."""
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("targets")
     @classmethod
     def _no_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
