@@ -1,16 +1,18 @@
 """Train a small recommender of any kind, and take its popularity bias out: a minute on one core.
 
-python examples/recommender.py titles        # or yes_no, grounded, item_tokens
+python examples/recommender.py titles        # or yes_no, grounded, semantic_ids, item_tokens
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 
 import fudlr
 from fudlr.config import merge
+from fudlr.data import make_codes, synthetic
 
 SMALL = {
     "data.source": "synthetic", "data.k": 5, "data.window": 4, "data.max_train_per_user": 2,
@@ -22,6 +24,7 @@ TEMPLATES = {
     "yes_no": "prompt: 'Seen: {history}. Next {item}? '\n",
     "titles": "prompt: 'Seen: {history}. Next: '\n",
     "grounded": "prompt: 'Seen: {history}. Next: '\n",
+    "semantic_ids": "prompt: 'Seen: {history}. Next: '\n",
 }
 # Which item is asked about is all that a yes/no model has to go by: it takes longer to learn that.
 YES_NO = {
@@ -38,6 +41,12 @@ def main(kind: str) -> None:
             own = Path(folder) / "own.yaml"
             own.write_text(TEMPLATES[kind])
             options["recommender.template"] = str(own)
+        if kind == "semantic_ids":
+            items = synthetic().items
+            codes, _ = make_codes(items)
+            file = Path(folder) / "codes.json"
+            file.write_text(json.dumps(dict(zip(items["item_id"], codes, strict=True))))
+            options["recommender.codes"] = str(file)
         run = fudlr.train_run(merge(fudlr.RunConfig(), options), Path(folder) / "run")
         found = fudlr.debias(
             run, objective="arp", damping=0.1, lambda_acc=0.0, curve=(), heldout=False, batch=64

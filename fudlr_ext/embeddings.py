@@ -182,7 +182,7 @@ class TrainedTokens(Outside):
             yield block, delta[..., indices], x
             return
         ordered, order = indices.sort()
-        place = torch.searchsorted(ordered, x).clamp(max=len(indices) - 1)
+        place = torch.searchsorted(ordered, x.contiguous()).clamp(max=len(indices) - 1)
         hit = ordered[place] == x
         padding = self._padding(x)
         if padding is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,16 @@ OF_ADAPTERS = (".lora_", ".modules_to_save.", "trainable_tokens")
 HARMLESS_STARTS = {"gaussian", "eva", "orthogonal"}
 
 
-def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel:
+def attach(
+    base: nn.Module, settings: LoraSettings, seed: int, tokens: Sequence[int] = ()
+) -> peft.PeftModel:
     """A fresh LoRA adapter on `base`, its A drawn with `seed` and its B zero.
+
+    Args:
+        base: The model.
+        settings: Rank, scale, layers.
+        seed: Of A.
+        tokens: Whose rows of embedding and output matrix are trained with it, from what they are.
 
     Raises:
         ModelError: A target names no layer of the base.
@@ -52,6 +60,7 @@ def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel
         lora_alpha=settings.alpha,
         target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
         task_type="CAUSAL_LM",
+        trainable_token_indices=_tables(base, tokens),
     )
     present = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
     missing = [target for target in targets if target not in {*present, ALL_LINEAR}]
@@ -67,6 +76,17 @@ def attach(base: nn.Module, settings: LoraSettings, seed: int) -> peft.PeftModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return peft.get_peft_model(base, config)
+
+
+def _tables(base: nn.Module, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The tokens by the names of the layers that hold their rows; a tied head follows by itself."""
+    if not tokens:
+        return None
+    own: Any = base
+    names = {id(module): name for name, module in base.named_modules()}
+    embedding, head = own.get_input_embeddings(), own.get_output_embeddings()
+    found = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return {names[id(each)].rpartition(".")[2]: list(tokens) for each in found}
 
 
 def adapter_folder(folder: Path) -> Path:
@@ -162,12 +182,13 @@ def _refuse_variants(config: Any, asked: str) -> None:
     if isinstance(start, str) and start.lower() not in HARMLESS_STARTS:
         found.append(f"init_lora_weights={start!r}, which changes the base model's own weights")
     if found:
-        raise ModelError(
-            asked,
-            f"it is no plain LoRA: {', '.join(found)}",
+        remedy = (
             "Train it with the usual options; PiSSA, OLoRA and their kin become plain LoRA by "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
+        if config.modules_to_save:
+            remedy = "Train LoRA alone, and rows of new tokens with trainable_token_indices"
+        raise ModelError(asked, f"it is no plain LoRA: {', '.join(found)}", remedy)
 
 
 def _another(value: Any, usual: Any) -> bool:

@@ -1,11 +1,11 @@
-"""Commands that look: `fudlr evaluate`, `options`, `data …` and `store …`."""
+"""Commands that look: `fudlr evaluate`, `options`, `data …` (`codes` writes) and `store …`."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,8 +50,7 @@ def evaluate(
 
     if out is not None:
         check_file(out)
-        if out.exists():
-            _check_figures(out)
+        _check_earlier(out, "figures", dict[str, float])
     loaded = open_run(run, adapter, settings, None, device=device)
     if beams is None:
         figures = measure(loaded.recommender, loaded.valid, loaded.test).metrics
@@ -62,15 +61,17 @@ def evaluate(
     typer.echo(json.dumps(figures, indent=2))
 
 
-def _check_figures(out: Path) -> None:
-    """Only earlier figures are replaced."""
+def _check_earlier(out: Path, what: str, form: Any) -> None:
+    """Only an earlier file of the same form is replaced."""
     from fudlr.common.files import read_json
 
+    if not out.exists():
+        return
     try:
-        read_json(out, dict[str, float])
+        read_json(out, form)
     except DataError as error:
         raise UsageError(
-            f"figures were to be written to {out}",
+            f"{what} were to be written to {out}",
             "a file that holds something else is there",
             "Name a new file with --out",
         ) from error
@@ -137,6 +138,46 @@ def check(
         print_check(found)
     if found.problems:
         raise typer.Exit(1)
+
+
+@data.command()
+def codes(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="ml-100k, synthetic, or a file or folder.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="JSON file for each item's codes.", callback=at_home)],
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="Items' vectors, .npy or Parquet, in place of their text."),
+    ] = None,
+    levels: Annotated[int, typer.Option(min=1, max=26, help="Codes of an item.")] = 3,
+    size: Annotated[
+        int | None, typer.Option(min=2, help="Codes to choose from at each place.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Write semantic IDs for items that have none: residual k-means on their text or vectors."""
+    from fudlr.common.files import check_file, write_json
+    from fudlr.data.quantise import make_codes, read_vectors
+    from fudlr.run import read_data
+
+    check_file(out)
+    _check_earlier(out, "codes", dict[str, list[str]])
+    chosen = configure(config, settings, None, {"data.source": source}).data
+    items = read_data(chosen).items
+    given = None if vectors is None else read_vectors(vectors, items)
+    found, moved = make_codes(items, given, levels=levels, size=size, seed=seed)
+    write_json(out, dict(zip(items["item_id"].to_list(), map(list, found), strict=True)))
+    tokens = len({code for own in found for code in own})
+    shared = len({own[:-1] for own in found})
+    say(
+        f"{out}: {len(found)} items, {levels} codes each, {tokens} codes in all; {shared} "
+        f"different beginnings; {moved} items got another code than their nearest, which was "
+        "taken"
+    )
 
 
 @store.command()

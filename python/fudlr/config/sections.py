@@ -140,6 +140,10 @@ class RecommenderConfig(Record):
     """Longest prompt; the oldest titles are left out beyond it, and counted."""
     negatives: Annotated[int, Field(ge=0)] = 1
     """yes_no: items drawn for each sample to be answered with no, beside its target's yes."""
+    codes: Name | None = None
+    """semantic_ids: JSON file of each item's codes; without it the column `codes` of the items."""
+    train_codes: bool = True
+    """semantic_ids: the codes' rows of embedding and output matrix are trained with the adapter."""
 
 
 class LoraSettings(Record):

@@ -16,6 +16,7 @@ from fudlr.data.groups import (
     user_groups,
 )
 from fudlr.data.interactions import DataWarning, Interactions, Samples, Split
+from fudlr.data.quantise import make_codes
 from fudlr.data.readers import READERS, read_data
 from fudlr.data.splits import drawn, holdout_users, leave_last_out, make_split, time_split
 from fudlr.data.synthetic import synthetic
@@ -38,6 +39,7 @@ __all__ = [
     "item_groups",
     "leave_last_out",
     "load_ml100k",
+    "make_codes",
     "make_split",
     "print_check",
     "read_data",

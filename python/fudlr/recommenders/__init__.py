@@ -4,6 +4,7 @@ from fudlr.recommenders.base import Batch, Recommender
 from fudlr.recommenders.grounded import Grounded
 from fudlr.recommenders.item_tokens import ItemTokens, add_item_tokens
 from fudlr.recommenders.prompting import Prompted
+from fudlr.recommenders.semantic_ids import SemanticIds
 from fudlr.recommenders.templates import Template, load_template
 from fudlr.recommenders.titles import Titles
 from fudlr.recommenders.yes_no import YesNo
@@ -13,6 +14,7 @@ RECOMMENDERS: dict[str, type[Recommender]] = {
     YesNo.name: YesNo,
     Titles.name: Titles,
     Grounded.name: Grounded,
+    SemanticIds.name: SemanticIds,
 }
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "ItemTokens",
     "Prompted",
     "Recommender",
+    "SemanticIds",
     "Template",
     "Titles",
     "add_item_tokens",

@@ -71,6 +71,24 @@ class Recommender(ABC):
         """What is needed beside the configuration to make it again, in JSON's types."""
         return {}
 
+    @classmethod
+    def extend(
+        cls, model: nn.Module | None, tokenizer: Any, interactions: Interactions, config: RunConfig
+    ) -> list[int]:
+        """Give tokenizer and model the tokens that recommending takes beside their own.
+
+        Args:
+            model: The base model before an adapter; None for one that the tokenizer's vocabulary
+                decides the size of.
+            tokenizer: The model's.
+            interactions: Name the items.
+            config: Options of the run.
+
+        Returns:
+            The tokens whose rows of embedding and output matrix are trained with the adapter.
+        """
+        return []
+
     def notes(self, samples: Samples) -> list[str]:
         """What a person should know of how `samples` fit into prompts, before long work.
 

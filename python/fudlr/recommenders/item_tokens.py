@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from fudlr.config import RunConfig
 from fudlr.data.interactions import DataWarning, Interactions, Samples
 from fudlr.recommenders.base import Batch, Outputs, Recommender
 from fudlr.recommenders.cached import float32_head
+from fudlr.recommenders.new_rows import APART, start_rows
 from fudlr.recommenders.words import Words
 from fudlr_ext.labels import only
 
@@ -133,17 +133,11 @@ class ItemTokens(Recommender):
         return outputs
 
 
-APART = 0.05
-"""Offset of an item whose title has the same tokens as another's, over the size of its row."""
-
-
 def add_item_tokens(model: nn.Module, tokenizer: object, titles: list[str]) -> Tensor:
     """Give any Hugging Face causal LM one new token an item; returns their ids [M].
 
-    A new token's embedding is the mean of its title's token embeddings, so that the model's
-    knowledge of the title carries over; the rows of an untied output head are filled likewise.
-    Titles of the same tokens, in whatever order, have the same mean: all but the first such item
-    get a small random offset of their own, without which no training could tell them apart.
+    A new token's rows are the mean of its title's tokens, so that the model's knowledge of the
+    title carries over; titles of the same tokens are told apart by an offset (see `start_rows`).
 
     Args:
         model: The base model, before an adapter is attached.
@@ -154,30 +148,12 @@ def add_item_tokens(model: nn.Module, tokenizer: object, titles: list[str]) -> T
         ModelError: A title has no tokens.
     """
     encoded = Words(tokenizer).titles(titles)
-    first: dict[frozenset[tuple[int, float]], int] = {}
-    again = []
-    for row, ids in enumerate(encoded):
-        shares = frozenset((token, n / len(ids)) for token, n in Counter(ids).items())
-        if first.setdefault(shares, row) != row:
-            again.append(row)
-    if again:
+    before = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    ids = torch.arange(before, before + len(titles))
+    if twins := start_rows(model, ids, encoded):
         text = (
-            f"{len(again)} items have titles of the same tokens as another's, in some order; their "
+            f"{twins} items have titles of the same tokens as another's, in some order; their "
             f"embeddings are told apart by a random offset of {APART:.0%}"
         )
-        warnings.warn(DataWarning(text, "title_tokens", len(again)), stacklevel=2)
-    before = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    model.resize_token_embeddings(before + len(titles), mean_resizing=False)  # type: ignore[operator]
-    tables = [model.get_input_embeddings().weight]  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if head is not None and head.weight is not tables[0]:
-        tables.append(head.weight)
-    noise = torch.randn(len(again), tables[0].shape[1], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for table in tables:
-            for row, ids in enumerate(encoded):
-                table[before + row] = table[torch.tensor(ids, device=table.device)].float().mean(0)
-            for row, offset in zip(again, noise.to(table.device), strict=True):
-                own = table[before + row].float()
-                table[before + row] = own + APART * own.square().mean().sqrt() * offset
-    return torch.arange(before, before + len(titles))
+        warnings.warn(DataWarning(text, "title_tokens", twins), stacklevel=2)
+    return ids

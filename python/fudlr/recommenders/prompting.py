@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,8 @@ class Pieces:
         titles: [M], in the order of the items.
         ids: [M], the items' own names, to tell twins apart.
         asks_for_item: Whether the prompt asks for one item, after the history.
+        coded: Whether titles are tokens of the model's own, of which all answers have as many, so
+            that they need no end token.
 
     Raises:
         UsageError: The template lacks a place.
@@ -63,6 +66,8 @@ class Pieces:
         titles: Sequence[str],
         ids: Sequence[str],
         asks_for_item: bool,
+        *,
+        coded: bool = False,
     ) -> None:
         template.check(asks_for_item)
         if tokenizer.eos_token_id is None:
@@ -83,15 +88,17 @@ class Pieces:
         self.tail, self.suffix = self.words.after(tail), self.words.after(suffix)
         separator, between = _spaced(template.separator)
         joint = self.words.after(separator)
+        self._spoken = partial(self.words.titles, split=not coded)
         self.titles = self._told_apart(list(titles), list(ids))
 
         def tokens(form: str, before: str = "") -> list[Tokens]:
-            return self.words.titles([before + form.replace(TITLE, t) for t in self.titles])
+            return self._spoken([before + form.replace(TITLE, t) for t in self.titles])
 
         self.first = tokens(template.item, lead)
         self.later = [joint + later for later in tokens(template.item, between)]
         self.asked = tokens(template.item, item_lead)
-        self.answers = [[*answer, self.end] for answer in tokens(template.answer)]
+        self.closing = [] if coded else [self.end]
+        self.answers = [[*answer, *self.closing] for answer in tokens(template.answer)]
 
     def _start(self) -> Tokens:
         """The token that the tokenizer puts before every text, where it does."""
@@ -112,7 +119,7 @@ class Pieces:
         """Titles, with the item's id where two have the same tokens: no answer could mean both."""
 
         def again(texts: list[str]) -> list[bool]:
-            keys = [tuple(tokens) for tokens in self.words.titles(texts)]
+            keys = [tuple(tokens) for tokens in self._spoken(texts)]
             count = Counter(keys)
             return [count[key] > 1 for key in keys]
 
@@ -127,6 +134,11 @@ class Pieces:
                 "Use a tokenizer that knows the characters of these titles",
             )
         return told
+
+    def answer(self, item: int) -> str:
+        """The answer that means `item`, in words."""
+        tokens = self.answers[item]
+        return str(self.tokenizer.decode(tokens[: len(tokens) - len(self.closing)]))
 
     def prompt(self, history: Sequence[int], longest: int) -> Prompt:
         """The prompt that shows `history`; the oldest titles go where it is beyond `longest`."""
@@ -159,6 +171,8 @@ class Prompted(Recommender):
 
     asks_for_item: ClassVar[bool] = False
     usual_template: ClassVar[str] = "bigrec"
+    coded: ClassVar[bool] = False
+    """Whether items are written in tokens of their own; see `Pieces`."""
     nodes: ClassVar[int] = 512
     """Of a tree that go through the model together."""
 
@@ -172,15 +186,15 @@ class Prompted(Recommender):
     ) -> None:
         super().__init__(model, tokenizer, interactions, config)
         self.config, self.seed = config.recommender, config.seed
-        self.candidates = config.data.candidates
+        self.candidates, self.tokenizer = config.data.candidates, tokenizer
         if record is not None:
             template = Template.model_validate(record["template"])
         else:
             template = load_template(self.config.template or self.usual_template)
-        items = interactions.items
-        titles = items["title" if "title" in items.columns else "item_id"].to_list()
-        ids = items["item_id"].to_list()
-        self.pieces = pieces = Pieces(tokenizer, template, titles, ids, self.asks_for_item)
+        written, ids = self.words(interactions, record), interactions.items["item_id"].to_list()
+        self.pieces = pieces = Pieces(
+            tokenizer, template, written, ids, self.asks_for_item, coded=self.coded
+        )
         check_attention(model)
         answer = max(len(tokens) for tokens in (*pieces.answers, *pieces.asked))
         more, longest, limit = (
@@ -195,6 +209,10 @@ class Prompted(Recommender):
                 "positions",
                 f"Set recommender.max_tokens to {max(limit - more, 8)} or less",
             )
+
+    def words(self, interactions: Interactions, record: Mapping[str, Any] | None) -> list[str]:
+        """What stands for each item in prompts and answers, [M]."""
+        return written_titles(interactions)
 
     def record(self) -> dict[str, Any]:
         """The template, so that a changed file changes no run."""
@@ -346,6 +364,12 @@ class Prompted(Recommender):
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         }
+
+
+def written_titles(interactions: Interactions) -> list[str]:
+    """The items' titles, their ids where they have none, [M]."""
+    items = interactions.items
+    return items["title" if "title" in items.columns else "item_id"].to_list()
 
 
 def _positions(model: nn.Module) -> int | None:

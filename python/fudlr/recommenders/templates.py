@@ -34,7 +34,7 @@ class Template(BaseModel):
     system: str | None = None
     prompt: Text
     item: Text = '"{title}"'
-    separator: Text = ", "
+    separator: str = ", "
     answer: Text = '"{title}"'
     answer_yes: Text = "Yes"
     answer_no: Text = "No"

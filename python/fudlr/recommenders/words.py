@@ -41,14 +41,15 @@ class Words:
         """Tokens of a piece of a template behind other text; names of special tokens are those."""
         return self._behind([text], False)[0] if text else []
 
-    def titles(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokens of texts of the data behind other text: nothing in them is a special token.
+    def titles(self, texts: Sequence[str], split: bool = True) -> list[Tokens]:
+        """Tokens of texts of the data behind other text: nothing in them is a special token, unless
+        `split` is false and they hold a name of one.
 
         Raises:
             ModelError: A text has no token.
             DataError: A text is a special token, and the tokenizer cannot write it otherwise.
         """
-        found = self._behind(texts, True)
+        found = self._behind(texts, split)
         if empty := [text for text, tokens in zip(texts, found, strict=True) if not tokens]:
             raise ModelError(
                 "titles were to be written as tokens",
@@ -56,6 +57,8 @@ class Words:
                 "Give every item a title that the model's tokenizer knows",
             )
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        if not split:
+            return found
         wrong = [t for t, tokens in zip(texts, found, strict=True) if special & set(tokens)]
         if wrong:
             raise DataError(

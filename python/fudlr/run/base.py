@@ -22,6 +22,7 @@ from fudlr.recommenders import (
     add_item_tokens,
     load_template,
 )
+from fudlr.recommenders.prompting import written_titles
 from fudlr.train.pretrain import (
     VOCABULARY,
     pretrain,
@@ -42,12 +43,14 @@ class Base:
         tokenizer: Its tokenizer; None where the recommender needs none and there is none.
         record: What `Recommender.create` needs to make the same recommender again.
         losses: Of each epoch of pretraining, where there was any.
+        trained: Tokens whose rows are trained with the adapter.
     """
 
     model: nn.Module
     tokenizer: Any
     record: dict[str, Any] | None
     losses: list[float]
+    trained: tuple[int, ...] = ()
 
 
 def make_base(split: Split, config: RunConfig, where: Place) -> Base:
@@ -72,7 +75,8 @@ def make_base(split: Split, config: RunConfig, where: Place) -> Base:
         return Base(model, None, record, [])
     tokenizer = load_tokenizer(folder)
     if kind.prompted:
-        return Base(model, tokenizer, None, [])
+        trained = kind.extend(model, tokenizer, split.interactions, config)
+        return Base(model, tokenizer, None, [], tuple(trained))
     titles = split.interactions.items
     if "title" not in titles.columns:
         raise DataError(
@@ -118,14 +122,15 @@ def _small_base(
         return Base(small.cpu(), None, None, losses)
     assert issubclass(kind, Prompted)
     template = load_template(config.recommender.template or kind.usual_template)
-    titles = interactions.items["title"].to_list()
+    titles = [] if kind.coded else written_titles(interactions)
     tokenizer = train_tokenizer(template, titles, VOCABULARY)
+    trained = kind.extend(None, tokenizer, interactions, config)
     model = small_text_llama(tokenizer, config.model, config.seed)
     model.to(device)
     recommender = kind(model, tokenizer, interactions, config)
     per_user = config.data.max_train_per_user
     losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
-    return Base(model.cpu(), tokenizer, recommender.record(), losses)
+    return Base(model.cpu(), tokenizer, recommender.record(), losses, tuple(trained))
 
 
 def recommender_kind(config: RunConfig) -> type[Recommender]:

@@ -24,7 +24,7 @@ import polars as pl
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from fudlr import lora
 from fudlr.common.device import Place, facts, place, versions
@@ -55,7 +55,7 @@ from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
-from fudlr.run.base import load_base, load_tokenizer, make_base, recommender_kind, save_base
+from fudlr.run.base import Base, load_base, load_tokenizer, make_base, recommender_kind, save_base
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
 from fudlr.run.recipe import with_recipe
@@ -221,7 +221,7 @@ def train_run(
     with atomic_folder(out, "run") as temporary:
         save_base(base, temporary / "base")
         adopted = config.lora.adapter is not None
-        model, engine, trained = _adapted(base.model, config, where.device)
+        model, engine, trained = _adapted(base, config, where.device)
         lora.save(model, temporary / "start")
         if rows is not None:
             own = read_trained_rows(rows, split.interactions, base.tokenizer)
@@ -278,14 +278,14 @@ def _placed(config: RunConfig, base: Path | None) -> tuple[Place, RunConfig]:
 
 
 def _adapted(
-    base: nn.Module, config: RunConfig, device: torch.device
+    base: Base, config: RunConfig, device: torch.device
 ) -> tuple[PeftModel, Engine, Tensor | None]:
     """The base with the adapter as training begins, on `device`, and θ* of one that was trained
     elsewhere."""
     if config.lora.adapter is None:
-        model = lora.attach(base, config.lora, config.seed)
+        model = lora.attach(base.model, config.lora, config.seed, base.trained)
         return model, Engine(model.to(device), check=True), None
-    model = lora.load(base, Path(config.lora.adapter))
+    model = lora.load(base.model, Path(config.lora.adapter))
     engine = Engine(model.to(device), check=True)
     trained = engine.theta().cpu()
     # Its start is not known; the base model's function is that of B = 0, whatever A was.

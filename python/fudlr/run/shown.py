@@ -140,7 +140,7 @@ def texts(recommender: Prompted, samples: Samples) -> tuple[list[str], list[str]
     prompts = [decode(p.tokens) for p in recommender.prompts(samples)]
     targets = samples.target.tolist()
     if not recommender.asks_for_item:
-        return prompts, [decode(pieces.answers[t][:-1]) for t in targets]
+        return prompts, [pieces.answer(t) for t in targets]
     asked = [decode(pieces.asked[t] + pieces.suffix) for t in targets]
     whole = [text + question for text, question in zip(prompts, asked, strict=True)]
     return whole, [pieces.template.answer_yes] * len(whole)

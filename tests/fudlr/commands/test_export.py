@@ -13,6 +13,7 @@ import written
 import yaml
 from fudlr.config import merge
 from fudlr.output.export import write_samples
+from fudlr.recommenders import RECOMMENDERS
 from fudlr.report.rows import metric_rows
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -236,7 +237,7 @@ def test_push_takes_adapter_and_card_and_no_folder_of_this_machine(
     assert "did not take it (no route)" in refused("--base", "maker/model")
 
 
-@pytest.mark.parametrize("kind", ["item_tokens", "yes_no", "titles", "grounded"])
+@pytest.mark.parametrize("kind", sorted(RECOMMENDERS))
 def test_example_of_each_recommender(kind, capsys):
     main = runpy.run_path(str(EXAMPLES / "recommender.py"))["main"]
     main(kind)

@@ -23,6 +23,7 @@ CASES = {
     # A row is a user: no older half, and no groups.
     ("titles", "bigrec"): ["data.pretrain_share=0.4"],
     ("grounded", "csv"): ["train.through=engine"],
+    ("semantic_ids", "csv"): ["data.candidates=null"],
 }
 """What else has to work from the command line, each with one of the kinds and forms."""
 
@@ -37,11 +38,15 @@ def test_train_debias_evaluate_and_save(done, fudlr, kind, form, tmp_path):
     data, template = getattr(written, form)(tmp_path / "data"), tmp_path / "own.yaml"
     template.write_text(yaml.safe_dump(ASKS if kind == "yes_no" else OWN))
     chosen = [f"recommender.kind={kind}", f"recommender.template={template}"]
+    if kind == "semantic_ids":
+        done("data", "codes", data, "--out", tmp_path / "codes.json")
+        chosen.append(f"recommender.codes={tmp_path / 'codes.json'}")
     settings = [f"--set={each}" for each in (*TINY, *chosen, *CASES[kind, form])]
     run, result, out = tmp_path / "run", tmp_path / "result", tmp_path / "figures.json"
     done("train", "--data", data, "--out", run, *settings)
     assert json.loads((run / "recommender.json").read_text())["kind"] == kind
     template.unlink()  # the run has its own copy
+    (tmp_path / "codes.json").unlink(missing_ok=True)
     grouped = "" if form == "bigrec" else " + hellinger"
     # So little training fails diagnostics: noise, and shifts longer than itself.
     done("debias", run, "--out", result, "--objective", f"arp{grouped}", "--quick", "--force")

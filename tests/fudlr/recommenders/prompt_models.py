@@ -1,5 +1,8 @@
 """Tokenizers and models that need no network: small, random, and the recommenders over them."""
 
+from dataclasses import replace
+
+import polars as pl
 import torch
 from fudlr import lora
 from fudlr.config import LoraSettings, RunConfig, merge
@@ -44,11 +47,16 @@ ARCHITECTURES = {
 }
 TEXT = {
     "item_tokens": None, "yes_no": "tallrec", "titles": "bigrec", "grounded": "bigrec",
+    "semantic_ids": "minionerec",
 }  # fmt: skip
+CODES = [[f"<a_{j % 5}>", f"<b_{j // 5 % 2}>", f"<c_{j // 10}>"] for j in range(ITEMS)]
 
 
 def split(n_users=30):
-    return leave_last_out(synthetic(n_users, ITEMS, seed=1, per_user=(8, 14)))
+    """Small data; the items' table has a column of codes."""
+    data = synthetic(n_users, ITEMS, seed=1, per_user=(8, 14))
+    items = data.items.with_columns(codes=pl.Series(CODES))
+    return leave_last_out(replace(data, items=items))
 
 
 def config(kind, **changes):
@@ -64,7 +72,10 @@ def config(kind, **changes):
 
 
 def tokenizer(kind, titles):
-    return train_tokenizer(load_template(TEXT[kind] or "bigrec"), titles, 420)
+    found = train_tokenizer(load_template(TEXT[kind] or "bigrec"), titles, 420)
+    if kind == "semantic_ids":
+        found.add_tokens(sorted({code for own in CODES for code in own}))
+    return found
 
 
 def base(architecture="llama", vocabulary=500, seed=0, std=0.15, **changes):
