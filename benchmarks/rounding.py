@@ -24,7 +24,7 @@ from common import RESULTS, write_result
 from fudlr.cli.demo import OBJECTIVES, SMALL
 from fudlr.config import merge
 from fudlr.data import fetch_ml100k
-from fudlr.metrics.base import top_k
+from fudlr.metrics.scores import top_k
 
 WAYS: dict[str, dict[str, str]] = {
     "AVX-512": {},

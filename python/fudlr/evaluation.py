@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
+from fudlr.common.factors import Scores
 from fudlr.common.memory import physical
 from fudlr.config import DataConfig
 from fudlr.data import (
@@ -26,9 +27,11 @@ from fudlr.data import (
     history_groups,
     tail_items,
 )
-from fudlr.metrics import Side, Statistics, evaluate_lists, statistics, top_k
+from fudlr.metrics import Seen, Side, Statistics, evaluate_lists, statistics, top_k
 from fudlr.metrics.accuracy import pairwise
+from fudlr.metrics.side import unseen_items
 from fudlr.recommenders import Recommender, Titles
+from fudlr.recommenders.base import LARGE
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,13 @@ class Measured:
     losses: Tensor
 
 
-def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
+def make_prompts(
+    split: Split, samples: Samples, config: DataConfig, *, factored: bool = False
+) -> Prompts:
     """`samples` with popularity, tail, groups and items that are not recommended.
 
-    Where the configuration asks for candidates, all other items count as seen.
+    Where the configuration asks for candidates, all other items count as seen. `factored` says that
+    no matrix of scores will be made.
 
     Raises:
         UsageError: k is larger than the catalogue less the longest history.
@@ -63,12 +69,15 @@ def make_prompts(split: Split, samples: Samples, config: DataConfig) -> Prompts:
     """
     interactions = split.interactions
     n, n_items = len(samples), interactions.n_items
-    _foretell(n, n_items)
-    seen = torch.from_numpy(samples.seen())
+    if not factored:
+        _foretell(n, n_items)
+    offsets, items = map(torch.from_numpy, samples.seen_lists())
+    lists = Seen(offsets, items, n_items)
+    seen: Tensor | Seen = lists if n_items >= LARGE else lists.dense()
     if config.candidates is not None:  # what is no candidate is as good as seen: never listed
-        chosen = torch.from_numpy(candidates_of(samples, config.candidates))
-        seen |= ~torch.zeros_like(seen).scatter(1, chosen, True)
-    unseen = n_items - int(seen.sum(1).max()) if n else n_items
+        chosen, mask = torch.from_numpy(candidates_of(samples, config.candidates)), lists.dense()
+        seen = mask | ~torch.zeros_like(mask).scatter(1, chosen, True)
+    unseen = int(unseen_items(seen).min()) if n else n_items
     if config.k > unseen:
         raise UsageError(
             f"lists of the top {config.k} items were asked for",
@@ -119,8 +128,8 @@ def measure(
     return measured(scores, losses, valid_losses, test.side)
 
 
-def measured(scores: Tensor, losses: Tensor, valid_losses: Tensor, side: Side) -> Measured:
-    """Figures from test scores [n, M] and losses [n], and the validation prompts' losses."""
+def measured(scores: Scores, losses: Tensor, valid_losses: Tensor, side: Side) -> Measured:
+    """Figures from scores and losses [n] of test prompts, and the validation prompts' losses."""
     found = statistics(scores, side)
     figures = found.values | pairwise(scores, side)
     figures["val_loss"] = float(valid_losses.mean())
@@ -130,7 +139,7 @@ def measured(scores: Tensor, losses: Tensor, valid_losses: Tensor, side: Side) -
 
 def popular_lists(side: Side) -> Tensor:
     """Each prompt's K most popular unseen items, [n, K]: what any model should beat."""
-    tops = [top_k(side.popularity.expand_as(tile.seen), tile) for _, tile in side.tiles()]
+    tops = [top_k(side.popularity.expand(tile.shape), tile) for _, tile in side.tiles()]
     return torch.cat(tops)
 
 
@@ -154,5 +163,5 @@ def measure_lists(recommender: Recommender, test: Prompts, beams: int) -> dict[s
             f"the recommender is {recommender.name}, which writes no titles to search among",
             "Leave --beams out, or train with recommender.kind=titles",
         )
-    top = recommender.best(test.samples, test.side.k, beams, test.side.seen)
+    top = recommender.best(test.samples, test.side.k, beams, test.side.mask)
     return evaluate_lists(top.to(test.side.target.device), test.side)

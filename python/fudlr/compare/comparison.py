@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
+from fudlr.common.factors import dense
 from fudlr.common.kept import kept_json
 from fudlr.compare import rankers, retrained, updates
 from fudlr.compare.base import Cost, Point, Rival, Setting
@@ -175,7 +176,8 @@ class Comparison:
 
         def scores(prompts: Prompts) -> Tensor:
             found, _ = self.run.recommender.evaluate(prompts.samples, self.config.batch)
-            return found if point.ranker is None else point.ranker(found, prompts)
+            matrix = dense(found)  # rankers add to single scores
+            return matrix if point.ranker is None else point.ranker(matrix, prompts)
 
         self.run.engine.load(self.run.theta if point.theta is None else point.theta)
         both = scores(self.run.test), scores(self.run.valid)
@@ -207,7 +209,7 @@ class Comparison:
         return float(kl.mean())
 
     def _log(self, scores: Tensor) -> Tensor:
-        return scores.masked_fill(self.run.test.side.seen, -torch.inf).log_softmax(1)
+        return scores.masked_fill(self.run.test.side.mask, -torch.inf).log_softmax(1)
 
 
 def choose(head: Mapping[str, Any], rivals: Mapping[str, dict[str, Any]], ndcg: str) -> None:

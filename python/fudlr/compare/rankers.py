@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fudlr.compare.base import Point, Ranker, Rival, Setting, item_classes
 from fudlr.evaluation import Prompts
+from fudlr.metrics.side import unseen_items
 
 PENALTIES = (0.05, 0.1, 0.2, 0.4)
 XQUAD_MIXES = (0.1, 0.2, 0.4, 0.6)
@@ -65,10 +66,10 @@ def _greedy(setting: Setting, gain: Gain, mix: float) -> Ranker:
     def rank(scores: Tensor, prompts: Prompts) -> Tensor:
         side = prompts.side
         groups = item_classes(setting, side)
-        shares = side.seen.float() @ groups
+        shares = side.mask.float() @ groups
         wanted = (shares / shares.sum(1, keepdim=True).clamp_min(1e-12))[:, None]
-        size = min(POOL, int((~side.seen).sum(1).min()))
-        values, candidates = scores.masked_fill(side.seen, -torch.inf).topk(size, dim=1)
+        size = min(POOL, int(unseen_items(side.seen).min()))
+        values, candidates = scores.masked_fill(side.mask, -torch.inf).topk(size, dim=1)
         low = values[:, -1:]
         relevance = (values - low) / (values[:, :1] - low).clamp_min(1e-12)
         member, rows = groups[candidates], torch.arange(len(candidates))

@@ -150,10 +150,17 @@ class Samples:
 
     def seen(self) -> Bools:
         """[n, M] bool: the items of each sample's history, which are not recommended again."""
+        offsets, items = self.seen_lists()
         seen = np.zeros((len(self), self.interactions.n_items), dtype=bool)
-        for i in range(len(self)):
-            seen[i, self.history(i)] = True
+        seen[np.repeat(np.arange(len(self)), np.diff(offsets)), items] = True
         return seen
+
+    def seen_lists(self) -> tuple[Ints, Ints]:
+        """The same as lists: [n + 1] int64 offsets into [S] int64 items, each once in a list."""
+        histories, m = [self.history(i) for i in range(len(self))], self.interactions.n_items
+        rows = np.repeat(np.arange(len(self)), [each.size for each in histories])
+        pairs = np.unique(rows * m + np.concatenate([*histories, rows[:0]]))
+        return np.searchsorted(pairs, np.arange(len(self) + 1) * m), pairs % m
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fudlr.common.factors import Scores, dense
 from fudlr.data import Samples
 from fudlr.evaluation import Measured, Prompts
-from fudlr.metrics import top_k
-from fudlr.metrics.base import catalogue_softmax
+from fudlr.metrics import Side, top_k
+from fudlr.metrics.scores import LEAST, softmax_rows
 from fudlr.run import Run
 
 MOST = 2000
@@ -75,19 +76,30 @@ class Audit:
 
     def distances(self, thetas: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """Of every two of the adapters `[d]`; the model holds the last of them afterwards."""
-        shares, lists, side = {}, {}, self.prompts.side
+        scores, lists, side = {}, {}, self.prompts.side
         for name, theta in thetas.items():
             self.run.engine.load(theta)
-            scores = self.run.recommender.evaluate(self.prompts.samples, self.batch)[0]
-            shares[name], lists[name] = catalogue_softmax(scores, side.seen), top_k(scores, side)
+            scores[name] = self.run.recommender.evaluate(self.prompts.samples, self.batch)[0]
+            lists[name] = top_k(scores[name], side)
+        variations = _variations(scores, side)
         return {
             f"{b} from {a}": {
-                "total_variation": float((shares[a] - shares[b]).abs().sum(1).mean() / 2),
+                "total_variation": variations[a, b],
                 "shared": float((lists[a][:, :, None] == lists[b][:, None]).sum() / side.k)
                 / len(lists[a]),
             }
             for a, b in combinations(thetas, 2)
         }
+
+
+def _variations(scores: Mapping[str, Scores], side: Side) -> dict[tuple[str, str], float]:
+    """½ Σ |p − q| of every two, the mean over the prompts; a tile of them at a time."""
+    found = dict.fromkeys(combinations(scores, 2), 0.0)
+    for part, tile in side.tiles(LEAST):
+        shares = {name: softmax_rows(dense(each[part]), tile) for name, each in scores.items()}
+        for a, b in found:
+            found[a, b] += float((shares[a] - shares[b]).abs().sum()) / 2 / len(side.target)
+    return found
 
 
 def membership_auc(members: Tensor, others: Tensor) -> float:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from fudlr.common.factors import Scores, joined
 from fudlr.data.interactions import Ints
 from fudlr.debias.summary import intervals
 from fudlr.evaluation import Measured, measured
 from fudlr.gradients.metric import VALIDATION_LOSS, MetricGradient, MetricGradients
 from fudlr.influence.mask import Mask
+from fudlr.metrics import surrogate
 from fudlr.pipeline.request import Answer, Gradients, Scored, Solved, choose_mask
 
 
@@ -33,15 +35,16 @@ def judged(solved: Solved, answers: list[Answer], before: Measured) -> dict[str,
     plan = solved.plan
     run, batch = plan.run, plan.config.batch
     losses = torch.empty_like(before.losses)
-    scores = losses.new_empty(plan.test.side.seen.shape)
+    scores: list[tuple[torch.Tensor, Scores]] = []
     valid_losses = torch.empty(len(plan.valid.samples))
     for answer, other in zip(answers, plan.halves(plan.valid)[::-1], strict=True):
         run.engine.load(answer.update.theta)
         part = torch.from_numpy(other)
         test, valid = plan.test.take(other).samples, plan.valid.take(other).samples
-        scores[part], losses[part] = run.recommender.evaluate(test, batch)
+        found, losses[part] = run.recommender.evaluate(test, batch)
+        scores.append((part, found))
         valid_losses[part] = run.recommender.losses(valid, batch)
-    after = measured(scores, losses, valid_losses, plan.test.side)
+    after = measured(joined(scores), losses, valid_losses, plan.test.side)
     pair = {"before": before.statistics, "after": after.statistics}
     drawn = intervals(pair, plan.test.side, plan.seed)
     return {"before": before.metrics, "after": after.metrics, "intervals": drawn}
@@ -58,7 +61,7 @@ def half_gradients(solved: Solved, own: Ints, half: int) -> Gradients:
         share = len(own) / len(plan.valid.samples)
         gradients = dict(zip(whole, whole.parts.chunk(2)[half].sum(0) / share, strict=True))
         values = {
-            metric.name: metric.surrogate(whole.scores[own], prompts.side)
+            metric.name: surrogate(metric, whole.scores[own], prompts.side)
             for metric in plan.metrics
             if metric.is_mean
         }

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fudlr.common.errors import DataError, NumericalError, UsageError
+from fudlr.common.factors import Scores, leaf_of
 from fudlr.common.progress import PATIENCE, track
 from fudlr.data import Samples
-from fudlr.metrics import Metric
-from fudlr.metrics.base import all_finite
+from fudlr.metrics import Metric, surrogate
+from fudlr.metrics.scores import all_finite
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
 from fudlr_ext.vjp import DeferredVjp, not_zero
@@ -44,7 +45,7 @@ class MetricGradients(dict[str, MetricGradient]):
     """By metric name, and what else the pass over the prompts gave.
 
     Attributes:
-        scores: Of the prompts, `[n, M]`.
+        scores: Of the prompts, `[n, M]`, or their factors.
         losses: Of the prompts, `[n]`.
         parts: What each of K parts of the prompts adds to the gradients, `[K, k, d]`, in the order
             of the names; None where it was not asked for.
@@ -53,7 +54,7 @@ class MetricGradients(dict[str, MetricGradient]):
     def __init__(
         self,
         found: Mapping[str, MetricGradient],
-        scores: Tensor,
+        scores: Scores,
         losses: Tensor,
         parts: Tensor | None = None,
     ) -> None:
@@ -107,11 +108,11 @@ def metric_gradients(
             "Give at least one validation prompt",
         )
 
-    def scores_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    def rows_and_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         outputs = recommender.forward(model, batch)
-        scores = recommender.item_scores(outputs, batch).float()
+        rows = recommender.score_rows(outputs, batch).float()
         losses = recommender.loss(outputs, batch).float()
-        return scores, losses if validation_loss else losses.detach()
+        return rows, losses if validation_loss else losses.detach()
 
     cuts = torch.arange(len(samples)).split(batch_size)
     owner = [0] * len(cuts)
@@ -127,8 +128,9 @@ def metric_gradients(
     # The model is in memory anyway, however many graphs refer to it.
     plain = (p for p in recommender.model.parameters() if not _is_wrapper(p))
     weights = {p.untyped_storage().data_ptr() for p in plain}
-    kept, scores, losses = _score(engine, scores_and_loss, batches, graph_bytes, weights)
-    values, through_scores = _surrogates(metrics, scores, side)
+    kept, rows, losses = _score(engine, rows_and_loss, batches, graph_bytes, weights)
+    scores = recommender.scores_of(rows)
+    values, through_rows = _surrogates(metrics, scores, side)
     n, k = len(samples), len(names)
     through_loss = losses.new_zeros(k, n)
     if validation_loss:
@@ -137,11 +139,11 @@ def metric_gradients(
     shares: dict[int, Tensor] = {}
     shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
     for number, (part, batch) in enumerate(shown):
-        way = kept[number] if kept else engine.deferred_vjp(scores_and_loss, batch)
-        own_scores = scores.new_zeros(k, *scores[part].shape)
-        for line, cotangent in zip(own_scores, through_scores, strict=False):
+        way = kept[number] if kept else engine.deferred_vjp(rows_and_loss, batch)
+        own_rows = rows.new_zeros(k, *rows[part].shape)
+        for line, cotangent in zip(own_rows, through_rows, strict=False):
             line.copy_(cotangent[part])
-        pulled = _pull(way, own_scores, through_loss[:, part])
+        pulled = _pull(way, own_rows, through_loss[:, part])
         own = owner[number]
         shares[own] = shares[own] + pulled if own in shares else pulled
     stacked = torch.stack(list(shares.values()))
@@ -176,7 +178,7 @@ def _score(
     graph_bytes: int,
     weights: Container[int],
 ) -> tuple[list[DeferredVjp], Tensor, Tensor]:
-    """Scores and losses of all prompts; the way back from each batch, or none where too large."""
+    """Rows of scores, and losses, of all prompts; each batch's way back, or none if too large."""
 
     def without_graph(model: nn.Module, batch: Any) -> Any:
         with torch.no_grad():
@@ -225,11 +227,12 @@ def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
 
 
 def _surrogates(
-    metrics: Sequence[Metric], scores: Tensor, side: Any
+    metrics: Sequence[Metric], scores: Scores, side: Any
 ) -> tuple[list[float], list[Tensor]]:
-    """Value and ∂value/∂scores `[n, M]` of every metric."""
-    if not all_finite(scores):
-        row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
+    """Value and ∂value/∂scores `[n, M]` of every metric, or `[n, w]` in the users of factors."""
+    leaf, moving = leaf_of(scores)  # one for all, so that they share what they are made of
+    if not all_finite(leaf):
+        row = int((~leaf.isfinite().all(dim=1)).nonzero()[0])
         raise NumericalError(
             "prompts were to be scored",
             f"the scores of prompt {row} are not finite",
@@ -237,15 +240,14 @@ def _surrogates(
         )
     values, cotangents = [], []
     for metric in metrics:
-        leaf = scores.detach().requires_grad_()
-        value = metric.surrogate(leaf, side)
+        value = surrogate(metric, moving, side)
         if value.dim() or not value.requires_grad or not bool(value.isfinite()):
             raise NumericalError(
                 f"the gradient of {metric.name} was to be computed",
                 f"its surrogate is not a finite, differentiable scalar (it gave {value})",
                 "Write the surrogate in differentiable torch operations on the scores",
             )
-        (cotangent,) = torch.autograd.grad(value, leaf)
+        (cotangent,) = torch.autograd.grad(value, leaf, retain_graph=moving is not leaf)
         values.append(float(value.detach()))
         cotangents.append(cotangent)
     return values, cotangents

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError, UsageError
+from fudlr.common.factors import Scores
 from fudlr.common.progress import track
 from fudlr.config import DebiasConfig
 from fudlr.diagnostics import BEFORE, MASK, MAX_LOSS_RISE, Facts, Finding, look, plain, warnings
@@ -54,7 +55,7 @@ class One:
     """
 
     def __init__(
-        self, plan: Plan, sets: _Sets, name: str, answer: Answer, scores: Mapping[str, Tensor]
+        self, plan: Plan, sets: _Sets, name: str, answer: Answer, scores: Mapping[str, Scores]
     ) -> None:
         at = sets.judge[name].nonzero().flatten()
         side = plan.test.side.take(at)

@@ -20,7 +20,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fudlr.metrics.base import Side, SummedMetric, catalogue_softmax
+from fudlr.common.factors import Factors, Scores
+from fudlr.metrics.base import SummedMetric
+from fudlr.metrics.pointwise import Function, over_items
+from fudlr.metrics.scores import ROUNDING, by_tiles, probability, sizes, target_score
+from fudlr.metrics.side import Seen, Side, unseen_items
 
 
 def hit(top: Tensor, side: Side) -> Tensor:
@@ -28,19 +32,25 @@ def hit(top: Tensor, side: Side) -> Tensor:
     return (top == side.target[:, None]).any(1, keepdim=True).double()
 
 
-def target_probability(scores: Tensor, side: Side) -> Tensor:
-    """Return the target's probability under the catalogue softmax: [n, 1]."""
-    return catalogue_softmax(scores, side.seen).gather(1, side.target[:, None])
-
-
-def smooth_rank(scores: Tensor, side: Side) -> Tensor:
+def smooth_rank(scores: Scores, side: Side) -> Tensor:
     """Return 1 + Σ_j σ(s_j - s_target) over the other unseen items: [n, 1]."""
+    if isinstance(scores, Factors):
+        if scores.link is not None:
+            return by_tiles(smooth_rank, scores, side)
+        given = scores
+        return 1 + given.once("rank", side, lambda: _others(torch.sigmoid, given, side))
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
-    target = side.target[:, None]
-    ahead = torch.sigmoid(scores - scores.gather(1, target))
-    others = (~side.seen).scatter(1, target, False)
-    return 1 + torch.where(others, ahead, 0.0).sum(1, keepdim=True)
+    ahead = torch.sigmoid(scores - scores.gather(1, side.target[:, None]))
+    # The target itself is one of the sum, with one half.
+    return 0.5 + ahead.masked_fill(side.mask, 0.0).sum(1, keepdim=True)
+
+
+def _others(of: Function, scores: Factors, side: Side) -> Tensor:
+    """Σ_j f(s_j - s_target) over the other unseen items: [n, 1] float64."""
+    seen = Seen(*side.lists, side.shape[1]).with_one(side.target)
+    ones = scores.users.new_ones(side.shape[1], 1)
+    return over_items(of, scores, seen, target_score(scores, side), ones)
 
 
 def _ranked(name: str, gain: Callable[[Tensor], Tensor]) -> SummedMetric:
@@ -50,13 +60,13 @@ def _ranked(name: str, gain: Callable[[Tensor], Tensor]) -> SummedMetric:
         rank = torch.arange(1, side.k + 1, dtype=torch.float64, device=top.device)
         return (top == side.target[:, None]).double() @ gain(rank)[:, None]
 
-    def soft(scores: Tensor, side: Side) -> Tensor:
+    def soft(scores: Scores, side: Side) -> Tensor:
         return gain(smooth_rank(scores, side))
 
-    return SummedMetric(name, hard, soft, lower_is_better=False, at_k=True)
+    return SummedMetric(name, hard, soft, lower_is_better=False, at_k=True, factored=True)
 
 
-HIT_RATE = SummedMetric("hr", hit, target_probability, lower_is_better=False, at_k=True)
+HIT_RATE = SummedMetric("hr", hit, probability, lower_is_better=False, at_k=True, factored=True)
 """HR@K: share of prompts whose target is in the list; softly, the target's probability."""
 NDCG = _ranked("ndcg", lambda rank: 1 / torch.log2(1 + rank))
 """NDCG@K: mean of 1 / log₂(1 + rank)."""
@@ -66,24 +76,32 @@ MRR = _ranked("mrr", lambda rank: 1 / rank)
 DIRECTIONS = {"auc": "higher", "auc_tail_gap": "lower", "auc_group_gap": "lower"}
 
 
-def _below(scores: Tensor, side: Side) -> Tensor:
+def _below(scores: Scores, side: Side) -> Tensor:
     """Each prompt's share of other unseen items below its target, [n]; 1/2 where there is none."""
-    target = side.target[:, None]
-    own = scores.gather(1, target)
-    others = (~side.seen).scatter(1, target, False)
-    below = (scores < own).double() + 0.5 * (scores == own).double()
-    count = others.sum(1)
-    shares = (below * others).sum(1) / count.clamp(min=1)
-    return torch.where(count > 0, shares, 0.5)
+    others = unseen_items(side.seen) - 1
+    if isinstance(scores, Tensor):
+        above = (scores - scores.gather(1, side.target[:, None])).sign().masked_fill(side.mask, 0)
+        ahead = above.sum(1, dtype=torch.promote_types(above.dtype, torch.float32)).double()
+    elif scores.link is not None:
+        return by_tiles(_below, scores, side)
+    else:
+        # Equal are those that differ by rounding. A hidden item counts as below.
+        unit = ROUNDING * float(sizes(scores).amax())
+        ahead = _others(lambda away: (away / unit).trunc().sign(), scores, side)[:, 0]
+        ahead = ahead + (side.shape[1] - others)
+    return 0.5 - ahead / (2 * others.clamp(min=1))
 
 
-def pairwise(scores: Tensor, side: Side) -> dict[str, float]:
+def pairwise(scores: Scores, side: Side) -> dict[str, float]:
     """Pairwise accuracy, and its gaps where both sides have prompts.
 
     `auc`; `auc_tail_gap`, head targets' less tail targets'; `auc_group_gap`, the largest difference
     between groups of users.
     """
-    rows = torch.cat([_below(scores[part], tile) for part, tile in side.tiles()])
+    if isinstance(scores, Factors):
+        rows = _below(scores, side)
+    else:
+        rows = torch.cat([_below(scores[part], tile) for part, tile in side.tiles()])
     found = {"auc": float(rows.mean())}
     tail = side.tail[side.target]
     if bool(tail.any()) and not bool(tail.all()):

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.metrics.accuracy import hit, target_probability
-from fudlr.metrics.base import Metric, Rows, Side, SummedMetric, catalogue_softmax
+from fudlr.common.factors import Scores
+from fudlr.metrics.accuracy import hit
+from fudlr.metrics.base import Metric, SummedMetric, surrogate
+from fudlr.metrics.scores import Rows, expected, probability
+from fudlr.metrics.side import Side
 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """(means [R, U, C] of U groups, which of them are there [R, U]) to the gap between them, [R]."""
@@ -27,11 +30,9 @@ def _list_exposure(top: Tensor, side: Side) -> Tensor:
     return side.item_groups.double()[top].mean(1)
 
 
-def _soft_exposure(scores: Tensor, side: Side) -> Tensor:
+def _soft_exposure(scores: Scores, side: Side) -> Tensor:
     """Return the item groups' expected shares under the catalogue softmax: [n, G]."""
-    assert side.item_groups is not None
-    p = catalogue_softmax(scores, side.seen)
-    return p @ side.item_groups.to(p.dtype)
+    return expected(scores, side, slice(2, None))
 
 
 class GroupGap(SummedMetric):
@@ -57,6 +58,7 @@ class GroupGap(SummedMetric):
             needs_groups=True,
             at_k=True,
             soft_suffix="",
+            factored=True,
             **attributes,
         )
         self.gap = gap
@@ -113,7 +115,7 @@ HELLINGER = _exposure_gap("hellinger", _hellinger)
 """Hellinger distance √(½ Σ_g (√p_g - √q_g)²) between the two groups that differ most."""
 DP = _exposure_gap("dp", _largest_difference)
 """Demographic parity: the largest gap between two groups' mean shares of any item group."""
-HIT_GAP = GroupGap("hit_gap", hit, target_probability, _largest_difference)
+HIT_GAP = GroupGap("hit_gap", hit, probability, _largest_difference)
 """The largest gap between two groups' HR@K; the surrogate has the target's probability."""
 
 
@@ -137,6 +139,7 @@ def _unfairness(name: str, of: Callable[[Tensor], Tensor]) -> SummedMetric:
         needs_history=True,
         at_k=True,
         soft_suffix="",
+        factored=True,
         bounds=(0.0, math.inf),
     )
 
@@ -169,9 +172,11 @@ class Within(Metric):
         chosen = None if weights is None else weights[self.index]
         return self.metric.hard(top[self.index], side.take(self.index), chosen)
 
-    def surrogate(self, scores: Tensor, side: Side) -> Tensor:
-        """A scalar, differentiable in `scores` [n, M]."""
-        return self.metric.surrogate(scores[self.index], side.take(self.index))
+    factored = True
+
+    def surrogate(self, scores: Scores, side: Side) -> Tensor:
+        """A scalar, differentiable in `scores` [n, M], or in the users of factors."""
+        return surrogate(self.metric, scores[self.index], side.take(self.index))
 
     def missing(self, side: Side) -> str | None:
         """What the metric lacks on the set's prompts, or None."""

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import NumericalError, UsageError
-from fudlr.metrics.base import Metric, Side
+from fudlr.common.factors import Scores, leaf_of
+from fudlr.metrics.base import Metric, surrogate
+from fudlr.metrics.side import Side
 from fudlr.metrics.table import find_metric
 
 _TERM = re.compile(
@@ -24,8 +26,9 @@ _TERM = re.compile(
 )
 
 
-def metric_gradient(metric: Metric, scores: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-    """Return a surrogate's value (float64) and its gradient in the scores [n, M], both native.
+def metric_gradient(metric: Metric, scores: Scores, side: Side) -> tuple[Tensor, Tensor]:
+    """Return a surrogate's value (float64) and its gradient in the scores [n, M], or in the users
+    of their factors; both native.
 
     Raises:
         UsageError: the metric needs what `side` lacks.
@@ -35,8 +38,8 @@ def metric_gradient(metric: Metric, scores: Tensor, side: Side) -> tuple[Tensor,
     if lacking := metric.missing(side):
         raise UsageError(asked, lacking, "Name a column of groups, or choose another metric")
     with torch.enable_grad():
-        leaf = scores.detach().clone().requires_grad_()
-        value = metric.surrogate(leaf, side)
+        leaf, moving = leaf_of(scores)
+        value = surrogate(metric, moving, side)
         if value.numel() != 1 or not torch.isfinite(value).all():
             found = f"its surrogate is {value.tolist() if value.numel() < 4 else list(value.shape)}"
             remedy = "It must be one finite number: check the scores, and the metric if it is yours"
@@ -122,9 +125,9 @@ class Objective:
                 remedy = "Name a column of groups that the data have, or another metric or K"
                 raise UsageError(f"the objective {term} was given", found, remedy)
 
-    def surrogates(self, scores: Tensor, side: Side) -> Tensor:
+    def surrogates(self, scores: Scores, side: Side) -> Tensor:
         """Return each term's surrogate, native and unweighted: [T] float64, differentiable."""
-        values = [term.metric.surrogate(scores, side).double() for term in self.terms]
+        values = [surrogate(term.metric, scores, side).double() for term in self.terms]
         return torch.stack(values)
 
     def coefficients(self, start: Tensor) -> Tensor:
@@ -147,12 +150,13 @@ class Objective:
         weights = [t.weight * (1 if t.metric.lower_is_better else -1) for t in self.terms]
         return start.new_tensor(weights) / start.abs()
 
-    def value(self, scores: Tensor, side: Side, start: Tensor) -> Tensor:
+    def value(self, scores: Scores, side: Side, start: Tensor) -> Tensor:
         """Return F, a scalar that should fall, relative to the surrogates `start` [T] at θ*."""
         return self.coefficients(start.double()) @ self.surrogates(scores, side)
 
-    def gradients(self, scores: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        """Return the surrogates [T] (float64) and their gradients [T, n, M], all native.
+    def gradients(self, scores: Scores, side: Side) -> tuple[Tensor, Tensor]:
+        """Return the surrogates [T] (float64) and their gradients [T, n, M], all native; [T, n, w]
+        in the users of factors.
 
         Raises:
             UsageError, NumericalError: as `metric_gradient`.

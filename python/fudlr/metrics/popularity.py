@@ -15,28 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fudlr.metrics.base import Finish, Rows, Side, SummedMetric, catalogue_softmax
+from fudlr.common.factors import Scores
+from fudlr.metrics.base import Finish, SummedMetric
+from fudlr.metrics.pointwise import Function, over_items, over_prompts
+from fudlr.metrics.scores import (
+    Rows,
+    by_tiles,
+    check_scores,
+    expected,
+    log_sum,
+    softmax_product,
+    softmax_rows,
+    softmax_sum,
+)
+from fudlr.metrics.side import Seen, Side
 
 
-def _softmax(scores: Tensor, side: Side) -> Tensor:
-    return catalogue_softmax(scores, side.seen)
-
-
-def _expected(value: Callable[[Side], Tensor]) -> Rows:
-    """The expectation under the catalogue softmax of a value [M] of the items: [n, 1]."""
-
-    def rows(scores: Tensor, side: Side) -> Tensor:
-        p = catalogue_softmax(scores, side.seen)
-        return p @ value(side).to(p.dtype)[:, None]
-
-    return rows
+def _expected(column: int) -> Rows:
+    """The expectation under the catalogue softmax of a value of the items: [n, 1]."""
+    return lambda scores, side: expected(scores, side, slice(column, column + 1))
 
 
 ARP = SummedMetric(
     "arp",
     lambda top, side: side.popularity.double()[top].mean(1, keepdim=True),
-    _expected(lambda side: side.popularity.log1p()),
+    _expected(0),
     lower_is_better=True,
+    factored=True,
     bounds=(0.0, math.inf),
 )
 """Mean φ(i) over the lists; the surrogate is the mean of Σ_i p_i log(1 + φ(i)).
@@ -46,8 +51,9 @@ The logarithm keeps a handful of blockbusters from owning the whole gradient.
 APLT = SummedMetric(
     "aplt",
     lambda top, side: side.tail[top].double().mean(1, keepdim=True),
-    _expected(lambda side: side.tail),
+    _expected(1),
     lower_is_better=False,
+    factored=True,
 )
 """Mean share of tail items in the lists; the surrogate is the expected share."""
 
@@ -60,25 +66,69 @@ class Exposure(SummedMetric):
         finish: Turns exposures [R, M] into the metric.
         leave_out: (lists [n, K], counts of all items [M]) to the hard value less the value without
             each prompt in turn, [n] float64, exact.
-        soft_rows: What is summed for the surrogate, [n, M].
+        of_p: What is summed for the surrogate, of each probability; 0 of 0. None: the probability.
         attributes: `soft_finish`, and those of `Metric`, where they are not its defaults.
     """
+
+    factored = True
 
     def __init__(
         self,
         name: str,
         finish: Finish,
         leave_out: Callable[[Tensor, Tensor], Tensor],
-        soft_rows: Rows = _softmax,
+        of_p: Function | None = None,
         **attributes: Any,
     ) -> None:
-        super().__init__(name, _one_hot, soft_rows, finish, **attributes)
-        self._leave_out = leave_out
+        super().__init__(name, _one_hot, self._of_softmax, finish, **attributes)
+        self._leave_out, self._of_p = leave_out, of_p
+
+    def _of_softmax(self, scores: Tensor, side: Side) -> Tensor:
+        p = softmax_rows(scores, side)
+        return p if self._of_p is None else self._of_p(p)
+
+    def _of_log(self, log_p: Tensor) -> Tensor:
+        assert self._of_p is not None
+        return self._of_p(log_p.exp())
 
     def hard_sums(self, top: Tensor, side: Side, weights: Tensor) -> Tensor:
         """Count without the [n, M] matrix, which is almost empty."""
         sums = weights.new_zeros(len(weights), side.popularity.numel())
         return sums.index_add_(1, top.flatten(), weights.repeat_interleave(top.shape[1], dim=1))
+
+    def soft_sums(self, scores: Scores, side: Side) -> Tensor:
+        """Return the soft rows' sums over prompts: [M], without [n, M] where scores are factors."""
+        if isinstance(scores, Tensor):
+            rows: Tensor = self.soft_rows(scores, side)
+            return rows.sum(0, dtype=torch.float64)
+        if scores.link is not None:
+            return by_tiles(self.soft_rows, scores, side, summed=True)
+        if self._of_p is None:
+            return softmax_sum(scores, side)
+        seen = Seen(*side.lists, side.shape[1])
+        return over_prompts(self._of_log, scores, seen, log_sum(scores, side))
+
+    def soft_product(self, scores: Scores, side: Side, way: Tensor) -> Tensor:
+        """Return the product of each soft row with `way` [M]: [n]."""
+        if isinstance(scores, Tensor):
+            rows: Tensor = self.soft_rows(scores, side)
+            found: Tensor = rows @ way.to(rows.dtype)
+            return found
+        if scores.link is not None:
+            return by_tiles(lambda s, tile: self.soft_product(s, tile, way), scores, side)
+        if self._of_p is None:
+            return softmax_product(scores, side, way)
+        seen = Seen(*side.lists, side.shape[1])
+        centre = log_sum(scores, side)
+        return over_items(self._of_log, scores, seen, centre, way[:, None])[:, 0]
+
+    def surrogate(self, scores: Scores, side: Side) -> Tensor:
+        """Return a scalar, differentiable in `scores` [n, M], or in the users of factors."""
+        if isinstance(scores, Tensor):
+            return super().surrogate(scores, side)
+        check_scores(scores, side)
+        sums = self.soft_sums(scores, side)
+        return self.soft_finish(sums[None], sums.new_full((1,), len(scores)), side)[0]
 
     def leave_out(self, top: Tensor, side: Side) -> Tensor:
         """Return the hard value less the value without each prompt in turn: [n] float64, exact."""
@@ -96,7 +146,7 @@ class Exposure(SummedMetric):
 
 
 def _one_hot(top: Tensor, side: Side) -> Tensor:
-    rows = torch.zeros(side.seen.shape, dtype=torch.float64, device=top.device)
+    rows = torch.zeros(side.shape, dtype=torch.float64, device=top.device)
     return rows.scatter_(1, top, 1.0)
 
 
@@ -132,11 +182,10 @@ def _without_in_entropy(top: Tensor, counts: Tensor) -> Tensor:
     return total.log() - weighed / total - (less.log() - (weighed - lost.sum(1)) / less)
 
 
-def _log_missed(scores: Tensor, side: Side) -> Tensor:
-    """The log-probability that an item is missed, K log(1 - p): [n, M]."""
-    p = catalogue_softmax(scores, side.seen)
+def _log_missed(p: Tensor) -> Tensor:
+    """The log-probability that an item is missed in a draw."""
     # p = 1 would make the logarithm infinite; the item is covered long before.
-    return side.k * torch.log1p(-p.clamp_max(1 - 1e-6))
+    return torch.log1p(-p.clamp_max(1 - 1e-6))
 
 
 GINI = Exposure("gini", _gini, _without_in_gini, lower_is_better=True)
@@ -154,7 +203,7 @@ COVERAGE = Exposure(
     lambda sums, total, side: (sums > 0).to(sums.dtype).mean(1),
     lambda top, counts: (counts[top] == 1).double().sum(1) / len(counts),
     _log_missed,
-    soft_finish=lambda sums, total, side: -torch.expm1(sums).mean(1),
+    soft_finish=lambda sums, total, side: -torch.expm1(side.k * sums).mean(1),
     lower_is_better=False,
 )
 """Share of the catalogue in at least one list.

@@ -40,8 +40,10 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
+from fudlr.common.factors import Scores
 from fudlr.metrics.attribute import GroupGap
-from fudlr.metrics.base import Metric, Side, SummedMetric
+from fudlr.metrics.base import Metric, SummedMetric
+from fudlr.metrics.side import Side
 from fudlr.metrics.statistics import Statistics, measurable, statistics
 
 CHUNK = 128  # resamples whose sums are held at a time
@@ -112,7 +114,7 @@ def bound(value: float, draws: Tensor, least: float, most: float) -> Interval:
 
 @torch.no_grad()
 def bootstrap(
-    scores: Mapping[str, Tensor | Statistics],
+    scores: Mapping[str, Scores | Statistics],
     side: Side,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -198,7 +200,7 @@ def _permuted(
 
 @torch.no_grad()
 def permutation_null(
-    scores: Tensor | Statistics,
+    scores: Scores | Statistics,
     side: Side,
     n_permutations: int = 1000,
     seed: int = 0,

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Rows, Side, SummedMetric, check_scores, repeated
+from fudlr.metrics.base import Metric, SummedMetric, repeated
+from fudlr.metrics.scores import Rows, check_scores
+from fudlr.metrics.side import Side
 
 
 class DrawnLists(Metric):
@@ -92,7 +94,7 @@ class DrawnLists(Metric):
 
     def estimate(self, scores: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """Return the mean of h over the draws, and the estimated gradient [n, M], both float64."""
-        logits = scores.detach().double().masked_fill(side.seen, -torch.inf) / self._temperature
+        logits = scores.detach().double().masked_fill(side.mask, -torch.inf) / self._temperature
         mass = (logits - logits.amax(1, keepdim=True)).exp()
         tops = self._draw(logits, side.k)
         values, gains = self._gains(tops, side)

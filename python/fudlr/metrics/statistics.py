@@ -8,15 +8,18 @@ are read in tiles of rows, so that no second matrix of their size is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.metrics.base import Metric, Side, SummedMetric, check_scores, top_and_ties
+from fudlr.common.factors import Scores
+from fudlr.metrics.base import Metric, SummedMetric, surrogate
 from fudlr.metrics.popularity import Exposure
+from fudlr.metrics.scores import check_scores, top_and_ties
+from fudlr.metrics.side import Side
 from fudlr.metrics.table import METRICS
 
 
@@ -48,11 +51,11 @@ def measurable(side: Side, metrics: Iterable[Metric] | None = None) -> list[Metr
 
 
 @torch.no_grad()
-def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = None) -> Statistics:
+def statistics(scores: Scores, side: Side, metrics: Iterable[Metric] | None = None) -> Statistics:
     """Measure scores [n, M] in one pass over tiles, and one more for metrics of exposure.
 
     Args:
-        scores: [n, M], any floating type.
+        scores: [n, M], any floating type, or their factors.
         side: Of the same prompts and items.
         metrics: Which; all of the table by default. What needs groups that are not there is left
             out.
@@ -64,7 +67,7 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     n = len(side.target)
     if not n:
         raise UsageError("metrics were asked for", "there are no prompts", "Give at least one")
-    if scores.shape != side.seen.shape:
+    if tuple(scores.shape) != side.shape:
         check_scores(scores, side)  # says what does not fit
     scores, chosen = scores.detach(), measurable(side, metrics)
     wide = [metric for metric in chosen if isinstance(metric, Exposure)]
@@ -73,16 +76,14 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
     tied = 0
     rows: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in narrow}
     sums: dict[str, Tensor] = {}
-    for part, tile in side.tiles():
-        own = scores[part]  # one tensor for all metrics, so that they share its softmax
+    for own, tile in _tiles(scores, side):
         top, ties = top_and_ties(own, tile)
         tops.append(top)
         tied += int(ties.sum())
         for metric in narrow:
-            rows[metric.soft_key].append(metric.soft_rows(own, tile).double())
+            rows[metric.soft_key].append(metric.soft_each(own, tile).double())
         for exposure in wide:
-            new = exposure.soft_rows(own, tile).sum(0, dtype=torch.float64)
-            sums[exposure.name] = sums.get(exposure.name, 0.0) + new
+            sums[exposure.name] = sums.get(exposure.name, 0.0) + exposure.soft_sums(own, tile)
     top = torch.cat(tops)
     joined = {key: torch.cat(parts) for key, parts in rows.items()}
     joined |= {metric.hard_key(side.k): metric.hard_rows(top, side) for metric in narrow}
@@ -99,23 +100,30 @@ def statistics(scores: Tensor, side: Side, metrics: Iterable[Metric] | None = No
             summed_rows = joined[each.soft_key].sum(0)[None]
             values[each.soft_key] = float(each.soft_finish(summed_rows, total, side))
         else:
-            values[each.soft_key] = float(each.surrogate(scores, side))
+            values[each.soft_key] = float(surrogate(each, scores, side))
     left |= _soft_leave_out(wide, sums, scores, side)
     return Statistics(top, values, joined, left, tied / n)
 
 
 def _soft_leave_out(
-    wide: list[Exposure], sums: dict[str, Tensor], scores: Tensor, side: Side
+    wide: list[Exposure], sums: dict[str, Tensor], scores: Scores, side: Side
 ) -> dict[str, Tensor]:
     """To first order, since a prompt is a small part of smooth sums: rows · ∂T/∂sums, [n]."""
     ways = {metric: metric.soft_gradient(sums[metric.name], side) for metric in wide}
     found: dict[str, list[Tensor]] = {metric.soft_key: [] for metric in wide}
-    for part, tile in side.tiles() if wide else ():
-        own = scores[part]
+    for own, tile in _tiles(scores, side) if wide else ():
         for metric, way in ways.items():
-            rows = metric.soft_rows(own, tile)
-            found[metric.soft_key].append((rows @ way.to(rows.dtype)).double())
+            found[metric.soft_key].append(metric.soft_product(own, tile, way).double())
     return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def _tiles(scores: Scores, side: Side) -> Iterator[tuple[Scores, Side]]:
+    """Tiles of a matrix, each one object for all metrics, so that they share its softmax; factors
+    as they are, which are taken apart further down."""
+    if isinstance(scores, Tensor):
+        yield from ((scores[part], tile) for part, tile in side.tiles())
+    else:
+        yield scores, side
 
 
 def _hard_values(top: Tensor, side: Side, chosen: list[Metric]) -> dict[str, float]:
@@ -123,7 +131,7 @@ def _hard_values(top: Tensor, side: Side, chosen: list[Metric]) -> dict[str, flo
 
 
 def evaluate(
-    scores: Tensor, side: Side, metrics: Iterable[Metric] | None = None
+    scores: Scores, side: Side, metrics: Iterable[Metric] | None = None
 ) -> dict[str, float]:
     """Measure the scores [n, M]: native values, hard and soft, under the files' names.
 

@@ -12,10 +12,13 @@ from pathlib import Path
 from torch import Tensor
 
 from fudlr.common.errors import FudlrError, UsageError
+from fudlr.common.factors import Scores
 from fudlr.metrics.accuracy import HIT_RATE, MRR, NDCG
 from fudlr.metrics.attribute import DGU, DP, HELLINGER, HIT_GAP, MGU
-from fudlr.metrics.base import Metric, Rows, Side, repeated
+from fudlr.metrics.base import Metric, repeated
 from fudlr.metrics.popularity import APLT, ARP, COVERAGE, ENTROPY, GINI
+from fudlr.metrics.scores import Rows
+from fudlr.metrics.side import Side
 
 _BUILT_IN = (
     ARP,
@@ -44,14 +47,22 @@ class FunctionMetric(Metric):
         surrogate: (scores [n, M], side) to a scalar, differentiable in the scores.
         lower_is_better: its direction.
         hard: (top [n, K], side) to a scalar, where there is a value on lists too.
+        factored: whether `surrogate` also takes `Factors`, which large catalogues' scores may be;
+            otherwise it always gets the matrix.
     """
 
     def __init__(
-        self, name: str, surrogate: Rows, lower_is_better: bool, hard: Rows | None = None
+        self,
+        name: str,
+        surrogate: Rows,
+        lower_is_better: bool,
+        hard: Rows | None = None,
+        *,
+        factored: bool = False,
     ) -> None:
         self.name, self.lower_is_better = name, lower_is_better
         self._soft, self._hard = surrogate, hard
-        self.has_hard = hard is not None
+        self.has_hard, self.factored = hard is not None, factored
         # Without a hard function the surrogate is all there is, and has the plain name.
         self.soft_suffix = "_soft" if hard else ""
 
@@ -65,7 +76,7 @@ class FunctionMetric(Metric):
             )
         return self._hard(*repeated(top, side, weights))
 
-    def surrogate(self, scores: Tensor, side: Side) -> Tensor:
+    def surrogate(self, scores: Scores, side: Side) -> Tensor:
         """Return the user's function of the scores."""
         return self._soft(scores, side)
 

@@ -22,7 +22,7 @@ from fudlr.common.progress import StageClock, track
 from fudlr.config import DebiasConfig, RunConfig, merge
 from fudlr.data import DataWarning, holdout_users
 from fudlr.data.interactions import Ints
-from fudlr.evaluation import Prompts, make_prompts
+from fudlr.evaluation import Prompts
 from fudlr.gradients.matrix import Forward, Loss
 from fudlr.gradients.metric import (
     VALIDATION_LOSS,
@@ -184,8 +184,7 @@ def prepare(
     wanted = [name for name in config.also if name not in (*objective.names, VALIDATION_LOSS)]
     also = [find_metric(name) for name in wanted]
     with clock.stage("prepare"):
-        valid = make_prompts(run.split, run.split.valid, run.config.data)
-        test = make_prompts(run.split, run.split.test, run.config.data)
+        valid, test = run.valid, run.test
     objective.check(valid.side)
     metrics = [term.metric for term in objective.terms] + also
     solver = _solver(config)

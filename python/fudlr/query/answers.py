@@ -154,7 +154,7 @@ def explain(
     else:
         scores = run.recommender.evaluate(prompt.samples, 1)[0]
         target = int(top_k(scores, prompt.side)[0, 0])
-    if bool(prompt.side.seen[0, target]):
+    if bool(prompt.side.mask[0, target]):
         raise UsageError(
             asked, f"item {str(item)!r} was chosen before, and is not recommended", "Name another"
         )

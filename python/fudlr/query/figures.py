@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
+from fudlr.common.factors import Scores, dense, remade, rows_of
 from fudlr.data import Samples
 from fudlr.gradients.metric import MetricGradient, metric_gradients
-from fudlr.metrics import METRICS, find_metric
+from fudlr.metrics import METRICS, find_metric, surrogate
 from fudlr.run import Run
 from fudlr_ext.reducers import Rows
 
@@ -54,9 +55,11 @@ class _OfRow:
     name: str
     at: int
     figure: Callable[[Tensor, Tensor], Tensor]
+    factored: bool = True
 
-    def surrogate(self, scores: Tensor, side: Any) -> Tensor:
-        own = scores[self.at].double().masked_fill(side.seen[self.at], -torch.inf)
+    def surrogate(self, scores: Scores, side: Any) -> Tensor:
+        own = dense(scores[self.at : self.at + 1])[0].double()
+        own = own.masked_fill(side.seen[self.at], -torch.inf)
         return self.figure(own, side.target[self.at])
 
 
@@ -67,13 +70,13 @@ class _Contribution:
     name: str
     at: int
     metric: Any
+    factored: bool = True
 
-    def surrogate(self, scores: Tensor, side: Any) -> Tensor:
-        live = torch.arange(len(scores), device=scores.device) == self.at
-        value: Tensor = self.metric.surrogate(
-            torch.where(live[:, None], scores, scores.detach()), side
-        )
-        return value
+    def surrogate(self, scores: Scores, side: Any) -> Tensor:
+        rows = rows_of(scores)
+        live = torch.arange(len(rows), device=rows.device) == self.at
+        moving = torch.where(live[:, None], rows, rows.detach())
+        return surrogate(self.metric, remade(scores, moving), side)
 
 
 def check_figure(of: str, *, metrics: bool) -> None:

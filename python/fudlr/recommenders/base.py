@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fudlr.common.batches import token_batches
 from fudlr.common.device import ahead, moved
 from fudlr.common.errors import ModelError
+from fudlr.common.factors import Scores
 from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
@@ -35,6 +36,8 @@ from fudlr_ext import Engine
 
 Batch = dict[str, Any]
 Outputs = Tensor | tuple[Tensor, Tensor]
+LARGE = 2**13
+"""Items from which on scores are kept as factors, where a recommender has these."""
 # What models raise that take no mask, no positions or no such cache.
 UNFIT = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -176,6 +179,19 @@ class Recommender(ABC):
         of a sample have a finite score without meaning. The batch is one for scoring.
         """
 
+    def score_rows(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """What `scores_of` makes scores of: the scores [n, M], or users' factors [n, w]."""
+        return self.item_scores(outputs, batch)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether scores are kept as factors."""
+        return False
+
+    def scores_of(self, rows: Tensor) -> Scores:
+        """Scores of samples, in whichever form they are kept, from their `score_rows`."""
+        return rows
+
     def batch(self, samples: Samples, scoring: bool = False) -> Batch:
         """The samples as `collate` makes them, on the model's device."""
         self.ready(scoring)
@@ -207,9 +223,9 @@ class Recommender(ABC):
         """ℓ_i [n] of `samples`, as `evaluate` gives them, without the cost of scores."""
         return self._scored(samples, size, scoring=False)[1]
 
-    def evaluate(self, samples: Samples, size: int = 256) -> tuple[Tensor, Tensor]:
+    def evaluate(self, samples: Samples, size: int = 256) -> tuple[Scores, Tensor]:
         """Scores [n, M] and losses [n] of `samples` on the host, without gradients, in evaluation
-        mode.
+        mode. Scores are `Factors` where the recommender has them and items are `LARGE` or more.
 
         Args:
             samples: The n samples; results are in their order, whatever the batches.
@@ -218,12 +234,12 @@ class Recommender(ABC):
         """
         return self._scored(samples, size, scoring=True)
 
-    def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Tensor, Tensor]:
+    def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Scores, Tensor]:
         self.probe()
         count = len(samples)
-        scores, losses = torch.empty(count if scoring else 0, self.n_items), torch.empty(count)
+        rows, losses = torch.empty(0, self.n_items), torch.empty(count)
         if not count:
-            return scores, losses
+            return rows, losses
         lengths = self.lengths(samples)
         index: Sequence[Tensor] = torch.arange(count).split(size)
         if lengths is not None:
@@ -231,7 +247,8 @@ class Recommender(ABC):
             index = token_batches(lengths, max(int(lengths.max()), mean, 1), size)
         engine = self.engine if self.engine and self.engine.model is self.model else None
         with evaluating(self.model), torch.no_grad():
-            batches = self.parts(samples, index, scoring)
+            # Losses from factors make no matrix either.
+            batches = self.parts(samples, index, scoring or self.has_factors)
             shown = track(batches, len(index), "score users", delay=PATIENCE)
             for at, batch in zip(index, shown, strict=True):
                 if engine is None:
@@ -240,8 +257,10 @@ class Recommender(ABC):
                     outputs = engine.outputs(self.forward, batch)
                 losses[at] = self.loss(outputs, batch).float().cpu()
                 if scoring:
-                    scores[at] = self.item_scores(outputs, batch).float().cpu()
-        return scores, losses
+                    found = self.score_rows(outputs, batch)
+                    rows = rows if len(rows) else torch.empty(count, found.shape[1])
+                    rows[at] = found.float().cpu()
+        return self.scores_of(rows) if scoring else rows, losses
 
 
 @contextmanager

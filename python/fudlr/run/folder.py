@@ -107,12 +107,14 @@ class Run:
     @cached_property
     def valid(self) -> Prompts:
         """The prompts that gradients come from."""
-        return make_prompts(self.split, self.split.valid, self.config.data)
+        factored = self.recommender.has_factors
+        return make_prompts(self.split, self.split.valid, self.config.data, factored=factored)
 
     @cached_property
     def test(self) -> Prompts:
         """The prompts that figures are of."""
-        return make_prompts(self.split, self.split.test, self.config.data)
+        factored = self.recommender.has_factors
+        return make_prompts(self.split, self.split.test, self.config.data, factored=factored)
 
     @property
     def binding(self) -> Binding:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
+from fudlr.common.factors import Scores
 from fudlr.config import DebiasConfig
 from fudlr.debias import Audit
 from fudlr.evaluation import Measured, Prompts, measure
@@ -113,7 +114,7 @@ class Case:
         found = measure(self.run.recommender, self.run.valid, self.run.test, self.config.batch)
         return self.audit.of_adapter(found) if self.audited else found
 
-    def scores(self, theta: Tensor, prompts: Prompts | None = None) -> Tensor:
+    def scores(self, theta: Tensor, prompts: Prompts | None = None) -> Scores:
         """Scores [n, M] of the adapter `theta` [d], which the model then holds, on test prompts."""
         self.run.engine.load(theta)
         samples = (prompts or self.run.test).samples

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fudlr.common.factors import joined
 from fudlr.data import holdout_users
 from fudlr.debias import debias, intervals, plain_nulls
 from fudlr.metrics import Statistics, permutation_null, statistics
@@ -40,11 +41,11 @@ def heldout(case: Case) -> dict[str, Any] | None:
     side = case.run.test.side
     measured = {"before": statistics(case.scores(case.run.theta), side)}
     for number, state in enumerate(STATES):
-        joined = torch.empty(side.seen.shape)
+        parts = []
         for i, other in enumerate(reversed(halves)):
             theta = (thetas[i], done[i].theta)[number]
-            joined[torch.from_numpy(other)] = case.scores(theta, case.run.test.take(other))
-        measured[state] = statistics(joined, side)
+            parts.append((torch.from_numpy(other), case.scores(theta, case.run.test.take(other))))
+        measured[state] = statistics(joined(parts), side)
     return {
         **{state: each.values for state, each in measured.items()},
         "intervals": intervals(measured, side, case.seed),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fudlr.evaluation import Prompts
 from fudlr.gradients.metric import VALIDATION_LOSS
-from fudlr.metrics import find_metric
+from fudlr.metrics import find_metric, surrogate
 from fudlr.run import Run
 from fudlr.verify.case import Case
 from fudlr.verify.lds import agreement, random_removals, targeted_removals
@@ -38,7 +38,7 @@ def surrogates(run: Run, prompts: Prompts, names: Sequence[str], theta: Tensor) 
     run.engine.load(theta)
     scores, losses = run.recommender.evaluate(prompts.samples, run.config.debias.batch)
     values = {
-        name: float(find_metric(name).surrogate(scores, prompts.side))
+        name: float(surrogate(find_metric(name), scores, prompts.side))
         for name in names
         if name != VALIDATION_LOSS
     }

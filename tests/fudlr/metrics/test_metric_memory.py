@@ -8,7 +8,7 @@ from fudlr.config import DataConfig
 from fudlr.data import DataWarning, make_split, synthetic
 from fudlr.evaluation import make_prompts, measured
 from fudlr.metrics import Side, bootstrap
-from fudlr.metrics.base import TILE
+from fudlr.metrics.side import TILE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
