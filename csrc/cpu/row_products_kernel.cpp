@@ -4,8 +4,8 @@
 // loaded of a vector, or of the sums, serves several rows: the first holds its sums in registers,
 // the second its coefficients. Both meanwhile ask for the next tile, whose pages were asked for.
 //
-// The scale of an int8 block multiplies the block's part of d_i, and c_i for the block: once every
-// 128 columns.
+// The scale of an int8 block multiplies the block's part of d_i (its numbers, where registers are
+// many), and c_i for the block: once every 128 columns.
 //
 // Every number is the sum of the same terms in the same order whatever the threads, the lines and
 // the other rows: lanes over 1,024 columns in Real and from there in float64 for d, rows of a chunk
@@ -73,6 +73,16 @@ constexpr bool kScaled = false;
 template <>
 constexpr bool kScaled<Int8> = true;
 
+// Whether a number is scaled before it is multiplied, rather than its block's sum: registers for
+// twice as many rows at once make up for that.
+#if defined(__AVX512F__)
+template <typename In>
+constexpr bool kScaledFirst = kScaled<In>;
+#else
+template <typename In>
+constexpr bool kScaledFirst = false;
+#endif
+
 // Memory to ask for while there is something else to do: `step` bytes further with every call, so
 // that memory is as busy during the last product of a tile as during the first. Lines asked for at
 // once would be waited for, and then memory would wait for the sums.
@@ -94,39 +104,42 @@ FUDLR_APART void dot_step(const In* rows, int64_t stride, int64_t columns, const
   const char* line = ahead.next;
   const int64_t line_step = line < ahead.end ? ahead.step : 0;
   const int64_t run = kScaled<In> ? kScaleBlock : columns;
+  Vector<Real> sum[R][K];
   for (int64_t start = 0; start < columns; start += run) {
     const int64_t stop = min(start + run, columns);
-    Vector<Real> sum[R][K];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    const float* scale = kScaled<In> ? scales + start / kScaleBlock : nullptr;
+    if (!kScaledFirst<In> || start == 0) {
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-      for (int k = 0; k < K; ++k) sum[r][k] = Vector<Real>{};
+        for (int k = 0; k < K; ++k) sum[r][k] = Vector<Real>{};
+      }
     }
     for (int64_t c = start; c < stop; c += kWidth<Real>) {
       Vector<Real> row[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) row[r] = fetch(rows + r * stride + c);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        row[r] = fetch(rows + r * stride + c);
+        if constexpr (kScaledFirst<In>) row[r] *= scale[r * scale_stride];
+      }
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
         const Vector<Real> vector = load(vectors + k * vector_stride + c);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) sum[r][k] += row[r] * vector;
       }
       __builtin_prefetch(line, 0, 2);
       line += line_step;
     }
-#pragma GCC unroll 8
+    if (kScaledFirst<In> && stop < columns) continue;
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      Real scale = 1;
-      if constexpr (kScaled<In>) scale = scales[r * scale_stride + start / kScaleBlock];
+      Real factor = 1;
+      if constexpr (kScaled<In> && !kScaledFirst<In>) factor = scale[r * scale_stride];
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
         Real* total = lanes + r * lane_stride + k * kWidth<Real>;
-        if constexpr (kScaled<In>) {
-          store(total, load(total) + scale * sum[r][k]);
-        } else {
-          store(total, load(total) + sum[r][k]);
-        }
+        store(total, load(total) + factor * sum[r][k]);
       }
     }
   }
@@ -135,7 +148,11 @@ FUDLR_APART void dot_step(const In* rows, int64_t stride, int64_t columns, const
 
 // Rows that a step takes with K vectors: as many as leave every sum a register.
 constexpr int step_rows(int K) {
+#if defined(__AVX512F__)
+  constexpr int rows[] = {12, 6, 6, 6};
+#else
   constexpr int rows[] = {6, 4, 4, 3};
+#endif
   return rows[K - 1];
 }
 
@@ -170,20 +187,20 @@ FUDLR_APART void sum_step(const In* rows, int64_t stride, int64_t columns, const
   for (int64_t start = 0; start < columns; start += run) {
     const int64_t stop = min(start + run, columns);
     Vector<Real> coef[R][K];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) coef[r][k] = coefs[r * coef_stride + k] - Vector<Real>{};
     }
     for (int64_t c = start; c < stop; c += kWidth<Real>) {
       Vector<Real> row[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int r = 0; r < R; ++r) row[r] = fetch_wide(rows + r * stride + c);
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) {
         Real* to = sums + k * sum_stride + c;
         Vector<Real> sum = load(to);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) sum += coef[r][k] * row[r];
         store(to, sum);
       }

@@ -209,3 +209,17 @@ def merge(
     from fudlr.gradients.store.commands import store_merge
 
     store_merge(stores, out, combine_data=combine_data)
+
+
+@store.command()
+def export(
+    store: StoreFolder,
+    *,
+    to: Annotated[str, typer.Option(help="bergson, parquet or datasets.")],
+    out: Annotated[Path, typer.Option(help="A new folder.", callback=at_home)],
+) -> None:
+    """Write the last epoch's rows in a form that others read."""
+    from fudlr.gradients.store.exporting import export_store
+
+    found = export_store(store, to, out)
+    say(f"{found.n:,} rows × {found.dim:,} are in {out}")

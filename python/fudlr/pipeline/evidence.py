@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from fudlr.data import Samples
 from fudlr.gradients import GradientMatrix, Space, StreamedRows, record_rows
 from fudlr.gradients.recording import shortfall
 from fudlr.gradients.store import Store, StoredRows, StoreError
+from fudlr.gradients.store.bergson import BergsonIndex, IndexRows, compare, is_index
 from fudlr.influence.curvature import CURVATURES, EmpiricalFisher, Parts
 from fudlr.influence.solvers import (
     Solution,
@@ -40,6 +42,8 @@ SKETCH_TOLERANCE = 0.01
 store's audit says."""
 LOADED_BYTES = 2**30
 """Rows of a store up to this size in float32 are kept in memory; larger ones are streamed."""
+COMPARED = 8
+"""Rows of an index that are compared with gradients of the model."""
 STATIONARY = 0.1
 """Share of the gradient that is left at θ* up to which training counts as converged. A training of
 twenty epochs with λ = 0.1 leaves 0.05 to 0.06, the demo's own, stopped early, about 0.4."""
@@ -108,6 +112,8 @@ def gather(plan: Plan) -> Evidence:
     if plan.rows == "unrolled":
         store, unrolled = unrolled_run(run, plan.config.store)
         space = Space(UnrolledRows(unrolled), unrolled.n)
+    elif plan.config.store and is_index(Path(plan.config.store)):
+        return _from_index(plan, Path(plan.config.store), said)
     elif plan.rows in ("store", "store or memory") and (found := _open_store(plan, said)):
         store, rows = found, StoredRows(found, torch.from_numpy(run.split.train.ids))
         small = 4 * rows.n * rows.d <= LOADED_BYTES
@@ -319,6 +325,27 @@ def _open_store(plan: Plan, warnings: list[str]) -> Store | None:
             "Make one with `fudlr record`",
         )
     return store
+
+
+def _from_index(plan: Plan, folder: Path, warnings: list[str]) -> Evidence:
+    """Rows of a bergson index, once some of them were compared with the model's own gradients."""
+    index, samples = BergsonIndex(folder), plan.run.split.train
+    ids = torch.from_numpy(samples.ids)
+    order = ids if index.named else torch.arange(len(samples))
+    if index.n != len(order):
+        raise StoreError(
+            f"the bergson index {folder} was to be used",
+            f"it has {index.n} rows, and the run {len(order)} training samples",
+            "Build it of the run's training samples, in their order",
+        )
+    rows = IndexRows(index, order, index.columns(plan.run.engine.shapes))
+    some = torch.linspace(0, rows.n - 1, min(COMPARED, rows.n)).long()
+    batches = plan.batches(samples=samples.take(some.numpy()))
+    own = record_rows(*plan.face, batches).matrix
+    compare(folder, ids[some], rows.take(some), own)
+    space = Space(rows, rows.n, terms=terms_of(plan, samples))
+    about: dict[str, object] = {"dimension": index.dim, "dtype": index.dtype, "index": "bergson"}
+    return Evidence("store", space, lambda: _mean(rows, plan.run.theta)[0], warnings, about)
 
 
 def _scored(plan: Plan, index: Tensor | None) -> Samples:

@@ -32,6 +32,7 @@ from fudlr.gradients.metric import (
 )
 from fudlr.gradients.recording import STORE
 from fudlr.gradients.store import StoreError
+from fudlr.gradients.store.bergson import is_index
 from fudlr.gradients.store.manifest import read_manifest
 from fudlr.influence.curvature import CURVATURES
 from fudlr.influence.solvers import SOLVERS
@@ -336,7 +337,7 @@ def why_not_unrolled(run: Run, named: str | None) -> str:
     """Why the run's training cannot be unrolled from its store or the one `named`; empty where it
     can, as far as the manifest tells."""
     folder = Path(named) if named else run.folder and run.folder / STORE
-    if not folder or not folder.is_dir():
+    if not folder or not folder.is_dir() or is_index(folder):
         return "there is no store"
     try:
         manifest = read_manifest(folder)

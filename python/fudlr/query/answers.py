@@ -67,8 +67,8 @@ class Answers:
         parts = []
         for at, column in enumerate(self.influence.T):
             for side, sign in zip(SIDES, (1, -1), strict=True):
-                values, index = (sign * column).sort(stable=True)
-                index = index[values < 0][:count]
+                index = least(sign * column, count)
+                index = index[sign * column[index] < 0]
                 parts.append(
                     known[index.numpy()].select(
                         pl.lit(at).alias("prompt"),
@@ -80,6 +80,13 @@ class Answers:
                     )
                 )
         return pl.concat(parts)
+
+
+def least(values: Tensor, count: int) -> Tensor:
+    """Where the `count` least of `values` `[n]` are, rising, and equal ones by their place."""
+    bound = values.topk(min(count, len(values)), largest=False).values[-1]
+    index = (values <= bound).nonzero()[:, 0]
+    return index[values[index].sort(stable=True).indices[:count]]
 
 
 def query(

@@ -10,12 +10,14 @@ import pytest
 import torch
 from fudlr import load_run
 from fudlr.cli import app
-from fudlr.common.errors import DataError, UsageError
+from fudlr.common.errors import DataError, StoreError, UsageError
 from fudlr.common.progress import StageClock
+from fudlr.gradients.matrix import record_rows
 from fudlr.gradients.metric import metric_gradients
 from fudlr.metrics import find_metric
 from fudlr.pipeline.plan import prepare, with_options
 from fudlr.pipeline.request import solve
+from fudlr.query.answers import least
 from fudlr.query.figures import contribution, gradients
 from fudlr.query.prompts import to_samples
 from fudlr.verify import removal, retrain
@@ -142,6 +144,41 @@ def test_commands_write_what_they_found(run_folder, tmp_path):
     assert "What raised the arp" in done.output
 
 
+def test_an_index_of_bergsons_answers_as_rows_in_memory_do(run, tmp_path):
+    """As bergson writes it: modules by their names under the adapter's, in another order."""
+    run.engine.load(run.theta)
+    plan = prepare(run, with_options(run.config.debias, {"rows": "memory"}), StageClock())
+    rows = record_rows(*plan.face, plan.batches()).matrix
+    sizes = {name: math.prod(shape) for name, shape in run.engine.shapes.items()}
+    parts = dict(zip(sizes, rows.split([*sizes.values()], 1), strict=True))
+    order = sorted(sizes, key=lambda name: name[::-1])
+    assert order != [*sizes]
+    info = {
+        "num_grads": len(rows),
+        "grad_sizes": {
+            name.partition(".")[2].removesuffix(".weight"): sizes[name] for name in order
+        },
+        "base_dtype": "float32",
+    }
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    flat = torch.cat([parts[name] for name in order], 1)
+    (tmp_path / "gradients.bin").write_bytes(flat.numpy().tobytes())
+    prompts, options = run.valid.samples.take(slice(0, 3)), {"damping": 0.1}
+    known = fudlr.query(run, prompts, rows="memory", **options)
+    found = fudlr.query(run, prompts, store=str(tmp_path), **options)
+    assert found.source == "store"
+    close = (found.influence - known.influence).norm() / known.influence.norm()
+    assert close < 0.02  # of conjugate gradients' tolerance
+    (tmp_path / "gradients.bin").write_bytes(flat.roll(1, 0).numpy().tobytes())
+    with pytest.raises(StoreError, match="other data's: its row of sample"):
+        fudlr.query(run, prompts, store=str(tmp_path), **options)
+    few = {**info, "num_grads": 3}
+    (tmp_path / "info.json").write_text(json.dumps(few))
+    (tmp_path / "gradients.bin").write_bytes(flat[:3].numpy().tobytes())
+    with pytest.raises(StoreError, match="it has 3 rows, and the run"):
+        fudlr.query(run, prompts, store=str(tmp_path), **options)
+
+
 def test_bad_questions_are_refused(run, tmp_path):
     user = run.interactions.users["user_id"][int(run.test.samples.user[0])]
     seen = run.interactions.items["item_id"][int(run.test.samples.history(0)[0])]
@@ -167,3 +204,19 @@ def test_bad_questions_are_refused(run, tmp_path):
     assert "no such file" in str(done.exception)
     done = CliRunner().invoke(app, ["query", "nowhere", "--prompts", "p.json", "--out", "a.txt"])
     assert ".json, .parquet" in str(done.exception)
+
+
+def test_the_least_are_those_of_a_stable_sort():
+    values = torch.tensor([2.0, 0.0, 1.0, 0.0, 1.0, 1.0, -1.0])
+    for count in (1, 2, 4, 5, 7, 9):
+        expected = values.sort(stable=True).indices[:count]
+        assert torch.equal(least(values, count), expected)
+
+
+def test_an_exported_stores_sketches_are_no_gradients(run_folder, tmp_path):
+    out, words = tmp_path / "index", ["store", "export", str(run_folder / "store")]
+    done = CliRunner().invoke(app, [*words, "--to", "bergson", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    run = load_run(run_folder)
+    with pytest.raises(StoreError, match="or projected"):
+        fudlr.query(run, run.valid.samples.take(slice(0, 1)), store=str(out))

@@ -2,6 +2,8 @@
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import RecordingWarning, StoreError
+from fudlr.gradients.store.bergson import BergsonIndex
+from fudlr.gradients.store.exporting import export_store
 from fudlr.gradients.store.manifest import Binding, Recipe, model_fingerprint
 from fudlr.gradients.store.merging import joint_binding, merge
 from fudlr.gradients.store.reader import Store
@@ -11,6 +13,7 @@ from fudlr.gradients.store.trainer import Numbered, RecorderCallback
 from fudlr.gradients.store.writer import StoreWriter
 
 __all__ = [
+    "BergsonIndex",
     "Binding",
     "Numbered",
     "Recipe",
@@ -22,6 +25,7 @@ __all__ = [
     "StoreWriter",
     "StoredRows",
     "digest",
+    "export_store",
     "joint_binding",
     "merge",
     "model_fingerprint",

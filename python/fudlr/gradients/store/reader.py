@@ -325,19 +325,21 @@ class Store:
 
     def _read(self, number: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Rows of a shard and their scales."""
+        rows = self._read_of(number, "rows", start, stop)
         scales = self._read_of(number, "scales", start, stop) if self.dtype == "int8" else None
-        return self._read_of(number, "rows", start, stop), scales
+        return rows, scales
 
     def _read_of(self, number: int, name: str, start: int, stop: int) -> Tensor:
         """Rows of a shard's tensor, the shard compared with its checksum once."""
-        if self.kept:
-            if number not in self._kept:
-                self._kept[number] = self.shards[number].load()
+        if number in self._kept:
             return self._kept[number][name][start:stop]
-        if number not in self._trusted:
-            self.shards[number].check()
-            self._trusted.add(number)
-        return self.shards[number].read(name, start, stop)
+        if number in self._trusted and not self.kept:
+            return self.shards[number].read(name, start, stop)
+        body = self.shards[number].load()  # read once for the checksum and for what is asked
+        self._trusted.add(number)
+        if self.kept:
+            self._kept[number] = body
+        return body[name][start:stop]
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:

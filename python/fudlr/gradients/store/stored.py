@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.gradients.matrix import GradientMatrix, MemoryRows
-from fudlr.gradients.store.reader import WINDOW_BYTES, Store, Window, read_ahead
+from fudlr.gradients.store.reader import WINDOW_BYTES, Window, read_ahead
 from fudlr_ext.ops import row_dots, row_gram, row_sums
+
+
+class Source(Protocol):
+    """Rows on disk: a `Store`, or another library's."""
+
+    n: int
+    dim: int
+    ids: Tensor
+
+    def windows(self, window_bytes: int = ...) -> Iterator[Window]:
+        """All rows in the order in which they lie."""
+        ...
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Where the samples `ids` lie."""
+        ...
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Their rows as float32."""
+        ...
 
 
 class StoredRows(GradientMatrix):
@@ -32,7 +53,7 @@ class StoredRows(GradientMatrix):
     """
 
     def __init__(
-        self, store: Store, order: Tensor | None = None, *, window_bytes: int = WINDOW_BYTES
+        self, store: Source, order: Tensor | None = None, *, window_bytes: int = WINDOW_BYTES
     ) -> None:
         order = store.ids.sort().values if order is None else order.detach().to("cpu", torch.int64)
         if order.unique().numel() != order.numel():
@@ -53,8 +74,11 @@ class StoredRows(GradientMatrix):
         out = torch.empty(self.n, vectors.shape[0])
         small = vectors.float().contiguous()
         for position, rows, scales in self._parts():
-            here = position >= 0
-            out[position[here]] = row_dots(rows, small, scales)[here]
+            here, dots = position >= 0, row_dots(rows, small, scales)
+            if self._position is None:  # rows that lie one after the other
+                out[int(position[0]) : int(position[-1]) + 1] = dots
+            else:
+                out[position[here]] = dots[here]
         return out.to(vectors.dtype)
 
     def _sum(self, weights: Tensor) -> Tensor:
