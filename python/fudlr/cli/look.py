@@ -156,27 +156,35 @@ def codes(
         int | None, typer.Option(min=2, help="Codes to choose from at each place.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Keep what codes there are, and tell twins apart.")
+    ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
     """Write semantic IDs for items that have none: residual k-means on their text or vectors."""
     from fudlr.common.files import check_file, write_json
+    from fudlr.data.codes import item_codes, told_apart
     from fudlr.data.quantise import make_codes, read_vectors
     from fudlr.run import read_data
 
     check_file(out)
     _check_earlier(out, "codes", dict[str, list[str]])
-    chosen = configure(config, settings, None, {"data.source": source}).data
-    items = read_data(chosen).items
-    given = None if vectors is None else read_vectors(vectors, items)
-    found, moved = make_codes(items, given, levels=levels, size=size, seed=seed)
+    chosen = configure(config, settings, None, {"data.source": source})
+    items = read_data(chosen.data).items
+    if mend:
+        given = item_codes(items, chosen.recommender.codes, distinct=False)
+        found, changed = told_apart(given)
+        levels, moved = len(found[0]), len(changed)
+    else:
+        own = None if vectors is None else read_vectors(vectors, items)
+        found, moved = make_codes(items, own, levels=levels, size=size, seed=seed)
     write_json(out, dict(zip(items["item_id"].to_list(), map(list, found), strict=True)))
     tokens = len({code for own in found for code in own})
     shared = len({own[:-1] for own in found})
     say(
         f"{out}: {len(found)} items, {levels} codes each, {tokens} codes in all; {shared} "
-        f"different beginnings; {moved} items got another code than their nearest, which was "
-        "taken"
+        f"different beginnings; {moved} items got another code than their own, which was taken"
     )
 
 

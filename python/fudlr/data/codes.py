@@ -25,8 +25,13 @@ CODE = re.compile(r"<[^<>\s]+>")
 WHOLE = re.compile(rf"(?:{CODE.pattern})+")
 
 
-def item_codes(items: pl.DataFrame, file: str | None) -> Codes:
+def item_codes(items: pl.DataFrame, file: str | None, *, distinct: bool = True) -> Codes:
     """The codes of every item [M], from `file`, or from the column `codes` of `items` without one.
+
+    Args:
+        items: The items' table.
+        file: A JSON file.
+        distinct: Refuse items with the codes of another.
 
     Raises:
         UsageError: There is neither.
@@ -48,8 +53,37 @@ def item_codes(items: pl.DataFrame, file: str | None) -> Codes:
         )
         if further := given.keys() - set(ids):
             warn(f"{file}: {len(further)} items are not in the data; their codes are left out")
-    return _checked(ids, given, f"the codes of {len(ids)} items were to be read from "
-                    f"{file or 'the table of items'}")  # fmt: skip
+    asked = f"the codes of {len(ids)} items were to be read from {file or 'the table of items'}"
+    codes = _checked(ids, given, asked)
+    if distinct:
+        _check_distinct(ids, codes, asked)
+    return codes
+
+
+def told_apart(codes: Codes) -> tuple[Codes, list[int]]:
+    """The codes with another last one for each item that has those of an earlier item: the first of
+    all last codes that is free behind the same beginning; and which items these are.
+
+    Raises:
+        DataError: No last code is free.
+    """
+    taken, lasts, found = set(codes), sorted({own[-1] for own in codes}), list(codes)
+    first: set[tuple[str, ...]] = set()
+    changed = []
+    for item, own in enumerate(codes):
+        if own in first:
+            free = ((*own[:-1], last) for last in lasts)
+            found[item] = next((each for each in free if each not in taken), own)
+            if found[item] == own:
+                raise DataError(
+                    "items with the codes of others were to be told apart",
+                    f"behind {''.join(own[:-1])} all {len(lasts)} last codes are taken",
+                    "Make all codes anew with `fudlr data codes`",
+                )
+            taken.add(found[item])
+            changed.append(item)
+        first.add(own)
+    return found, changed
 
 
 def written(codes: Sequence[int]) -> tuple[str, ...]:
@@ -76,6 +110,10 @@ def _checked(
     if others:
         found = f"{len(others)} items have not {usual} codes as the others ({listed(others, 3)})"
         raise DataError(asked, found, "Give all items the same number of codes")
+    return codes
+
+
+def _check_distinct(ids: Sequence[str], codes: Codes, asked: str) -> None:
     owners: dict[tuple[str, ...], list[str]] = {}
     for name, own in zip(ids, codes, strict=True):
         owners.setdefault(own, []).append(name)
@@ -85,9 +123,8 @@ def _checked(
             f"{sum(map(len, shared))} items have the codes of another ({listed(pairs, 3)}), so "
             "that no answer could mean one of them"
         )
-        raise DataError(asked, found, "Give them a further code, or make codes with `fudlr data "
-                        "codes`, which tells them apart")  # fmt: skip
-    return codes
+        remedy = "Tell them apart: fudlr data codes DATA --mend --out FILE"
+        raise DataError(asked, found, remedy)
 
 
 def _texts(given: list[str] | list[int] | str | None) -> Sequence[str]:

@@ -19,6 +19,7 @@ from fudlr.data.columns import KEYS, assemble, check_columns, roles
 from fudlr.data.instructions import FIELDS, SUFFIXES, read_instructions
 from fudlr.data.interactions import Interactions
 from fudlr.data.json_rows import json_rows
+from fudlr.data.minionerec import minionerec_files, minionerec_tables
 from fudlr.data.movielens import read_dat, read_u_data
 from fudlr.data.recbole import ENDINGS, inter_files, recbole_tables
 from fudlr.data.saved_datasets import MARKERS, saved_tables
@@ -113,6 +114,11 @@ READERS: dict[str, Reader] = {
         "a line a user, `user item item ...`; a folder's train and test together",
         _is_sequences,
         lambda path, _: sequence_tables(path),
+    ),
+    "minionerec": Reader(
+        "MiniOneRec's train/, valid/ and test/NAME.csv with histories in ids and semantic IDs",
+        lambda path, columns: not columns and bool(minionerec_files(path)),
+        lambda path, _: minionerec_tables(path),
     ),
     "table": Reader(
         "CSV, TSV, Parquet, JSON or JSONL of interactions, also .gz; users.* and items.* beside it",

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from fudlr.common.errors import DataError
 from fudlr.data import synthetic
-from fudlr.data.codes import item_codes
+from fudlr.data.codes import item_codes, told_apart
 from fudlr.data.quantise import kmeans, make_codes, nearest, read_vectors, text_vectors
 
 
@@ -95,3 +95,18 @@ def test_vectors_are_read_by_id_or_in_order_and_refused_by_name(tmp_path):
         read_vectors(tmp_path / "none.npy", items)
     with pytest.raises(DataError, match=r"vectors are \[3, 2\]"):
         make_codes(table(4), own)
+
+
+def test_twins_get_the_first_last_code_that_is_free():
+    codes = [
+        ("<a>", "<c_0>"),
+        ("<a>", "<c_0>"),
+        ("<a>", "<c_1>"),
+        ("<b>", "<c_2>"),
+        ("<a>", "<c_0>"),
+    ]
+    with pytest.raises(DataError, match="behind <a> all 3 last codes are taken"):
+        told_apart(codes)
+    found, changed = told_apart(codes[:4])
+    assert found == [codes[0], ("<a>", "<c_2>"), codes[2], codes[3]]
+    assert changed == [1]
