@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from common import RESULTS, bar, write_result
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 
 ROUNDS = 7
 HELP_SECONDS, TIMES_IMPORTS = 0.15, 2.5

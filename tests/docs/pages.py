@@ -26,7 +26,7 @@ TINY = {
 def prelude(page: str, folder: Path) -> dict[str, Any]:
     """Names that a page takes for the reader's own."""
     make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run,
-            "adopt": _own, "forget": _run, "README": _own}  # fmt: skip
+            "adopt": _own, "forget": _run, "README": _own, "distributed": _recording}  # fmt: skip
     return make.get(page, lambda folder: {})(folder)
 
 
@@ -70,7 +70,8 @@ def _recording(folder: Path) -> dict[str, Any]:
     engine, run = Engine(model), fudlr.load_run(folder / "run")
     optimiser = torch.optim.Adam(engine.parameters())
     return {
-        "model": model, "samples": samples, "loader": loader, "engine": engine, "run": run,
+        "model": model, "wrapped": model, "samples": samples, "loader": loader,
+        "engine": engine, "run": run,
         "losses": lambda model, batch: label_loss(label_logits(model, batch), batch),
         "optimiser": optimiser, "epochs": 2, "arrived": run.split.valid,
         "scheduler": torch.optim.lr_scheduler.ConstantLR(optimiser),

@@ -41,8 +41,8 @@ def test_a_command_is_one_that_can_be_given(page, line):
     words = shlex.split(line)
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
-    if words[0] == "fudlr":
-        parsed(words[1:])
+    if words[0] in ("fudlr", "torchrun", "accelerate"):
+        parsed(words[words.index("fudlr") + 1 :])
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file(), line
     elif words[0] == "make":

@@ -24,10 +24,10 @@ from fudlr.common.files import (
     check_replaceable,
     check_writable,
     claim_folder,
-    read_json,
     write_json,
     write_table,
 )
+from fudlr.common.reading import read_json
 from pydantic import BaseModel
 
 

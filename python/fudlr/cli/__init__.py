@@ -21,7 +21,8 @@ from fudlr.cli.boundary import DEBUG, Group, in_words, is_debug, is_expected, qu
 from fudlr.cli.check import check
 from fudlr.cli.demo import demo
 from fudlr.cli.doctor import doctor
-from fudlr.common.errors import FudlrError
+from fudlr.common import parallel
+from fudlr.common.errors import FudlrError, UsageError
 from fudlr.common.memory import keep_freed
 from fudlr.common.terminal import say
 
@@ -48,6 +49,8 @@ COMMANDS = (
 """`fudlr --help` lists them in this order."""
 GROUPS = {"data": look.data, "store": look.store}
 """Commands with commands of their own."""
+OVER_RANKS = ("train", "record", "debias", "forget", "sweep", "evaluate", "compare", "verify")
+"""Commands that several processes do together; see docs/distributed.md."""
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -72,6 +75,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _everywhere(
+    context: typer.Context,
     *,
     debug: Annotated[
         bool, typer.Option("--debug", help="Tracebacks, and other libraries.")
@@ -95,6 +99,15 @@ def _everywhere(
         from fudlr.metrics import load_metrics
 
         load_metrics(metrics_from)
+    if parallel.asked() > 1:
+        if context.invoked_subcommand not in OVER_RANKS:
+            raise UsageError(
+                f"`fudlr {context.invoked_subcommand}` was to run in {parallel.asked()} processes",
+                "it works in one",
+                "Start it without torchrun and accelerate launch (WORLD_SIZE); several processes "
+                f"do {', '.join(OVER_RANKS)}",
+            )
+        parallel.start()
 
 
 for _command in COMMANDS:
@@ -111,19 +124,27 @@ def main() -> None:
     code: object = 0
     ended_by = _catch_signals()
     try:
-        app()
-    except SystemExit as ended:  # typer ends the process itself, after words about wrong use too
-        code = ended.code
+        try:
+            app()
+        except SystemExit as ended:  # typer ends the process itself, after wrong use too
+            code = ended.code
+        if not code:
+            parallel.end()
     except Exception as error:
+        text = f"{error if is_expected(error) else in_words(error)}"
+        code = 1 if parallel.fail(text) else exit_code(error)
         if is_debug():
             raise
-        say(f"error: {error if is_expected(error) else in_words(error)}", "red")
-        code = exit_code(error)
+        if not parallel.many():
+            say(f"error: {text}", "red")
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
         code = ended_by[0] if ended_by else code
-        say("interrupted; nothing is half-written, and finished results are kept")
+        if not parallel.fail("interrupted"):
+            say("interrupted; nothing is half-written, and finished results are kept")
+    elif code and parallel.many():
+        parallel.fail(f"it exits with code {code}")
     sys.exit(_flushed(code if isinstance(code, int) else 0))
 
 

@@ -81,7 +81,7 @@ def check(
     Exit code 0: all within. 3: a metric is beyond its limit with its whole 95% interval over
     users. 4: one is beyond, and its interval reaches back to the limit.
     """
-    from fudlr.common.files import read_json
+    from fudlr.common.reading import read_json
 
     figures = read_json(baseline, dict[str, float], "Write it with `fudlr evaluate RUN --out`")
     limits = [parse_limit(text, figures, least=False) for text in most or ()]

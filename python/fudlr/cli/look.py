@@ -63,7 +63,7 @@ def evaluate(
 
 def _check_earlier(out: Path, what: str, form: Any) -> None:
     """Only an earlier file of the same form is replaced."""
-    from fudlr.common.files import read_json
+    from fudlr.common.reading import read_json
 
     if not out.exists():
         return

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fudlr.common import parallel
 from fudlr.common.errors import UsageError
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.common.terminal import say
 from fudlr_ext import _C
 
@@ -45,14 +46,14 @@ def place(device: str, dtype: str, folder: Path | None = None) -> Place:
     """
     asked = f"the model was to run on {device} in {dtype} (model.device, model.dtype)"
     if device == "auto":
-        found = why_no_gpu(0)
+        found = why_no_gpu(parallel.local())
         if found and torch.cuda.is_available():
             say(f"The model runs on the CPU: {found[0]}. {found[1]}", "yellow")
-        chosen = CPU if found else torch.device("cuda", 0)
+        chosen = CPU if found else torch.device("cuda", parallel.local())
     elif device == "cpu":
         chosen = CPU
     else:
-        chosen = torch.device("cuda", int(device.partition(":")[2] or 0))
+        chosen = torch.device("cuda", int(device.partition(":")[2] or parallel.local()))
         if found := why_no_gpu(chosen.index):
             raise UsageError(asked, *found)
     if dtype == "auto":

@@ -16,16 +16,20 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.common.exchange import exchange
 from fudlr.common.held import held, is_abandoned
+from fudlr.common.parallel import ranks
+from fudlr.common.reading import read_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,16 +53,39 @@ ADDED = {
 }
 """What our own commands add to a folder of each kind after it was written, as patterns."""
 
-T = TypeVar("T")
-
 
 class _Marker(BaseModel):
     kind: str
     files: list[str]
 
 
+P = ParamSpec("P")
+_scratch: list[Path] = []
+"""What other ranks than the first write into, and throw away."""
 _PROBE = "fudlr"
 _TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
+
+
+def _writes(path: Any) -> bool:
+    """Whether this rank writes there: the first one does."""
+    return ranks().first or any(Path(path).is_relative_to(each) for each in _scratch)
+
+
+def _by_first(work: Callable[P, None]) -> Callable[P, None]:
+    @wraps(work)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        if _writes(args[0]):
+            work(*args, **options)
+
+    return run
+
+
+@contextmanager
+def _thrown_away() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        _scratch.append(Path(folder))
+        yield Path(folder)
+    _scratch.pop()
 
 
 def _sync(path: Path, mode: int | None = None) -> None:
@@ -78,11 +105,16 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it and rename it over `path`.
+    """Yield a temporary path beside `path`; on success flush it and rename it over `path`; of
+    several ranks the first one does, and what the others put there is thrown away.
 
     Raises:
         UsageError: `path` is a link, a folder, a device or another special file.
     """
+    if not _writes(path):
+        with _thrown_away() as folder:
+            yield folder / path.name
+        return
     _check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -105,10 +137,17 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
         path: Where the folder goes. One of the same kind that is there already is replaced.
         kind: What the folder holds, as its marker says: `run`, `result`, `adapter`, …
 
+    All ranks go on once it is there; others than the first write into a folder that is thrown away.
+
     Raises:
         UsageError: `check_replaceable` refuses `path`, before and after the work.
     """
     check_replaceable(path, kind)
+    if not _writes(path):
+        with _thrown_away() as folder:
+            yield folder
+            ranks().agree()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_left(path)
     temporary = _beside(path)
@@ -121,6 +160,7 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
                 _sync(file, None if file.is_dir() else mode)
             replace_folder(temporary, path, kind)
             (path / WRITING).unlink()
+        ranks().agree()
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -169,51 +209,7 @@ def write_table(path: Path, table: pl.DataFrame) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def read_json(path: Path, form: type[T], remedy: str = "Restore it, or make it again") -> T:
-    """Read what `write_json` wrote, and hold it to a form.
-
-    Args:
-        path: A regular file.
-        form: A pydantic model or a type such as `dict[str, Any]`; what a model does not name is
-            left out.
-        remedy: What to do about a file that cannot be read.
-
-    Raises:
-        DataError: The file is missing, no regular file, no JSON, has a key twice, NaN, or another
-            form; with its place in the file.
-    """
-    asked = f"{path} was to be read"
-    try:
-        if not path.is_file() and path.exists():
-            raise DataError(asked, "it is no regular file", remedy)
-        value = json.loads(
-            path.read_bytes(), parse_constant=_no_constant, object_pairs_hook=_distinct
-        )
-        return TypeAdapter(form).validate_python(value, strict=True)
-    except OSError as error:
-        raise DataError(asked, error.strerror or "it cannot be read", remedy) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
-        found = f"{place}: {first['msg'].lower().removeprefix('value error, ')}"
-        raise DataError(asked, f"it has not the form expected ({found})", remedy) from error
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise DataError(asked, f"it is damaged ({reason})", remedy) from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"a key twice: {next(n for n in names if names.count(n) > 1)!r}")
-    return values
-
-
+@_by_first
 def check_writable(folder: Path) -> None:
     """Raise before long work where `folder` cannot be created or written."""
     try:
@@ -247,6 +243,7 @@ def check_file(path: Path) -> None:
     check_writable(path.parent)
 
 
+@_by_first
 def check_replaceable(folder: Path, kind: str) -> None:
     """Refuse to replace anything but an earlier folder of the same kind that we wrote.
 
@@ -279,6 +276,7 @@ def check_replaceable(folder: Path, kind: str) -> None:
     check_writable(folder.parent)
 
 
+@_by_first
 def replace_folder(new: Path, path: Path, kind: str) -> None:
     """Put the folder `new`, which is ours, in `path`'s place; an earlier one there is removed.
 
@@ -295,6 +293,7 @@ def replace_folder(new: Path, path: Path, kind: str) -> None:
     _sync(path.parent)
 
 
+@_by_first
 def remove_folder(folder: Path, kind: str) -> None:
     """Remove a folder of ours; nothing where there is none.
 
@@ -315,6 +314,7 @@ def clear_unfinished(folder: Path) -> None:
             path.unlink()
 
 
+@_by_first
 def claim_folder(folder: Path, kind: str) -> None:
     """Make `folder` ours, to write files into one by one; one that is ours already stays as it is,
     without what killed writes left there.

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError
-from fudlr.common.files import atomic_file, read_json, write_json
+from fudlr.common.files import atomic_file, write_json
+from fudlr.common.reading import read_json
 
 AGAIN = "Delete it: it will be made again"
 

@@ -15,7 +15,7 @@ from string import ascii_lowercase
 import polars as pl
 
 from fudlr.common.errors import DataError, UsageError
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.data.text import listed, warn
 
 Codes = list[tuple[str, ...]]

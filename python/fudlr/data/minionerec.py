@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from fudlr.common.errors import DataError
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.data.build import Tables
 from fudlr.data.codes import CODE, COLUMN
 from fudlr.data.tables import read_csv

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from fudlr.common.errors import DataError, NumericalError, UsageError
 from fudlr.common.factors import Scores, leaf_of
+from fudlr.common.parallel import ranks
 from fudlr.common.progress import PATIENCE, track
 from fudlr.data import Samples
 from fudlr.metrics import Metric, surrogate
+from fudlr.metrics.base import SummedMetric
 from fudlr.metrics.scores import all_finite
 from fudlr.recommenders import Recommender
 from fudlr_ext import Engine
@@ -114,41 +116,37 @@ def metric_gradients(
         losses = recommender.loss(outputs, batch).float()
         return rows, losses if validation_loss else losses.detach()
 
-    cuts = torch.arange(len(samples)).split(batch_size)
-    owner = [0] * len(cuts)
-    if parts:
-        whole = torch.arange(len(samples)).split(list(parts))
-        halved = [part.tensor_split(math.ceil(len(part) / batch_size)) for part in whole]
-        cuts = [cut for own in halved for cut in own]
-        owner = [number for number, own in enumerate(halved) for _ in own]
+    here, n, k = ranks(), len(samples), len(names)
+    cuts, owner = _cuts(n, batch_size, parts)
+    mine = range(len(cuts))[here.part(len(cuts))]
     # The same ones on every pass: a recommender may keep in them what it wrote.
-    made = recommender.parts(samples, cuts, scoring=True)
-    places = (slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts)
+    made = recommender.parts(samples, [cuts[number] for number in mine], scoring=True)
+    first = int(cuts[mine[0]][0]) if len(mine) else 0
+    places = (slice(int(cuts[i][0]) - first, int(cuts[i][-1]) + 1 - first) for i in mine)
     batches = list(zip(places, made, strict=True))
     # The model is in memory anyway, however many graphs refer to it.
     plain = (p for p in recommender.model.parameters() if not _is_wrapper(p))
     weights = {p.untyped_storage().data_ptr() for p in plain}
     kept, rows, losses = _score(engine, rows_and_loss, batches, graph_bytes, weights)
-    scores = recommender.scores_of(rows)
-    values, through_rows = _surrogates(metrics, scores, side)
-    n, k = len(samples), len(names)
-    through_loss = losses.new_zeros(k, n)
+    whole_losses = here.cat(losses)
+    width = max(here.gather(rows.shape[1]))
+    scores = recommender.scores_of(here.cat(rows if len(rows) else torch.empty(0, width)))
+    values, through_rows = _surrogates(metrics, scores, side, slice(first, first + len(rows)))
+    through_loss = losses.new_zeros(k, len(losses))
     if validation_loss:
-        values.append(float(losses.mean()))
+        values.append(float(whole_losses.mean()))
         through_loss[-1] = 1 / n
-    shares: dict[int, Tensor] = {}
+    shares = torch.zeros(len(parts) or 1, k, engine.d, dtype=engine.dtype)
     shown = track(batches, len(batches), "gradients of metrics", delay=PATIENCE)
-    for number, (part, batch) in enumerate(shown):
-        way = kept[number] if kept else engine.deferred_vjp(rows_and_loss, batch)
+    for at, (part, batch) in enumerate(shown):
+        way = kept[at] if kept else engine.deferred_vjp(rows_and_loss, batch)
         own_rows = rows.new_zeros(k, *rows[part].shape)
         for line, cotangent in zip(own_rows, through_rows, strict=False):
             line.copy_(cotangent[part])
-        pulled = _pull(way, own_rows, through_loss[:, part])
-        own = owner[number]
-        shares[own] = shares[own] + pulled if own in shares else pulled
-    stacked = torch.stack(list(shares.values()))
+        shares[owner[mine[at]]] += _pull(way, own_rows, through_loss[:, part])
+    here.sum(shares)
     found = {}
-    for name, value, gradient in zip(names, values, stacked.sum(0), strict=True):
+    for name, value, gradient in zip(names, values, shares.sum(0), strict=True):
         if broken := int((~gradient.isfinite()).sum()):
             raise NumericalError(
                 f"the gradient of {name} was to be used",
@@ -156,7 +154,20 @@ def metric_gradients(
                 "Look for a division by zero or a logarithm of zero in the metric's surrogate",
             )
         found[name] = MetricGradient(value, gradient)
-    return MetricGradients(found, scores, losses, stacked if parts else None)
+    return MetricGradients(found, scores, whole_losses, shares if parts else None)
+
+
+def _cuts(n: int, size: int, parts: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """The n prompts in batches of at most `size`, none of two parts, as many for each rank as for
+    any other where there are no parts; and the part of each."""
+    every, here = torch.arange(n), ranks().size
+    if not parts:
+        count = here * math.ceil(math.ceil(n / here) / size)
+        cuts = every.split(size) if here == 1 else every.tensor_split(min(n, count))
+        return list(cuts), [0] * len(cuts)
+    halved = [part.tensor_split(math.ceil(len(part) / size)) for part in every.split(list(parts))]
+    owner = [number for number, own in enumerate(halved) for _ in own]
+    return [cut for own in halved for cut in own], owner
 
 
 def _pull(way: DeferredVjp, through_scores: Tensor, through_loss: Tensor) -> Tensor:
@@ -200,6 +211,8 @@ def _score(
         losses.append(found_losses.cpu())
         if fits:
             kept.append(way)
+    if not batches:
+        return [], torch.empty(0, 0), torch.empty(0)
     return kept, torch.cat(scores), torch.cat(losses)
 
 
@@ -227,10 +240,16 @@ def _saved_bytes(weights: Container[int]) -> Iterator[dict[int, int]]:
 
 
 def _surrogates(
-    metrics: Sequence[Metric], scores: Scores, side: Any
+    metrics: Sequence[Metric], scores: Scores, side: Any, own: slice
 ) -> tuple[list[float], list[Tensor]]:
-    """Value and ∂value/∂scores `[n, M]` of every metric, or `[n, w]` in the users of factors."""
+    """Value of every metric, and ∂value/∂scores `[m, M]` of the prompts `own`, or `[m, w]` in the
+    users of factors. Each of several ranks computes a function of sums over prompts from its own.
+    """
     leaf, moving = leaf_of(scores)  # one for all, so that they share what they are made of
+    here = ranks()
+    index = torch.arange(len(scores))[own]
+    own_leaf, own_moving = leaf_of(scores[own])
+    own_side = side.take(index) if here.size > 1 else side
     if not all_finite(leaf):
         row = int((~leaf.isfinite().all(dim=1)).nonzero()[0])
         raise NumericalError(
@@ -240,14 +259,29 @@ def _surrogates(
         )
     values, cotangents = [], []
     for metric in metrics:
-        value = surrogate(metric, moving, side)
+        summed = here.size > 1 and isinstance(metric, SummedMetric)
+        at = own_leaf if summed else leaf
+        if isinstance(metric, SummedMetric) and here.size > 1:
+            value = _shared(metric, own_moving, own_side, len(scores))
+        else:
+            value = surrogate(metric, moving, side)
         if value.dim() or not value.requires_grad or not bool(value.isfinite()):
             raise NumericalError(
                 f"the gradient of {metric.name} was to be computed",
                 f"its surrogate is not a finite, differentiable scalar (it gave {value})",
                 "Write the surrogate in differentiable torch operations on the scores",
             )
-        (cotangent,) = torch.autograd.grad(value, leaf, retain_graph=moving is not leaf)
+        (cotangent,) = torch.autograd.grad(value, at, retain_graph=moving is not leaf)
         values.append(float(value.detach()))
-        cotangents.append(cotangent)
+        cotangents.append(cotangent if summed else cotangent[own])
     return values, cotangents
+
+
+def _shared(metric: SummedMetric, scores: Scores, side: Any, n: int) -> Tensor:
+    """The surrogate of all ranks' n prompts, differentiable in this rank's `scores`."""
+    mine = metric.soft_sums(scores, side)
+    sums = mine.detach().clone()
+    ranks().sum(sums)
+    # The derivative of all ranks' sums by this rank's is 1.
+    whole = (sums + (mine - mine.detach()))[None]
+    return metric.soft_finish(whole, whole.new_full((1,), n), side)[0]

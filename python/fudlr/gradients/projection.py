@@ -22,6 +22,7 @@ from torch import Tensor
 from fudlr.common.digest import canonical_json, digest
 from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import atomic_file
+from fudlr.common.parallel import Ranks
 from fudlr.gradients.matrix import check_columns
 from fudlr_ext.ops.unroll import lora_project
 
@@ -190,6 +191,17 @@ class SecondMoment:
             if len(self._rows) > 2 * KEPT_DIRECTIONS:
                 self._rows = self._compress()[:KEPT_DIRECTIONS]
 
+    def pool(self, ranks: Ranks) -> None:
+        """Count in what the other ranks counted."""
+        total = torch.tensor([self.trace], dtype=torch.float64)
+        ranks.sum(total)
+        if self._whole is not None:
+            ranks.sum(self._whole)
+        elif ranks.size > 1:
+            rows, self._rows = ranks.cat(self._rows), self._rows[:0]
+            self.add(rows)
+        self.trace = float(total)
+
     def along(self, directions: Tensor) -> float:
         """Of `trace`, what lies along orthonormal rows `[q, width]`."""
         if self._whole is not None:
@@ -235,6 +247,11 @@ class PrincipalAccumulator:
             wide = part.mT if is_b(name) else part
             self.moments[name].add(wide.reshape(-1, wide.shape[-1]))
             start += a * b
+
+    def pool(self, ranks: Ranks) -> None:
+        """Count in what the other ranks counted."""
+        for moment in self.moments.values():
+            moment.pool(ranks)
 
     def energy_kept(self, projection: Projection) -> float:
         """Share of the energy of what was added that sketches by `projection` hold."""

@@ -155,10 +155,11 @@ class RunRecorder:
         return self._recorder.resume(recorded)
 
     @contextmanager
-    def batch(self, epoch: int, index: Tensor, rate: float) -> Iterator[None]:
-        """Record a step from the backward pass within; errors of the training go through."""
+    def batch(self, epoch: int, index: Tensor, rate: float, size: int) -> Iterator[None]:
+        """Record this process's samples of a step of `size` from the backward pass within; errors
+        of the training go through."""
         self._recorder.begin_epoch(epoch + 1)
-        context = self._recorder.batch(self._ids[index])
+        context = self._recorder.batch(self._ids[index], divisor=size)
         with self._guarded():
             context.__enter__()
         if self.ended:
@@ -183,10 +184,15 @@ class RunRecorder:
             return self._recorder.reducer()
         return None
 
-    def take(self, index: Tensor, rows: Tensor, mean: Tensor, rate: float) -> None:
-        """Take a step that the engine made: its rows `[b, …]` as `reducer` has them, their mean."""
+    def take(
+        self, index: Tensor, rows: Tensor | None, mean: Tensor, rate: float, size: int
+    ) -> None:
+        """Take a step of `size` samples that the engine made: this process's rows `[b, …]` as
+        `reducer` has them, None where it has no samples, and the mean of all."""
+        if self.ended:
+            return
         with self._guarded():
-            self._recorder.take(self._ids[index], rows, mean, rate)
+            self._recorder.take(self._ids[index], rows, mean, rate, size)
 
     def flush(self) -> None:
         """Let the recording go on from here."""

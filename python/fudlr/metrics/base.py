@@ -135,6 +135,10 @@ class SummedMetric(Metric):
             return by_tiles(self.soft_rows, scores, side)
         return self.soft_rows(scores, side)
 
+    def soft_sums(self, scores: Scores, side: Side) -> Tensor:
+        """Return the soft rows' sums over prompts: [S]."""
+        return self.soft_each(scores, side).sum(0)
+
     def soft_many(self, scores: Scores, side: Side, weights: Tensor) -> Tensor:
         """Return the surrogate under each of `weights` [R, n]: [R]."""
         rows = self.soft_each(scores, side)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.lora import ADAPTER_FILES
 
 CARD = "README.md"

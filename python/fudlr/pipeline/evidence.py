@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import NumericalError, UsageError
+from fudlr.common.parallel import ranks
 from fudlr.data import Samples
 from fudlr.gradients import GradientMatrix, Space, StreamedRows, record_rows
 from fudlr.gradients.recording import shortfall
+from fudlr.gradients.shared import shared
 from fudlr.gradients.store import Store, StoredRows, StoreError
 from fudlr.gradients.store.bergson import BergsonIndex, IndexRows, compare, is_index
 from fudlr.influence.curvature import CURVATURES, EmpiricalFisher, Parts
@@ -115,10 +117,17 @@ def gather(plan: Plan) -> Evidence:
     elif plan.config.store and is_index(Path(plan.config.store)):
         return _from_index(plan, Path(plan.config.store), said)
     elif plan.rows in ("store", "store or memory") and (found := _open_store(plan, said)):
-        store, rows = found, StoredRows(found, torch.from_numpy(run.split.train.ids))
-        small = 4 * rows.n * rows.d <= LOADED_BYTES
+        store, order = found, torch.from_numpy(run.split.train.ids)
+        small = 4 * len(order) * store.dim <= LOADED_BYTES * ranks().size
+
+        def stored(index: Tensor) -> GradientMatrix:
+            rows = StoredRows(store, order[index])
+            return rows.load() if small else rows
+
+        # As they lie in the store, so that a rank reads a part of it.
+        rows = shared(lambda: store.places(order).argsort(), len(order), stored)
         terms = terms_of(plan, run.split.train)
-        space = Space(rows.load() if small else rows, rows.n, store.projection(), terms=terms)
+        space = Space(rows, rows.n, store.projection(), terms=terms)
     else:
         return _from_model(plan, said)
     mean, short = store.mean_gradient(), shortfall(store, run.config)
@@ -359,11 +368,14 @@ def _from_model(plan: Plan, warnings: list[str]) -> Evidence:
     index = sample_candidates(n, share, plan.seed) if share < 1 else None
     scored = _scored(plan, index)
     stream = plan.rows == "stream"
-    rows: GradientMatrix
-    if stream:
-        rows = StreamedRows(*plan.face, plan.batches(samples=scored))
-    else:
-        rows = record_rows(*plan.face, plan.batches("gradients of the samples", scored))
+
+    def computed(index: Tensor) -> GradientMatrix:
+        some = scored.take(index.numpy())
+        if stream:
+            return StreamedRows(*plan.face, plan.batches(samples=some))
+        return record_rows(*plan.face, plan.batches("gradients of the samples", some))
+
+    rows = shared(lambda: torch.arange(len(scored)), len(scored), computed)
     space = Space(rows, n, None, index, terms_of(plan, scored))
     about: dict[str, object] = {} if index is None else {"candidates": len(index)}
     source = "stream" if stream else "memory"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fudlr.common.parallel import ranks
 from fudlr.gradients.store import Store
 from fudlr.influence.unroll import Exact, Unrolled
 from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
@@ -113,7 +114,7 @@ def _gauss_newton(run: Run, vectors: Tensor) -> float:
         face = (run.recommender.forward, run.recommender.loss, batch)
         total += float((run.engine.ggn_vp(*face, vectors).to(vectors) * vectors).sum()) * size
         count += size
-    return total / count
+    return _mean(total, count)
 
 
 def _slope(run: Run, theta: Tensor, along: Tensor) -> float:
@@ -124,14 +125,22 @@ def _slope(run: Run, theta: Tensor, along: Tensor) -> float:
         face = (run.recommender.forward, run.recommender.loss, batch)
         total += float(run.engine.grad_sum(*face, torch.ones(size)).to(along) @ along)
         count += size
-    return total / count
+    return _mean(total, count)
+
+
+def _mean(total: float, count: int) -> float:
+    """Of all ranks' samples."""
+    found = torch.tensor([total, count], dtype=torch.float64)
+    ranks().sum(found)
+    return float(found[0] / found[1])
 
 
 def _probes(run: Run) -> Iterator[tuple[int, Any]]:
-    """Training samples at equal distances, in batches, with how many are in each."""
+    """Training samples at equal distances, in batches, with how many are in each; of several ranks
+    this one's share."""
     samples = run.split.train
     index = torch.linspace(0, len(samples) - 1, min(PROBED, len(samples))).long()
-    parts = index.split(run.config.train.batch)
+    parts = index[ranks().part(len(index))].split(run.config.train.batch)
     return zip(map(len, parts), run.recommender.parts(samples, parts), strict=True)
 
 

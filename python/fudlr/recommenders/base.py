@@ -28,6 +28,7 @@ from fudlr.common.batches import token_batches
 from fudlr.common.device import ahead, moved
 from fudlr.common.errors import ModelError
 from fudlr.common.factors import Scores
+from fudlr.common.parallel import ranks
 from fudlr.common.progress import PATIENCE, track
 from fudlr.config import RunConfig
 from fudlr.data.interactions import Interactions, Samples
@@ -237,14 +238,16 @@ class Recommender(ABC):
     def _scored(self, samples: Samples, size: int, scoring: bool) -> tuple[Scores, Tensor]:
         self.probe()
         count = len(samples)
-        rows, losses = torch.empty(0, self.n_items), torch.empty(count)
+        rows, losses = torch.zeros(0, self.n_items), torch.zeros(count)
         if not count:
             return rows, losses
-        lengths = self.lengths(samples)
+        lengths, here = self.lengths(samples), ranks()
+        size = min(size, -(-count // here.size))  # a batch for each rank, at least
         index: Sequence[Tensor] = torch.arange(count).split(size)
         if lengths is not None:
             mean = -(-int(lengths.sum()) * size // len(lengths))
             index = token_batches(lengths, max(int(lengths.max()), mean, 1), size)
+        index = index[here.rank :: here.size]
         engine = self.engine if self.engine and self.engine.model is self.model else None
         with evaluating(self.model), torch.no_grad():
             # Losses from factors make no matrix either.
@@ -258,8 +261,13 @@ class Recommender(ABC):
                 losses[at] = self.loss(outputs, batch).float().cpu()
                 if scoring:
                     found = self.score_rows(outputs, batch)
-                    rows = rows if len(rows) else torch.empty(count, found.shape[1])
+                    rows = rows if len(rows) else torch.zeros(count, found.shape[1])
                     rows[at] = found.float().cpu()
+        here.sum(losses)
+        if scoring and here.size > 1:
+            width = max(here.gather(rows.shape[1] if len(rows) else 0))
+            rows = rows if len(rows) else torch.zeros(count, width)
+            here.sum(rows)
         return self.scores_of(rows) if scoring else rows, losses
 
 

@@ -12,7 +12,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from fudlr.common.errors import DataError
-from fudlr.common.files import read_json, write_json, write_table
+from fudlr.common.files import write_json, write_table
+from fudlr.common.reading import read_json
 
 SUMMARY_FILE = "summary.json"
 MASK_FILE = "mask.parquet"

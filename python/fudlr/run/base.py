@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fudlr.common.device import Place
 from fudlr.common.errors import DataError, ModelError, UsageError
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.config import RunConfig
 from fudlr.data import Split
 from fudlr.recommenders import (

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, UsageError
-from fudlr.common.files import read_json, write_json
+from fudlr.common.files import write_json
+from fudlr.common.reading import read_json
 from fudlr.config import RunConfig, to_plain
 from fudlr.data import Interactions
 

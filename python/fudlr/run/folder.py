@@ -30,8 +30,10 @@ from fudlr import lora
 from fudlr.common.device import Place, facts, place, versions
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
-from fudlr.common.files import atomic_folder, check_replaceable, read_json, write_json, write_table
+from fudlr.common.files import atomic_folder, check_replaceable, write_json, write_table
+from fudlr.common.parallel import ranks
 from fudlr.common.progress import StageClock
+from fudlr.common.reading import read_json
 from fudlr.config import (
     DataConfig,
     RunConfig,
@@ -220,8 +222,11 @@ def train_run(
         )
     with clock.stage("base model"), torch.random.fork_rng(devices=[]):
         base = make_base(split, config, where)
+        if config.model.base == "small-llama":  # made by each rank; from files it is the same
+            ranks().copy(*base.model.parameters())
     with atomic_folder(out, "run") as temporary:
-        save_base(base, temporary / "base")
+        if ranks().first:  # it may be large, and is not read here
+            save_base(base, temporary / "base")
         adopted = config.lora.adapter is not None
         model, engine, trained = _adapted(base, config, where.device)
         lora.save(model, temporary / "start")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fudlr.common.files import read_json
+from fudlr.common.reading import read_json
 from fudlr.config import RunConfig, TrainConfig, merge
 
 STATE = "trainer_state.json"

@@ -8,11 +8,11 @@ full size, never by the number kept), so that what differs is the removal alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fudlr import lora
 from fudlr.common.batches import token_batches
 from fudlr.common.device import seeded, set_random_state
 from fudlr.common.errors import ModelError, NumericalError, UsageError
+from fudlr.common.parallel import ranks
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
@@ -29,7 +30,7 @@ from fudlr.gradients.store.batch import dropout_at_work
 from fudlr.recommenders import Recommender
 from fudlr.train.checkpoint import Checkpoint, State, load_moments
 from fudlr_ext import Engine
-from fudlr_ext.reducers import Reducer, Sums
+from fudlr_ext.reducers import Sums
 
 ENGINE_TOKENS = 2048
 """Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
@@ -107,9 +108,10 @@ def train_adapter(
         optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))), done - 1
     )
     totals = torch.zeros(config.epochs, dtype=torch.float64)
+    here = ranks()
     with (
         lora.training(engine, checkpointing=config.checkpointing),
-        seeded(config.seed, engine.device),  # of an adapter's dropout
+        seeded(config.seed + here.rank, engine.device),  # of an adapter's dropout
     ):
         dropped = dropout_at_work(recommender.model)
         if dropped and config.through == "engine":
@@ -127,23 +129,24 @@ def train_adapter(
         for step, (epoch, index) in enumerate(
             track(order, steps, description, initial=done), start=done + 1
         ):
-            part = samples.take(index.numpy())
-            weighted = None if weights is None else weights[index]
+            own = index[here.part(len(index))]
+            share = _Share(
+                samples.take(own.numpy()),
+                own,
+                None if weights is None else weights[own],
+                len(index),
+                epoch,
+                optimiser.param_groups[0]["lr"],
+            )
             optimiser.zero_grad(set_to_none=True)
-            rate = optimiser.param_groups[0]["lr"]
             recording = recorder if recorder is not None and recorder.wants(epoch) else None
-            if config.through == "engine":
-                reducer = None if recording is None else partial(recording.reducer, epoch)
-                loss, mean, rows = _through_engine(recommender, engine, part, weighted, reducer)
-                if recording is not None and rows is not None:
-                    recording.take(index, rows, mean, rate)
-            else:
-                with recording.batch(epoch, index, rate) if recording else nullcontext():
-                    loss = _through_peft(recommender, part, weighted)
+            through = _through_engine if config.through == "engine" else _through_peft
+            loss = torch.tensor([through(recommender, engine, share, recording)]).double()
+            here.sum(loss)
             _finish_gradient(engine, centre, config.l2, description)
             optimiser.step()
             scheduler.step()
-            totals[epoch] += loss / n
+            totals[epoch] += loss[0] / n
             if not math.isfinite(float(totals[epoch])):
                 raise NumericalError(
                     f"{description} at epoch {epoch + 1} of {config.epochs}",
@@ -159,50 +162,84 @@ def train_adapter(
     return Training(engine.theta().cpu(), [float(t) for t in totals])
 
 
-def _through_peft(recommender: Recommender, samples: Samples, weights: Tensor | None) -> float:
-    """Give the parameters the gradient of (1/b) Σ w_i ℓ_i; returns Σ w_i ℓ_i."""
-    batch = recommender.batch(samples)
-    losses = recommender.loss(recommender.forward(recommender.model, batch), batch)
-    if weights is not None:
-        losses = losses * weights.to(losses)
-    (losses.sum() / len(samples)).backward()
-    return float(losses.detach().sum())
+class _Share(NamedTuple):
+    """This process's share of a step's batch: samples, their places, weights w where not all are 1;
+    of the whole batch its size b; and the step's epoch from 0, and rate."""
+
+    samples: Samples
+    places: Tensor
+    weights: Tensor | None
+    size: int
+    epoch: int
+    rate: float
+
+
+def _through_peft(
+    recommender: Recommender, engine: Engine, share: _Share, recorder: RunRecorder | None
+) -> float:
+    """Give the parameters the gradient of (1/b) Σ w_i ℓ_i, of all processes' shares; returns
+    Σ w_i ℓ_i of this one's."""
+    about = (share.epoch, share.places, share.rate, share.size)
+    total = 0.0
+    with recorder.batch(*about) if recorder else nullcontext():
+        if len(share.samples):
+            batch = recommender.batch(share.samples)
+            losses = recommender.loss(recommender.forward(recommender.model, batch), batch)
+            if share.weights is not None:
+                losses = losses * share.weights.to(losses)
+            (losses.sum() / share.size).backward()
+            total = float(losses.detach().sum())
+    if ranks().size > 1:
+        mean = _taken(engine, empty=not len(share.samples))
+        ranks().sum(mean)
+        _give(engine, mean)
+    return total
 
 
 def _through_engine(
-    recommender: Recommender,
-    engine: Engine,
-    samples: Samples,
-    weights: Tensor | None,
-    make_reducer: Callable[[], Reducer | None] | None,
-) -> tuple[float, Tensor, Tensor | None]:
-    """The same from the engine, samples of like length together; none of weight 0 is computed.
-
-    Returns:
-        Σ w_i ℓ_i; the gradient `[d]`; what the reducers made of the samples' gradients `[b, …]`.
-    """
-    weights = torch.ones(len(samples)) if weights is None else weights
+    recommender: Recommender, engine: Engine, share: _Share, recorder: RunRecorder | None
+) -> float:
+    """The same from the engine, samples of like length together; none of weight 0 is computed."""
+    samples, index = share.samples, share.places
+    weights = torch.ones(len(samples)) if share.weights is None else share.weights
     live = weights.nonzero().flatten()
     total = torch.zeros(engine.d, dtype=engine.dtype, device=engine.device)
     rows: Tensor | None = None
     loss = 0.0
+    # All processes ask for it together, whatever the number of their groups.
+    reducer = None if recorder is None else recorder.reducer(share.epoch)
     for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
-        index = live[part]
-        batch = recommender.batch(samples.take(index.numpy()))
-        sums = Sums(weights[index][None].to(total))
-        reducer = None if make_reducer is None else make_reducer()
+        own = live[part]
+        batch = recommender.batch(samples.take(own.numpy()))
+        sums = Sums(weights[own][None].to(total))
         reducers = [sums] if reducer is None else [sums, reducer]
         losses = engine.reduce(recommender.forward, recommender.loss, batch, reducers)
         total += sums.result()[0]
         if reducer is not None:
             found = reducer.result().cpu()
             rows = found.new_zeros(len(samples), found.shape[1]) if rows is None else rows
-            rows[index] = found
-        loss += float(losses @ weights[index].to(losses))
-    mean = total / len(samples)
+            rows[own] = found
+        loss += float(losses @ weights[own].to(losses))
+    mean = total / share.size
+    ranks().sum(mean)
+    _give(engine, mean)
+    if recorder is not None:
+        recorder.take(index, rows, mean, share.rate, share.size)
+    return loss
+
+
+def _taken(engine: Engine, *, empty: bool) -> Tensor:
+    """The parameters' gradients [d]; 0 where there were no samples."""
+    if empty:
+        return torch.zeros(engine.d, dtype=engine.dtype)
+    _check_gradient(engine, "train")
+    return torch.cat([p.grad.flatten() for p in engine.parameters() if p.grad is not None])
+
+
+def _give(engine: Engine, mean: Tensor) -> None:
+    """Let the parameters' gradients be `mean` [d]."""
     for parameter, own in zip(engine.parameters(), engine.unflatten(mean).values(), strict=True):
         parameter.grad = own.to(parameter, copy=True)  # λ is added to it, and not to the mean
-    return loss, mean, rows
 
 
 def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
@@ -212,8 +249,8 @@ def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
     return token_batches(lengths, max(int(lengths.max()), ENGINE_TOKENS))
 
 
-def _finish_gradient(engine: Engine, centre: list[Tensor], l2: float, description: str) -> None:
-    """Add λ's part, and raise where a parameter got no gradient: it would stay without a word."""
+def _check_gradient(engine: Engine, description: str) -> None:
+    """Raise where a parameter got no gradient: it would stay without a word."""
     pairs = list(zip(engine.names, engine.parameters(), strict=True))
     lost = [name for name, parameter in pairs if parameter.grad is None]
     if lost:
@@ -222,7 +259,12 @@ def _finish_gradient(engine: Engine, centre: list[Tensor], l2: float, descriptio
             f"{len(lost)} of {len(pairs)} LoRA matrices got no gradient (first: {lost[0]})",
             "Leave out layers that take no part in the loss, and reentrant gradient checkpointing",
         )
+
+
+def _finish_gradient(engine: Engine, centre: list[Tensor], l2: float, description: str) -> None:
+    """Add λ's part."""
+    _check_gradient(engine, description)
     with torch.no_grad():
-        for (_, parameter), start in zip(pairs, centre, strict=True):
+        for parameter, start in zip(engine.parameters(), centre, strict=True):
             assert parameter.grad is not None  # checked before
             parameter.grad.add_(parameter - start, alpha=l2)

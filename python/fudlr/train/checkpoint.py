@@ -19,7 +19,7 @@ from fudlr.common.device import random_state
 from fudlr.common.kept import Kept, key_of
 from fudlr.config import TrainConfig
 from fudlr.data.interactions import Samples
-from fudlr.gradients.store.recorder import adam_moments
+from fudlr.gradients.store.manifest import adam_moments
 from fudlr_ext import Engine
 
 ENDING = ".checkpoint.safetensors"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.common.kept import Kept, key_of
+from fudlr.common.parallel import alone, ranks
 from fudlr.common.progress import track
 from fudlr.config import TrainConfig
 from fudlr.run import Run, load_run
@@ -78,7 +79,8 @@ def retrain(
             load it, and be what that folder holds.
         jobs: Which retrainings.
         folder: Where results are kept; nowhere if None.
-        processes: Workers, each with one thread; 1 works in this process with its threads.
+        processes: Workers, each with one thread; 1 works in this process with its threads. Several
+            ranks have none: each does its share of the jobs, or all of them one job together.
         description: What the progress line says.
 
     Raises:
@@ -93,15 +95,30 @@ def retrain(
             "Give 1, or a run that `fudlr train` wrote",
         )
     found = {i: done for i, job in enumerate(jobs) if (done := _read(run, job, folder))}
-    open_jobs = [i for i in range(len(jobs)) if i not in found]
-    if processes > 1 and len(open_jobs) > 1:
+    here = ranks()
+    open_jobs = here.told([i for i in range(len(jobs)) if i not in found])
+    if here.size > 1 and folder is not None and len(open_jobs) >= here.size:
+        # A job each, and what is kept is read by all.
+        mine = open_jobs[here.rank :: here.size]
+        with alone():
+            for i in track(mine, description=description):
+                _work(run, jobs[i], folder)
+        here.agree()
+    elif here.size == 1 and processes > 1 and len(open_jobs) > 1:
         todo = [jobs[i] for i in open_jobs]
         for at, result in _in_processes(run, todo, folder, processes, description):
             found[open_jobs[at]] = result
     else:
         for i in track(open_jobs, description=description) if len(open_jobs) > 1 else open_jobs:
             found[i] = _work(run, jobs[i], folder)
-    return [found[i] for i in range(len(jobs))]
+    return [found[i] if i in found else _kept(run, job, folder) for i, job in enumerate(jobs)]
+
+
+def _kept(run: Run, job: Job, folder: Path | None) -> Retrained:
+    """What another rank did."""
+    found = _read(run, job, folder)
+    assert found is not None  # it was kept before all went on
+    return found
 
 
 def key(run: Run, job: Job) -> str:

@@ -6,7 +6,6 @@ from fudlr.common.errors import UsageError
 from fudlr.gradients.store import Recorder, StoreError
 from recorder_cases import adapted_llama, losses
 from test_recorder import IDS, record
-from torch.nn.parallel import DistributedDataParallel
 
 from fudlr_ext.errors import EngineError, NoGradientError
 
@@ -48,13 +47,6 @@ def test_a_backward_pass_that_is_not_the_batchs_is_refused(tmp_path, step):
     model = adapted_llama()
     with pytest.raises((EngineError, NoGradientError), match=WRONG[step]):
         record(tmp_path / "s", model, lambda *a: step(*a, model))
-
-
-def test_a_training_by_several_processes_is_refused(tmp_path, one_process, monkeypatch):
-    model = DistributedDataParallel(adapted_llama())
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda group=None: 2)
-    with pytest.raises(UsageError, match="2 processes train at once"):
-        Recorder(model, tmp_path / "s", data="samples")
 
 
 @pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [-1.0]), torch.ones(3)])

@@ -235,7 +235,7 @@ def test_an_epoch_that_stops_early_leaves_no_store_and_says_so(tmp_path):
     ("options", "said"),
     [
         ({"remove_unused_columns": True}, "takes the ids away"),
-        ({"dataloader_drop_last": True}, "leaves samples out"),
+        ({"dataloader_drop_last": True}, "leaves samples of the last epoch out"),
         ({"label_smoothing_factor": 0.1}, "label smoothing"),
         ({"max_steps": 8}, r"middle of it, at step 8"),
     ],

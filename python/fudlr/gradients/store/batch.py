@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fudlr.common.errors import UsageError
+from fudlr.gradients.store.manifest import Recipe
 from fudlr_ext.labels import IGNORED
 from fudlr_ext.layers import Layout
 from fudlr_ext.reducers import Reducer
@@ -20,6 +21,8 @@ from fudlr_ext.reducers import Reducer
 ASKED = "a Trainer's gradients were to be recorded"
 SAME_WEIGHT = 1e-3
 """Relative difference of label tokens' weights that counts as rounding."""
+SAME_GRADIENT = 1e-3
+"""Relative distance of the optimiser's gradient from the recorded one that counts as rounding."""
 
 
 class BatchGradients:
@@ -67,6 +70,25 @@ def shares_of(n: int, divisor: float | Tensor | None, weights: Tensor | None) ->
             "Give one divisor above 0 for all or one each, and weights from 0 on, one each",
         )
     return given / scale.flatten()
+
+
+def check_gradient(parameters: Sequence[Tensor], recipe: Recipe, mean: Tensor) -> None:
+    """Raise where the optimiser is about to take another gradient than the recorded one."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    given = torch.cat([gradient.flatten() for gradient in gradients]).to(mean)
+    norm = float(mean.norm())
+    factor = 1.0 if recipe.clip is None else min(1.0, recipe.clip / (norm + 1e-6))
+    if len(gradients) == len(parameters):
+        off = float((given - factor * mean).norm())
+        if off <= SAME_GRADIENT * max(float(given.norm()), factor * norm):
+            return
+    raise UsageError(
+        "a training was to be recorded, to be unrolled later",
+        f"the optimiser's gradient is another than the recorded one (norm "
+        f"{float(given.norm()):.4g} beside {factor * norm:.4g})",
+        "Name the norm that the loop clips to (clip=), put every backward pass into "
+        "recorder.batch, and leave the gradient as it is otherwise",
+    )
 
 
 def dropout_at_work(model: nn.Module) -> dict[str, float]:

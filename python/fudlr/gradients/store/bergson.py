@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fudlr.common.digest import tensor_bytes
 from fudlr.common.errors import DataError, StoreError
-from fudlr.common.files import atomic_folder, read_json, write_json
+from fudlr.common.files import atomic_folder, write_json
+from fudlr.common.reading import read_json
 from fudlr.gradients.projection import Shapes
 from fudlr.gradients.store.reader import WINDOW_BYTES, Store, Window
 from fudlr.gradients.store.shards import decode, open_regular

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,19 @@ class Manifest:
         shards = [shard.entry() for shard in self.shards]
         value = {"version": VERSION, **asdict(replace(self, shards=())), "shards": shards}
         write_json(folder / MANIFEST, {**value, "sha256": digest(value)})
+
+
+def adam_moments(
+    optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> tuple[Tensor, int] | None:
+    """Adam's two running means `[2, d]` in the order of `parameters`, on the host, and its count of
+    steps; None before its first."""
+    states = [optimiser.state.get(p, {}) for p in parameters]
+    if not all("exp_avg" in state for state in states):
+        return None
+    names = ("exp_avg", "exp_avg_sq")
+    moments = [torch.cat([state[name].flatten() for state in states]).cpu() for name in names]
+    return torch.stack(moments), int(states[0]["step"])
 
 
 def read_manifest(folder: Path) -> Manifest | None:

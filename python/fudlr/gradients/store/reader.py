@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fudlr.common.digest import digest, tensor_bytes
 from fudlr.common.errors import StoreError
+from fudlr.common.parallel import ranks
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, read_manifest
 from fudlr.gradients.store.shards import Step, decode, open_regular, refuse, row_bytes
@@ -75,7 +76,8 @@ class Store:
         self.shards = manifest.shards
         self._trusted: set[int] = set()
         self._kept: dict[int, dict[str, Tensor]] = {}
-        self.kept = self.bytes <= KEPT_BYTES
+        # Of several ranks each reads its share of the rows, and keeps that where it uses it.
+        self.kept = self.bytes <= KEPT_BYTES and ranks().size == 1
         self._places: list[_Place] = []
         tables = [shard.table() for shard in self.shards]
         for number, table in enumerate(tables):
@@ -169,23 +171,29 @@ class Store:
             raise refuse(path, "is not the projection that the rows were made with")
         return found
 
+    def first_ids(self) -> Tensor:
+        """The first sample of each step, `[steps]`."""
+        return self._all_ids[torch.tensor(self._starts[:-1])]
+
     def mean(self, step: int) -> Tensor:
         """Σ u_i g_i of a step, from 0, `[d]`."""
         shard, at, _ = self._places[step]
         return self._read_of(shard, "means", at, at + 1)[0]
 
-    def step(self, step: int) -> Step:
-        """A step, from 0."""
+    def step(self, step: int, own: slice | None = None) -> Step:
+        """A step, from 0, with the rows of all its samples or of those `own`."""
         place = self._places[step]
-        own = slice(self._starts[step], self._starts[step + 1])
+        every = slice(self._starts[step], self._starts[step + 1])
+        own = own or slice(0, every.stop - every.start)
         return Step(
-            self._all_ids[own],
-            *self._read(place.shard, place.start, place.start + own.stop - own.start),
-            self._shares[own],
+            self._all_ids[every],
+            *self._read(place.shard, place.start + own.start, place.start + own.stop),
+            self._shares[every],
             self.mean(step),
             float(self.rates[step]),
             int(self.epochs[step]),
             self.shards[place.shard].segment,
+            own,
         )
 
     def mean_gradient(self) -> Tensor | None:

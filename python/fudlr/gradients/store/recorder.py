@@ -21,39 +21,40 @@ the last epoch alone: the store then serves the closed form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from fudlr.common import parallel
 from fudlr.common.digest import digest
 from fudlr.common.errors import UsageError
 from fudlr.common.files import atomic_file, check_replaceable, remove_folder, replace_folder
+from fudlr.common.parallel import Ranks
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import Projection
-from fudlr.gradients.store.batch import BatchGradients, dropout_at_work, shares_of
+from fudlr.gradients.store.batch import BatchGradients, check_gradient, dropout_at_work, shares_of
 from fudlr.gradients.store.manifest import (
     TRAINING,
     Binding,
     Recipe,
+    adam_moments,
     model_fingerprint,
     read_manifest,
     unwrapped,
 )
 from fudlr.gradients.store.reader import Store
+from fudlr.gradients.store.spools import RankRecorder, clear, within
 from fudlr.gradients.store.steps import StepRecorder
 from fudlr_ext import Engine
 from fudlr_ext.backward_hook import BackwardHook
 from fudlr_ext.reducers import Reducer, Rows, Sketch
-
-SAME_GRADIENT = 1e-3
-"""Relative distance of the optimiser's gradient from the recorded one that counts as rounding."""
 
 
 class Recorder:
@@ -65,8 +66,9 @@ class Recorder:
     are stored pass unrecorded.
 
     Args:
-        model: A peft model with plain LoRA layers, alone or in a `DistributedDataParallel` of one
-            process, or an engine over it.
+        model: A peft model with plain LoRA layers, alone or in a `DistributedDataParallel`, or an
+            engine over it. Of several processes each records its own samples, and calls the same
+            methods; say where an epoch begins.
         out: The store's folder; an earlier store there is replaced by `finish`.
         data: What identifies the training data: a text, a table as tensors, the path of a file, or
             ready digests of both data and order, `(data, order)`.
@@ -79,6 +81,7 @@ class Recorder:
             process ended; by default the adapter at the first batch.
         folder: Where the rows lie until then; `<out>.recording` where None.
         hook_steps: Whether the optimiser's own step ends a recorded one; else call `step`.
+        ranks: The processes that train together, where the model does not tell.
 
     Raises:
         UsageError: The options do not fit, or the optimiser's steps cannot be repeated.
@@ -99,8 +102,13 @@ class Recorder:
         course: str | None = None,
         folder: Path | None = None,
         hook_steps: bool = True,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.engine = model if isinstance(model, Engine) else Engine(within(model))
+        inner, found = within(model)
+        self.ranks = ranks or found or parallel.ranks()
+        # Of the gradients that DistributedDataParallel takes the mean of.
+        self._averaged = self.ranks.size if ranks or found else 1
+        self.engine = inner if isinstance(inner, Engine) else Engine(inner)
         self.out = Path(out)
         self.folder = folder or self.out.with_name(f"{self.out.name}.recording")
         check_replaceable(self.out, "store")
@@ -132,7 +140,8 @@ class Recorder:
         """Record the samples `ids` `[n]` from the backward pass within.
 
         Args:
-            ids: One number a sample, in the order of the batch's rows.
+            ids: One number a sample, in the order of the batch's rows; of several processes, one
+                that has no samples of a step gives none.
             divisor: What the sum of losses was divided by before `backward`: n where None (a mean
                 over the batch); with gradient accumulation, n times the steps accumulated. Or one
                 for each sample `[n]`.
@@ -161,15 +170,18 @@ class Recorder:
                 self._passed += 1
             return
         found = BatchGradients(self._backward_hook.layout, ids, shares, self.reducer())
-        self._backward_hook.open(len(ids), found)
+        if len(ids):
+            self._backward_hook.open(len(ids), found)
         try:
             yield found
         except BaseException:
             self._backward_hook.close(check=False)
             raise
-        self._backward_hook.close()
-        found.end(self._backward_hook.total())
-        self._parts.append(found)
+        with self.ranks.together():
+            if len(ids):
+                self._backward_hook.close()
+                found.end(self._backward_hook.total())
+                self._parts.append(found)
         if self.recipe is None:
             self.step(0.0)
 
@@ -188,22 +200,43 @@ class Recorder:
         at, self._passed = self._passed, self._passed + 1
         if at < self._begun.steps:
             return
-        if not parts:
+        if not parts and self.ranks.size == 1:
             raise UsageError(
                 "a training was to be recorded",
                 "the optimiser took a step without a recorded batch",
                 "Put `with recorder.batch(ids):` around every forward and backward pass",
             )
-        mean = parts[0].mean if len(parts) == 1 else torch.stack([p.mean for p in parts]).sum(0)
+        ids, shares, rows, mean = self._joined(parts)
         if self.optimiser is not None:
-            self._check_gradient(mean)
             assert self.recipe is not None
+            check_gradient(self.engine.parameters(), self.recipe, mean)
             rate = self.recipe.rate(self.optimiser) if rate is None else rate
         assert rate is not None
-        ids = torch.cat([part.ids for part in parts])
-        shares = torch.cat([part.shares for part in parts])
-        rows = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
         self._begun.add(ids, rows.cpu(), mean.cpu(), shares.cpu(), float(rate))
+
+    def _joined(self, parts: list[BatchGradients]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids, shares and rows of a step's batches, and its mean gradient, all ranks' together."""
+        if len(parts) == 1:
+            ids, shares, rows, mean = parts[0].ids, parts[0].shares, parts[0].rows, parts[0].mean
+        elif parts:
+            ids, shares, rows = (
+                torch.cat([getattr(part, name) for part in parts])
+                for name in ("ids", "shares", "rows")
+            )
+            mean = torch.stack([part.mean for part in parts]).sum(0)
+        else:  # the other ranks have samples
+            ids, shares = torch.empty(0, dtype=torch.int64), torch.empty(0)
+            rows, mean = self._nothing, torch.zeros(self.engine.d)
+        if self.ranks.size > 1:
+            shares, mean = shares / self._averaged, mean / self._averaged
+            self.ranks.sum(mean)
+        return ids, shares, rows, mean
+
+    @property
+    def _nothing(self) -> Tensor:
+        """Rows of no samples."""
+        projection = self._steps.projection
+        return torch.empty(0, self.engine.d if projection is None else projection.dim)
 
     def begin_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 1; else a sample that is shown again begins one."""
@@ -219,12 +252,14 @@ class Recorder:
             self._sketched, self._sketch = projection, Sketch(projection.sides)
         return self._sketch
 
-    def take(self, ids: Tensor, rows: Tensor, mean: Tensor, rate: float) -> None:
-        """Take a step that an engine computed of the samples `ids` `[b]`, each with the share 1/b:
-        their g_i as `reducer` made them, and their mean `[d]`."""
+    def take(self, ids: Tensor, rows: Tensor | None, mean: Tensor, rate: float, size: int) -> None:
+        """Take a step that an engine computed of `size` samples, each with the share 1 / `size`:
+        of this process's `ids` `[b]` the g_i as `reducer` made them, and of all the mean `[d]`."""
         self._passed += 1
         if self._passed > self._steps.steps:
-            self._steps.add(ids, rows.cpu(), mean.cpu(), None, rate)
+            shares = torch.full((len(ids),), 1 / size)
+            rows = self._nothing if rows is None else rows
+            self._steps.add(ids, rows.cpu(), mean.cpu(), shares, rate)
 
     @property
     def n(self) -> int:
@@ -256,7 +291,10 @@ class Recorder:
             steps.finish(binding, self.recipe, ends, self._dropout)
         finally:
             self.close()
-        replace_folder(self.folder, self.out, "store")
+        with self.ranks.together():
+            if self.ranks.first:
+                clear(self.folder)
+                replace_folder(self.folder, self.out, "store")
         return Store.open(self.out, binding)
 
     def close(self) -> None:
@@ -296,85 +334,51 @@ class Recorder:
         options = self.config.model_dump(mode="json")
         about = (self._binding.model, course, list(data), options, repr(self.recipe))
         key = digest("recording", *about)
-        left = read_manifest(self.folder) if self.folder.is_dir() else None
-        if left is not None and (left.course != key or left.binding is not None):
-            # Of another course of training, which nothing can finish any more.
-            remove_folder(self.folder, "store")
-        shapes = self.engine.shapes
-        self._begun = StepRecorder(self.folder, key, shapes, self.config, self._given)
+        if self.ranks.size > 1:  # a folder may be the first process's alone
+            places = [str(path.absolute()) for path in (self.out, self.folder)]
+            self.out, self.folder = map(Path, self.ranks.told(places))
+        with self.ranks.together():
+            left = read_manifest(self.folder) if self.folder.is_dir() else None
+            foreign = left is not None and (left.course != key or left.binding is not None)
+            if foreign and self.ranks.first:
+                # Of another course of training, which nothing can finish any more.
+                remove_folder(self.folder, "store")
+        how = (self.folder, key, self.engine.shapes, self.config, self._given)
+        several = self.ranks.size > 1
+        make = partial(RankRecorder, ranks=self.ranks) if several else StepRecorder
+        self._begun = make(*how)
         path = self.folder / TRAINING
-        if not path.is_file():
-            start = {"start": theta}
-            if self.optimiser is not None:
-                # A training that did not begin with the optimiser's first step.
-                optimiser, parameters = unwrapped(self.optimiser), self.engine.parameters()
-                if found := adam_moments(optimiser, parameters):
-                    start |= {"moments": found[0], "before": torch.as_tensor(found[1])}
-            with atomic_file(path) as temporary:
-                save_file(start, temporary)
+        with self.ranks.together():
+            if self.ranks.first and not path.is_file():
+                self._write_start(path, theta)
         self._training = load_file(path)
         if self.optimiser is not None and self._hook_steps:
             inner = unwrapped(self.optimiser)
             self._handles.append(inner.register_step_pre_hook(lambda *_: self.step()))
 
+    def _write_start(self, path: Path, theta: Tensor) -> None:
+        """Keep the adapter as it is at the start, and the optimiser's state."""
+        start = {"start": theta}
+        if self.optimiser is not None:
+            # A training that did not begin with the optimiser's first step.
+            optimiser, parameters = unwrapped(self.optimiser), self.engine.parameters()
+            if found := adam_moments(optimiser, parameters):
+                start |= {"moments": found[0], "before": torch.as_tensor(found[1])}
+        with atomic_file(path) as temporary:
+            save_file(start, temporary)
+
     def _note_epoch(self, ids: Tensor) -> None:
         """A sample that was shown before begins a new epoch."""
         if self._seen is None:
             return
+        if self.ranks.size > 1:
+            raise UsageError(
+                "a training in several processes was to be recorded",
+                "it was not said which epoch begins, and no process sees all samples",
+                "Call recorder.begin_epoch(epoch) at the start of each, from 1",
+            )
         names = ids.tolist()
         if not self._parts and not self._seen.isdisjoint(names):
             self._seen.clear()
             self._epoch += 1
         self._seen.update(names)
-
-    def _check_gradient(self, mean: Tensor) -> None:
-        """Raise where the optimiser is about to take another gradient than the recorded one."""
-        assert self.recipe is not None
-        parameters = self.engine.parameters()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        given = torch.cat([gradient.flatten() for gradient in gradients]).to(mean)
-        norm = float(mean.norm())
-        factor = 1.0 if self.recipe.clip is None else min(1.0, self.recipe.clip / (norm + 1e-6))
-        if len(gradients) == len(parameters):
-            off = float((given - factor * mean).norm())
-            if off <= SAME_GRADIENT * max(float(given.norm()), factor * norm):
-                return
-        raise UsageError(
-            "a training was to be recorded, to be unrolled later",
-            f"the optimiser's gradient is another than the recorded one (norm "
-            f"{float(given.norm()):.4g} beside {factor * norm:.4g})",
-            "Name the norm that the loop clips to (clip=), put every backward pass into "
-            "recorder.batch, and leave the gradient as it is otherwise",
-        )
-
-
-def within(model: nn.Module) -> nn.Module:
-    """The model in a `DistributedDataParallel`, whose hooks see the same backward pass.
-
-    Raises:
-        UsageError: Several processes train it: each sees a part of the samples alone.
-    """
-    if not isinstance(model, DistributedDataParallel):
-        return model
-    size = torch.distributed.get_world_size(model.process_group)
-    if size > 1:
-        raise UsageError(
-            "a training was to be recorded",
-            f"{size} processes train at once (DistributedDataParallel)",
-            "Train with one process, or record after training with `fudlr record`",
-        )
-    found: nn.Module = model.module
-    return found
-
-
-def adam_moments(
-    optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor]
-) -> tuple[Tensor, int] | None:
-    """Adam's two running means `[2, d]` in the order of `parameters`, on the host, and its count of
-    steps; None before its first."""
-    states = [optimiser.state.get(p, {}) for p in parameters]
-    if not all("exp_avg" in state for state in states):
-        return None
-    names = ("exp_avg", "exp_avg_sq")
-    moments = [torch.cat([state[name].flatten() for state in states]).cpu() for name in names]
-    return torch.stack(moments), int(states[0]["step"])

@@ -16,7 +16,7 @@ import math
 import os
 import stat
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Step:
         rate: The optimiser's learning rate.
         epoch: From 1.
         segment: Which of the store's projections made the rows.
+        own: Of which of the samples rows and scales are here.
     """
 
     ids: Tensor
@@ -65,6 +66,7 @@ class Step:
     rate: float = 0.0
     epoch: int = 1
     segment: int = 0
+    own: slice = field(default_factory=lambda: slice(None))
 
 
 def row_bytes(dim: int, dtype: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fudlr.common.errors import StoreError, UsageError
+from fudlr.common.parallel import ALONE, Ranks
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import PrincipalAccumulator, Projection, Shapes
 from fudlr.gradients.store.shards import row_bytes
@@ -35,7 +36,8 @@ class StepRecorder(StoreWriter):
     While `projection` is None it takes whole gradients: at the start, until there are enough to
     choose directions from; and at the start of each epoch, where they show how much of the energy
     the directions still keep, and are what they are chosen anew from if that is too little. A
-    `projection` that is given is used throughout.
+    `projection` that is given is used throughout. Of several `ranks` each takes its own samples of
+    every step, and the directions are those of all.
     """
 
     def __init__(
@@ -45,10 +47,13 @@ class StepRecorder(StoreWriter):
         shapes: Shapes,
         config: RecordConfig,
         projection: Projection | None = None,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(folder, course, sum(a * b for a, b in shapes.values()), config.dtype)
+        self.d, self.ranks = sum(a * b for a, b in shapes.values()), ranks
         self.shapes, self._config, self._fixed = shapes, config, projection
         self._held: list[dict[str, Any]] = []
+        super().__init__(folder, course, self.d if ranks.first else 0, config.dtype)
         self.resume(self.steps)
 
     @property
@@ -86,8 +91,9 @@ class StepRecorder(StoreWriter):
             return
         self._held.append({"ids": ids, "rows": rows, **step})
         count = sum(len(each["ids"]) for each in self._held)
-        check_held(count, self._manifest.d)
-        enough = fit_samples(self._manifest.d)
+        check_held(count, self.d)
+        count = sum(self.ranks.gather(count))
+        enough = fit_samples(self.d)
         if count >= enough and not (count < MOST_HELD * enough and self._silent()):
             self._settle()
 
@@ -105,7 +111,8 @@ class StepRecorder(StoreWriter):
             return False
         sizes = [a * b for a, b in self.shapes.values()]
         parts = zip(*(step["rows"].split(sizes, 1) for step in self._held), strict=True)
-        return not all(any(bool(part.any()) for part in same) for same in parts)
+        here = [any(bool(part.any()) for part in same) for same in parts]
+        return not all(map(any, zip(*self.ranks.gather(here), strict=True)))
 
     def _settle(self) -> None:
         """Decide on directions for the steps that are held, and store these."""
@@ -114,7 +121,9 @@ class StepRecorder(StoreWriter):
             return
         moments = PrincipalAccumulator(self.shapes)
         for step in held:
-            moments.add_rows(step["rows"])
+            if len(step["rows"]):
+                moments.add_rows(step["rows"])
+        moments.pool(self.ranks)
         last = self.last_projection()
         if last is None or moments.energy_kept(last) < self._config.energy - FALL:
             last = moments.fit(self._config.energy)
@@ -128,13 +137,6 @@ class StepRecorder(StoreWriter):
         self.projection = projection
         if projection is not None:
             self.use(projection)
-
-
-def fit_rows(shapes: Shapes, rows: Tensor, config: RecordConfig) -> Projection:
-    """Principal directions of flat gradients `rows` `[n, d]`, as many as the options ask for."""
-    accumulator = PrincipalAccumulator(shapes)
-    accumulator.add_rows(rows)
-    return accumulator.fit(config.energy)
 
 
 def fit_samples(d: int) -> int:

@@ -28,8 +28,9 @@ from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 from transformers.trainer_callback import TrainerCallback
 
+from fudlr.common import parallel
 from fudlr.common.digest import digest
-from fudlr.common.errors import RecordingWarning, UsageError
+from fudlr.common.errors import FudlrError, RecordingWarning, UsageError
 from fudlr.common.files import write_json
 from fudlr.config import RecordConfig
 from fudlr.gradients.projection import Projection
@@ -85,6 +86,7 @@ class RecorderCallback(TrainerCallback):
         self._handles: list[RemovableHandle] = []
         self._resumed: str | None = None
         self._course = ""
+        self._ranks = parallel.ALONE
         self._known = False
         self._first = self._each = self._samples = 0
 
@@ -113,7 +115,8 @@ class RecorderCallback(TrainerCallback):
         """
         self.close()
         model, loader = now["model"], now["train_dataloader"]
-        _check_arguments(args, loader)
+        _check_arguments(args, loader, whole=self._whole)
+        self._ranks = parallel.of_group(None) if args.world_size > 1 else parallel.ALONE
         self._each = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._first = 0 if self._whole else (int(state.num_train_epochs) - 1) * self._each
         if not self._whole and state.max_steps < self._first + self._each:
@@ -126,7 +129,7 @@ class RecorderCallback(TrainerCallback):
             Recipe.of(now["optimizer"])
         self._samples = len(loader.dataset)
         steps = state.max_steps - self._first
-        rows = math.ceil(self._samples * steps / self._each)
+        rows = math.ceil(self._samples * steps / self._each / self._ranks.size)
         self._engine = Engine(model)
         place = self.out.with_name(f"{self.out.name}.recording")
         check_room(place, rows, steps, self._engine.d, self.config)
@@ -161,6 +164,7 @@ class RecorderCallback(TrainerCallback):
                 projection=self._projection,
                 course=self._course,
                 hook_steps=False,
+                ranks=self._ranks if self._ranks.size > 1 else None,
                 **whole,
             )
             self._recorder.begin_epoch(epoch)
@@ -184,6 +188,8 @@ class RecorderCallback(TrainerCallback):
         with self._guarded():
             if self._recorder is not None:
                 self._recorder.flush()
+                if not self._ranks.first:
+                    return
                 points, about = _points(self._recorder.folder), {"course": self._course}
                 if points.get("course") == self._course:
                     about = points
@@ -298,16 +304,18 @@ class RecorderCallback(TrainerCallback):
                 batch.wrong = batch.wrong or (
                     "what was differentiated was not the loss that the model returned"
                 )
-            if batch.wrong:
-                wrong = UsageError(
-                    ASKED,
-                    batch.wrong,
-                    "Train a causal language model with its own loss alone, or use "
-                    "fudlr.gradients.store.Recorder in a loop of your own",
-                )
+            wrong = UsageError(
+                ASKED,
+                batch.wrong,
+                "Train a causal language model with its own loss alone, or use "
+                "fudlr.gradients.store.Recorder in a loop of your own",
+            )
+            try:
+                self._ranks.agree(wrong if batch.wrong else None)
+            except FudlrError as error:
                 if batch.context is not None:
-                    batch.context.__exit__(UsageError, wrong, None)
-                raise wrong
+                    batch.context.__exit__(type(error), error, None)
+                raise
             if batch.context is not None:
                 batch.context.__exit__(None, None, None)
         self._known = True
@@ -331,12 +339,18 @@ class Numbered(Dataset[dict[str, Any]]):
         return {**self.samples[index], self.column: int(index)}
 
 
-def _check_arguments(args: Any, loader: Any) -> None:
+def _check_arguments(args: Any, loader: Any, *, whole: bool) -> None:
     """Refuse a Trainer's options that do not go with a recording, all of them by name."""
+    together = args.world_size * args.per_device_train_batch_size
+    filled = args.world_size > 1 and hasattr(loader.dataset, "__len__")
     wrong = {
         "remove_unused_columns=True takes the ids away": args.remove_unused_columns,
-        "dataloader_drop_last=True leaves samples out": args.dataloader_drop_last,
-        f"{args.world_size} processes train at once": args.world_size > 1,
+        "dataloader_drop_last=True leaves samples of the last epoch out, which alone is recorded "
+        "(record.epochs=last)": args.dataloader_drop_last and not whole,
+        f"{args.world_size} processes fill the last epoch's last batch, which alone is recorded "
+        f"(record.epochs=last), up to {together} samples with some of its first": filled
+        and not whole
+        and len(loader.dataset) % together > 0,
         f"{args.n_gpu} GPUs share a batch": args.n_gpu > 1,
         "packing puts several samples into one row": getattr(args, "packing", False),
         "padding_free puts all samples into one row": getattr(args, "padding_free", False),

@@ -44,6 +44,9 @@ class StoreWriter:
         StoreError: The folder holds another recording or a bad shard, or another process writes.
     """
 
+    least = 1
+    """Samples of a step, at least."""
+
     def __init__(
         self,
         folder: Path | str,
@@ -92,6 +95,11 @@ class StoreWriter:
         for path in {*self.folder.glob(SHARDS)} - {shard.path for shard in found.shards}:
             path.unlink()
         return found
+
+    @property
+    def course(self) -> str:
+        """Digest of what the rows depend on."""
+        return self._manifest.course
 
     @property
     def steps(self) -> int:
@@ -163,7 +171,7 @@ class StoreWriter:
         shares = torch.full((b,), 1 / b) if shares is None else shares.detach().float().cpu()
         rows = rows.detach().cpu()
         shapes = (tuple(rows.shape), tuple(mean.shape), tuple(shares.shape))
-        if shapes != ((b, self.dim), (d,), (b,)) or not b:
+        if shapes != ((b, self.dim), (d,), (b,)) or b < self.least:
             raise UsageError(
                 f"a step of {b} samples was to be stored",
                 f"its rows, mean and shares have the shapes {shapes}",

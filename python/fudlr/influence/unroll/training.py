@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fudlr.common.errors import DataError
+from fudlr.common.parallel import ranks
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store import Store
+from fudlr.gradients.store.reader import KEPT_BYTES
 from fudlr.gradients.store.shards import Step
 
 
@@ -65,7 +67,7 @@ class StoredTraining:
     @property
     def kept(self) -> bool:
         """Whether the store is small enough to stay in memory."""
-        return self._store.kept
+        return self._store.bytes <= KEPT_BYTES
 
     @property
     def count(self) -> int:
@@ -77,10 +79,12 @@ class StoredTraining:
         return self._store.mean(step)
 
     def step(self, step: int) -> Step:
-        """A step with its rows."""
+        """A step with its rows, of several ranks with this one's share of them."""
         if step in self._steps:
             return self._steps[step]
-        found = self._store.step(step)
+        here = ranks()
+        own = None if here.size == 1 else here.part(int(self._store.counts[step]))
+        found = self._store.step(step, own)
         at = torch.searchsorted(self._ids, found.ids).clamp(max=len(self._ids) - 1)
         absent = found.ids[self._ids[at] != found.ids]
         if len(absent):

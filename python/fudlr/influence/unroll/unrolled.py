@@ -24,6 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fudlr.common.parallel import ranks
 from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, State
@@ -187,9 +188,11 @@ class Unrolled:
         for place, step in self._path.backwards():
             gradient, hangs = self._linear(place).transposed(hangs)
             dots, curved = self._products(step, gradient)
-            out.index_add_(0, step.ids, -dots * step.shares.to(out)[:, None])
+            shares = step.shares[step.own].to(out)[:, None]
+            out.index_add_(0, step.ids[step.own], -dots * shares)
             curved += self._response(place).views(self._path.mean(place.t), gradient)
             hangs.theta.add_(curved)  # a tensor of the step's own
+        ranks().sum(out)
         return out
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,11 +207,12 @@ class Unrolled:
             step = self._training.step(t)
             if count >= self.n or step.segment != last:
                 break
-            weights = _beside(step.rows, self._terms[step.ids].double())
+            weights = _beside(step.rows, self._terms[step.ids[step.own]].double())
             vectors = _beside(step.rows, sketch)
             dots, _ = row_gram(step.rows, vectors, weights, step.scales)
             total += weights.double() @ dots.double() ** 2
             count += len(step.ids)
+        ranks().sum(total)
         return self._lift(last, sketch.to(seen))[:, self._back], total / count
 
     def _linear(self, place: Place) -> LinearStep:
@@ -230,8 +234,9 @@ class Unrolled:
         """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
         of the step's samples `[k, b]`."""
         _, sums = self._sums(step, shifts)
+        removed = removed[:, step.own]
         some = removed.any(0).nonzero()[:, 0]
-        weights = _beside(step.rows, (removed * step.shares.to(removed))[:, some])
+        weights = _beside(step.rows, (removed * step.shares[step.own].to(removed))[:, some])
         scales = None if step.scales is None else step.scales[some]
         gone = row_sums(step.rows[some], weights, scales)
         sums = {segment: total * (kept / self._window) for segment, total in sums.items()}
@@ -240,10 +245,14 @@ class Unrolled:
 
     def _few(self, step: Step, few: Tensor, vectors: Tensor) -> Tensor:
         """Mean T_j Sᵀ s_j s_jᵀ S v `[k, d]` of the samples `few` of a step, for v `[k, d]`."""
-        scales = None if step.scales is None else step.scales[few]
-        weights = _beside(step.rows, self._terms[step.ids[few]] / len(few))
-        seen = _beside(step.rows, self._project(step.segment, vectors))
-        _, sums = row_gram(step.rows[few], seen, weights, scales)
+        start = step.own.start or 0
+        here = few[(few >= start) & (few < start + len(step.rows))]
+        rows, scales = step.rows[here - start], step.scales
+        scales = None if scales is None else scales[here - start]
+        weights = _beside(rows, self._terms[step.ids[here]] / len(few))
+        seen = _beside(rows, self._project(step.segment, vectors))
+        _, sums = row_gram(rows, seen, weights, scales)
+        ranks().sum(sums)
         return self._lift(step.segment, sums.to(vectors))
 
     def _products(self, step: Step, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +270,7 @@ class Unrolled:
         for near in self._path.near(step):
             if near.segment not in seen:
                 seen[near.segment] = _beside(near.rows, self._project(near.segment, vectors))
-            weights = near.shares.double() * self._terms[near.ids].double()
+            weights = near.shares[near.own].double() * self._terms[near.ids[near.own]].double()
             weights = _beside(near.rows, weights)
             found, products = row_gram(near.rows, seen[near.segment], weights, near.scales)
             dots = found if near is step else dots
@@ -271,7 +280,8 @@ class Unrolled:
         return dots.to(vectors), sums
 
     def _lifted(self, sums: dict[int, Tensor], like: Tensor) -> Tensor:
-        """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments."""
+        """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments, all ranks' together."""
+        ranks().sum(*sums.values())
         parts = [self._lift(segment, total.to(like)) for segment, total in sums.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
