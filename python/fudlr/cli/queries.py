@@ -21,9 +21,13 @@ from fudlr.cli.options import (
     of_section,
     open_run,
 )
+from fudlr.common.errors import UsageError
 from fudlr.common.terminal import say
 
 Top = Annotated[int, typer.Option(min=1, help="Samples shown of each side.")]
+Tokens = Annotated[
+    bool, typer.Option("--tokens", help="In --out the part of each label token; rows=memory.")
+]
 
 
 def explain(
@@ -37,6 +41,7 @@ def explain(
         str, typer.Option(help="score, rank, loss, or a metric: what the user adds to it.")
     ] = "score",
     top: Top = 20,
+    tokens: Tokens = False,
     out: Annotated[
         Path | None, typer.Option(help="NAME.json or NAME.parquet.", callback=at_home)
     ] = None,
@@ -54,12 +59,18 @@ def explain(
 
     if out is not None:
         check_answers(out)
+    elif tokens:
+        raise UsageError(
+            "the parts of label tokens were asked for (--tokens)",
+            "they are written to a file, and none is named",
+            "Name one with --out",
+        )
     loaded = open_run(run, adapter, settings, device=device)
-    options = _options(settings, damping, rows, store)
+    options = _options(settings, damping, rows, store, tokens=tokens)
     found = explain_user(loaded, user, item, of, **options)
     print_answers(found, top)
     if out is not None:
-        write_answers(out, found, top)
+        write_answers(out, found, top, tokens=tokens)
         say(f"The samples are in {out}")
 
 
@@ -75,6 +86,7 @@ def query(
     out: Annotated[Path, typer.Option(help="NAME.json or NAME.parquet.", callback=at_home)],
     of: Annotated[str, typer.Option(help="loss, score or rank.")] = "loss",
     top: Top = 20,
+    tokens: Tokens = False,
     damping: Damping = None,
     rows: Rows = None,
     store: StoreOption = None,
@@ -93,13 +105,26 @@ def query(
     if run.name == STORE and (run / "manifest.json").is_file():
         run = run.parent
     loaded = open_run(run, adapter, settings, device=device)
-    found = query_run(loaded, asked, of, **_options(settings, damping, rows, store))
-    write_answers(out, found, top)
+    options = _options(settings, damping, rows, store, tokens=tokens)
+    found = query_run(loaded, asked, of, **options)
+    write_answers(out, found, top, tokens=tokens)
     say(f"The strongest samples of {len(asked)} prompts are in {out}")
 
 
 def _options(
-    settings: list[str] | None, damping: float | None, rows: str | None, store: Path | None
+    settings: list[str] | None,
+    damping: float | None,
+    rows: str | None,
+    store: Path | None,
+    *,
+    tokens: bool,
 ) -> dict[str, Any]:
     named = {"damping": damping, "rows": rows, "store": str(store) if store else None}
-    return {**of_section("debias", settings), **given(named)}
+    options = {**of_section("debias", settings), **given(named)}
+    if tokens and (options.setdefault("rows", "memory") not in ("memory", "stream") or store):
+        raise UsageError(
+            "the parts of label tokens were asked for (--tokens)",
+            "rows are to be from a store, and recorded rows have no tokens",
+            "Leave --rows and --store out, or choose --rows memory or stream",
+        )
+    return options

@@ -57,7 +57,7 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            help="NAME.parquet, .jsonl, .json (Alpaca's form), or a `datasets` folder.",
+            help="NAME.parquet, .jsonl, .json (Alpaca's), .csv (MiniOneRec's), or a folder.",
             callback=at_home,
         ),
     ],

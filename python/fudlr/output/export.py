@@ -10,6 +10,7 @@ are left is the same up to the learning rate.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Callable
@@ -40,8 +41,9 @@ ALPACA = re.compile(r".*?### Instruction:\n(.*?)\n+### Input:\n(.*?)\n+### Respo
 def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
     """One row a training sample: what it is, in ids and in words, and its weight.
 
-    Columns: `sample_id`, `user_id`, `target_id`, `time`, `history_ids`, `weight`; and where the
-    recommender writes prompts, `prompt` and `answer`, the texts that it was trained on.
+    Columns: `sample_id`, `user_id`, `target_id`, `time`, `history_ids`, `weight`; where the items
+    have titles or semantic IDs, `target_title`, `history_titles`, `target_codes`, `history_codes`;
+    and where the recommender writes prompts, `prompt` and `answer`, the texts of its training.
 
     Args:
         result: A folder that `fudlr debias` wrote.
@@ -55,24 +57,29 @@ def weighted_samples(result: Path, run: Run | None = None) -> pl.DataFrame:
     run = run or load_run(result_run(result, data.summary, None))
     samples = run.split.train
     interactions = samples.interactions
-    ids = interactions.items["item_id"]
-    table = pl.DataFrame(
-        {
-            "sample_id": samples.ids,
-            "user_id": named(interactions.users["user_id"], samples.user),
-            "target_id": named(ids, samples.target),
-            "time": samples.time,
-            "history_ids": pl.Series(
-                [
-                    ids.gather(samples.history(i)[-run.config.data.window :]).to_list()
-                    for i in range(len(samples))
-                ],
-                dtype=pl.List(pl.String),
-            ),
-            "weight": data.weights(samples.ids.tolist()),
-        }
-    )
-    recommender = run.recommender
+    ids, recommender = interactions.items["item_id"], run.recommender
+    shown = [samples.history(i)[-run.config.data.window :] for i in range(len(samples))]
+
+    def of(names: pl.Series) -> tuple[pl.Series, pl.Series]:
+        """What the items of targets and histories are called."""
+        histories = [names.gather(history).to_list() for history in shown]
+        return named(names, samples.target), pl.Series(histories, dtype=pl.List(pl.String))
+
+    targets, histories = of(ids)
+    columns = {
+        "sample_id": samples.ids,
+        "user_id": named(interactions.users["user_id"], samples.user),
+        "target_id": targets,
+        "time": samples.time,
+        "history_ids": histories,
+        "weight": data.weights(samples.ids.tolist()),
+    }
+    known = {"title": interactions.items["title"]} if "title" in interactions.items else {}
+    if codes := recommender.record().get("codes"):
+        known["codes"] = pl.Series(["".join(own) for own in codes])
+    for name, series in known.items():
+        columns[f"target_{name}"], columns[f"history_{name.rstrip('s')}s"] = of(series)
+    table = pl.DataFrame(columns)
     if not isinstance(recommender, Prompted):
         return table
     prompts, answers = texts(recommender, samples)
@@ -97,10 +104,32 @@ def _alpaca(path: Path, table: pl.DataFrame) -> None:
     write_json(path, rows)
 
 
+def _minionerec(path: Path, table: pl.DataFrame) -> None:
+    """What is kept, as MiniOneRec's data sets read it: a history in a cell as Python writes a list,
+    by ids, and where there are any by titles and semantic IDs (`sid`)."""
+    kept = table.filter(pl.col("weight") > 0)
+    columns = {"user_id": kept["user_id"]}
+    for name, target, history in FIELDS:
+        if target in kept.columns:
+            texts = [repr(each) for each in kept[history].to_list()]
+            columns |= {f"history_item_{name}": pl.Series(texts), f"item_{name}": kept[target]}
+    content = io.BytesIO()
+    pl.DataFrame(columns).write_csv(content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+FIELDS = (
+    ("id", "target_id", "history_ids"),
+    ("title", "target_title", "history_titles"),
+    ("sid", "target_codes", "history_codes"),
+)
+"""MiniOneRec's name of a field, and the columns of `weighted_samples` that it is made of."""
 WRITERS: dict[str, Callable[[Path, pl.DataFrame], None]] = {
     ".parquet": write_table,
     ".jsonl": _jsonl,
     ".json": _alpaca,
+    ".csv": _minionerec,
 }
 
 
@@ -122,7 +151,7 @@ def check_samples(out: Path, *, overwrite: bool = False) -> None:
         raise UsageError(
             asked,
             f"files that end in {out.suffix} are not written",
-            "Use .parquet, .jsonl, .json, or a name without an ending for a `datasets` folder",
+            "Use .parquet, .jsonl, .json, .csv, or no ending for a `datasets` folder",
         )
     check_replaceable(out, "samples")
     if importlib.util.find_spec("datasets") is None:

@@ -30,6 +30,7 @@ from fudlr.pipeline.plan import collected_warnings, prepare, with_options
 from fudlr.pipeline.request import solve
 from fudlr.query.figures import FIGURES, LOSS, check_figure, contribution, gradients
 from fudlr.query.prompts import to_samples
+from fudlr.query.tokens import ASKED, token_table
 from fudlr.run import Run
 
 SIDES = ("raised", "lowered")
@@ -47,6 +48,8 @@ class Answers:
         influence: Their change when a sample is removed, `[n, k]`.
         source: Where rows came from, as `summary.json` has it under `solver`.
         warnings: What a person should know.
+        directions: H⁻¹ ∇F / n `[k, d]`, whose products with gradients at the trained adapter the
+            influence is; None where it is made of recorded rows.
     """
 
     run: Run
@@ -56,6 +59,7 @@ class Answers:
     influence: Tensor
     source: str
     warnings: list[str]
+    directions: Tensor | None = None
 
     def strongest(self, count: int) -> pl.DataFrame:
         """One row a sample that is among the `count` that raised or lowered a figure most.
@@ -80,6 +84,21 @@ class Answers:
                     )
                 )
         return pl.concat(parts)
+
+    def tokens(self, count: int) -> pl.DataFrame:
+        """`strongest` with a row for every label token of a sample.
+
+        Further columns: `position` from 0 among the label tokens, `token` as the tokenizer writes
+        it, and `token_influence`, its part of `influence`; the parts add up to it.
+
+        Raises:
+            UsageError: The influence is of recorded rows, or the loss is not of label tokens.
+        """
+        if self.directions is None:
+            raise UsageError(
+                ASKED, f"the rows are from {self.source}", "Take gradients anew: rows=memory"
+            )
+        return token_table(self.run, self.strongest(count), self.directions)
 
 
 def least(values: Tensor, count: int) -> Tensor:
@@ -197,6 +216,7 @@ def _answers(
     with collected_warnings() as said:
         plan = prepare(run, with_options(config, {"candidates": 1.0}), StageClock())
         solved = solve(plan, lambda: {str(at): each for at, each in enumerate(found)})
+    anew = solved.evidence.source in ("memory", "stream")
     return Answers(
         run,
         samples,
@@ -205,4 +225,5 @@ def _answers(
         solved.influence.values.cpu(),
         solved.evidence.source,
         [*said, *solved.evidence.warnings, *solved.influence.warnings],
+        solved.influence.solution.x / solved.evidence.space.total if anew else None,
     )

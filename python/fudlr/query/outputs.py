@@ -30,9 +30,11 @@ def check_answers(out: Path) -> None:
     check_file(out)
 
 
-def answers_record(answers: Answers, count: int) -> dict[str, Any]:
-    """Everything as plain data; of each prompt the strongest `count` samples of each side."""
-    rows = answers.strongest(count).partition_by("prompt", "side", as_dict=True)
+def answers_record(answers: Answers, count: int, *, tokens: bool = False) -> dict[str, Any]:
+    """Everything as plain data; of each prompt the strongest `count` samples of each side, each
+    with its label tokens where asked for."""
+    table = with_tokens(answers, count) if tokens else answers.strongest(count)
+    rows = table.partition_by("prompt", "side", as_dict=True)
     prompts = described(answers.prompts).drop("sample_id").to_dicts()
     empty: pl.DataFrame = pl.DataFrame()
     return {
@@ -56,13 +58,23 @@ def answers_record(answers: Answers, count: int) -> dict[str, Any]:
     }
 
 
-def write_answers(out: Path, answers: Answers, count: int) -> None:
-    """Write `answers_record` as JSON, or `Answers.strongest` as Parquet, by the ending."""
+def with_tokens(answers: Answers, count: int) -> pl.DataFrame:
+    """`Answers.strongest` with `tokens`, a list of each sample's label tokens and their parts."""
+    whole = answers.strongest(count)
+    each = pl.struct("token", influence="token_influence")
+    place = ["prompt", "side", "place"]
+    lists = answers.tokens(count).group_by(place, maintain_order=True).agg(tokens=each)
+    return whole.join(lists, on=place, maintain_order="left")
+
+
+def write_answers(out: Path, answers: Answers, count: int, *, tokens: bool = False) -> None:
+    """Write `answers_record` as JSON, or `Answers.strongest` as Parquet, by the ending; with a row
+    for each label token in Parquet where asked for."""
     check_answers(out)
     if out.suffix == ".json":
-        write_json(out, answers_record(answers, count))
+        write_json(out, answers_record(answers, count, tokens=tokens))
     else:
-        write_table(out, answers.strongest(count))
+        write_table(out, answers.tokens(count) if tokens else answers.strongest(count))
 
 
 def print_answers(answers: Answers, count: int, console: Console | None = None) -> None:

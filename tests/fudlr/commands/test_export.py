@@ -1,5 +1,6 @@
 """From a result to other people's training: weights, data sets, an example, a model card."""
 
+import ast
 import importlib.util
 import json
 import runpy
@@ -12,7 +13,7 @@ import pytest
 import written
 import yaml
 from fudlr.config import merge
-from fudlr.output.export import write_samples
+from fudlr.output.export import weighted_samples, write_samples
 from fudlr.recommenders import RECOMMENDERS
 from fudlr.report.rows import metric_rows
 from peft import PeftModel
@@ -73,6 +74,31 @@ def test_kept_samples_are_instructions(done, folders, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == [dict(zip(names, words, strict=True))]
 
 
+def test_kept_samples_are_rows_of_minionerec(folders, tmp_path, monkeypatch):
+    """With semantic IDs, which its reader takes again with items, titles and sequences."""
+    run = package.load_run(folders / "run")
+    items = run.interactions.items
+    codes = [(f"<a_{at % 7}>", f"<b_{at}>") for at in range(len(items))]
+    monkeypatch.setattr(run.recommender, "record", lambda: {"codes": codes})
+    table = weighted_samples(folders / "result", run)
+    write_samples(table, tmp_path / "train.csv")
+    kept, rows = table.filter(pl.col("weight") > 0), pl.read_csv(tmp_path / "train.csv")
+    assert 0 < len(rows) == len(kept) < len(table)
+    for name, history in (("id", "ids"), ("title", "titles"), ("sid", "codes")):
+        found = [ast.literal_eval(cell) for cell in rows[f"history_item_{name}"].cast(pl.String)]
+        assert found == kept[f"history_{history}"].to_list()
+    assert rows["item_title"].to_list() == kept["target_title"].to_list()
+    assert rows["item_id"].cast(pl.String).to_list() == kept["target_id"].to_list()
+    at = items["item_id"].to_list().index(kept["target_id"][0])
+    assert rows["item_sid"][0] == "".join(codes[at])
+    from fudlr.data.minionerec import minionerec_tables
+
+    again = minionerec_tables(tmp_path / "train.csv").items
+    named = dict(zip(items["item_id"], codes, strict=True))
+    for item, own in zip(again["item_id"], again["codes"], strict=True):
+        assert "".join(named[item]) == own
+
+
 def test_export_refuses_before_it_reads_a_run(fudlr, folders, tmp_path, monkeypatch):
     monkeypatch.setattr("fudlr.output.export.load_run", None)
     mask = (folders / "result" / "mask.parquet").read_bytes()
@@ -81,7 +107,7 @@ def test_export_refuses_before_it_reads_a_run(fudlr, folders, tmp_path, monkeypa
         (folders / "result" / "mask.parquet", "where fudlr keeps a result"),
         (folders / "run" / "weights", "where fudlr keeps a run"),
         (tmp_path / "there.jsonl", "it is there already"),
-        (tmp_path / "w.csv", "files that end in .csv are not written"),
+        (tmp_path / "w.tsv", "files that end in .tsv are not written"),
     ):
         more = ["--overwrite"] if out.name == "mask.parquet" else []
         found = fudlr("export", folders / "result", "--out", out, *more)
