@@ -13,6 +13,7 @@ import pytest
 import written
 import yaml
 from fudlr.config import merge
+from fudlr.data.minionerec import minionerec_tables
 from fudlr.output.export import weighted_samples, write_samples
 from fudlr.recommenders import RECOMMENDERS
 from fudlr.report.rows import metric_rows
@@ -91,12 +92,10 @@ def test_kept_samples_are_rows_of_minionerec(folders, tmp_path, monkeypatch):
     assert rows["item_id"].cast(pl.String).to_list() == kept["target_id"].to_list()
     at = items["item_id"].to_list().index(kept["target_id"][0])
     assert rows["item_sid"][0] == "".join(codes[at])
-    from fudlr.data.minionerec import minionerec_tables
-
-    again = minionerec_tables(tmp_path / "train.csv").items
+    again = minionerec_tables(tmp_path / "train.csv").items.frame
     named = dict(zip(items["item_id"], codes, strict=True))
-    for item, own in zip(again["item_id"], again["codes"], strict=True):
-        assert "".join(named[item]) == own
+    for item, own in again.select("item_id", "codes").rows():
+        assert "".join(named[item]) == "".join(own)
 
 
 def test_export_refuses_before_it_reads_a_run(fudlr, folders, tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from fudlr.query.answers import least
 from store_cases import BINDING, DTYPES, append_all, random_rows, write_store
 
 SHAPES = {
-    "base_model.model.layers.0.q.lora_A.default.weight": (2, 6),
-    "base_model.model.layers.0.q.lora_B.default.weight": (5, 2),
-    "base_model.model.layers.1.q.lora_A.default.weight": (2, 4),
+    "base_model.model.layers.0.q.lora_A.weight": (2, 6),
+    "base_model.model.layers.0.q.lora_B.weight": (5, 2),
+    "base_model.model.layers.1.q.lora_A.weight": (2, 4),
 }
 D, N = 30, 23
 
@@ -30,7 +30,8 @@ def written(folder, rows, *, dtype="float32", order=(2, 0, 1), **more):
     found = torch.cat([parts[at] for at in order], 1)
     raw = found.to(getattr(torch, dtype)).contiguous().view(torch.uint8).numpy()
     (folder / "gradients.bin").write_bytes(raw.tobytes())
-    modules = {names[at].removeprefix("base_model.")[: -len(".weight")]: sizes[at] for at in order}
+    said = [name.removeprefix("base_model.").replace("weight", "default") for name in names]
+    modules = {said[at]: sizes[at] for at in order}
     about = {"num_items": len(rows), "num_grads": len(rows), "grad_sizes": modules}
     info = {"attribute_tokens": False, **about, "base_dtype": dtype, **more}
     (folder / "info.json").write_text(json.dumps(info))
@@ -69,7 +70,7 @@ def test_bergson_finds_the_same_top_100(tmp_path):
     bergson = pytest.importorskip("bergson", reason="bergson is not installed")
     from bergson.data import create_index
 
-    shapes = {f"layers.{at}.lora_A.default.weight": (2, 8) for at in range(4)}
+    shapes = {f"layers.{at}.lora_A.weight": (2, 8) for at in range(4)}
     sizes = {name.removesuffix(".weight"): 16 for name in shapes}
     rows, queries = random_rows(400, 64), torch.randn(5, 64)
     with StoreWriter(tmp_path / "store", "course", 3, "int8") as writer:
@@ -98,7 +99,7 @@ def test_bergson_finds_the_same_top_100(tmp_path):
     ("shapes", "words"),
     [
         (
-            {**SHAPES, "base_model.model.layers.2.q.lora_A.default.weight": (1, 1)},
+            {**SHAPES, "base_model.model.layers.2.q.lora_A.weight": (1, 1)},
             "no rows of .*2.q",
         ),
         (dict(list(SHAPES.items())[:2]), "also of .*layers.1.q"),

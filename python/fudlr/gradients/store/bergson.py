@@ -10,6 +10,7 @@ no checksum, and does not say which adapter or which data its rows are of.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,11 @@ ROWS, INFO, IDS = "gradients.bin", "info.json", "ids.npy"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NEAR = 0.02
 """Relative difference up to which a row is a gradient that was rounded."""
-REMEDY = "Build the index with this adapter and data, unprojected (projection_dim 0)"
+ADAPTER = re.compile(r"(\.lora_\w+)\.[^.]+$")
+REMEDY = (
+    "Build the index with this adapter and data, unprojected and of mean losses (projection_dim 0, "
+    "loss_reduction mean)"
+)
 
 
 class _Info(BaseModel):
@@ -132,8 +137,8 @@ class BergsonIndex:
         starts = dict(zip(self.modules, np.cumsum([0, *self.modules.values()]), strict=False))
         parts, left = [], dict(self.modules)
         for name, shape in shapes.items():
-            own = name.removesuffix(".weight")
-            match = [m for m in left if f".{own}".endswith(f".{m}") or f".{m}".endswith(f".{own}")]
+            own = _module(name)
+            match = [m for m in left if own.endswith(_module(m)) or _module(m).endswith(own)]
             if len(match) != 1:
                 raise self._refused(f"another model's: it has no rows of {name}")
             if left[match[0]] != math.prod(shape):
@@ -144,6 +149,12 @@ class BergsonIndex:
         if left:
             raise self._refused(f"another model's: its rows are also of {next(iter(left))}")
         return torch.cat(parts)
+
+
+def _module(name: str) -> str:
+    """A LoRA matrix's module without its adapter's name, behind a dot: bergson writes that, and
+    neither `base_model` nor `weight`."""
+    return "." + ADAPTER.sub(r"\1", name.removesuffix(".weight"))
 
 
 class IndexRows(StoredRows):
