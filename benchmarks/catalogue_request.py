@@ -28,8 +28,8 @@ import torch
 from common import RESULTS, bar, write_result
 from fudlr.common.files import read_json
 from fudlr.common.memory import keep_freed
-from fudlr.config import LoraSettings, ModelConfig, RunConfig, merge
-from fudlr.data import Interactions, leave_last_out
+from fudlr.config import DataConfig, LoraSettings, ModelConfig, RunConfig, merge
+from fudlr.data import Interactions, Split, leave_last_out
 from fudlr.evaluation import make_prompts, measure
 from fudlr.gradients.metric import metric_gradients
 from fudlr.lora import attach
@@ -70,8 +70,8 @@ def interactions(users: int, items: int) -> Interactions:
     )
 
 
-def request(items: int, users: int, factored: bool, evaluation: bool) -> dict[str, Any]:
-    """CPU seconds of both stages, peak memory beside the weights, and some figures."""
+def made(items: int, users: int) -> tuple[ItemTokens, Engine, Split]:
+    """A recommender of random weights, its engine, and the users' prompts."""
     keep_freed()  # as the command does
     torch.set_num_threads(1)
     config = merge(RunConfig(), {"data.window": WINDOW, "data.source": "synthetic"})
@@ -84,10 +84,21 @@ def request(items: int, users: int, factored: bool, evaluation: bool) -> dict[st
     engine.load(0.05 * torch.randn(engine.d, generator=torch.Generator().manual_seed(0)))
     recommender = ItemTokens(engine.model, None, split.interactions, config)
     recommender.engine = engine
+    return recommender, engine, split
+
+
+def bytes_of(engine: Engine) -> int:
+    """The model's weights."""
+    return sum(p.numel() * p.element_size() for p in engine.model.parameters())
+
+
+def request(items: int, users: int, factored: bool, evaluation: bool) -> dict[str, Any]:
+    """CPU seconds of both stages, peak memory beside the weights, and some figures."""
+    recommender, engine, split = made(items, users)
     if not factored:
         recommender._factored = False
     assert recommender.has_factors == factored
-    weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
+    weights = bytes_of(engine)
     forget_peak()
     seconds, start = {}, time.process_time()
 
@@ -96,7 +107,7 @@ def request(items: int, users: int, factored: bool, evaluation: bool) -> dict[st
         seconds[stage], start = time.process_time() - start, time.process_time()
 
     valid, test = (
-        make_prompts(split, samples, config.data, factored=factored)
+        make_prompts(split, samples, DataConfig(), factored=factored)
         for samples in (split.valid, split.test)
     )
     done("prompts")

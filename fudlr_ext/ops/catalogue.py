@@ -10,7 +10,8 @@ on that user alone. All functions take:
         left out. None: nobody has seen any.
 
 Values, weights and results have the dtype of users. Shapes, dtypes, devices or seen items that do
-not fit are a ValueError. Derivatives are first ones alone.
+not fit are a ValueError. Derivatives are first ones alone;
+where no columns are asked for, log Σ exp has second ones in users.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ def _mean_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 def _mean_backward(ctx: Any, to_mean: Tensor, to_lse: Tensor) -> tuple[Tensor | None, ...]:
     users, items, values, offsets, listed, mean, lse = ctx.saved_tensors
     need = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled() and not values.shape[1] and not any(need[1:]):
+        # ∂ log Σ exp / ∂h = scale · p E: an expectation, which has a derivative of its own.
+        seen = None if offsets is None else (offsets, listed)
+        rows = catalogue_mean(users, items, items.to(users.dtype), ctx.scale, seen)[0]
+        return ctx.scale * to_lse[:, None] * rows, None, None, None, None, None
     shift = (to_mean * mean).sum(1) - to_lse
     found = torch.ops.fudlr_grad.catalogue_mean_backward(
         users, items, values, ctx.scale, offsets, listed, lse, to_mean, shift, *need

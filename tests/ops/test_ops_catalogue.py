@@ -46,6 +46,16 @@ def test_a_list_has_no_derivatives(given):
     torch.testing.assert_close(gradient(users)[:, :3], wanted)
 
 
+def test_log_sum_alone_has_second_derivatives_in_users(given):
+    users, items, _ = (x.double() for x in given)
+    seen = nothing_but(650, 20, 3)
+
+    def log_sum(x):
+        return ops.catalogue_mean(x, items, items[:, :0], 0.7, seen)[1]
+
+    assert torch.autograd.gradgradcheck(log_sum, users.requires_grad_())
+
+
 def test_the_last_unseen_item_has_all_probability(given):
     mean, _ = ops.catalogue_mean(*given, seen=nothing_but(650))
     torch.testing.assert_close(mean[0], given[2][650])

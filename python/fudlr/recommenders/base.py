@@ -250,8 +250,7 @@ class Recommender(ABC):
         index = index[here.rank :: here.size]
         engine = self.engine if self.engine and self.engine.model is self.model else None
         with evaluating(self.model), torch.no_grad():
-            # Losses from factors make no matrix either.
-            batches = self.parts(samples, index, scoring or self.has_factors)
+            batches = self.parts(samples, index, scoring)
             shown = track(batches, len(index), "score users", delay=PATIENCE)
             for at, batch in zip(index, shown, strict=True):
                 if engine is None:

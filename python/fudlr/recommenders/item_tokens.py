@@ -38,7 +38,8 @@ class ItemTokens(Recommender):
 
     Over `LARGE` items and more, scores are kept as products of the last hidden state and the items'
     rows of the output matrix, where that is a plain matrix without an adapter of its own and what
-    the model makes of its products is nothing (no scaling, no soft cap; it is tried).
+    the model makes of its products is nothing (no scaling, no soft cap; it is tried). Losses are
+    then computed from the factors too, in training as well.
 
     `record` has the token of each item, `tokens` [M], and `pad_token`, which is masked and may be
     any; without it they are 0 … M−1 and M.
@@ -102,7 +103,7 @@ class ItemTokens(Recommender):
 
     def ready(self, scoring: bool) -> None:
         """See whether scores are products of states and items' rows, once."""
-        if not scoring or self._factored is not None:
+        if self._factored is not None:
             return
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
@@ -139,8 +140,8 @@ class ItemTokens(Recommender):
         return torch.from_numpy(np.minimum(samples.position - start, self.window))
 
     def collate(self, samples: Samples, scoring: bool = False) -> Batch:
-        """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index; for
-        scoring whether outputs are `FACTORED`.
+        """`input_ids`, `attention_mask`, `position_ids` [n, t]; `target` [n], an item's index; and
+        whether outputs are `FACTORED`.
         """
         length = self.lengths(samples).numpy()
         width = max(int(length.max(initial=0)), 1)
@@ -152,7 +153,7 @@ class ItemTokens(Recommender):
         )
         inputs = self._inputs(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)))
         found = {**inputs, "target": torch.from_numpy(samples.target)}
-        return {**found, FACTORED: True} if scoring and self._factored else found
+        return {**found, FACTORED: True} if self._factored else found
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the item tokens after the prompt, [n, M]; factored, the state there, [n, w]."""
@@ -191,7 +192,7 @@ class ItemTokens(Recommender):
 
     @property
     def has_factors(self) -> bool:
-        """Whether outputs of batches for scoring are states."""
+        """Whether outputs are states."""
         self.ready(scoring=True)
         return bool(self._factored)
 

@@ -8,6 +8,7 @@ from fudlr.common.factors import Factors
 from fudlr.metrics import METRICS, Seen, from_function, register
 from fudlr.query import explain
 from fudlr.recommenders import item_tokens
+from fudlr.train.adapter import train_adapter
 
 
 @pytest.fixture
@@ -38,6 +39,26 @@ def test_a_request_is_the_same(run_folder, factored):
             assert own.summary[state][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     held = (each.summary["heldout"]["after"] for each in (own, dense))
     assert next(held) == pytest.approx(next(held), rel=1e-3, abs=1e-4)
+
+
+def test_training_and_its_curvature_are_the_same(run_folder, factored):
+    found = []
+    for begin in (list, factored):
+        begin()
+        run = load_run(run_folder)
+        made, engine, few = run.recommender, run.engine, run.split.train.take(slice(0, 48))
+        batch = made.batch(few)
+        vectors = torch.randn(2, engine.d, generator=torch.Generator().manual_seed(0))
+        rows = engine.sample_grads(made.forward, made.loss, batch)
+        products = [
+            product(made.forward, made.loss, batch, vectors)
+            for product in (engine.ggn_vp, engine.hvp, engine.fisher_vp)
+        ]
+        settings = run.config.train.model_copy(update={"epochs": 2})
+        trained = train_adapter(made, engine, run.split.train, settings, run.start)
+        found.append([rows, *products, trained.theta])
+    for own, dense in zip(*reversed(found), strict=True):
+        assert float((own - dense).norm() / dense.norm()) < 1e-4
 
 
 def test_a_plain_metric_of_ones_own_and_questions_about_one_user(run_folder, factored):
