@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fudlr.common.errors import UsageError
-from fudlr.common.factors import Scores
+from fudlr.common.factors import Factors, Scores
 from fudlr.common.memory import physical
 from fudlr.config import DataConfig
 from fudlr.data import (
@@ -71,12 +71,7 @@ def make_prompts(
     n, n_items = len(samples), interactions.n_items
     if not factored:
         _foretell(n, n_items)
-    offsets, items = map(torch.from_numpy, samples.seen_lists())
-    lists = Seen(offsets, items, n_items)
-    seen: Tensor | Seen = lists if n_items >= LARGE else lists.dense()
-    if config.candidates is not None:  # what is no candidate is as good as seen: never listed
-        chosen, mask = torch.from_numpy(candidates_of(samples, config.candidates)), lists.dense()
-        seen = mask | ~torch.zeros_like(mask).scatter(1, chosen, True)
+    seen = _seen(samples, config)
     unseen = int(unseen_items(seen).min()) if n else n_items
     if config.k > unseen:
         raise UsageError(
@@ -97,6 +92,19 @@ def make_prompts(
         group_labels=tuple(labels),
     )
     return Prompts(samples, side)
+
+
+def _seen(samples: Samples, config: DataConfig) -> Tensor | Seen:
+    """What is not listed: a mask, or lists where that would be large."""
+    n_items = samples.interactions.n_items
+    if config.candidates is None and n_items >= LARGE:
+        offsets, items = map(torch.from_numpy, samples.seen_lists())
+        return Seen(offsets, items, n_items)
+    seen = torch.from_numpy(samples.seen())
+    if config.candidates is not None:  # what is no candidate is as good as seen: never listed
+        chosen = torch.from_numpy(candidates_of(samples, config.candidates))
+        seen |= ~torch.zeros_like(seen).scatter(1, chosen, True)
+    return seen
 
 
 def _foretell(n: int, n_items: int) -> None:
@@ -139,8 +147,8 @@ def measured(scores: Scores, losses: Tensor, valid_losses: Tensor, side: Side) -
 
 def popular_lists(side: Side) -> Tensor:
     """Each prompt's K most popular unseen items, [n, K]: what any model should beat."""
-    tops = [top_k(side.popularity.expand(tile.shape), tile) for _, tile in side.tiles()]
-    return torch.cat(tops)
+    popularity = side.popularity[:, None]
+    return top_k(Factors(popularity.new_ones(len(side.target), 1), popularity), side)
 
 
 def most_popular(side: Side) -> dict[str, float]:

@@ -150,9 +150,9 @@ class Samples:
 
     def seen(self) -> Bools:
         """[n, M] bool: the items of each sample's history, which are not recommended again."""
-        offsets, items = self.seen_lists()
         seen = np.zeros((len(self), self.interactions.n_items), dtype=bool)
-        seen[np.repeat(np.arange(len(self)), np.diff(offsets)), items] = True
+        for i in range(len(self)):
+            seen[i, self.history(i)] = True
         return seen
 
     def seen_lists(self) -> tuple[Ints, Ints]:

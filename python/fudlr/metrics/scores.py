@@ -209,7 +209,7 @@ def expected(scores: Scores, side: Side, which: slice) -> Tensor:
     """Expectations under the catalogue softmax of some columns of `Side.values`: [n, C]."""
     if isinstance(scores, Tensor):
         p = catalogue_softmax(scores, side.mask)
-        return p @ side.values[:, which].to(p.dtype)
+        return p @ side.values[:, which].contiguous().to(p.dtype)
     if scores.link is None:
         return _mean(scores, side)[:, : side.values.shape[1]][:, which]
     return by_tiles(_every_value, scores, side)[:, which]

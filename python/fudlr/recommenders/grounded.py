@@ -30,6 +30,9 @@ from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.tree import TokenTree, at_nodes, walk
 from fudlr_ext import label_logits, label_targets, states_at
 
+SPREAD = 2**24
+"""Distances between items, about, that σ is the mean spread of; all where they are fewer."""
+
 
 class Grounded(Prompted):
     """Scores items by how near their embedding is to what the model means to say."""
@@ -46,7 +49,9 @@ class Grounded(Prompted):
         """e [M, hidden], made once."""
         if self._embeddings is None:
             self._embeddings = self._embed()
-            own = _nearness(self._embeddings, self._embeddings)
+            # Of all items as seen from some: the square of a large catalogue would be too much.
+            step = -(-len(self._embeddings) // max(SPREAD // len(self._embeddings), 16))
+            own = _nearness(self._embeddings[::step], self._embeddings)
             self._spread = float(own.std(1).mean().clamp(min=1e-12))
         return self._embeddings
 
