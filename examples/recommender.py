@@ -24,7 +24,7 @@ TEMPLATES = {
     "yes_no": "prompt: 'Seen: {history}. Next {item}? '\n",
     "titles": "prompt: 'Seen: {history}. Next: '\n",
     "grounded": "prompt: 'Seen: {history}. Next: '\n",
-    "semantic_ids": "prompt: 'Seen: {history}. Next: '\n",
+    "semantic_ids": "prompt: 'Seen: {history}. Next: '\nitem: '{title}'\nanswer: '{title}'\n",
 }
 # Which item is asked about is all that a yes/no model has to go by: it takes longer to learn that.
 YES_NO = {

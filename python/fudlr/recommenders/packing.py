@@ -58,6 +58,11 @@ def pack(
     return inputs, starts
 
 
+def vocabulary(model: nn.Module) -> int:
+    """Tokens that it has logits of."""
+    return int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+
+
 def each_below(
     model: nn.Module, prompt: dict[str, Tensor], trees: Sequence[TokenTree], size: int, pad: int
 ) -> Iterator[list[Seen]]:
@@ -70,9 +75,8 @@ def each_below(
         size: Most nodes of one tree that go through the model together.
         pad: The token for padding.
     """
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
     width = prompt["input_ids"].shape[1] + max((len(tree) for tree in trees), default=0)
-    group = LARGEST // (width * max(width, vocabulary))
+    group = LARGEST // (width * max(width, vocabulary(model)))
     if group < 2 or max(len(tree) for tree in trees) > size:
         for i, tree in enumerate(trees):
             real = prompt["attention_mask"][i].bool()
@@ -119,11 +123,20 @@ class TreeScored(Prompted):
         """Scores of every item, or of each sample's candidates, [n, C]."""
         prompt = batch["prompt"]
         if "candidates" not in batch:
-            return self.catalogue.scores(walk(model, prompt, self.catalogue.tree, self.nodes))
-        parts = [self.scorer(items) for items in batch["candidates"].tolist()]
-        trees = [part.tree for part in parts]
+            tree, rows = self.catalogue.tree, len(prompt["input_ids"])
+            if not torch.is_grad_enabled():  # a graph holds the logits of all rows anyway
+                together = min(len(tree) + 1, self.nodes) * vocabulary(model)
+                rows = max(1, LARGEST // together)
+            split = {name: value.split(rows) for name, value in prompt.items()}
+            parts = [
+                dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)
+            ]
+            walks = (walk(model, part, tree, self.nodes) for part in parts)
+            return torch.cat([self.catalogue.scores(seen) for seen in walks])
+        scorers = [self.scorer(items) for items in batch["candidates"].tolist()]
+        trees = [own.tree for own in scorers]
         each = each_below(model, prompt, trees, self.nodes, self.pieces.pad)
-        return torch.cat([part.scores(seen) for part, seen in zip(parts, each, strict=True)])
+        return torch.cat([own.scores(seen) for own, seen in zip(scorers, each, strict=True)])
 
     def item_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Scores of every item, [n, M]."""

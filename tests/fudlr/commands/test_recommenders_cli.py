@@ -61,6 +61,10 @@ def test_train_debias_evaluate_and_save(done, fudlr, kind, form, tmp_path):
     )
     assert before.keys() == after.keys()
     assert any(not before[name].equal(after[name]) for name in before)
+    if kind == "semantic_ids":
+        rows = [name for name in before if "trainable_tokens" in name]
+        assert rows
+        assert not before[rows[0]].equal(after[rows[0]]), "the codes' rows are updated as well"
     if kind == "grounded":
         refused = fudlr("evaluate", run, "--beams", 3)
         assert refused.code == 2

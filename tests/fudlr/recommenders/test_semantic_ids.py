@@ -10,7 +10,7 @@ from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.config import LoraSettings
 from fudlr.data.codes import item_codes
 from fudlr.gradients.metric import metric_gradients
-from fudlr.recommenders import SemanticIds
+from fudlr.recommenders import SemanticIds, packing
 from fudlr.recommenders.titles import Titles
 from prompt_models import CODES, ITEMS, adapted, base, config, recommender, split, tokenizer
 from torch.nn.functional import log_softmax
@@ -101,6 +101,24 @@ def test_the_loss_is_the_mean_over_the_codes_without_an_end(data):
     target = scores.gather(1, torch.from_numpy(samples.target)[:, None])[:, 0]
     torch.testing.assert_close(losses, -target / 3, rtol=1e-5, atol=1e-6)
     assert made.terms(samples).tolist() == [3.0] * 4
+
+
+def test_few_prompts_go_together_where_logits_are_large(data, monkeypatch):
+    made, samples = recommender("semantic_ids", data), data.valid.take(np.arange(5))
+    expected, _ = made.evaluate(samples)
+    rows, walked = [], packing.walk
+
+    def watched(model, prompt, *given):
+        rows.append(len(prompt["input_ids"]))
+        return walked(model, prompt, *given)
+
+    monkeypatch.setattr(packing, "LARGEST", 2 * 16 * 500)  # 15 beginnings and the prompt's end
+    monkeypatch.setattr(packing, "walk", watched)
+    for engine in (None, Engine(made.model)):
+        made.engine = engine
+        found, _ = made.evaluate(samples)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert sorted(rows) == [1, 1, 2, 2, 2, 2]
 
 
 def test_lists_by_beam_search_are_those_of_exact_scores(data):
