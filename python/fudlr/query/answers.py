@@ -8,7 +8,7 @@ figure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,7 +138,7 @@ def query(
         )
     config = with_options(config or run.config.debias, options)
     run.engine.load(run.theta)
-    return _answers(run, samples, of, gradients(run, samples, of), config)
+    return _answers(run, samples, of, lambda: gradients(run, samples, of), config)
 
 
 def explain(
@@ -174,7 +174,7 @@ def explain(
     config = with_options(config or run.config.debias, options)
     run.engine.load(run.theta)
     if of != LOSS and of not in FIGURES:
-        return _answers(run, prompt.samples, of, [contribution(run, at, of)], config)
+        return _answers(run, prompt.samples, of, lambda: [contribution(run, at, of)], config)
     if item is not None:
         (target,) = places([item], known.items["item_id"].to_list(), "item", "the data")
     else:
@@ -185,7 +185,7 @@ def explain(
             asked, f"item {str(item)!r} was chosen before, and is not recommended", "Name another"
         )
     samples = _with_target(run, prompt.samples, int(target), of)
-    return _answers(run, samples, of, gradients(run, samples, of), config)
+    return _answers(run, samples, of, lambda: gradients(run, samples, of), config)
 
 
 def _with_target(run: Run, prompt: Samples, target: int, of: str) -> Samples:
@@ -210,18 +210,19 @@ def _answers(
     run: Run,
     samples: Samples,
     of: str,
-    found: Sequence[MetricGradient],
+    make: Callable[[], Sequence[MetricGradient]],
     config: DebiasConfig,
 ) -> Answers:
+    """The figures' gradients are made once the rows are there: a bad store is refused first."""
     with collected_warnings() as said:
         plan = prepare(run, with_options(config, {"candidates": 1.0}), StageClock())
-        solved = solve(plan, lambda: {str(at): each for at, each in enumerate(found)})
+        solved = solve(plan, lambda: {str(at): each for at, each in enumerate(make())})
     anew = solved.evidence.source in ("memory", "stream")
     return Answers(
         run,
         samples,
         of,
-        torch.tensor([each.value for each in found], dtype=torch.float64),
+        torch.tensor([each.value for each in solved.gradients.values()], dtype=torch.float64),
         solved.influence.values.cpu(),
         solved.evidence.source,
         [*said, *solved.evidence.warnings, *solved.influence.warnings],
