@@ -45,6 +45,9 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(help="NAME.json or NAME.parquet.", callback=at_home)
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="A result of the run, whose report gets a section of it.")
+    ] = None,
     damping: Damping = None,
     rows: Rows = None,
     store: StoreOption = None,
@@ -54,6 +57,7 @@ def explain(
     threads: Threads = None,
 ) -> None:
     """Say which training samples raised and lowered what a user is recommended."""
+    from fudlr.output.explained import add_to_report, check_report
     from fudlr.query import check_answers, print_answers, write_answers
     from fudlr.query import explain as explain_user
 
@@ -66,12 +70,17 @@ def explain(
             "Name one with --out",
         )
     loaded = open_run(run, adapter, settings, device=device)
+    if report is not None:
+        check_report(report, loaded)
     options = _options(settings, damping, rows, store, tokens=tokens)
     found = explain_user(loaded, user, item, of, **options)
     print_answers(found, top)
     if out is not None:
         write_answers(out, found, top, tokens=tokens)
         say(f"The samples are in {out}")
+    if report is not None:
+        add_to_report(report, found, top)
+        say(f"They have a section in {report / 'report.html'}")
 
 
 def query(

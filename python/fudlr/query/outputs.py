@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from fudlr.query.answers import SIDES, Answers
 
 ENDINGS = (".json", ".parquet")
 HISTORY = 3
-"""Titles of a history that the terminal shows."""
+"""Titles of a history that tables show."""
+HEADS = ["if removed", "target", "user", "history", "sample"]
 
 
 def check_answers(out: Path) -> None:
@@ -77,9 +79,9 @@ def write_answers(out: Path, answers: Answers, count: int, *, tokens: bool = Fal
         write_table(out, answers.tokens(count) if tokens else answers.strongest(count))
 
 
-def print_answers(answers: Answers, count: int, console: Console | None = None) -> None:
-    """Two tables a prompt: the samples that raised its figure, and those that lowered it."""
-    console = console or terminal.console()
+def answer_tables(answers: Answers, count: int) -> Iterator[tuple[str, list[list[str]]]]:
+    """Two tables a prompt, the samples that raised its figure and those that lowered it: a title,
+    and rows of `HEADS` as text."""
     for at, prompt in enumerate(answers_record(answers, count)["prompts"]):
         name = prompt["target_title"] or prompt["target"] or f"prompt {at}"
         who = f" for user {prompt['user_id']}" if prompt["user_id"] is not None else ""
@@ -94,6 +96,11 @@ def print_answers(answers: Answers, count: int, console: Console | None = None) 
                 ]
                 for row in prompt[side]
             ]
-            title = f"What {side} the {answers.of} of {name}{who} ({prompt['value']:.4g})"
-            heads = ["if removed", "target", "user", "history", "sample"]
-            console.print(terminal.table(heads, rows, left=5, title=title))
+            yield f"What {side} the {answers.of} of {name}{who} ({prompt['value']:.4g})", rows
+
+
+def print_answers(answers: Answers, count: int, console: Console | None = None) -> None:
+    """Print `answer_tables`."""
+    console = console or terminal.console()
+    for title, rows in answer_tables(answers, count):
+        console.print(terminal.table(HEADS, rows, left=5, title=title))

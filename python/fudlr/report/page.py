@@ -78,6 +78,7 @@ def render_report(data: ReportData) -> str:
         columns=columns,
         samples=list(top_samples(data, columns)),
         groups=list(group_tables(data)),
+        explained=explained(summary),
         checks=list(verification_tables(summary)),
         diagnostics=diagnostic_rows(summary),
         diagnostic_line=diagnostic_line(summary),
@@ -87,6 +88,20 @@ def render_report(data: ReportData) -> str:
         seed=summary.get("seed"),
         named=dict(map(_named, rows)),
     )
+
+
+def explained(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables that `fudlr explain` added: `title`, and `rows` of five texts; others are left
+    out."""
+    found = summary.get("explained")
+    return [
+        each
+        for each in (found if isinstance(found, list) else [])
+        if isinstance(each, dict)
+        and isinstance(each.get("title"), str)
+        and isinstance(each.get("rows"), list)
+        and all(isinstance(row, list) and len(row) == 5 for row in each["rows"])
+    ]
 
 
 def model_card(data: ReportData, base: str) -> str:

@@ -1,6 +1,7 @@
 """Influence of single label tokens: each is autograd's, and they add up to their sample's."""
 
 import json
+import shutil
 
 import fudlr as package
 import polars as pl
@@ -101,3 +102,28 @@ def test_losses_of_no_label_tokens_are_refused(run, found, monkeypatch):
     monkeypatch.setattr(run.recommender, "batch", unlabelled)
     with pytest.raises(UsageError, match="titles has no label tokens"):
         found.tokens(1)
+
+
+def test_an_explanation_is_a_section_of_the_report(done, fudlr, folders, tmp_path, run):
+    result = tmp_path / "result"
+    shutil.copytree(folders / "result", result)
+    user = run.interactions.users["user_id"][int(run.test.samples.user[0])]
+    words = ["explain", folders / "run", "--user", user, "--top", "3", "--report", result]
+    assert "Recommendations explained" not in (result / "report.html").read_text()
+    for _ in range(2):  # the second replaces the first
+        done(*words, "--of", "loss")
+    done(*words, "--of", "arp")
+    tables = json.loads((result / "summary.json").read_text())["explained"]
+    assert [table["title"].split(" of ")[0] for table in tables] == [
+        f"What {side} the {of}" for of in ("loss", "arp") for side in ("raised", "lowered")
+    ]
+    page = (result / "report.html").read_text()
+    assert "Recommendations explained" in page
+    for table in tables:
+        assert all(f'<td class="n">{row[0]}</td>' in page for row in table["rows"])
+    summary = json.loads((result / "summary.json").read_text())
+    summary["binding"]["adapter"] = "0" * 64
+    (result / "summary.json").write_text(json.dumps(summary))
+    refused = fudlr(*words)
+    assert refused.code == 1
+    assert "trained adapter is not what its summary was made with" in refused.err
