@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from command_figures import hostile, startup, wait
-from question_figures import explain, forget
+from question_figures import explain, forget, query_speed
 from rows import result, row
 from unrolled_figures import (
     attribution,
@@ -361,5 +361,6 @@ def zoo() -> list[str]:
 TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, explain, wait, startup, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
+    kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile, compat,
+    stable_abi, wheels,
 )  # fmt: skip

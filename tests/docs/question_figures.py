@@ -40,3 +40,23 @@ def explain() -> list[str]:
             )
         )
     return rows
+
+
+def query_speed() -> list[str]:
+    found = result("query_speed")
+    times, pairs = found["times"], {f"from the {at}": at for at in ("disk", "page cache")}
+    named = {label: (f"fudlr, {at}", f"bergson, {at}") for label, at in pairs.items()}
+    for dtype in ("float32", "bfloat16"):
+        label = f"in memory, bergson's in {dtype}"
+        named[label] = ("fudlr, search", f"bergson, search in {dtype}")
+    rows = []
+    for label, (ours, theirs) in named.items():
+        cells = [f"{times[each][unit]:.2f}" for each in (ours, theirs) for unit in UNITS]
+        ratios = [f"{times[theirs][unit] / times[ours][unit]:.1f}" for unit in UNITS]
+        rows.append(row(label, *cells, *ratios))
+    for bar in found["bars"]:
+        rows.append(row(bar["bar"], f"{bar['threshold']:g}", f"{bar['measured']:.2f}"))
+    return rows
+
+
+UNITS = ("wall_s", "cpu_s")
