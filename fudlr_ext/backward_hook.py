@@ -26,6 +26,10 @@ from fudlr_ext.embeddings import Outside
 from fudlr_ext.errors import EngineError, NoGradientError
 from fudlr_ext.layers import Layout
 
+WAITING_BYTES = 2**20
+"""Inputs and gradients that are held until their factors are taken, so that small layers' are taken
+one after the other: 2% of a training whose steps take 6 ms. Larger ones are still in the cache."""
+
 
 class Taker(Protocol):
     """What is done with one batch's gradients."""
@@ -61,6 +65,8 @@ class BackwardHook:
         self._failed: EngineError | None = None
         self._count = 0
         self._offsets: dict[int, Tensor] = {}
+        self._waiting: list[tuple[Factors, Tensor, Tensor]] = []
+        self._bytes = 0
         self._totals: list[Tensor | None] = []
         self._seen: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -87,7 +93,9 @@ class BackwardHook:
             NoGradientError: Some matrix's gradients never arrived, so that rows would have holes.
             None of them where `check` is off.
         """
-        self._taker = None
+        if check and self._failed is None:
+            self._take()
+        self._waiting, self._bytes, self._taker = [], 0, None
         if self._failed is not None and check:
             raise self._failed
         missing = [name for name in self.layout.names if name in self._wanted - self._seen]
@@ -121,9 +129,9 @@ class BackwardHook:
 
         def ran(module: nn.Module, args: Any, output: Tensor) -> None:
             if self._taker is not None and output.requires_grad:
-                x = args[0].detach()
+                x = args[0]
                 if prove is not None:
-                    prove(x, output)
+                    prove(x.detach(), output)
                 use = _Use(layer.name, factors, x, self._taker)
                 output.register_hook(partial(self._arrived, use))
 
@@ -138,40 +146,53 @@ class BackwardHook:
     def _arrived(self, use: _Use, delta: Tensor) -> None:
         """Take one use of a module from the backward pass."""
         is_open = self._taker is use.taker
-        if use.taken or not is_open:
+        if use.x is None or not is_open:
             failed = EngineError(
                 f"a gradient of {use.name} was to be taken from a backward pass",
-                "it arrived twice" if use.taken else "its batch was closed already",
+                "it arrived twice" if use.x is None else "its batch was closed already",
                 "Call backward() once for each forward pass, before the batch is closed",
             )
             if not is_open:
                 raise failed
             self._failed = self._failed or failed
             return
+        x, use.x = use.x, None
+        assert x is not None  # not taken yet
         if delta.shape[0] != self._count:
             self._failed = self._failed or EngineError(
                 f"the gradients of {self._count} samples were to be taken",
-                f"the input of {use.name} is {list(use.x.shape)}, whose rows are not the samples",
+                f"the input of {use.name} is {list(x.shape)}, whose rows are not the samples",
                 "Keep one sample a row in every adapted layer's input: no packing",
             )
             return
-        use.taken = True
-        for block, left, right in use.factors(use.x, delta.detach()):
-            if block.name in self._wanted:
-                self._seen.add(block.name)
-                flat = flat_factors(self.layout, left, right)
-                positions = flat[0].shape[0]  # and not len, which is Python in torch
-                offsets = self._offsets.get(positions)
-                if offsets is None:
-                    offsets = self._offsets[positions] = even_offsets(None, self._count, flat[0])
-                use.taker.factors(block, *flat, offsets)
+        self._waiting.append((use.factors, x, delta))
+        self._bytes += x.nbytes + delta.nbytes
+        if self._bytes > WAITING_BYTES:
+            self._take()
+
+    @torch.no_grad()
+    def _take(self) -> None:
+        """Hand over the factors of what waits."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        assert self._taker is not None
+        for make, x, delta in waiting:
+            for block, left, right in make(x, delta):
+                if block.name in self._wanted:
+                    self._seen.add(block.name)
+                    flat = flat_factors(self.layout, left, right)
+                    positions = flat[0].shape[0]  # and not len, which is Python in torch
+                    offsets = self._offsets.get(positions)
+                    if offsets is None:
+                        offsets = even_offsets(None, self._count, flat[0])
+                        self._offsets[positions] = offsets
+                    self._taker.factors(block, *flat, offsets)
 
 
 class _Use:
     """One use of a module in a forward pass, waiting for its gradient."""
 
-    __slots__ = ("factors", "name", "taken", "taker", "x")
+    __slots__ = ("factors", "name", "taker", "x")
 
     def __init__(self, name: str, factors: Factors, x: Tensor, taker: Taker) -> None:
-        self.name, self.factors, self.x, self.taker = name, factors, x, taker
-        self.taken = False
+        self.name, self.factors, self.taker = name, factors, taker
+        self.x: Tensor | None = x  # None once its gradient arrived

@@ -120,6 +120,7 @@ class Sketch(Reducer):
                 "Give at least one matrix its projections, by the names in engine.names",
             )
         self._blocks: dict[str, tuple[slice, tuple[int, int], Sides]] = {}
+        self._one_sided: dict[str, tuple[Tensor, bool, int]] = {}
         p = 0
         for block in layout.blocks:
             if block.name in self._projection:
@@ -131,26 +132,23 @@ class Sketch(Reducer):
                 )
                 place = slice(p, p + rows * columns)
                 self._blocks[block.name] = (place, (rows, columns), (left, right))
+                one = right if left is None else left if right is None else None
+                if one is not None:
+                    self._one_sided[block.name] = (one, right is None, p)
                 p += rows * columns
         self._layout, self._p = layout, p
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        if block.name in self._blocks:
-            place, shape, sides = self._blocks[block.name]
-            if isinstance(block, Lines):
-                sides = block.sides(sides)
-            on_left, on_right = sides
-            one = on_left if on_right is None else on_right if on_left is None else None
-            rows = self._rows
-            like = left.dtype == right.dtype == rows.dtype and left.is_cpu
-            if one is not None and like and not left.requires_grad:
-                q = one.shape[0]
-                made = (q, right.shape[1]) if on_right is None else (left.shape[1], q)
-                if made == shape:
-                    add_sketch(rows, left, right, offsets, one, on_right is None, place.start)
-                    return
-            found = sample_sketch(left, right, *sides, offsets=offsets)
-            block.among(self._rows[:, place].unflatten(1, shape), found)
+        if block.name not in self._blocks:
+            return
+        rows, one_sided = self._rows, self._one_sided.get(block.name)
+        same = rows.dtype == left.dtype == right.dtype and left.is_cpu and not left.requires_grad
+        if same and one_sided is not None and not isinstance(block, Lines):
+            add_sketch(rows, left, right, offsets, *one_sided)
+            return
+        place, shape, sides = self._blocks[block.name]
+        found = sample_sketch(left, right, *block.sides(sides), offsets=offsets)
+        block.among(rows[:, place].unflatten(1, shape), found)
 
     def result(self) -> Tensor:
         return self._rows

@@ -19,21 +19,30 @@ int64_t padded(int64_t size) {
   return blocks(size, kWidth<Real>) * kWidth<Real>;
 }
 
+// Whether any number of four vectors is not 0, of either sign: their bits are or'd, signs left out.
+template <typename Real>
+bool any_bits(const Real* data) {
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
+  constexpr uint64_t kSizes = sizeof(Real) == 4 ? 0x7fffffff7fffffff : 0x7fffffffffffffff;
+  Bits all{};
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    Bits some;
+    std::memcpy(&some, data + v * kWidth<Real>, sizeof(some));
+    all |= some;
+  }
+  uint64_t any = 0;
+#pragma GCC unroll 8
+  for (size_t j = 0; j < sizeof(all) / sizeof(any); ++j) any |= all[j];
+  return (any & kSizes) != 0;
+}
+
 // How many numbers of `data` are 0 before any other, from the front or from the back.
 template <typename Real, bool Front>
 int64_t zeros(const Real* data, int64_t size) {
-  constexpr int64_t kRun = 32;
+  constexpr int64_t kRun = 4 * kWidth<Real>;
   int64_t i = 0;
-  for (; i + kRun <= size; i += kRun) {
-    const Real* run = Front ? data + i : data + size - i - kRun;
-    uint64_t any = 0;  // whole words are or'd as vectors, numbers compared one by one
-    for (size_t j = 0; j < kRun * sizeof(Real) / sizeof(any); ++j) {
-      uint64_t word;
-      std::memcpy(&word, reinterpret_cast<const char*>(run) + j * sizeof(word), sizeof(word));
-      any |= word;
-    }
-    if (any != 0) break;
-  }
+  while (i + kRun <= size && !any_bits(Front ? data + i : data + size - i - kRun)) i += kRun;
   while (i < size && data[Front ? i : size - 1 - i] == 0) ++i;
   return i;
 }

@@ -21,7 +21,7 @@ def arguments(dtype, a, b, q, *, of_left):
     offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
     left = normal(sum(LENGTHS), a + 3)[:, :a]  # with a gap between rows
     left[6:9], left[16:19] = 0, 0  # at a sample's start, and at its end
-    left[22] = 0  # and between others
+    left[22], left[:3] = 0, -0.0  # and between others; of either sign
     size = q * (b if of_left else a)
     rows = normal(len(LENGTHS), size + 7)
     given = (left, normal(sum(LENGTHS), b), offsets, normal(q, a if of_left else b), of_left, 4)

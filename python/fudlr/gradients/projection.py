@@ -28,6 +28,8 @@ from fudlr_ext.ops.unroll import lora_project
 
 EXACT_WIDTH = 2048  # up to here the second moment is kept whole: 16 MiB a side in float32
 KEPT_DIRECTIONS = 256  # beyond it, as many as an incremental decomposition carries along
+SMALL_SQUARE = 64  # columns of a product that halving would make no faster
+FLOAT32_ENERGY = 0.999  # up to this share float32 finds the directions too, in half the time
 Shapes = Mapping[str, tuple[int, int]]
 """LoRA matrices in the order of the flat vector, each with its shape; `Engine.shapes`."""
 
@@ -176,6 +178,7 @@ class SecondMoment:
     def __init__(self, width: int) -> None:
         self.width = width
         self.trace = 0.0
+        # Its upper triangle is what counts; below it are some numbers of the lower one.
         self._whole = torch.zeros(width, width) if width <= EXACT_WIDTH else None
         self._rows = torch.empty(0, width)  # Σ x xᵀ ≈ rowsᵀ rows
 
@@ -184,7 +187,7 @@ class SecondMoment:
         vectors = vectors.detach().to("cpu", torch.float32)
         self.trace += _energy(vectors)
         if self._whole is not None:
-            self._whole.addmm_(vectors.T, vectors)
+            _add_square(self._whole, vectors)
             return
         for part in vectors.split(KEPT_DIRECTIONS):
             self._rows = torch.cat([self._rows, part])
@@ -205,14 +208,17 @@ class SecondMoment:
     def along(self, directions: Tensor) -> float:
         """Of `trace`, what lies along orthonormal rows `[q, width]`."""
         if self._whole is not None:
-            return float(((directions @ self._whole) * directions).double().sum())
+            whole = self._whole.triu() + self._whole.triu(1).T
+            return float(((directions @ whole) * directions).double().sum())
         return _energy(self._rows @ directions.T)
 
-    def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling, `[m]`, and their eigenvectors as rows `[m, width]`."""
+    def eigen(self, energy: float) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, falling, `[m]` in float64, and their eigenvectors as rows `[m, width]`,
+        exact enough to choose a share `energy` by."""
         if self._whole is not None:
-            values, vectors = torch.linalg.eigh(self._whole.double())
-            return values.flip(0).clamp(min=0), vectors.T.flip(0)
+            whole = self._whole if energy <= FLOAT32_ENERGY else self._whole.double()
+            values, vectors = torch.linalg.eigh(whole, UPLO="U")
+            return values.flip(0).double().clamp(min=0), vectors.T.flip(0)
         rows = self._compress().double()
         lengths = rows.norm(dim=1)
         keep = lengths > lengths.max() * 1e-6
@@ -272,7 +278,7 @@ class PrincipalAccumulator:
         for name, moment in self.moments.items():
             if not moment.trace:
                 continue
-            values, vectors = moment.eigen()
+            values, vectors = moment.eigen(energy)
             # A share of 1 may be missed by rounding.
             short = int((values.cumsum(0) / moment.trace < energy - 1e-7).sum())
             count = min(short + 1, len(values))
@@ -286,6 +292,18 @@ class PrincipalAccumulator:
                 "Add the first batches' gradients before fit()",
             )
         return Projection(self.shapes, factors, round(min(1.0, held / total), 6))
+
+
+def _add_square(whole: Tensor, vectors: Tensor) -> None:
+    """Add Σ x xᵀ of `vectors` `[m, width]` to the upper triangle of `whole`, halves by halves."""
+    half = len(whole) // 2
+    if half < SMALL_SQUARE:
+        whole.addmm_(vectors.T, vectors)
+        return
+    left, right = vectors[:, :half], vectors[:, half:]
+    _add_square(whole[:half, :half], left)
+    _add_square(whole[half:, half:], right)
+    whole[:half, half:].addmm_(left.T, right)
 
 
 def _energy(vectors: Tensor) -> float:

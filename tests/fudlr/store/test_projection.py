@@ -75,6 +75,28 @@ def test_principal_directions_are_eigenvectors_and_keep_the_share_asked_for():
     assert projection.kept == pytest.approx(projection.energy_kept(rows()), abs=1e-5)
 
 
+@pytest.mark.parametrize("energy", [0.9, 1.0])
+def test_moments_of_wide_sides_are_made_of_halves_of_them(energy):
+    shapes = {"x.lora_A.weight": (2, 301), "x.lora_B.weight": (200, 3)}
+    scale = torch.cat([torch.logspace(0, -1, 602), torch.logspace(-1, 0, 600)])
+    g = torch.randn(400, 1202, generator=torch.Generator().manual_seed(0)) * scale
+    accumulator = PrincipalAccumulator(shapes)
+    for part in g.split(150):
+        accumulator.add_rows(part)
+    found = accumulator.fit(energy)
+    for name, part in zip(shapes, g.double().split([602, 600], 1), strict=True):
+        matrix = part.unflatten(1, shapes[name])
+        wide = (matrix.mT if "_B" in name else matrix).flatten(0, 1)
+        values = torch.linalg.eigvalsh(wide.T @ wide).flip(0)
+        count = int((values.cumsum(0) / values.sum() < energy - 1e-7).sum()) + 1
+        directions = found.factors[name].double()
+        assert len(directions) == min(count, len(values))
+        assert float((directions @ directions.T - torch.eye(len(directions))).norm()) < 1e-4
+        share = (wide @ directions.T).square().sum() / wide.square().sum()
+        assert float(share) == pytest.approx(float(values[:count].sum() / values.sum()), abs=1e-6)
+    assert accumulator.energy_kept(found) == pytest.approx(found.energy_kept(g), abs=1e-5)
+
+
 def test_a_wide_side_is_decomposed_on_the_way(monkeypatch):
     exact = fitted()
     monkeypatch.setattr(module, "EXACT_WIDTH", 4)
