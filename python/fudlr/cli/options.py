@@ -65,7 +65,7 @@ Rows = Annotated[
 Damping = Annotated[float | None, typer.Option(help="Absolute; chosen where absent.")]
 Force = Annotated[bool | None, typer.Option("--force", help="Go on where a diagnostic refuses.")]
 StoreOption = Annotated[
-    Path | None, typer.Option(help="The store to answer from, instead of the run's own.")
+    Path | None, typer.Option(help="A store or bergson's index, instead of the run's own store.")
 ]
 AdapterFolder = Annotated[
     Path | None, typer.Option(help="Another adapter for the same base, instead of the run's own.")

@@ -241,7 +241,7 @@ class DebiasConfig(Record):
     """Per-sample gradients as the run's store has them, kept in memory (n · d numbers), or computed
     again for each product. `auto`: the store where it can answer, else in memory."""
     store: Name | None = None
-    """Folder of the store to answer from, where it is not the run's own."""
+    """Folder of a store, or of bergson's index, to answer from instead of the run's own store."""
     candidates: Share = 1.0
     """Share of the training samples, drawn at random, that are scored and may be removed; below 1
     only without a store."""
