@@ -8,8 +8,8 @@ A small Llama of hidden size 128 with random weights recommends item tokens to s
 stages of a request that depend on the catalogue are measured, each cell in a process of its own:
 the prompts with what their users have seen; gradients of both metrics and of the loss on the
 validation prompts; all figures, with their losses, on the test prompts. Figures over 10⁶ items are
-of a fifth of the users. Scores are factors; over 10⁵ items, for `COMPARED` users, they are also the
-matrices that they are without, in turn. Peak memory is beside the model's weights, of which two
+of a twentieth of the users. Scores are factors; over 10⁵ items, for `COMPARED` users, they are also
+the matrices that they are without, in turn. Peak memory is beside the model's weights, of which two
 matrices are the items'. Times are CPU seconds of one thread. Writes
 benchmarks/results/catalogue_request.json; `--add` keeps the other sizes that are in it.
 """
@@ -42,7 +42,7 @@ from fudlr_ext import Engine
 
 HIDDEN, WINDOW, HISTORY, GENRES = 128, 8, 12, 18
 LARGE = 10**6
-"""Items from which on figures are of a fifth of the users."""
+"""Items from which on figures are of a twentieth of the users."""
 DENSE, COMPARED, ROUNDS = 10**5, 1000, 3
 """Items over which matrices are made as well, and for how many users: about eight fit at once."""
 MEMORY_GB, SHARE, GROWTH = 3.0, 0.5, 1.1
@@ -143,7 +143,7 @@ def cells(items: int, users: int) -> list[dict[str, Any]]:
         few = min(COMPARED, users)
         for _ in range(ROUNDS):
             found += [in_own_process(request, items, few, form, True) for form in (True, False)]
-    judged = users // 5 if items >= LARGE else users
+    judged = users // 20 if items >= LARGE else users
     found.append(in_own_process(request, items, judged, True, True))
     if judged < users:
         found.append(in_own_process(request, items, users, True, False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
+from catalogue_figures import catalogue_request, catalogue_training
 from command_figures import hostile, startup, wait
 from question_figures import explain, forget, query_speed
 from rows import result, row
@@ -362,5 +363,5 @@ TOPICS = (
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
     kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile, compat,
-    stable_abi, wheels,
+    stable_abi, wheels, catalogue_request, catalogue_training,
 )  # fmt: skip

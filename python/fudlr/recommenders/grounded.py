@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from fudlr.common.device import moved
+from fudlr.common.factors import Factors, Scores
 from fudlr.data.interactions import Samples
-from fudlr.recommenders.base import Batch, Outputs, evaluating
+from fudlr.recommenders.base import LARGE, Batch, Outputs, evaluating
 from fudlr.recommenders.cached import NONE, Step, columns, followed, fork, layers_of, step
 from fudlr.recommenders.prompting import Prompted, scattered
 from fudlr.recommenders.tree import TokenTree, at_nodes, walk
@@ -90,6 +91,29 @@ class Grounded(Prompted):
         if "candidates" not in batch:
             return scores
         return scattered(scores.gather(1, batch["candidates"]), batch["candidates"], self.n_items)
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether items are many, and not chosen from candidates."""
+        return self.n_items >= LARGE and self.candidates is None
+
+    def score_rows(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """(2 q, −|q|², −1) where scores are kept as factors: times (e, 1, |e|²) it is −‖q − e‖²."""
+        if not self.has_factors:
+            return self.item_scores(outputs, batch)
+        states = self.scored(outputs)
+        states = states if states.dtype == torch.float64 else states.float()
+        square = states.square().sum(1, keepdim=True)
+        return torch.cat([2 * states, -square, -torch.ones_like(square)], 1)
+
+    def scores_of(self, rows: Tensor) -> Scores:
+        """Factors, where rows are users' ones."""
+        if not self.has_factors:
+            return rows
+        e = self.embeddings.to(rows)
+        square, spread = e.square().sum(1, keepdim=True), self._spread
+        items = torch.cat([e, torch.ones_like(square), square], 1)
+        return Factors(rows, items, lambda products: -(-products).clamp(min=1e-6).sqrt() / spread)
 
     def _embed(self) -> Tensor:
         """States at the ends of all titles below a prompt without history, in one tree."""

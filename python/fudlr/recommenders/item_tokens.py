@@ -128,7 +128,9 @@ class ItemTokens(Recommender):
 
     def _factors(self, states: Tensor) -> Factors:
         items = self._items().to(states.device)
-        return Factors(states, items.float() if items.dtype == torch.float16 else items)
+        # The ops take float16 on GPUs alone.
+        narrow = items.dtype == torch.float16 and items.device.type == "cpu"
+        return Factors(states, items.float() if narrow else items)
 
     def _inputs(self, ids: Tensor, mask: Tensor) -> Batch:
         positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -21,6 +21,7 @@ from fudlr.metrics import (
 )
 from fudlr.metrics import scores as parts
 from fudlr.metrics import side as sides
+from fudlr.metrics.attribute import Within
 from metric_cases import TRUTH, M, N, problem
 
 DTYPES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -169,3 +170,17 @@ def test_one_pass_serves_all_metrics_that_are_expectations(monkeypatch):
     for name in ("arp", "hellinger", "hr"):
         assert surrogate(METRICS[name], leaf, side).requires_grad
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize("name", ["hellinger", "gini", "coverage", "mrr"])
+def test_a_metric_of_some_prompts_moves_their_factors_alone(name, factored, dtype):
+    scores, side = factored
+    member = side.user_group != 1
+    found = []
+    for form in (Factors.of, lambda given, leaf: given.of(leaf).dense()):
+        leaf = scores.users.clone().requires_grad_()
+        value = Within(METRICS[name], member, name).surrogate(form(scores, leaf), side)
+        found.append(torch.autograd.grad(value, leaf)[0])
+    own, wanted = found
+    assert not own[~member].any()
+    assert float((own - wanted).norm() / wanted.norm()) <= DTYPES[dtype]

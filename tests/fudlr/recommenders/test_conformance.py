@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from fudlr.common.errors import DataError, UsageError
+from fudlr.common.factors import Factors, dense
 from fudlr.config import merge
 from fudlr.evaluation import make_prompts
 from fudlr.gradients.metric import metric_gradients
+from fudlr.metrics import METRICS
 from fudlr.recommenders import RECOMMENDERS
 from fudlr.recommenders.prompting import scattered
 from prompt_models import (
@@ -271,3 +273,25 @@ def test_a_title_that_ends_early_is_read_where_it_ends(data):
             assert ended.any()
             assert not ended.all()
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["grounded", "item_tokens"])
+def test_factors_give_the_scores_and_gradients_of_the_matrix(kind, data, monkeypatch):
+    side = make_prompts(data, data.valid, config(kind).data).side
+    found = []
+    for least in (2**13, 1):
+        monkeypatch.setattr(f"fudlr.recommenders.{kind}.LARGE", least)
+        made = recommender(kind, data)
+        scores, _ = made.evaluate(data.valid)
+        assert isinstance(scores, Factors if least == 1 else torch.Tensor)
+        metrics = [METRICS[name] for name in ("arp", "gini", "ndcg")]
+        engine = Engine(made.model)
+        gradients = metric_gradients(made, engine, data.valid, side, metrics)
+        found.append((dense(scores), gradients))
+    (matrix, wanted), (own, given) = found
+    spread = float(matrix.std(1).mean())
+    torch.testing.assert_close(own, matrix, rtol=0, atol=1e-3 * spread)
+    for name in wanted:
+        off = given[name].gradient - wanted[name].gradient
+        assert float(off.norm() / wanted[name].gradient.norm()) < 2e-3, name
+        assert given[name].value == pytest.approx(wanted[name].value, rel=1e-4)

@@ -1,0 +1,63 @@
+"""Rows of docs/results.md on catalogues of up to a million items."""
+
+from __future__ import annotations
+
+from rows import result, row
+
+
+def catalogue_request() -> list[str]:
+    found = result("catalogue_request")
+    compared = dict(found["compared"])
+    peak = compared.pop("peak_gb_beside_weights")
+    compared.pop("largest_relative_difference_of_figures")
+    sizes = [
+        row(
+            f"{each['items']:,}",
+            f"{each['users']:,} ({each['users_judged']:,})",
+            f"{each['gradients_ms_a_user']:.2f}",
+            f"{each['evaluation_ms_a_user']:.2f}",
+            f"{each['peak_gb_beside_weights']:.2f}",
+        )
+        for each in found["rows"]
+    ]
+    stages = [
+        row(
+            name,
+            f"{each['factors']:.2f} s",
+            f"{each['matrices']:.2f} s",
+            f"{each['matrices'] / each['factors']:.1f}",
+        )
+        for name, each in compared.items()
+    ]
+    memory = row(
+        "peak memory",
+        f"{peak['factors']:.2f} GB",
+        f"{peak['matrices']:.2f} GB",
+        f"{peak['matrices'] / peak['factors']:.1f}",
+    )
+    return [*sizes, *stages, memory, *_bars(found)]
+
+
+def catalogue_training() -> list[str]:
+    found = result("catalogue_training")
+    steps = [
+        row(
+            f"{each['items']:,}",
+            f"{each['fudlr_cpu_s_a_step']:.2f}",
+            f"{each['peft_cpu_s_a_step']:.2f}",
+            f"{each['speed']:.1f}",
+            f"{each['fudlr_peak_gb_beside_weights']:.2f}",
+            f"{each['peft_peak_gb_beside_weights']:.2f}",
+            f"{each['memory']:.1f}",
+        )
+        for each in found["rows"]
+    ]
+    return [*steps, *_bars(found)]
+
+
+def _bars(found: dict) -> list[str]:
+    return [
+        row(each["bar"], f"{each['threshold']:g}", f"{each['measured']:.2f}",
+            "met" if each["met"] else "missed")
+        for each in found["bars"]
+    ]  # fmt: skip
