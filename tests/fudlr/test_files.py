@@ -377,3 +377,18 @@ def test_json_is_read_from_regular_files_alone(tmp_path: Path) -> None:
             read_json(tmp_path / name, Form)
     write_json(tmp_path / "value.json", {"losses": [1, 2.5], "more": None})
     assert read_json(tmp_path / "value.json", Form).losses == [1, 2.5]
+
+
+def test_a_folder_whose_maker_was_killed_before_its_marker_is_taken(tmp_path):
+    made = tmp_path / "store"
+    claim_folder(made, "store")
+    (made / MARKER).rename(made / f".{Path(MARKER).stem}.0a1b2c3d.json")
+    (made / ".fudlr.0a1b2c3d").touch()
+    claim_folder(made, "store")
+    assert [path.name for path in made.iterdir()] == [MARKER]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".fudlr.0a1b2c3d").touch()
+    (other / "notes.txt").touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        claim_folder(other, "store")

@@ -16,19 +16,17 @@ import re
 import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from fudlr.common.errors import DataError, FudlrError, UsageError
 from fudlr.common.exchange import exchange
 from fudlr.common.held import held, is_abandoned
-from fudlr.common.parallel import ranks
+from fudlr.common.parallel import by_first, ranks, thrown_away, writes
 from fudlr.common.reading import read_json
 
 if TYPE_CHECKING:
@@ -59,33 +57,8 @@ class _Marker(BaseModel):
     files: list[str]
 
 
-P = ParamSpec("P")
-_scratch: list[Path] = []
-"""What other ranks than the first write into, and throw away."""
 _PROBE = "fudlr"
 _TEMPORARY = re.compile(r"\.(.+?)\.[0-9a-f]{8}(\.\w+)?")
-
-
-def _writes(path: Any) -> bool:
-    """Whether this rank writes there: the first one does."""
-    return ranks().first or any(Path(path).is_relative_to(each) for each in _scratch)
-
-
-def _by_first(work: Callable[P, None]) -> Callable[P, None]:
-    @wraps(work)
-    def run(*args: P.args, **options: P.kwargs) -> None:
-        if _writes(args[0]):
-            work(*args, **options)
-
-    return run
-
-
-@contextmanager
-def _thrown_away() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        _scratch.append(Path(folder))
-        yield Path(folder)
-    _scratch.pop()
 
 
 def _sync(path: Path, mode: int | None = None) -> None:
@@ -111,8 +84,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         UsageError: `path` is a link, a folder, a device or another special file.
     """
-    if not _writes(path):
-        with _thrown_away() as folder:
+    if not writes(path):
+        with thrown_away() as folder:
             yield folder / path.name
         return
     _check_regular(path)
@@ -143,8 +116,8 @@ def atomic_folder(path: Path, kind: str) -> Iterator[Path]:
         UsageError: `check_replaceable` refuses `path`, before and after the work.
     """
     check_replaceable(path, kind)
-    if not _writes(path):
-        with _thrown_away() as folder:
+    if not writes(path):
+        with thrown_away() as folder:
             yield folder
             ranks().agree()
         return
@@ -209,14 +182,14 @@ def write_table(path: Path, table: pl.DataFrame) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-@_by_first
+@by_first
 def check_writable(folder: Path) -> None:
     """Raise before long work where `folder` cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{_PROBE}.{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise FudlrError(
             f"results were to be written to {folder}",
@@ -243,7 +216,7 @@ def check_file(path: Path) -> None:
     check_writable(path.parent)
 
 
-@_by_first
+@by_first
 def check_replaceable(folder: Path, kind: str) -> None:
     """Refuse to replace anything but an earlier folder of the same kind that we wrote.
 
@@ -268,7 +241,7 @@ def check_replaceable(folder: Path, kind: str) -> None:
     elif found is None and folder.is_mount():
         found = "it is a mount point, which cannot be replaced"
         remedy = f"Name a folder below it, such as {folder / kind}"
-    elif found is None and folder.is_dir() and any(folder.iterdir()):
+    elif found is None and folder.is_dir() and _holds_something(folder):
         found = _why_not_ours(folder, kind)
         remedy = "Name a new or empty folder with --out, so that nothing is lost"
     if found is not None:
@@ -276,7 +249,7 @@ def check_replaceable(folder: Path, kind: str) -> None:
     check_writable(folder.parent)
 
 
-@_by_first
+@by_first
 def replace_folder(new: Path, path: Path, kind: str) -> None:
     """Put the folder `new`, which is ours, in `path`'s place; an earlier one there is removed.
 
@@ -293,7 +266,7 @@ def replace_folder(new: Path, path: Path, kind: str) -> None:
     _sync(path.parent)
 
 
-@_by_first
+@by_first
 def remove_folder(folder: Path, kind: str) -> None:
     """Remove a folder of ours; nothing where there is none.
 
@@ -314,7 +287,7 @@ def clear_unfinished(folder: Path) -> None:
             path.unlink()
 
 
-@_by_first
+@by_first
 def claim_folder(folder: Path, kind: str) -> None:
     """Make `folder` ours, to write files into one by one; one that is ours already stays as it is,
     without what killed writes left there.
@@ -353,6 +326,15 @@ def _within_ours(path: Path) -> str | None:
             added = (fnmatch.fnmatchcase(i, p) for i in inner for p in ADDED.get(kind, ()))
             return None if any(added) else f"it lies in {parent}, where fudlr keeps a {kind}"
     return None
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether anything is in it, but for what a process left that was killed as it made it ours."""
+    claims = (path for path in folder.glob(".*") if _TEMPORARY.fullmatch(path.name))
+    for path in claims if not (folder / MARKER).exists() else ():
+        if _meant(path) in (MARKER, _PROBE) and is_abandoned(path):
+            path.unlink(missing_ok=True)
+    return any(folder.iterdir())
 
 
 def _why_not_ours(folder: Path, kind: str) -> str | None:

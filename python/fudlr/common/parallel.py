@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from fudlr.common.errors import FudlrError, UsageError
 from fudlr.common.watch import Watch
@@ -145,6 +149,8 @@ class Ranks:
 
 
 ALONE = Ranks()
+P = ParamSpec("P")
+_scratch: list[Path] = []
 _now = ALONE
 _watch: Watch | None = None
 
@@ -163,6 +169,31 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _now = before
+
+
+def writes(path: Any) -> bool:
+    """Whether this rank writes there: the first one does."""
+    return _now.first or any(Path(path).is_relative_to(each) for each in _scratch)
+
+
+def by_first(work: Callable[P, None]) -> Callable[P, None]:
+    """`work` on files, whose first argument is a path, done by the rank that writes there."""
+
+    @wraps(work)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        if writes(args[0]):
+            work(*args, **options)
+
+    return run
+
+
+@contextmanager
+def thrown_away() -> Iterator[Path]:
+    """A folder for what another rank than the first makes and nobody reads."""
+    with tempfile.TemporaryDirectory() as folder:
+        _scratch.append(Path(folder))
+        yield Path(folder)
+    _scratch.pop()
 
 
 def of_group(group: Any) -> Ranks:
@@ -205,6 +236,9 @@ def start() -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    # The wait for the others is in C++, where no handler of Python's runs: a launcher that saw one
+    # of them end must be able to end it.
+    usual = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -214,6 +248,8 @@ def start() -> None:
             f"they did not meet ({str(error).splitlines()[0]})",
             "Start them with torchrun --nproc-per-node N -m fudlr …, or unset WORLD_SIZE",
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, usual)
     _now, _watch = Ranks(rank, size), Watch(store.clone(), rank, size)
     if not _now.first:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

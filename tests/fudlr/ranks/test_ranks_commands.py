@@ -105,6 +105,23 @@ def test_a_process_that_ends_ends_all_and_a_restart_goes_on(tmp_path, run_folder
     assert not list(tmp_path.glob("*.rank-*"))
 
 
+def early(*words: object) -> None:
+    """`fudlr`, whose second process ends before the two have met."""
+    if os.environ["RANK"] == "1":
+        os._exit(1)
+    command(*words)
+
+
+def test_a_process_that_waits_for_another_can_be_ended(tmp_path, run_folder):
+    """By torchrun, which saw the other end."""
+    words = ("record", run_folder, "--out", tmp_path / "store")
+    first, other = start(2, early, *words, folder=tmp_path)
+    other.join(30)
+    time.sleep(2)
+    first.terminate()
+    assert wait([first], 10) == [-signal.SIGTERM]
+
+
 def test_other_commands_are_refused_by_name(tmp_path, run_folder):
     words = ("export", run_folder, "--out", tmp_path / "weights.jsonl")
     codes = wait(start(2, command, *words, folder=tmp_path))

@@ -6,6 +6,7 @@ from fudlr.common.errors import UsageError
 from fudlr.gradients.store import Recorder, StoreError
 from recorder_cases import adapted_llama, losses
 from test_recorder import IDS, record
+from torch.distributed.fsdp import fully_shard
 
 from fudlr_ext.errors import EngineError, NoGradientError
 
@@ -47,6 +48,12 @@ def test_a_backward_pass_that_is_not_the_batchs_is_refused(tmp_path, step):
     model = adapted_llama()
     with pytest.raises((EngineError, NoGradientError), match=WRONG[step]):
         record(tmp_path / "s", model, lambda *a: step(*a, model))
+
+
+def test_sharded_parameters_are_refused_by_name(tmp_path, one_process):
+    model = fully_shard(adapted_llama())
+    with pytest.raises(UsageError, match="parameters are sharded"):
+        Recorder(model, tmp_path / "s", data="samples")
 
 
 @pytest.mark.parametrize("weights", [torch.tensor([1.0] * 7 + [-1.0]), torch.ones(3)])

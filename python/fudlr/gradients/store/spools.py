@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fudlr.common import parallel
-from fudlr.common.errors import StoreError
+from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import remove_folder
 from fudlr.common.parallel import Ranks, alone
 from fudlr.config import RecordConfig
@@ -34,7 +35,18 @@ UNBOUND = Binding(*["0" * 64] * 4)
 
 def within(model: nn.Module | Engine) -> tuple[nn.Module | Engine, Ranks | None]:
     """The model in a `DistributedDataParallel`, whose hooks see the same backward pass, and the
-    processes that it is trained by."""
+    processes that it is trained by.
+
+    Raises:
+        UsageError: Its parameters are sharded.
+    """
+    weights = () if isinstance(model, Engine) else model.parameters()
+    if any(isinstance(weight, DTensor) for weight in weights):
+        raise UsageError(
+            "a training was to be recorded",
+            "the model's parameters are sharded over processes (FSDP or tensor parallelism)",
+            "Train it in a DistributedDataParallel, its base quantised where it is large",
+        )
     if not isinstance(model, DistributedDataParallel):
         return model, None
     return model.module, parallel.of_group(model.process_group)
