@@ -8,6 +8,7 @@ from typing import Any
 from catalogue_figures import catalogue_request, catalogue_training
 from command_figures import hostile, startup, wait
 from question_figures import explain, forget, query_speed
+from recommender_figures import semantic_ids
 from rows import result, row
 from unrolled_figures import (
     attribution,
@@ -360,6 +361,7 @@ def zoo() -> list[str]:
 
 
 TOPICS = (
+    semantic_ids,
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
     kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile, compat,

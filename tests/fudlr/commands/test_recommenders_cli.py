@@ -5,6 +5,8 @@ import json
 import pytest
 import written
 import yaml
+from fudlr.data import read_data
+from fudlr.data.codes import item_codes
 from fudlr.recommenders import RECOMMENDERS
 from safetensors.torch import load_file
 
@@ -26,6 +28,11 @@ CASES = {
     ("semantic_ids", "csv"): ["data.candidates=null"],
 }
 """What else has to work from the command line, each with one of the kinds and forms."""
+
+
+def item_codes_of(run):
+    record = json.loads((run / "recommender.json").read_text())
+    return dict(zip(record["item_ids"], record["codes"], strict=True))
 
 
 def test_every_recommender_has_a_case():
@@ -65,6 +72,11 @@ def test_train_debias_evaluate_and_save(done, fudlr, kind, form, tmp_path):
         rows = [name for name in before if "trainable_tokens" in name]
         assert rows
         assert not before[rows[0]].equal(after[rows[0]]), "the codes' rows are updated as well"
+        kept = tmp_path / "kept.csv"
+        done("export", result, "--out", kept)
+        again = read_data(kept).items
+        codes = dict(zip(again["item_id"], map(list, item_codes(again, None)), strict=True))
+        assert codes.items() <= item_codes_of(run).items(), "as MiniOneRec's own data are read"
     if kind == "grounded":
         refused = fudlr("evaluate", run, "--beams", 3)
         assert refused.code == 2

@@ -7,7 +7,7 @@ from fudlr.data import leave_last_out, read_data, synthetic
 from fudlr.evaluation import make_prompts
 from fudlr.metrics import evaluate
 from fudlr.recommenders import RECOMMENDERS
-from prompt_models import ITEMS, KINDS, adapted, base, config, tokenizer
+from prompt_models import CODES, ITEMS, KINDS, adapted, base, config, tokenizer
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Of scores, over their spread: bf16 states round at 2^-8, some ten times on their way; distances
@@ -23,8 +23,9 @@ def files(folder, seed):
         + [f"{users[u]},{items[i]},{t // 40}" for u, i, t in zip(data.user, data.item, data.time,
                                                                strict=True)],
         "users": ["user_id,gender"] + [",".join(row[:2]) for row in data.users.iter_rows()],
-        "items": ["item_id,title,genres"]
-        + [f"{i},{title},{'|'.join(genres)}" for i, title, genres in data.items.iter_rows()],
+        "items": ["item_id,title,genres,codes"]
+        + [f"{i},{title},{'|'.join(genres)},{''.join(own)}"
+           for (i, title, genres), own in zip(data.items.iter_rows(), CODES, strict=True)],
     }  # fmt: skip
     folder.mkdir()
     for name, (head, *lines) in tables.items():

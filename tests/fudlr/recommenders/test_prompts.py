@@ -101,5 +101,5 @@ def test_shipped_and_own_templates(tmp_path):
     assert {"bigrec", "tallrec", "chat"} <= set(shipped())
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"prompt": "{history}"}))
     assert load_template(str(tmp_path / "own.yaml")).prompt == "{history}"
-    with pytest.raises(UsageError, match="bigrec, chat, tallrec"):
+    with pytest.raises(UsageError, match="bigrec, chat, minionerec, tallrec"):
         load_template("no-such")
