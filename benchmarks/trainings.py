@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OBJECTIVES = {"arp": "arp_soft", "hellinger": "hellinger"}
 LISTS = {"arp": "arp", "hellinger": "hellinger@10"}
+LOSSES = ("test_loss", "val_loss")
 SHARE = 0.1
 
 
@@ -78,7 +79,7 @@ def figures(plan: Plan, theta: Tensor) -> dict[str, float]:
     plan.run.engine.load(theta)
     found = measure(plan.run.recommender, plan.valid, plan.test).metrics
     plan.run.engine.load(plan.run.theta)
-    return {name: found[name] for name in (*OBJECTIVES.values(), *LISTS.values(), "test_loss")}
+    return {name: found[name] for name in (*OBJECTIVES.values(), *LISTS.values(), *LOSSES)}
 
 
 class SomeEpochs(StoredTraining):

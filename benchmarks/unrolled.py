@@ -38,7 +38,7 @@ from fudlr.influence.unroll import Unrolled
 from fudlr.metrics import Objective
 from fudlr.pipeline.plan import Plan
 from fudlr.pipeline.request import solve
-from fudlr.pipeline.unrolling import retrained
+from fudlr.pipeline.unrolling import Retraining
 from fudlr.run import Run, load_run, train_run
 from fudlr.verify import random_removals, removal, retrain
 from torch import Tensor
@@ -70,6 +70,7 @@ def requests(run: Run, store: Path) -> dict[str, float]:
         found.answer(found.scored(objective=plan.objective))
         return found
 
+    answer("arp")  # as a process that has trained, or asked before, is warm
     first, solved = cpu(lambda: answer("arp"))
     further, _ = cpu(lambda: answer("hellinger", solved))
     plan, known = solved.plan, solved.gradients
@@ -144,12 +145,15 @@ class Case:
     def all(self, training: Unrolled) -> dict[str, dict[str, Any]]:
         scores, out = self.scores(training), {}
         for name, mask in self.masks.items():
-            found = retrained(self.run, training, mask[None])
+            retraining = Retraining(self.run, training)
+            (shift,), stiffness, _ = retraining.without(mask[None])
+            theta, gradient = self.run.theta + shift, self.gradients["val_loss"].gradient
+            rise = figures(self.plan, theta)["val_loss"] - self.before["val_loss"]
             plain, first = training.update(mask), self.run.theta + training.tangent(mask[None])[0]
             out[name] = {
-                **self.judge(name, self.run.theta + found.shifts[0]),
-                "stiffness": found.stiffness,
-                "bend": found.bend,
+                **self.judge(name, theta),
+                "stiffness": stiffness,
+                "bend": retraining.bend(shift, stiffness, gradient, rise),
                 "without_it": self.judge(name, plain),
                 "first_order": self.judge(name, first),
                 "scores_spearman": spearman(scores[name], self.first[name]),
@@ -196,6 +200,7 @@ def request_costs(run: Run, folder: Path, seconds: dict[str, float]) -> dict[str
         "request_cpu_s": cost,
         "first_of_training": cost["first"] / seconds["peft"],
         "further_of_training": cost["further"] / seconds["peft"],
+        "floor_of_training": cost["floor"] / seconds["peft"],
         "metric_gradients_of_floor": cost["metric gradients"] / cost["floor"],
         "further_gradients_of_floor": cost["further gradients"] / cost["floor"],
         "machine": describe(),

@@ -7,7 +7,8 @@ vector costs a pass over a graph that is built once a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -138,16 +139,22 @@ def _products(
     if delta is not None:
         with torch.no_grad():
             recorder.descend(delta)
-    size = max(1, DIRECTION_BYTES // max(recorder.bytes_each(), 1))
     found = []
+    for along, tangents in _along(recorder, vectors):
+        changes = torch.stack([inner(tangent) for tangent in tangents], 1)
+        with torch.no_grad():
+            found.append(along.back(changes.detach().flatten(0, 1)))
+    return torch.cat(found) if found else torch.zeros_like(vectors)
+
+
+def _along(recorder: Recorder, vectors: Tensor) -> Iterator[tuple[Along, list[Tensor]]]:
+    """Yield groups of vectors that went through the fused layers, with each one's tangent there."""
+    size = max(1, DIRECTION_BYTES // max(recorder.bytes_each(), 1))
     for part in (each for each in vectors.split(size) if len(each)):
         with torch.no_grad():
             along = recorder.along(part)
         tangents = along.out.view(-1, len(part), along.out.shape[1])
-        changes = torch.stack([inner(tangents[:, j]) for j in range(len(part))], 1)
-        with torch.no_grad():
-            found.append(along.back(changes.detach().flatten(0, 1)))
-    return torch.cat(found) if found else torch.zeros_like(vectors)
+        yield along, list(tangents.unbind(1))
 
 
 def attempt(
@@ -215,6 +222,53 @@ def hvp(
     )
 
 
+@dataclass(frozen=True)
+class _Curved:
+    """The outputs' first derivative and the mean loss's second derivative in them, by the leaf.
+
+    Attributes:
+        leaf: What the outputs depend on; see `_leaf`.
+        outputs: Those that do.
+        tangents: J v for a tangent v at the leaf: Jᵀ c, which is linear in c, differentiated.
+        curved: H t for the outputs' tangents t.
+    """
+
+    leaf: Tensor
+    outputs: tuple[Tensor, ...]
+    tangents: Callable[[Tensor], tuple[Tensor, ...]]
+    curved: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+    @classmethod
+    def of(
+        cls, layout: Layout, theta: Tensor, recorder: Recorder | None, parts: ModelAndLoss
+    ) -> _Curved:
+        """Run the model, and look what depends on what."""
+        outputs_of, loss_of = parts
+        everything = as_tuple(outputs_of())
+        varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
+        outputs = tuple(everything[i] for i in varying)
+        if not outputs:
+            raise no_gradient([layer.name for layer in layout.layers], layout)
+        at = tuple(tensor.detach().requires_grad_() for tensor in outputs)
+        given = list(everything)
+        for i, tensor in zip(varying, at, strict=True):
+            given[i] = tensor
+        leaf = _leaf(layout, theta, recorder, outputs)
+        losses = loss_of(tuple(given) if len(given) > 1 else given[0])
+        check_losses(losses, layout)
+        gradients = torch.autograd.grad(losses.mean(), at, create_graph=True)
+        if recorder is not None:  # goes back once, so that a use of padding is noticed
+            _gradients(outputs, (leaf,), tuple(each.detach() for each in gradients))
+        cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
+        (pulled,) = _gradients(outputs, (leaf,), cotangents, create_graph=True)
+        return cls(
+            leaf,
+            outputs,
+            lambda v: _gradients((pulled,), cotangents, (v,)),
+            lambda tangents: _gradients(gradients, at, tangents),
+        )
+
+
 def ggn_vp(
     layout: Layout,
     theta: Tensor,
@@ -222,32 +276,32 @@ def ggn_vp(
     model_and_loss: ModelAndLoss,
     vectors: Tensor,
 ) -> Tensor:
-    """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs.
-
-    From the leaf on, J v comes from differentiating Jᵀ c, which is linear in c, once more.
-    """
-    outputs_of, loss_of = model_and_loss
-    everything = as_tuple(outputs_of())
-    varying = [i for i, tensor in enumerate(everything) if tensor.requires_grad]
-    outputs = tuple(everything[i] for i in varying)
-    if not outputs:
-        raise no_gradient([layer.name for layer in layout.layers], layout)
-    at = tuple(tensor.detach().requires_grad_() for tensor in outputs)
-    given = list(everything)
-    for i, tensor in zip(varying, at, strict=True):
-        given[i] = tensor
-    leaf = _leaf(layout, theta, recorder, outputs)
-    losses = loss_of(tuple(given) if len(given) > 1 else given[0])
-    check_losses(losses, layout)
-    gradients = torch.autograd.grad(losses.mean(), at, create_graph=True)
-    if recorder is not None:  # goes back once, so that a use of padding is noticed
-        _gradients(outputs, (leaf,), tuple(each.detach() for each in gradients))
-    cotangents = tuple(torch.zeros_like(tensor, requires_grad=True) for tensor in outputs)
-    (pulled,) = _gradients(outputs, (leaf,), cotangents, create_graph=True)
+    """Return Jᵀ H J v for vectors [k, d], [k, d], with H the mean loss's Hessian in the outputs."""
+    made = _Curved.of(layout, theta, recorder, model_and_loss)
 
     def product(v: Tensor) -> Tensor:
-        forward_v = _gradients((pulled,), cotangents, (v,))
-        curved = _gradients(gradients, at, forward_v)
-        return _gradients(outputs, (leaf,), curved)[0]
+        return _gradients(made.outputs, (made.leaf,), made.curved(made.tangents(v)))[0]
 
     return _products(recorder, vectors, None, product)
+
+
+def ggn_form(
+    layout: Layout,
+    theta: Tensor,
+    recorder: Recorder | None,
+    model_and_loss: ModelAndLoss,
+    vectors: Tensor,
+) -> Tensor:
+    """Return vᵀ Jᵀ H J v for vectors [k, d], [k], without a way back through the layers."""
+    made = _Curved.of(layout, theta, recorder, model_and_loss)
+
+    def form(v: Tensor) -> Tensor:
+        tangents = made.tangents(v)
+        pairs = zip(tangents, made.curved(tangents), strict=True)
+        return sum(((a * b).sum() for a, b in pairs), start=vectors.new_zeros(()))
+
+    if recorder is None:
+        found = [form(vector) for vector in vectors]
+    else:
+        found = [form(each) for _, tangents in _along(recorder, vectors) for each in tangents]
+    return torch.stack(found).detach() if found else vectors.new_zeros(0)

@@ -93,7 +93,7 @@ def costs() -> list[str]:
     for name, seeds in result("unrolled_costs")["trainings"].items():
         found = list(seeds.values())
         recorded = ("engine_recorded_of_peft", "peft_recorded_of_peft")
-        shares = ("first_of_training", "further_of_training")
+        shares = ("first_of_training", "further_of_training", "floor_of_training")
         floors = ("metric_gradients_of_floor", "further_gradients_of_floor")
         cells = [f"{mean(each[way] for each in found):.2f}" for way in recorded]
         cells += [f"{mean(each[share] for each in found):.1%}" for share in shares]

@@ -81,6 +81,8 @@ def test_no_vectors_give_no_products(tiny, product):
     _, engine, batch = tiny
     got = getattr(engine, product)(*FACE, batch, torch.zeros(0, engine.d, dtype=torch.float64))
     assert got.shape == (0, engine.d)
+    none = torch.zeros(0, engine.d, dtype=torch.float64)
+    assert engine.ggn_form(*FACE, batch, none).shape == (0,)
 
 
 def test_fisher_weighs_samples(tiny):
@@ -120,16 +122,19 @@ def test_outputs_may_be_a_tuple(tiny, matrices):
     def loss(outputs, batch):
         return label_loss(torch.cat([outputs[0], outputs[2]], -1), batch)
 
-    got = engine.ggn_vp(forward, loss, batch, vectors)
-    assert relative(got, vectors @ matrices["ggn_vp"]) <= 1e-10
+    expected = vectors @ matrices["ggn_vp"]
+    assert relative(engine.ggn_vp(forward, loss, batch, vectors), expected) <= 1e-10
+    form = engine.ggn_form(forward, loss, batch, vectors)
+    assert relative(form, (expected * vectors).sum(1)) <= 1e-10
 
 
 def test_linear_loss_has_no_gauss_newton_part(tiny):
     _, engine, batch = tiny
     vectors = torch.randn(2, engine.d, dtype=torch.float64)
-    got = engine.ggn_vp(label_logits, lambda logits, batch: logits.mean((1, 2)), batch, vectors)
-    assert got.shape == vectors.shape
-    assert not got.any()
+    face = (label_logits, lambda logits, batch: logits.mean((1, 2)), batch, vectors)
+    got, form = engine.ggn_vp(*face), engine.ggn_form(*face)
+    assert (got.shape, form.shape) == (vectors.shape, (2,))
+    assert not got.any() | form.any()
 
 
 @pytest.mark.numerics

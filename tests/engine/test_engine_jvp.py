@@ -9,7 +9,7 @@ from engine_models import adapted, batch_of, clean, llama, qwen2, relative
 from fudlr_ext import Engine, curvature, decoder, decoder_jvp, label_logits, label_loss, passes
 
 FACE = {"forward": label_logits, "loss": label_loss}
-PRODUCTS = ("hvp", "ggn_vp")
+PRODUCTS = ("hvp", "ggn_vp", "ggn_form")
 
 
 @pytest.fixture

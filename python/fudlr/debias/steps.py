@@ -156,16 +156,16 @@ def carry_out(
         with clock.stage("evaluate after"):
             after = figures()
         summary = summarise(solved, found, before, after)
+        facts.after, facts.change = after, summary["intervals"]["change"]
+        diagnosed += look(AFTER if given is None else {**AFTER, **GIVEN_AFTER}, facts)
         if audit is None:
             names = [term.metric.soft_key for term in plan.objective.terms]
-            bend, figures_of = found.update.details.get("bend"), (before.metrics, after.metrics)
-            summary["expected"] = expected(plan.update, bend, names, *figures_of)
+            bend = next((each.measured for each in diagnosed if each.name == "bend"), None)
+            summary["expected"] = expected(plan.update, bend, names, before.metrics, after.metrics)
         else:
             with clock.stage("audit"):
                 distances = audit.distances({"trained": run.theta, "updated": found.update.theta})
             summary |= {"forget": about or {}, "verification": {"predictions": distances}}
-        facts.after, facts.change = after, summary["intervals"]["change"]
-        diagnosed += look(AFTER if given is None else {**AFTER, **GIVEN_AFTER}, facts)
         points: list[dict[str, Any]] = []
         if not (keeps(diagnosed) and not config.force):
             points, judged = _further(solved, found, before, curve, heldout)
@@ -229,7 +229,7 @@ def request(
         facts.mask = chosen
         found += look(MASK, facts)
         answer = solved.answer(scored, chosen)
-    facts.update = answer.update
+    facts.update, facts.retraining = answer.update, solved.evidence.retraining
     return solved, answer, found
 
 
@@ -254,7 +254,7 @@ def _further(
     with clock.stage("held-out users"):
         halves = heldout_users.asked(solved) if heldout else []
     with clock.stage("further updates"):
-        answers = solved.answers([*asked, *halves], answer)
+        answers = solved.answers([*asked, *halves])
     updated = iter(answers)
     found = [answer if torch.equal(m.remove, answer.mask) else next(updated) for m in masks]
     with clock.stage("trade-off curve"):

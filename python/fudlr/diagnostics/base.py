@@ -15,6 +15,7 @@ from fudlr.gradients.metric import MetricGradients
 from fudlr.influence.mask import Mask
 from fudlr.influence.update import Update
 from fudlr.pipeline.plan import Plan
+from fudlr.pipeline.unrolling import Retraining
 
 MAX_LOSS_RISE = 0.02
 """Relative rise of the validation loss that an update should not cost."""
@@ -79,6 +80,7 @@ class Facts:
         space: The samples' gradients.
         mask: The samples to remove.
         update: The updated adapter.
+        retraining: What made it by repeating the training, if so.
         before, after: Figures of the trained and of the updated adapter.
         start_loss: Validation loss at θ₀.
         change: Paired intervals of the figures' changes.
@@ -89,6 +91,7 @@ class Facts:
     space: Space | None = None
     mask: Mask | None = None
     update: Update | None = None
+    retraining: Retraining | None = None
     before: Measured | None = None
     after: Measured | None = None
     start_loss: float | None = None

@@ -35,7 +35,7 @@ from fudlr.influence.solvers import (
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
 from fudlr.pipeline.plan import Plan
-from fudlr.pipeline.unrolling import named_store, retrained, taken_again, unrolled_run
+from fudlr.pipeline.unrolling import Retraining, named_store, taken_again, unrolled_run
 
 MAX_STEPS = 20
 """Of conjugate gradients; in sketch space a backstop, since the tolerance is to end a solve."""
@@ -65,12 +65,12 @@ def as_it_is(rhs: Tensor) -> Solution:
 class Remove(Protocol):
     """See `Evidence.remove`."""
 
-    def __call__(self, masks: Tensor, like: Update | None = None) -> list[Update]:
+    def __call__(self, masks: Tensor) -> list[Update]:
         """An update for each of `masks` `[k, n]`."""
         ...
 
 
-def _not_solved(masks: Tensor, like: Update | None = None) -> list[Update]:
+def _not_solved(masks: Tensor) -> list[Update]:
     raise RuntimeError("these rows have no solver: `solvers` gives the evidence one")
 
 
@@ -85,10 +85,11 @@ class Evidence:
         warnings: Why it is not what was asked for, if so.
         about: Facts for the summary.
         unrolled: The training, where rows are of all of it.
+        retraining: Repeats it, likewise, once `solvers` was there.
         damping: Of H; 0 where none is asked for.
         solve: H⁻¹ in that space, for scores and update alike.
-        remove: Takes the samples of each of some masks `[k, n]` out of θ*, as it took those of
-            the update that is given, if so; the model holds θ* before and after.
+        remove: Takes the samples of each of some masks `[k, n]` out of θ*; the model holds θ*
+            before and after.
     """
 
     source: str
@@ -97,6 +98,7 @@ class Evidence:
     warnings: list[str]
     about: dict[str, object]
     unrolled: Unrolled | None = None
+    retraining: Retraining | None = None
     damping: float = 0.0
     solve: Solve = as_it_is
     remove: Remove = _not_solved
@@ -153,19 +155,19 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
         exact = taken_again(plan) if plan.exact and not rows.about.get("dropout") else None
+        retraining = Retraining(run, unrolled, exact)
 
-        def retrain(masks: Tensor, like: Update | None = None) -> list[Update]:
+        def retrain(masks: Tensor) -> list[Update]:
             """The training repeated without the samples of each mask."""
-            known = None if like is None else like.details["stiffness"]
-            found = retrained(run, unrolled, masks, exact, known)
-            about, said = {"stiffness": found.stiffness, "bend": found.bend}, found.warnings
+            shifts, ratio, said = retraining.without(masks)
+            about = {"stiffness": ratio}
             return [
                 replace(done, details={**done.details, **about}, warnings=[*said, *done.warnings])
-                for delta in found.shifts
+                for delta in shifts
                 for done in [finish(run.theta, delta, as_it_is(delta[None]))]
             ]
 
-        return replace(rows, about=about, remove=retrain)
+        return replace(rows, about=about, retraining=retraining, remove=retrain)
     damping = plan.config.damping or choose_damping(*trained)
     if rows.source == "store":
         solve = sketch_solver(space, damping)
@@ -173,7 +175,7 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     else:
         solve, one = _whole(plan, space, damping)
 
-    def remove(masks: Tensor, like: Update | None = None) -> list[Update]:
+    def remove(masks: Tensor) -> list[Update]:
         return [one(mask) for mask in masks]
 
     return replace(rows, about=about, damping=damping, solve=solve, remove=remove)

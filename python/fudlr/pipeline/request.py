@@ -108,15 +108,12 @@ class Solved:
         found = replace(found, names=(*found.names, *old), values=values, warnings=warnings)
         return replace(self, gradients=gradients, influence=found)
 
-    def answers(
-        self, asked: Sequence[tuple[Scored, Mask]], like: Answer | None = None
-    ) -> list[Answer]:
-        """The update of each mask, all of them by the same passes over the rows; made as that of
-        `like` was, the answer to the same request."""
+    def answers(self, asked: Sequence[tuple[Scored, Mask]]) -> list[Answer]:
+        """The update of each mask, all of them by the same passes over the rows."""
         if not asked:
             return []
         masks = torch.stack([chosen.remove for _, chosen in asked])
-        updates = self.evidence.remove(masks, None if like is None else like.update)
+        updates = self.evidence.remove(masks)
         answers = []
         for (scored, chosen), update in zip(asked, updates, strict=True):
             found = [*scored.influence.warnings, *chosen.warnings, *update.warnings]

@@ -12,10 +12,8 @@ model's over some training samples says by how much.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,122 +24,108 @@ from fudlr.influence.unroll import Exact, Unrolled
 from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
 from fudlr.run import Run
 from fudlr_ext import EngineError
+from fudlr_ext.reducers import FisherProduct, Sums
 
 TOGETHER = 2**26
 """Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
 PROBED = 512
 """Training samples over which the model's curvature is measured."""
-SHIFTS = 4
-"""Masks of a call whose shifts it is measured along; the others take the same ratio."""
+ALIKE = 2.0
+"""c is that of another mask which takes out at most so many times the samples, or so few. It is a
+figure of the training and of how many samples go, hardly of the objective (docs/method.md)."""
+NEAR, FAR = 1.15, 2.0
+"""Of one mask, θ(m; c) is taken from the line through θ(m; 1) and θ(m; NEAR), at most FAR times as
+far as between them: to a hundredth of the shift, for the cost of a third of another pass."""
 
 
-@dataclass(frozen=True)
-class Retrained:
-    """The training repeated without some samples.
+@dataclass
+class Retraining:
+    """A run's training, to be repeated without some samples.
 
     Attributes:
-        shifts: From θ*, `[k, d]`.
-        stiffness: The ratio c that they were made with.
-        bend: How much steeper the loss becomes along the first of them, times what the update
-            took for granted; None where c was given.
-        warnings: What to say of it.
+        run: Whose.
+        unrolled: The training; its last step led to the run's adapter.
+        exact: Gradients of the samples, in place of their sketches alone. These are for samples
+            that were named, along whose shifts both curvatures agree.
+        known: c by the number of samples that a mask took out.
     """
 
-    shifts: Tensor
-    stiffness: float
-    bend: float | None = None
-    warnings: list[str] = field(default_factory=list)
+    run: Run
+    unrolled: Unrolled
+    exact: Exact | None = None
+    known: dict[int, float] = field(default_factory=dict)
+
+    def without(self, masks: Tensor) -> tuple[Tensor, float, list[str]]:
+        """Shifts from θ* `[k, d]` without the samples of each of `masks` `[k, n]`, all of one
+        request; c, and what to say of it. The model holds θ* before and after."""
+        counts = masks.sum(1)
+        ratio, said, shifts = 1.0, list[str](), None
+        if self.exact is None and bool(counts.any()):
+            count = int(counts.max())
+            known = (c for n, c in self.known.items() if n <= ALIKE * count <= ALIKE**2 * n)
+            if (found := next(known, None)) is not None:
+                ratio = found
+            else:
+                # Both share every pass over the rows.
+                ends = self._shifts(masks[counts.argmax()].expand(2, -1), torch.tensor([1, NEAR]))
+                ratio, said = self._stiffness(ends[:1], count)
+                way = (ratio - 1) / (NEAR - 1)
+                if len(masks) == 1 and abs(way) <= FAR:
+                    shifts = torch.lerp(ends[:1], ends[1:], way)
+        if shifts is None:
+            shifts = self._shifts(masks, torch.full((len(masks),), ratio))
+        if self.exact is not None:
+            self.run.engine.load(self.run.theta)
+        return shifts, ratio, said
+
+    def _shifts(self, masks: Tensor, ratios: Tensor) -> Tensor:
+        """θ(m; c) − θ* `[k, d]` for each of `masks` `[k, n]` and its c of `ratios` `[k]`."""
+        most = max(1, TOGETHER // self.run.theta.numel())
+        parts = zip(masks.split(most), ratios.split(most), strict=True)
+        ends = [self.unrolled.update(each, c[:, None], self.exact) for each, c in parts]
+        return torch.cat(ends).to(self.run.theta) - self.run.theta
+
+    def bend(self, shift: Tensor, ratio: float, gradient: Tensor, rise: float) -> float | None:
+        """2 (L(θ* + δ) − L(θ*) − ⟨∇L(θ*), δ⟩) over c uᵀ F u, for δ `shift` `[d]` and the `gradient`
+        `[d]` and `rise` of a loss: 1 where it is as quadratic as the update has it; None where the
+        rows see nothing of δ."""
+        taken = ratio * float(self.unrolled.curvature(shift[None])[1])
+        slope = float(gradient.to(shift) @ shift)
+        return 2 * (rise - slope) / taken if taken else None
+
+    def _stiffness(self, shift: Tensor, count: int) -> tuple[float, list[str]]:
+        """c along `shift` `[1, d]` without so many samples; 1 where the rows see nothing of it,
+        and, with the reason, where the model does not say."""
+        seen, (fisher,) = self.unrolled.curvature(shift)
+        if not fisher:
+            return 1.0, []
+        try:
+            model = _gauss_newton(self.run, seen.to(self.run.theta))
+            reason = f"it is {model:.3g} along the update"
+        except (EngineError, RuntimeError) as error:  # operations without a second derivative too
+            model, reason = 0.0, str(error).splitlines()[0]
+        ratio = model / float(fisher)
+        if 0 < ratio < float("inf"):
+            self.known[count] = ratio
+            return ratio, []
+        return 1.0, [
+            f"The model's own curvature could not be used ({reason}); the recorded gradients' "
+            "stands alone, and the update may be too long (docs/method.md)."
+        ]
 
 
-def retrained(
-    run: Run,
-    unrolled: Unrolled,
-    masks: Tensor,
-    exact: Exact | None = None,
-    stiffness: float | None = None,
-) -> Retrained:
-    """The training repeated without the samples of each of `masks` `[k, n]`, all of one request,
-    with `exact` gradients or their sketches alone; the model holds θ* before and after. The former
-    are of samples that were named, along whose shifts both curvatures agree. `stiffness` is c where
-    another mask of the request has told it."""
-    some = masks[torch.linspace(0, len(masks) - 1, min(SHIFTS, len(masks))).long()]
-    some = some[some.any(1)]
-    ratio, said = stiffness or 1.0, list[str]()
-    asked = len(some) and exact is None and stiffness is None
-    if asked:
-        ratio, said = _stiffness(run, unrolled, unrolled.update(some).to(run.theta) - run.theta)
-    most = max(1, TOGETHER // run.theta.numel())
-    ends = torch.cat([unrolled.update(each, ratio, exact) for each in masks.split(most)])
-    shifts = ends.to(run.theta) - run.theta
-    bend = _bend(run, unrolled, shifts[masks.any(1)][0], ratio) if asked else None
-    run.engine.load(run.theta)
-    return Retrained(shifts, ratio, bend, said)
-
-
-def _bend(run: Run, unrolled: Unrolled, shift: Tensor, ratio: float) -> float | None:
-    """⟨∇L(θ* + δ) − ∇L(θ*), δ⟩ over c uᵀ F u, for δ `shift` `[d]`: 1 where the loss is as quadratic
-    as the update has it; None where the rows see nothing of δ."""
-    steeper = _slope(run, run.theta + shift, shift) - _slope(run, run.theta, shift)
-    taken = ratio * float(unrolled.curvature(shift[None])[1])
-    return steeper / taken if taken else None
-
-
-def _stiffness(run: Run, unrolled: Unrolled, shifts: Tensor) -> tuple[float, list[str]]:
-    """c along `shifts` `[k, d]` together; 1 where the rows see nothing of them, and, with the
-    reason, where the model does not say."""
-    seen, each = unrolled.curvature(shifts)
-    fisher = float(each.sum())
-    if not fisher:
-        return 1.0, []
-    try:
-        model = _gauss_newton(run, seen.to(run.theta))
-        reason = f"it is {model:.3g} along the update"
-    except (EngineError, RuntimeError) as error:  # operations without a second derivative too
-        model, reason = 0.0, str(error).splitlines()[0]
-    ratio = model / fisher
-    if 0 < ratio < float("inf"):
-        return ratio, []
-    return 1.0, [
-        f"The model's own curvature could not be used ({reason}); the recorded gradients' stands "
-        "alone, and the update may be too long (docs/method.md)."
-    ]
-
-
-def _gauss_newton(run: Run, vectors: Tensor) -> float:
-    """The mean of Σ_k v_kᵀ GGN v_k for `vectors` `[k, d]`."""
-    total, count = 0.0, 0
-    for size, batch in _probes(run):
-        face = (run.recommender.forward, run.recommender.loss, batch)
-        total += float((run.engine.ggn_vp(*face, vectors).to(vectors) * vectors).sum()) * size
-        count += size
-    return _mean(total, count)
-
-
-def _slope(run: Run, theta: Tensor, along: Tensor) -> float:
-    """⟨∇L(θ), v⟩ for `along` v `[d]`."""
-    run.engine.load(theta)
-    total, count = 0.0, 0
-    for size, batch in _probes(run):
-        face = (run.recommender.forward, run.recommender.loss, batch)
-        total += float(run.engine.grad_sum(*face, torch.ones(size)).to(along) @ along)
-        count += size
-    return _mean(total, count)
-
-
-def _mean(total: float, count: int) -> float:
-    """Of all ranks' samples."""
-    found = torch.tensor([total, count], dtype=torch.float64)
-    ranks().sum(found)
-    return float(found[0] / found[1])
-
-
-def _probes(run: Run) -> Iterator[tuple[int, Any]]:
-    """Training samples at equal distances, in batches, with how many are in each; of several ranks
-    this one's share."""
-    samples = run.split.train
+def _gauss_newton(run: Run, vector: Tensor) -> float:
+    """The mean of vᵀ GGN v for `vector` `[1, d]`, over training samples at equal distances, which
+    several ranks share."""
+    samples, recommender = run.split.train, run.recommender
     index = torch.linspace(0, len(samples) - 1, min(PROBED, len(samples))).long()
     parts = index[ranks().part(len(index))].split(run.config.train.batch)
-    return zip(map(len, parts), run.recommender.parts(samples, parts), strict=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for part, batch in zip(parts, recommender.parts(samples, parts), strict=True):
+        face = (recommender.forward, recommender.loss, batch)
+        total += float(run.engine.ggn_form(*face, vector)) * len(part)
+    ranks().sum(total)
+    return float(total) / len(index)
 
 
 def taken_again(plan: Plan) -> Exact:
@@ -149,23 +133,19 @@ def taken_again(plan: Plan) -> Exact:
     samples, recommender = plan.run.split.train, plan.run.recommender
     engine, forward, loss = plan.face
 
-    def at(theta: Tensor, index: Tensor, *given: Tensor) -> tuple[Any, list[Tensor]]:
-        engine.load(theta.clone())
-        batch = recommender.batch(samples.take(index.numpy()))
-        return batch, [each.to(engine.device, copy=True) for each in given]
-
-    def sums(theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    def again(
+        theta: Tensor, index: Tensor, weights: Tensor, share: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(mode=False):  # which nothing could go back through
-            batch, (own,) = at(theta, index, weights)
-            return engine.grad_sum(forward, loss, batch, own).to(theta)
+            chosen = samples.take(index.numpy())
+            engine.load(theta.clone())
+            given = (weights, share * recommender.terms(chosen) * len(index), vectors)
+            own, counted, along = (each.to(engine.device, theta.dtype, copy=True) for each in given)
+            sums, product = Sums(own), FisherProduct(along, counted)
+            engine.reduce(forward, loss, recommender.batch(chosen), [sums, product])
+            return sums.result().to(theta), product.result().to(theta)
 
-    def products(theta: Tensor, index: Tensor, vectors: Tensor) -> Tensor:
-        with torch.inference_mode(mode=False):
-            terms = recommender.terms(samples.take(index.numpy())).to(vectors)
-            batch, (own, weights) = at(theta, index, vectors, terms)
-            return engine.fisher_vp(forward, loss, batch, own, weights).to(theta)
-
-    return Exact(sums, products)
+    return again
 
 
 def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:

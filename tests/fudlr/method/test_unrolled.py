@@ -135,6 +135,7 @@ class Memory:
 
     kept = False
     count = property(lambda self: len(self._steps))
+    epochs = EPOCHS
 
     def mean(self, step):
         return self._steps[step].mean
@@ -330,8 +331,7 @@ def test_the_curvature_of_a_window_is_its_batches_mean(plain):
     unrolled, vector = plain.unrolled(terms=torch.full((N,), 2.0)), normal(66, 1, D)
     order = unrolled._order
     list(unrolled._path._read(range(4)))
-    step = unrolled._path._near[2]
-    _, found = unrolled._products(step, vector[:, order])
+    found = unrolled._lifted(unrolled._sums(2, vector[:, order])[1], vector)
     rows = torch.cat([plain.steps[t].rows for t in range(4)])
     expected = (2 * vector @ rows.T @ rows / len(rows))[:, order]
     assert torch.allclose(found, expected, rtol=1e-10)

@@ -66,15 +66,20 @@ class OptimiserStep:
     ) -> LinearStep:
         """The step's derivative, for `gradient` `[d]` leading from `before` to `after`; `usual`
         is what v̂ `[d]` is over the training, see `SMALL`."""
-        square = after.square.clamp(min=SMALL**2 * self.options[5] * usual)
+        square = after.square.clamp(min=SMALL**2 * self.correction * usual)
         return LinearStep((before.theta, after.mean, square, gradient, self.start, self.options))
+
+    @property
+    def correction(self) -> float:
+        """1 − β₂ᵗ: v / v̂."""
+        return 1 - float(self.recipe.betas[1] ** self.t)
 
     @cached_property
     def options(self) -> Tensor:
         """As the ops take them."""
         recipe, (b1, b2) = self.recipe, self.recipe.betas
         decay, decoupled = recipe.weight_decay, recipe.optimiser == "AdamW"
-        corrections = (1 - b1**self.t, 1 - b2**self.t)
+        corrections = (1 - b1**self.t, self.correction)
         coupled, kept = (0.0, 1 - self.rate * decay) if decoupled else (decay, 1.0)
         numbers = (self.rate, b1, b2, recipe.eps, *corrections, recipe.l2, recipe.clip or 0.0)
         return torch.tensor((*numbers, coupled, kept), dtype=torch.float64)

@@ -1,12 +1,13 @@
 """What sketches leave out of a step, from gradients that are taken again.
 
 Sketches keep the directions that samples have in common. What a removed sample taught of itself
-lies mostly outside of them, and so does the curvature that answers it. So the removed samples'
-gradients are whole, and the curvature is put right by some kept samples C of each step, drawn anew:
+lies mostly outside of them, and so does the curvature that answers it. So gradients are taken again
+at every step, or in long trainings every few steps, of the removed samples and of some kept ones C,
+drawn anew, and what sketches leave out of them counts as often:
 
-    Σ m_i u_i g_i   and   mean_C T_j (g_j g_jᵀ − Sᵀ s_j s_jᵀ S) δ
+    Σ m_i u_i (g_i − Sᵀ s_i)   and   mean_C T_j (g_j g_jᵀ − Sᵀ s_j s_jᵀ S) δ
 
-the second an unbiased estimate of what sketches miss of the same mean over all samples.
+Samples come in another order every epoch, and C is drawn: both sums over the training are unbiased.
 """
 
 from __future__ import annotations
@@ -20,49 +21,62 @@ from torch import Tensor
 
 FEW = 16
 """Kept samples of a step whose gradients are taken again; more cost more and change little."""
+EPOCHS = 4
+"""In so many at least each sample's gradient is taken again on average; in fewer, chance decides
+what is left of a sample. Of a training of 10 epochs every second step is."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-
-class LeftOut(NamedTuple):
-    """Of a step, `[k, d]` each: Σ m_i u_i g_i, and mean_C T_j g_j g_jᵀ v."""
-
-    gone: Tensor
-    curved: Tensor
+Exact = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Gradients taken again, of samples by their places `[b]` at θ `[d]`: Σ w_i g_i `[k, d]` for
+weights w `[k, b]`, and Σ c_i T_i g_i g_iᵀ v `[k, d]` for c `[b]` and v `[k, d]`; called with θ,
+places, w, c, v."""
 
 
-class Exact(NamedTuple):
-    """Gradients at other parameters.
+class Chosen(NamedTuple):
+    """What is taken again of a step, as places within it.
 
     Attributes:
-        sums: Σ w_i g_i `[k, d]` at θ `[d]`, of samples by their places `[b]`, for weights `[k, b]`.
-        products: mean T_i g_i g_iᵀ v `[k, d]` at θ, of samples by their places, for v `[k, d]`.
+        removed: The removed samples.
+        few: C.
+        times: How often what sketches leave out of them counts.
     """
 
-    sums: Callable[[Tensor, Tensor, Tensor], Tensor]
-    products: Callable[[Tensor, Tensor, Tensor], Tensor]
+    removed: Tensor
+    few: Tensor
+    times: int
 
-    def left_out(
-        self, t: int, theta: Tensor, ids: Tensor, weights: Tensor, vectors: Tensor
-    ) -> tuple[Tensor, LeftOut]:
-        """C, as places within the step, and what is taken again.
+    @classmethod
+    def of(cls, t: int, gone: Tensor, epochs: int) -> Chosen | None:
+        """For step `t` of so many epochs and m_i u_i `[k, b]`; None where nothing is. The draw
+        depends on `t` and on which samples are removed."""
+        every = max(1, epochs // EPOCHS)
+        if t % every:
+            return None
+        lost = gone.any(0)
+        removed, rest = lost.nonzero()[:, 0], (~lost).nonzero()[:, 0]
+        drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(t))
+        return cls(removed, rest[drawn[:FEW]], every)
+
+    def again(
+        self, exact: Exact, theta: Tensor, ids: Tensor, gone: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Σ m_i u_i g_i and mean_C T_j g_j g_jᵀ v, `[k, d]` each, in one pass.
 
         Args:
-            t: Of the step; the draw depends on it alone.
-            theta: Its parameters `[d]`.
+            exact: Takes gradients.
+            theta: The step's parameters `[d]`.
             ids: Its samples `[b]`.
-            weights: m_i u_i `[k, b]`.
+            gone: m_i u_i `[k, b]`.
             vectors: v `[k, d]`.
         """
-        removed = weights.any(0)
-        some, rest = removed.nonzero()[:, 0], (~removed).nonzero()[:, 0]
-        gone, curved = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(t))
-        few = rest[drawn[:FEW]]
-        if len(some):
-            gone = self.sums(theta, ids[some], weights[:, some])
-        if len(few) and bool(vectors.any()):
-            curved = self.products(theta, ids[few], vectors)
-        return few, LeftOut(gone, curved)
+        at = torch.cat([self.removed, self.few] if bool(vectors.any()) else [self.removed])
+        if not len(at):
+            return torch.zeros_like(vectors), torch.zeros_like(vectors)
+        share = torch.zeros(len(at), dtype=vectors.dtype)
+        share[len(self.removed) :] = 1 / max(1, len(self.few))
+        weights = gone[:, at]
+        weights[:, len(self.removed) :] = 0
+        return exact(theta, ids[at], weights, share, vectors)
 
 
 def unwatched(method: Method) -> Method:

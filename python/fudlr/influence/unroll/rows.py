@@ -30,7 +30,7 @@ class UnrolledRows(GradientMatrix):
     """
 
     def __init__(self, unrolled: Unrolled) -> None:
-        self._unrolled, self.n, self.d = unrolled, unrolled.n, unrolled.d
+        self.n, self.d, self._unrolled = unrolled.n, unrolled.d, unrolled
         self._known = torch.zeros(0, self.d), torch.zeros(self.n, 0)  # vectors, products
 
     def _dots(self, vectors: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class Training(Protocol):
         """T, its steps."""
         ...
 
+    @property
+    def epochs(self) -> int:
+        """How many they make up."""
+        ...
+
     def mean(self, step: int) -> Tensor:
         """A step's gradient Σ u_i g_i `[d]`, from 0."""
         ...
@@ -73,6 +78,11 @@ class StoredTraining:
     def count(self) -> int:
         """T, its steps."""
         return self._store.steps
+
+    @property
+    def epochs(self) -> int:
+        """How many they make up."""
+        return len(self._store.epochs.unique())
 
     def mean(self, step: int) -> Tensor:
         """A step's gradient Σ u_i g_i `[d]`, from 0."""

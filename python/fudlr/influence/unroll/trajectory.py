@@ -69,7 +69,10 @@ class Trajectory:
         window: int,
     ) -> None:
         self.training, self.start, self.count = training, start, training.count
-        self._recipe, self._rates, self._before = recipe, rates.tolist(), before
+        self._optimisers = [
+            OptimiserStep(recipe, t + 1 + before, rate, start.theta)
+            for t, rate in enumerate(rates.tolist())
+        ]
         self._order, self._window = order, window
         self._near: dict[int, Step] = {}
         self.states: list[State] | None = None
@@ -78,36 +81,33 @@ class Trajectory:
 
     def optimiser(self, t: int) -> OptimiserStep:
         """How step `t` moves a state."""
-        return OptimiserStep(self._recipe, t + 1 + self._before, self._rates[t], self.start.theta)
+        return self._optimisers[t]
 
     def mean(self, t: int) -> Tensor:
         """The gradient of step `t` in the order of `_order`."""
         if t < len(self._means):
             return self._means[t]
-        return self.training.mean(t)[self._order].to(self.start.theta)
+        return self.training.mean(t).index_select(0, self._order).to(self.start.theta)
 
-    def near(self, step: Step) -> Iterator[Step]:
-        """The step and those on both sides of it."""
-        if self._window == 1:
-            yield step
-            return
-        at = next(t for t, each in self._near.items() if each is step)
-        first = min(max(at - self._window // 2, 0), self.count - self._window)
+    def near(self, t: int) -> Iterator[tuple[int, Step]]:
+        """Step `t`, the last one that was given, and those on both sides of it."""
+        first = min(max(t - self._window // 2, 0), self.count - self._window)
         wanted = range(first, first + self._window)
-        for t in wanted:
-            if t not in self._near:
-                self._near[t] = self.training.step(t)
-        for t in [t for t in self._near if t not in wanted]:
-            del self._near[t]
-        for t in wanted:
-            yield self._near[t]
+        for each in wanted:
+            if each not in self._near:
+                self._near[each] = self.training.step(each)
+        for each in [each for each in self._near if each not in wanted]:
+            del self._near[each]
+        yield from ((each, self._near[each]) for each in wanted)
 
     def _read(self, steps: range) -> Iterator[Step]:
         """Steps in order, the next one read while one is in use."""
-        if self._window == 1:
-            yield from self._ahead(self.training.step, steps)
-            return
         self._near = {}
+        if self._window == 1:
+            for t, step in zip(steps, self._ahead(self.training.step, steps), strict=True):
+                self._near = {t: step}
+                yield step
+            return
         for t in steps:
             if t not in self._near:
                 self._near[t] = self.training.step(t)
@@ -161,7 +161,7 @@ class Trajectory:
         self.usual = torch.zeros_like(theta)  # v̂, over the steps
         for t, mean in enumerate(self._ahead(self.mean, range(count))):
             state = self.after(t, state, mean)
-            self.usual += state.square / (float(self.optimiser(t).options[5]) * count)
+            self.usual.add_(state.square, alpha=1 / (self.optimiser(t).correction * count))
             if keeps:
                 states.append(state)
                 means.append(mean)

@@ -29,9 +29,8 @@ from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, State
 from fudlr.influence.unroll.arranged import ArrangedProjection
-from fudlr.influence.unroll.exact import Exact, unwatched
+from fudlr.influence.unroll.exact import Chosen, Exact, unwatched
 from fudlr.influence.unroll.response import (
-    Inverses,
     Response,
     arrange,
     group_layers,
@@ -93,7 +92,8 @@ class Unrolled:
         # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
         # of terms, of which T count: more batches average the others out (docs/method.md).
         self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, training.count)
-        self._inverses: Inverses | None = None
+        self._responses: list[Response] = []
+        self._weights: dict[int, Tensor] = {}
         self._path = Trajectory(
             training, recipe, rates, before=before, start=self._start, end=self._end,
             order=self._order, window=self._window,
@@ -140,26 +140,29 @@ class Unrolled:
         )
 
     @unwatched
-    def update(self, masks: Tensor, stiffness: float = 1.0, exact: Exact | None = None) -> Tensor:
+    def update(
+        self, masks: Tensor, stiffness: Tensor | float = 1.0, exact: Exact | None = None
+    ) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
         training loss. Several masks share every pass over the rows. Fisher's products are times
-        `stiffness`; `exact` gives what sketches leave out."""
+        `stiffness`, of all masks or of each `[k, 1]`; `exact` gives what sketches leave out."""
         own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
         away = State(*(part.expand(len(own), -1) for part in self._start))
         for place, step in self._path.forwards("unroll the training"):
-            removed, response = own[:, step.ids], self._response(place)
-            shifts = away.theta - place.state.theta
-            shares = step.shares.to(shifts)
-            kept = stiffness * (1 - removed @ shares / shares.sum())[:, None]
-            lost = removed if exact is None else torch.zeros_like(removed)
+            response, shifts = self._response(place), away.theta - place.state.theta
+            gone = own.index_select(1, step.ids) * step.shares.to(shifts)
+            kept = stiffness - stiffness / float(step.shares.sum()) * gone.sum(1, keepdim=True)
             seen = response.seen(shifts)
-            totals = self._move(step, seen, lost, kept)
+            totals = self._move(place.t, step, seen, gone, kept)
             totals += self._path.mean(place.t)
-            if exact is not None:
+            chosen = None if exact is None else Chosen.of(place.t, gone, self._training.epochs)
+            if exact is not None and chosen is not None:
                 theta, flat = place.state.theta[self._back], seen[:, self._back]
-                few, more = exact.left_out(place.t, theta, step.ids, removed * shares, flat)
-                known = self._few(step, few, seen)
-                totals += kept * (more.curved[:, self._order] - known) - more.gone[:, self._order]
+                again = chosen.again(exact, theta, step.ids, gone, flat)
+                lost, curved = (each[:, self._order] for each in again)
+                lost -= self._lifted({step.segment: self._gone(step, gone)}, lost)
+                curved -= self._few(step, chosen.few, seen)
+                totals += chosen.times * (kept * curved - lost)
             whole = response.views(totals, shifts).add_(totals)
             away = self._path.optimiser(place.t).move(away, whole)
         ends = away.theta[:, self._back]
@@ -173,7 +176,8 @@ class Unrolled:
         change = State(zero, zero, zero)
         for place, step in self._path.forwards("change of the training"):
             linear, response = self._linear(place), self._response(place)
-            gradient = self._move(step, change.theta, masks[:, step.ids], 1.0)
+            gone = masks.index_select(1, step.ids) * step.shares.to(zero)
+            gradient = self._move(place.t, step, change.theta, gone)
             gradient += response.views(self._path.mean(place.t), change.theta)
             change = linear.tangent(change, gradient)
         return change.theta[:, self._back]
@@ -182,18 +186,21 @@ class Unrolled:
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
         vectors = vectors.to("cpu", self._start.theta.dtype)[:, self._order]
-        out = vectors.new_zeros(self.n, len(vectors))
+        ids, products = [], []
         zero = torch.zeros_like(vectors)
         hangs = State(vectors, zero, zero)
         for place, step in self._path.backwards():
             gradient, hangs = self._linear(place).transposed(hangs)
-            dots, curved = self._products(step, gradient)
-            shares = step.shares[step.own].to(out)[:, None]
-            out.index_add_(0, step.ids[step.own], -dots * shares)
-            curved += self._response(place).views(self._path.mean(place.t), gradient)
-            hangs.theta.add_(curved)  # a tensor of the step's own
+            dots, sums = self._sums(place.t, gradient)
+            ids.append(step.ids[step.own])
+            products.append(dots * step.shares[step.own].to(dots)[:, None])
+            curved = self._response(place).views(self._path.mean(place.t), gradient)
+            hangs.theta.add_(curved.add_(self._lifted(sums, curved)))  # a tensor of the step's own
+        out, where = vectors.new_zeros(len(vectors), self.n), torch.cat(ids)
+        for line, each in zip(out, torch.cat(products).to(out).T, strict=True):
+            line.index_add_(0, where, each.contiguous(), alpha=-1)  # many columns take far longer
         ranks().sum(out)
-        return out
+        return out.T
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
@@ -223,61 +230,67 @@ class Unrolled:
     def _response(self, place: Place) -> Response:
         if self._path.states is None:
             return Response(self._layers, place.state.theta, table=self._table)
-        if self._inverses is None:
-            whole = torch.stack([state.theta for state in self._path.states[:-1]])
-            self._inverses = inverses(self._layers, whole)
-        of_a, of_b = self._inverses
-        known = (of_a[place.t], of_b[place.t])
-        return Response(self._layers, place.state.theta, known, self._table)
+        if not self._responses:
+            thetas = [state.theta for state in self._path.states[:-1]]
+            known = zip(*inverses(self._layers, torch.stack(thetas)), strict=True)
+            self._responses = [
+                Response(self._layers, *each, self._table)
+                for each in zip(thetas, known, strict=True)
+            ]
+        return self._responses[place.t]
 
-    def _move(self, step: Step, shifts: Tensor, removed: Tensor, kept: Tensor | float) -> Tensor:
-        """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and the masks
-        of the step's samples `[k, b]`."""
-        _, sums = self._sums(step, shifts)
-        removed = removed[:, step.own]
-        some = removed.any(0).nonzero()[:, 0]
-        weights = _beside(step.rows, (removed * step.shares[step.own].to(removed))[:, some])
-        scales = None if step.scales is None else step.scales[some]
-        gone = row_sums(step.rows[some], weights, scales)
-        sums = {segment: total * (kept / self._window) for segment, total in sums.items()}
-        sums[step.segment] = sums[step.segment] - gone
+    def _move(
+        self,
+        t: int,
+        step: Step,
+        shifts: Tensor,
+        gone: Tensor,
+        kept: Tensor | float = 1.0,
+    ) -> Tensor:
+        """kept · mean T_j g_j g_jᵀ δ − Σ m_i u_i g_i, `[k, d]`, for shifts δ `[k, d]` and m_i u_i
+        of the step's samples `[k, b]`, `gone`."""
+        _, sums = self._sums(t, shifts)
+        sums = {segment: total * kept for segment, total in sums.items()}
+        sums[step.segment] -= self._gone(step, gone)
         return self._lifted(sums, shifts)
+
+    def _gone(self, step: Step, gone: Tensor) -> Tensor:
+        """Σ m_i u_i S g_i `[k, p]` for m_i u_i `[k, b]`; of several ranks, this one's part."""
+        gone = gone[:, step.own]
+        some = gone.any(0).nonzero()[:, 0]
+        rows, scales = _chosen(step, some)
+        return row_sums(rows, _beside(rows, gone.index_select(1, some)), scales)
 
     def _few(self, step: Step, few: Tensor, vectors: Tensor) -> Tensor:
         """Mean T_j Sᵀ s_j s_jᵀ S v `[k, d]` of the samples `few` of a step, for v `[k, d]`."""
         start = step.own.start or 0
         here = few[(few >= start) & (few < start + len(step.rows))]
-        rows, scales = step.rows[here - start], step.scales
-        scales = None if scales is None else scales[here - start]
-        weights = _beside(rows, self._terms[step.ids[here]] / len(few))
+        rows, scales = _chosen(step, here - start)
+        weights = _beside(rows, self._terms[step.ids[here]] / max(1, len(few)))
         seen = _beside(rows, self._project(step.segment, vectors))
         _, sums = row_gram(rows, seen, weights, scales)
         ranks().sum(sums)
         return self._lift(step.segment, sums.to(vectors))
 
-    def _products(self, step: Step, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j g_j g_jᵀ v `[k, d]`, the mean of that
-        over the window, for `vectors` `[k, d]`."""
-        dots, sums = self._sums(step, vectors)
-        return dots, self._lifted(sums, vectors).div_(self._window)
-
-    def _sums(self, step: Step, vectors: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """g_iᵀ v `[b, k]` of the step's rows, and Σ u_j T_j S g_j g_jᵀ v `[k, p]` over the window,
-        by the segments of its steps."""
+    def _sums(self, t: int, vectors: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """g_iᵀ v `[b, k]` of the rows of step `t`, and Σ u_j T_j S g_j g_jᵀ v `[k, p]`, the mean of
+        that over the window, by the segments of its steps, for `vectors` `[k, d]`."""
         dots: Tensor | None = None
         seen: dict[int, Tensor] = {}
         sums: dict[int, Tensor] = {}
-        for near in self._path.near(step):
+        for at, near in self._path.near(t):
             if near.segment not in seen:
                 seen[near.segment] = _beside(near.rows, self._project(near.segment, vectors))
-            weights = near.shares[near.own].double() * self._terms[near.ids[near.own]].double()
-            weights = _beside(near.rows, weights)
-            found, products = row_gram(near.rows, seen[near.segment], weights, near.scales)
-            dots = found if near is step else dots
+            if at not in self._weights:
+                weights = near.shares[near.own].double() * self._terms[near.ids[near.own]].double()
+                self._weights[at] = _beside(near.rows, weights / self._window)
+            given = (seen[near.segment], self._weights[at], near.scales)
+            found, products = row_gram(near.rows, *given)
+            dots = found if at == t else dots
             before = sums.get(near.segment)
             sums[near.segment] = products if before is None else before + products
         assert dots is not None  # the step is in its own window
-        return dots.to(vectors), sums
+        return dots, sums
 
     def _lifted(self, sums: dict[int, Tensor], like: Tensor) -> Tensor:
         """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments, all ranks' together."""
@@ -301,6 +314,13 @@ class Unrolled:
                 None if found is None else ArrangedProjection(found, self._back, dtype)
             )
         return self._projections[segment]
+
+
+def _chosen(step: Step, some: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Some of the step's rows, with their scales."""
+    # Indexing takes numbers one by one; this takes rows.
+    scales = None if step.scales is None else step.scales.index_select(0, some)
+    return step.rows.index_select(0, some), scales
 
 
 def _beside(rows: Tensor, vectors: Tensor) -> Tensor:
