@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fudlr.common.device import Place
+from fudlr.common.device import Place, place
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.reading import read_json
-from fudlr.config import RunConfig
+from fudlr.config import RunConfig, merge
 from fudlr.data import Split
 from fudlr.recommenders import (
     RECOMMENDERS,
@@ -131,6 +131,16 @@ def _small_base(
     per_user = config.data.max_train_per_user
     losses = pretrain_text(recommender, split, per_user, config.model, config.seed)
     return Base(model.cpu(), tokenizer, recommender.record(), losses, tuple(trained))
+
+
+def placed(config: RunConfig, base: Path | None) -> tuple[Place, RunConfig]:
+    """Where the model is to be, and the options without it: no file and no digest depends on it.
+
+    `base` is the base model's folder, where that is not the one that the options name.
+    """
+    options = config.model
+    where = place(options.device, options.dtype, base or Path(options.base))
+    return where, merge(config, {"model.device": "auto"})
 
 
 def recommender_kind(config: RunConfig) -> type[Recommender]:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.common.device import Place, facts, place, versions
+from fudlr.common.device import facts, versions
 from fudlr.common.digest import digest
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.files import atomic_folder, check_replaceable, write_json, write_table
@@ -39,7 +39,6 @@ from fudlr.config import (
     RunConfig,
     dump_config,
     load_config,
-    merge,
     merge_trained,
     to_plain,
 )
@@ -57,7 +56,15 @@ from fudlr.evaluation import Prompts, make_prompts
 from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
-from fudlr.run.base import Base, load_base, load_tokenizer, make_base, recommender_kind, save_base
+from fudlr.run.base import (
+    Base,
+    load_base,
+    load_tokenizer,
+    make_base,
+    placed,
+    recommender_kind,
+    save_base,
+)
 from fudlr.run.binding import FILE as BINDING
 from fudlr.run.binding import check_columns, check_files, write_binding
 from fudlr.run.recipe import with_recipe
@@ -210,7 +217,7 @@ def train_run(
             "there is a trained run already",
             "Name another folder with --out, or replace that run with --overwrite",
         )
-    where, config = _placed(config, None)
+    where, config = placed(config, None)
     kind = recommender_kind(config)
     with clock.stage("read the data"):
         split = make_split(read_data(config.data), config.data)
@@ -272,16 +279,6 @@ def train_run(
         write_binding(temporary, split.interactions, run.binding.model)
     model.eval()
     return run
-
-
-def _placed(config: RunConfig, base: Path | None) -> tuple[Place, RunConfig]:
-    """Where the model is to be, and the options without it: no file and no digest depends on it.
-
-    `base` is the base model's folder, where that is not the one that the options name.
-    """
-    options = config.model
-    where = place(options.device, options.dtype, base or Path(options.base))
-    return where, merge(config, {"model.device": "auto"})
 
 
 def _adapted(
@@ -361,7 +358,7 @@ def load_run(
             "Name a folder that `fudlr train --out` wrote",
         )
     config = merge_trained(load_config(folder / "config.yaml"), settings or {})
-    where, config = _placed(config, folder / "base")
+    where, config = placed(config, folder / "base")
     bound = check_files(folder)
     interactions = read_data(config.data)
     check_columns(folder, bound.columns, interactions)
