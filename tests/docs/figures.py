@@ -221,6 +221,14 @@ def kills() -> list[str]:
     ]
 
 
+def rank_kills() -> list[str]:
+    """Several ranks, one of them killed."""
+    found = result("rank_kills")
+    equal, named, hung, slowest = (each["measured"] for each in found["bars"])
+    cells = (found["kills"], f"{equal:.0%}", f"{slowest:.1f}", f"{hung:.0f}")
+    return [row(*cells, found["by_themselves"], f"{named:.0%}")]
+
+
 def compat() -> list[str]:
     """A row an environment: what is in it, and what passed there."""
     rows = []
@@ -364,6 +372,6 @@ TOPICS = (
     semantic_ids,
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile, compat,
-    stable_abi, wheels, catalogue_request, catalogue_training,
+    kills, rank_kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile,
+    compat, stable_abi, wheels, catalogue_request, catalogue_training,
 )  # fmt: skip
