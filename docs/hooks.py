@@ -22,6 +22,12 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
 }
+EXAMPLES = {
+    "examples/*.py": "python",
+    "examples/distributed/*.slurm": "bash",
+    "examples/distributed/*.yaml": "yaml",
+}
+"""Examples that have a page, and the language of each."""
 # A page's own address (canonical) says where a site is served; it is not loaded.
 FOREIGN = re.compile(
     r"""<(?:link(?! rel=.?canonical)|script|img|iframe|source)\b[^>]*?"""
@@ -32,8 +38,8 @@ FOREIGN = re.compile(
 def places() -> dict[str, str]:
     """The page of every file that is one, by its path in the repository."""
     found = {}
-    for top, pattern in (("docs", "*.md"), ("docs", "*.ipynb"), (".", "examples/*.py")):
-        for path in sorted((ROOT / top).rglob(pattern)):
+    for top, pattern in (("docs", "*.md"), ("docs", "*.ipynb"), *((".", p) for p in EXAMPLES)):
+        for path in sorted((ROOT / top).glob(f"**/{pattern}" if top == "docs" else pattern)):
             page = path.relative_to(ROOT / top).with_suffix(".md")
             found[path.relative_to(ROOT).as_posix()] = page.as_posix()
     return {**found, **ELSEWHERE}
@@ -61,8 +67,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.remove(path)
     for source, page in PLACES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        if source.endswith(".py"):
-            text = f"# {Path(source).name}\n\n```python\n{text}```\n"
+        language = [told for form, told in EXAMPLES.items() if Path(source).match(form)]
+        if language:
+            text = f"# {Path(source).name}\n\n```{language[0]}\n{text}```\n"
         elif source.endswith(".ipynb"):
             text = notebook(json.loads(text))
         elif source not in ELSEWHERE:
