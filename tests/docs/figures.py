@@ -358,10 +358,12 @@ def dropped() -> list[str]:
 
 
 def sft() -> list[str]:
-    found = result("sft")["overhead"]
-    low, high = found["range"]
-    cells = percent([found["whole"], found["median_step"]])
-    return [row("SFTTrainer", *cells, f"{low:+.1%} to {high:+.1%}")]
+    lines = []
+    for epochs, found in result("sft")["epochs"].items():
+        low, high = found["range"]
+        cells = percent([found["whole"], found["median_step"]])
+        lines.append(row(f"SFTTrainer, {epochs}", *cells, f"{low:+.1%} to {high:+.1%}"))
+    return lines
 
 
 def zoo() -> list[str]:
