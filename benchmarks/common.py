@@ -20,6 +20,15 @@ from fudlr_ext import _C
 RESULTS = Path(__file__).parent / "results"
 
 
+# Result files do not count: one that is written training by training would mark itself.
+CHANGES = ("status", "--porcelain", "--untracked-files=no", ":/", ":(top,exclude)benchmarks/results")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def describe() -> dict[str, Any]:
     """CPU, cores, threads, instruction set, load, versions and commit."""
     cpu = platform.processor() or platform.machine()
@@ -27,9 +36,6 @@ def describe() -> dict[str, Any]:
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -38,7 +44,7 @@ def describe() -> dict[str, Any]:
         "load": os.getloadavg(),
         "system": platform.platform(),
         "versions": versions(),
-        "commit": commit,
+        "commit": _git("rev-parse", "--short", "HEAD") + "-dirty" * bool(_git(*CHANGES)),
     }
 
 
