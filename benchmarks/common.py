@@ -21,7 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 # Result files do not count: one that is written training by training would mark itself.
-CHANGES = ("status", "--porcelain", "--untracked-files=no", ":/", ":(top,exclude)benchmarks/results")
+NO_RESULTS = ":(top,exclude)benchmarks/results"
+CHANGES = ("status", "--porcelain", "--untracked-files=no", ":/", NO_RESULTS)
 
 
 def _git(*arguments: str) -> str:
