@@ -229,6 +229,23 @@ def rank_kills() -> list[str]:
     return [row(*cells, found["by_themselves"], f"{named:.0%}")]
 
 
+def ranks() -> list[str]:
+    """A row a piece of work: one process, two ranks, and what was asked."""
+    found = result("ranks")
+    asked = {each["bar"]: each["threshold"] for each in found["bars"]}
+    return [
+        row(
+            name,
+            f"{each['one_s']:.2f} s",
+            f"{each['two_s']:.2f} s",
+            f"{each['times']:.2f}",
+            f"{each['cpu_times']:.2f}",
+            asked.get(name, "–"),
+        )
+        for name, each in found["pieces"].items()
+    ]
+
+
 def compat() -> list[str]:
     """A row an environment: what is in it, and what passed there."""
     rows = []
@@ -374,6 +391,6 @@ TOPICS = (
     semantic_ids,
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, rank_kills, forget, explain, query_speed, wait, startup, dropped, sft, zoo, hostile,
-    compat, stable_abi, wheels, catalogue_request, catalogue_training,
+    kills, rank_kills, ranks, forget, explain, query_speed, wait, startup, dropped, sft, zoo,
+    hostile, compat, stable_abi, wheels, catalogue_request, catalogue_training,
 )  # fmt: skip
