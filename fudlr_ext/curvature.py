@@ -292,7 +292,7 @@ def ggn_form(
     model_and_loss: ModelAndLoss,
     vectors: Tensor,
 ) -> Tensor:
-    """Return vᵀ Jᵀ H J v for vectors [k, d], [k], without a way back through the layers."""
+    """Return vᵀ Jᵀ H J v for vectors [k, d], [k], without a backward pass through the layers."""
     made = _Curved.of(layout, theta, recorder, model_and_loss)
 
     def form(v: Tensor) -> Tensor:

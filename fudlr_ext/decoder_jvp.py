@@ -15,7 +15,7 @@ Norms, SwiGLU, rotations and attention are the ops'.
 
 Tangents go through all layers in parts, a few samples each, that stay in cache. δ and v are known
 before any tangent is, so that the sums with x' and u' are taken on the way along, and neither is
-kept for the way back.
+kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Turn:
     Args:
         joint: The linears.
         vectors: The directions [k, d].
-        second: Whether second derivatives are wanted: the way back then has free columns for q.
+        second: Whether second derivatives are wanted: the backward pass has free columns for q.
     """
 
     def __init__(self, joint: Joint, vectors: Tensor, second: bool) -> None:
@@ -134,7 +134,7 @@ Turns = dict[Joint, Turn]
 
 
 class LayerTangents:
-    """A part of a layer's pass along the directions, with what the way back needs.
+    """A part of a layer's pass along the directions, with what the backward pass needs.
 
     Attributes:
         out: The output's tangents, [T k, d].
@@ -205,14 +205,14 @@ class LayerTangents:
         self.raw = [norm.tangent(d, self.k) for norm, d in zip(norms, (dq, dk), strict=False)]
 
     def _heads_back(self, to_q: Tensor, to_k: Tensor) -> None:
-        """The way back from that, in place."""
+        """The backward pass of that, in place."""
         curved = self.run.uses is not None
         parts = zip(self.run.head_norms or (), (to_q, to_k), self.raw, strict=False)
         for norm, grads, dx in parts:
             norm.back(grads, self.k, dx if curved else None)
 
     def free(self, joint: Joint) -> int:
-        """Columns that the way back wants beside the joint's δ'."""
+        """Columns that the backward pass wants beside the joint's δ'."""
         return 0 if self.run.uses is None else joint.ranks[-1]
 
     @without_autograd

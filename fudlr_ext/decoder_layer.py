@@ -278,7 +278,7 @@ class Pass:
             )
 
     def _heads_back(self, to_q: Tensor, to_k: Tensor) -> None:
-        """The way back from that, in place."""
+        """The backward pass of that, in place."""
         for norm, grads in zip(self.head_norms or (), (to_q, to_k), strict=False):
             norm.backward(grads, self._keeping)
 

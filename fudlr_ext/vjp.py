@@ -20,7 +20,7 @@ from fudlr_ext.reducers import Sums
 
 
 class DeferredVjp:
-    """One batch's outputs and the way back from them; see `Engine.deferred_vjp`.
+    """One batch's outputs and their backward pass; see `Engine.deferred_vjp`.
 
     Attributes:
         outputs: What `forward` returned, detached, as a tuple.
@@ -95,7 +95,7 @@ class DeferredVjp:
         if self._weight_versions() != self._versions:
             raise EngineError(
                 asked,
-                "the adapter's weights changed since, and the way back would use the new ones",
+                "the adapter's weights changed since, and the backward pass would use the new ones",
                 "Make the deferred_vjp anew after load() or a training step",
             )
         return self._graph

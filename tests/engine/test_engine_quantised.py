@@ -28,7 +28,7 @@ def seeded():
 
 
 class Unpacked(torch.autograd.Function):
-    """A kernel on packed weights, whose way back autograd knows by this alone."""
+    """A kernel on packed weights, whose backward autograd knows by this alone."""
 
     @staticmethod
     def forward(ctx, x, qweight, scales):

@@ -68,7 +68,7 @@ def test_padded_batches_at_their_labels_equal_the_cpu(passed, dtype):
 
 @pytest.mark.parametrize("wanted", ["all", "some"])
 def test_layers_never_wait(wanted):
-    """Forward, backward, tangents and their way back; what waits for the mask comes before."""
+    """Forward, backward, tangents and their backward pass; what waits for the mask comes before."""
     engine = engine_of("cuda")
     layer = decoder.find(engine.model, engine._layout).layers[-1]
     trial = probe._Trial.draw(layer, torch.float32, engine._layout.device)

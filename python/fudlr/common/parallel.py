@@ -217,7 +217,7 @@ def local() -> int:
 
 
 def asked() -> int:
-    """How many ranks the environment speaks of."""
+    """How many ranks the environment asks for (WORLD_SIZE)."""
     found = os.environ.get("WORLD_SIZE", "1")
     return int(found) if found.isdigit() else 1
 

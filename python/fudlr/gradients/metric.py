@@ -189,7 +189,7 @@ def _score(
     graph_bytes: int,
     weights: Container[int],
 ) -> tuple[list[DeferredVjp], Tensor, Tensor]:
-    """Rows of scores, and losses, of all prompts; each batch's way back, or none if too large."""
+    """Rows of scores, and losses, of all prompts; each batch's vjp, or none if too large."""
 
     def without_graph(model: nn.Module, batch: Any) -> Any:
         with torch.no_grad():

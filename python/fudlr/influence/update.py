@@ -73,7 +73,7 @@ def removal_update(
 
     Args:
         theta: θ*, the trained parameters, `[d]`.
-        rows: Gradients at θ* of the samples that `mask` speaks of.
+        rows: Gradients at θ* of the samples that `mask` refers to.
         mask: m `[rows.n]`, boolean or in [0, 1]; 1 forgets a sample.
         solve: H⁻¹ (see `solvers.make_solver`), from the curvature of all training samples.
         n: Training samples, the divisor of the loss; `rows.n` by default, which is wrong where

@@ -169,7 +169,7 @@ class Recommender(ABC):
     def terms(self, samples: Samples) -> Tensor:
         """Of how many tokens' or questions' losses each ℓ_i is the mean, [n].
 
-        A mean of T has T times the curvature that its gradient's square speaks of: where answers
+        A mean of T has T times the curvature that its gradient's square estimates: where answers
         are as the model expects them, the terms' gradients are uncorrelated.
         """
         return torch.ones(len(samples))

@@ -14,7 +14,7 @@ curvature in W. With Fisher's mean of G_i G_iᵀ for that,
 
     (1/n) Σ w_i g_i(θ + δ) ≈ (Bᵀ Ĝ + bᵀ Ĝ,  Ĝ Aᵀ + Ĝ aᵀ).
 
-A loss that is the mean of T tokens' has T times the curvature that its gradient's square speaks of:
+A loss that is the mean of T tokens' has T times the curvature that its gradient's square estimates:
 where answers are as the model expects them the tokens' gradients are uncorrelated, so that the
 square has their squares over T², and their curvature is over T. A batch of such samples has T times
 the directions too; so the mean over j is taken over several batches, those around this one

@@ -1,7 +1,7 @@
 """What each sample did to the trained adapter, as if it were a row of gradients.
 
 Row i is n ∂θ*/∂m_i, through the whole training. With H⁻¹ = 1 every formula of the closed form then
-speaks of the training instead of its optimum: influence (1/n) rows · ∇F, update (1/n) Σ m_i row_i.
+describes the training instead of its optimum: influence (1/n) rows · ∇F, update (1/n) Σ m_i row_i.
 The rows are never made: products with them go through the steps, forwards or backwards.
 """
 
