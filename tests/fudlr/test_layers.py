@@ -83,6 +83,19 @@ def test_imports_run_downwards(path: Path):
     assert not offences(path), "\n".join(offences(path))
 
 
+def test_what_works_between_processes_waits_until_there_are_several():
+    """One process imports none of it; what transformers does is its own."""
+    trees = {path.name: ast.parse(path.read_text(encoding="utf-8")).body for path in SOURCES}
+    early = {
+        name
+        for name, body in trees.items()
+        for node in body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "torch.distributed" in ast.unparse(node)
+    }
+    assert not early
+
+
 @pytest.mark.parametrize("path", sorted(ENGINE.rglob("*.py")), ids=lambda path: path.name)
 def test_the_engine_knows_nothing_of_the_method_nor_of_peft(path: Path):
     roots = {module.split(".")[0] for _, module in imports(path, ENGINE)}

@@ -50,7 +50,7 @@ def test_training(tmp_path, run_folder, config_file, size, through):
     assert not (tmp_path / f"said-{size}-1").read_text()
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_recording(tmp_path, run_folder, size):
     words = ["record", run_folder, "--out"]
     scoring.record_run(load_run(run_folder), tmp_path / "one")

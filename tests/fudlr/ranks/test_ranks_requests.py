@@ -53,7 +53,7 @@ def alone(run_folder, tmp_path_factory):
     return load_file(out / "answers-1.safetensors")
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_masks_and_updates_are_those_of_one_process(tmp_path, run_folder, alone, size):
     together(size, answers, run_folder, tmp_path, folder=tmp_path)
     found = load_file(tmp_path / f"answers-{size}.safetensors")

@@ -5,6 +5,7 @@ writes, and a rank that dies leaves its whole shards.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fudlr.common import parallel
@@ -41,7 +41,9 @@ def within(model: nn.Module | Engine) -> tuple[nn.Module | Engine, Ranks | None]
         UsageError: Its parameters are sharded.
     """
     weights = () if isinstance(model, Engine) else model.parameters()
-    if any(isinstance(weight, DTensor) for weight in weights):
+    # Who shards parameters has imported what they are then; it takes half a second.
+    sharded = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    if any(isinstance(weight, sharded) for weight in weights):
         raise UsageError(
             "a training was to be recorded",
             "the model's parameters are sharded over processes (FSDP or tensor parallelism)",
