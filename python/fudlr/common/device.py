@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -196,6 +197,7 @@ def _own_dtype(folder: Path | None) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("fudlr-ext", "torch", "transformers", "peft", "numpy")

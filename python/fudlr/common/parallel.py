@@ -73,6 +73,14 @@ class Ranks:
                     dist.all_reduce(here, group=self.group)
                     tensor.copy_(here)
 
+    def sum_at(self, rank: int, tensor: Tensor) -> None:
+        """Add `tensor`, on the host, up over the ranks, in place on `rank`; what is in it on the
+        others then is no use."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.reduce(tensor, group=self.group, group_dst=rank)
+
     def copy(self, *tensors: Tensor) -> None:
         """Put rank 0's numbers into each of `tensors`, on the host."""
         if self.size > 1:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fudlr.common.digest import canonical_json, digest
 from fudlr.common.errors import StoreError, UsageError
 from fudlr.common.files import atomic_file
-from fudlr.common.parallel import Ranks
+from fudlr.common.parallel import ALONE, Ranks
 from fudlr.gradients.matrix import check_columns
 from fudlr_ext.ops.unroll import lora_project
 
@@ -194,16 +194,13 @@ class SecondMoment:
             if len(self._rows) > 2 * KEPT_DIRECTIONS:
                 self._rows = self._compress()[:KEPT_DIRECTIONS]
 
-    def pool(self, ranks: Ranks) -> None:
-        """Count in what the other ranks counted."""
-        total = torch.tensor([self.trace], dtype=torch.float64)
-        ranks.sum(total)
+    def pool(self, ranks: Ranks, owner: int) -> None:
+        """Count in what the other ranks counted but its trace, on the rank `owner`."""
         if self._whole is not None:
-            ranks.sum(self._whole)
+            ranks.sum_at(owner, self._whole)
         elif ranks.size > 1:
             rows, self._rows = ranks.cat(self._rows), self._rows[:0]
             self.add(rows)
-        self.trace = float(total)
 
     def along(self, directions: Tensor) -> float:
         """Of `trace`, what lies along orthonormal rows `[q, width]`."""
@@ -244,6 +241,7 @@ class PrincipalAccumulator:
             name: SecondMoment(shape[0] if is_b(name) else shape[1])
             for name, shape in self.shapes.items()
         }
+        self._ranks, self._own = ALONE, self.moments
 
     def add_rows(self, flat: Tensor) -> None:
         """Count flat per-sample gradients `[n, d]` in."""
@@ -255,14 +253,27 @@ class PrincipalAccumulator:
             start += a * b
 
     def pool(self, ranks: Ranks) -> None:
-        """Count in what the other ranks counted."""
-        for moment in self.moments.values():
-            moment.pool(ranks)
+        """Count in what the other ranks counted; from here on each rank answers for some of the
+        matrices, and what follows is a collective."""
+        self._ranks, self._own, work = ranks, {}, [0] * ranks.size
+        traces = torch.tensor([each.trace for each in self.moments.values()], dtype=torch.float64)
+        ranks.sum(traces)
+        whole = dict(zip(self.moments, traces.tolist(), strict=True))
+        for name, moment in sorted(self.moments.items(), key=lambda each: -each[1].width):
+            owner = work.index(min(work))
+            work[owner] += moment.width**3
+            moment.pool(ranks, owner)
+            moment.trace = whole[name]
+            if owner == ranks.rank:
+                self._own[name] = moment
 
     def energy_kept(self, projection: Projection) -> float:
         """Share of the energy of what was added that sketches by `projection` hold."""
         total = sum(moment.trace for moment in self.moments.values())
-        held = sum(self.moments[name].along(p.cpu()) for name, p in projection.factors.items())
+        own = {name: p for name, p in projection.factors.items() if name in self._own}
+        with self._ranks.together():
+            held = sum(self._own[name].along(p.cpu()) for name, p in own.items())
+        held = sum(self._ranks.gather(held))
         return held / total if total else 1.0
 
     def fit(self, energy: float) -> Projection:
@@ -274,24 +285,38 @@ class PrincipalAccumulator:
         Raises:
             UsageError: Nothing was added.
         """
-        factors, held, total = {}, 0.0, 0.0
-        for name, moment in self.moments.items():
-            if not moment.trace:
-                continue
-            values, vectors = moment.eigen(energy)
-            # A share of 1 may be missed by rounding.
-            short = int((values.cumsum(0) / moment.trace < energy - 1e-7).sum())
-            count = min(short + 1, len(values))
-            factors[name] = vectors[:count].float().contiguous()
-            held += float(values[:count].sum())
-            total += moment.trace
+        own: dict[str, Tensor] = {}
+        held = dict.fromkeys(self._own, 0.0)
+        with self._ranks.together():
+            for name, moment in self._own.items():
+                if moment.trace:
+                    values, vectors = moment.eigen(energy)
+                    # A share of 1 may be missed by rounding.
+                    short = int((values.cumsum(0) / moment.trace < energy - 1e-7).sum())
+                    count = min(short + 1, len(values))
+                    own[name] = vectors[:count].float().contiguous()
+                    held[name] = float(values[:count].sum())
+        total = sum(moment.trace for moment in self.moments.values())
+        factors = self._of_all(own)
         if not factors:
             raise UsageError(
                 "principal directions were to be chosen",
                 "no gradient was added, or all were zero",
                 "Add the first batches' gradients before fit()",
             )
-        return Projection(self.shapes, factors, round(min(1.0, held / total), 6))
+        kept = sum(sum(each) for each in self._ranks.gather(list(held.values()))) / total
+        return Projection(self.shapes, factors, round(min(1.0, kept), 6))
+
+    def _of_all(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every rank's factors."""
+        if self._ranks.size == 1:
+            return own
+        flat = torch.cat([torch.empty(0), *(factor.flatten() for factor in own.values())])
+        counts = {name: len(factor) for name, factor in own.items()}
+        places = [each for found in self._ranks.gather(counts) for each in found.items()]
+        sizes = [count * self.moments[name].width for name, count in places]
+        parts = zip(places, self._ranks.cat(flat).split(sizes), strict=True)
+        return {name: part.view(count, -1) for (name, count), part in parts}
 
 
 def _add_square(whole: Tensor, vectors: Tensor) -> None:

@@ -16,6 +16,7 @@ from fudlr import lora
 from fudlr.common.digest import digest
 from fudlr.common.errors import FudlrError, RecordingWarning
 from fudlr.common.files import remove_folder
+from fudlr.common.parallel import ranks
 from fudlr.common.progress import StageClock, track
 from fudlr.config import RunConfig
 from fudlr.data import Samples
@@ -270,7 +271,11 @@ def audit_or_warn(
     try:
         index = np.linspace(0, len(samples) - 1, count).astype(np.int64)
         chosen = samples.take(index)
-        gradients = whole_rows(recommender, engine, chosen, config.train.batch)
+        here = ranks()
+        with here.together():
+            mine = chosen.take(np.arange(count)[here.part(count)])
+            own = whole_rows(recommender, engine, mine, config.train.batch)
+        gradients = here.cat(own)
         stored = store.read(torch.from_numpy(chosen.ids))
         # Where training stopped early, as choose_damping has it; figures depend on it but little.
         damping = config.debias.damping or 3 * config.train.l2 or 0.03
@@ -346,6 +351,8 @@ def shortfall(store: Store, config: RunConfig) -> str:
 
 def whole_rows(recommender: Recommender, engine: Engine, samples: Samples, size: int) -> Tensor:
     """Gradients [n, d] of `samples` at the adapter as it is, `size` at a time."""
+    if not len(samples):
+        return torch.empty(0, engine.d)
     batches = track(recommender.batches(samples, size), -(-len(samples) // size), "whole gradients")
     face = (recommender.forward, recommender.loss)
     return torch.cat([engine.sample_grads(*face, batch).cpu() for batch in batches])

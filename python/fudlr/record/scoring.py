@@ -125,8 +125,7 @@ def _fitted(run: Run, config: RecordConfig) -> Projection:
     index = torch.linspace(0, n - 1, min(fit_samples(run.engine.d), n)).long()
     chosen = samples.take(index[ranks().part(len(index))].numpy())
     moments = PrincipalAccumulator(run.engine.shapes)
-    if len(chosen):
-        moments.add_rows(whole_rows(run.recommender, run.engine, chosen, run.config.train.batch))
+    moments.add_rows(whole_rows(run.recommender, run.engine, chosen, run.config.train.batch))
     moments.pool(ranks())
     return moments.fit(config.energy)
 

