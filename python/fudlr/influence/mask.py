@@ -67,7 +67,7 @@ def threshold_mask(score: Tensor, budget: float) -> Mask:
         NumericalError: A score is not finite; the sample is named.
     """
     _check_mask(score, budget)
-    room = min(_room(budget, score.numel()), int((score < 0).sum()))
+    room = min(room_of(budget, score.numel()), int((score < 0).sum()))
     remove = torch.zeros_like(score, dtype=torch.bool)
     # A stable sort: equal scores leave in the order of the samples, on every machine.
     remove[torch.sort(score, stable=True).indices[:room]] = True
@@ -93,7 +93,7 @@ def gradient_descent_mask(
     """
     _check_mask(score, budget)
     n = score.numel()
-    room = _room(budget, n)
+    room = room_of(budget, n)
     gradient = score.double() / score.abs().max().clamp_min(torch.finfo(score.dtype).tiny)
     z = torch.full_like(gradient, -4.0)  # nearly nothing removed, where the gradient still lives
     first, second = torch.zeros_like(z), torch.zeros_like(z)
@@ -146,18 +146,24 @@ def _within_budget(z: Tensor, room: int) -> Tensor:
     return z - shift
 
 
-def _room(budget: float, n: int) -> int:
+def room_of(budget: float, n: int) -> int:
+    """How many of n samples a budget allows to remove."""
     # 0.29 · 100 is 28.999999999999996, and means 29.
     return math.floor(budget * n + 1e-9)
 
 
-def _check_mask(score: Tensor, budget: float) -> None:
+def check_budget(budget: float) -> None:
+    """Refuse what is no share of the samples."""
     if not 0 < budget <= 1:
         raise UsageError(
             "a budget was to limit the share of removed samples",
             f"{budget}",
             "Give a share above 0 and at most 1; 0.1 is the default",
         )
+
+
+def _check_mask(score: Tensor, budget: float) -> None:
+    check_budget(budget)
     if score.dim() != 1 or score.numel() == 0:
         raise DataError(
             "a mask was to be made from scores [n], n ≥ 1",
@@ -178,7 +184,7 @@ def _warnings(budget: float, removed: int, n: int) -> list[str]:
     if removed == 0:
         why = (
             f"the budget of {budget:g} allows less than one of {n} samples"
-            if _room(budget, n) == 0
+            if room_of(budget, n) == 0
             else "no sample's removal lowers the objective (no score is below 0)"
         )
         warnings.append(f"Nothing is to be removed: {why}.")

@@ -9,7 +9,7 @@ opposite sign). Negative is good for a metric that should fall.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from fudlr.common.errors import DataError, NumericalError
 from fudlr.gradients import GradientMatrix
 from fudlr.influence.solvers import Solution, Solve
+
+FAIRNESS, ACCURACY = "the unfairness", "the validation loss"
 
 
 @dataclass(frozen=True)
@@ -98,23 +100,32 @@ def scores(
             f"shapes {tuple(s.shape)} and {tuple(a.shape)}",
             "Give both for the same samples",
         )
-    total = torch.full_like(s, lambda_spa)
-    for weight, values, metric in (
-        (lambda_fair, s, "the unfairness"),
-        (lambda_acc, a, "the validation loss"),
-    ):
+    parts = []
+    for weight, values, metric in ((lambda_fair, s, FAIRNESS), (lambda_acc, a, ACCURACY)):
         if weight > 0:
             check_finite(values, f"influence on {metric}")
-            spread = values.std(correction=0)
-            # Constant up to rounding: dividing by it would rank noise.
-            if float(spread) <= 4 * torch.finfo(values.dtype).eps * float(values.abs().max()):
-                raise NumericalError(
-                    f"samples were to be ranked by their influence on {metric}",
-                    f"it is the same for all {values.numel()} of them ({float(values[0]):.3g})",
-                    "Nothing here tells samples apart: choose another metric, or set its λ to 0",
-                )
-            total = total + weight * (values / spread)
+            spread = float(values.double().std(correction=0))
+            check_spread(spread, float(values.abs().max()), values.dtype, values.numel(), metric)
+            parts.append((weight, values, spread))
+    return combined(parts, torch.full_like(s, lambda_spa))
+
+
+def combined(parts: Iterable[tuple[float, Tensor, float]], total: Tensor) -> Tensor:
+    """`total` and λ · values / std of each part, `[n]`."""
+    for weight, values, spread in parts:
+        total = total + weight * (values / spread)
     return total
+
+
+def check_spread(spread: float, largest: float, dtype: torch.dtype, n: int, metric: str) -> None:
+    """Refuse influences that are all the same but for rounding: dividing by their standard
+    deviation would rank noise."""
+    if spread <= 4 * torch.finfo(dtype).eps * largest:
+        raise NumericalError(
+            f"samples were to be ranked by their influence on {metric}",
+            f"it is the same for all {n} of them (of size {largest:.3g})",
+            "Nothing here tells samples apart: choose another metric, or set its λ to 0",
+        )
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from fudlr.common.errors import NumericalError, UsageError
 from fudlr.influence.mask import gradient_descent_mask, threshold_mask
 from fudlr.influence.scores import scores
+from fudlr.influence.threshold import select
 from fudlr.pipeline.evidence import sample_candidates
 
 
@@ -40,6 +41,29 @@ def test_budget_counts_are_exact():
 
 def test_equal_scores_leave_in_order():
     assert threshold_mask(-torch.ones(10), 0.3).remove.nonzero().flatten().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.29, 1.0])
+def test_a_selection_in_parts_removes_the_same(budget, dtype):
+    """Scores that are all different, few different ones, zeros of both signs, and far apart."""
+    for seed, n in enumerate((1, 40, 70_000)):
+        score = normal(n, seed).to(dtype)
+        signed = torch.where(score > 0, 0.0, -0.0).to(dtype)
+        for each in (score, (2 * score).round(), signed, score**9, score - 9, score + 9):
+            ids = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            parts = [(part, each[part]) for part in ids.split(999)]
+            found = select(lambda parts=parts: parts, budget)
+            rule = threshold_mask(each, budget)
+            assert torch.equal(found.of(torch.arange(n), each), rule.remove)
+            assert (found.removed, found.samples) == (rule.removed, n)
+
+
+def test_a_selection_refuses_what_is_no_score():
+    with pytest.raises(NumericalError, match="sample"):
+        select(lambda: [(torch.arange(2), torch.tensor([0.0, torch.nan]))], 0.1)
+    with pytest.raises(UsageError):
+        select(list, 0.0)
 
 
 @pytest.mark.parametrize("shift", [-5.0, 0.0, 1.0])

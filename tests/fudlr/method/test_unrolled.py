@@ -233,6 +233,10 @@ def test_masks_together_give_what_each_gives_alone(trained):
     for mask, found in zip(masks, together, strict=True):
         assert torch.allclose(found, unrolled.update(mask), rtol=1e-10, atol=1e-12)
     assert not torch.allclose(together[1], together[2], rtol=1e-6)
+    # Where no process holds them, something gives what a step needs of them.
+    assert torch.equal(unrolled.update(lambda ids: masks[:, ids]), together)
+    tangent = unrolled.tangent(masks)
+    assert torch.equal(unrolled.tangent(lambda ids: masks[:, ids]), tangent)
 
 
 def test_samples_count_by_their_shares():

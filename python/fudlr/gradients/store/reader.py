@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar
 
@@ -27,6 +27,8 @@ from fudlr.gradients.store.writer import projection_path
 WINDOW_BYTES = 64 * 2**20
 KEPT_BYTES = 2**29
 """Of a whole store, up to which its shards stay in memory once they were read."""
+TABLES = 32
+"""Shards whose ids and shares stay in memory; those of others are read again."""
 T = TypeVar("T")
 
 
@@ -63,7 +65,7 @@ class Store:
     Use `Store.open`.
 
     Attributes:
-        n, dim, ids: Samples of the last epoch, numbers in its rows, and the samples' names `[n]`.
+        n, dim: Samples of the last epoch, and numbers in its rows.
         steps, counts, epochs, rates: How many in all; and of each its samples, epoch, and rate.
         dtype: Of the rows.
         kept: Whether it is small enough to stay in memory once it was read.
@@ -78,22 +80,22 @@ class Store:
         self._kept: dict[int, dict[str, Tensor]] = {}
         # Of several ranks each reads its share of the rows, and keeps that where it uses it.
         self.kept = self.bytes <= KEPT_BYTES and ranks().size == 1
+        self._table = lru_cache(TABLES)(lambda number: self.shards[number].table())
         self._places: list[_Place] = []
-        tables = [shard.table() for shard in self.shards]
-        for number, table in enumerate(tables):
-            start = 0
-            for step, count in enumerate(table["counts"].tolist()):
-                self._places.append(_Place(number, step, start))
-                start += count
-        self._all_ids = torch.cat([table["ids"] for table in tables])
-        self._shares = torch.cat([table["shares"] for table in tables])
-        self.epochs = torch.cat([table["epochs"] for table in tables])
-        self.rates = torch.cat([table["rates"] for table in tables])
-        self.counts = torch.cat([table["counts"] for table in tables])
+        facts: dict[str, list[Tensor]] = {"counts": [], "epochs": [], "rates": [], "firsts": []}
+        for number in range(len(self.shards)):
+            table = self._table(number)
+            starts = (table["counts"].cumsum(0) - table["counts"]).tolist()
+            self._places += [_Place(number, step, start) for step, start in enumerate(starts)]
+            for name in ("counts", "epochs", "rates"):
+                facts[name].append(table[name])
+            # An empty step, which a rank's part may have, is nowhere the first.
+            padded = torch.cat([table["ids"], torch.tensor([-1])])
+            facts["firsts"].append(padded[torch.tensor(starts, dtype=torch.int64)])
+        self.counts, self.epochs, self.rates, self._firsts = map(torch.cat, facts.values())
         self._starts = [0, *self.counts.cumsum(0).tolist()]
         self._first = int((self.epochs < self.epochs[-1]).sum())  # step of the last epoch
-        self.ids = self._all_ids[self._starts[self._first] :]
-        self.n, self.dim = self.ids.numel(), self.shards[-1].dim
+        self.n, self.dim = self._starts[-1] - self._starts[self._first], self.shards[-1].dim
         self.dtype, self.steps = manifest.dtype, len(self._places)
         self.whole_training = manifest.recipe is not None
         self.about_projection = manifest.segments[self.shards[-1].segment]
@@ -173,7 +175,32 @@ class Store:
 
     def first_ids(self) -> Tensor:
         """The first sample of each step, `[steps]`."""
-        return self._all_ids[torch.tensor(self._starts[:-1])]
+        return self._firsts
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The names of the last epoch's samples `[n]`."""
+        first = self._places[self._first]
+        parts = [self._table(at)["ids"] for at in range(first.shard, len(self.shards))]
+        return torch.cat([parts[0][first.start :], *parts[1:]])
+
+    @cached_property
+    def largest_id(self) -> int:
+        """Of the last epoch's samples; n − 1 where they are called 0 to n − 1."""
+        first = self._places[self._first]
+        tables = ((at, self._table(at)["ids"]) for at in range(first.shard, len(self.shards)))
+        parts = (ids[first.start :] if at == first.shard else ids for at, ids in tables)
+        return max(int(ids.max()) for ids in parts if len(ids))
+
+    def names(self, places: slice) -> Tensor:
+        """Those of a window, without the others."""
+        at = places.start
+        for number, first in self._last_shards():
+            rows = self.shards[number].rows - first
+            if at < rows:
+                return self._table(number)["ids"][first + at :][: places.stop - places.start]
+            at -= rows
+        raise IndexError(places)
 
     def mean(self, step: int) -> Tensor:
         """Σ u_i g_i of a step, from 0, `[d]`."""
@@ -183,12 +210,12 @@ class Store:
     def step(self, step: int, own: slice | None = None) -> Step:
         """A step, from 0, with the rows of all its samples or of those `own`."""
         place = self._places[step]
-        every = slice(self._starts[step], self._starts[step + 1])
-        own = own or slice(0, every.stop - every.start)
+        every, table = int(self.counts[step]), self._table(place.shard)
+        own = own or slice(0, every)
         return Step(
-            self._all_ids[every],
+            table["ids"][place.start : place.start + every],
             *self._read(place.shard, place.start + own.start, place.start + own.stop),
-            self._shares[every],
+            table["shares"][place.start : place.start + every],
             self.mean(step),
             float(self.rates[step]),
             int(self.epochs[step]),

@@ -81,7 +81,9 @@ def parts_of(folder: Path, course: str) -> list[Store]:
     while (left := spool_of(folder, rank)).is_dir():
         manifest = read_manifest(left)
         if manifest is not None and manifest.course == course and manifest.shards:
-            found.append(Store(left, manifest, UNBOUND))
+            part = Store(left, manifest, UNBOUND)
+            part.kept = False  # each row is read once
+            found.append(part)
         rank += 1
     return found
 

@@ -19,7 +19,11 @@ class Source(Protocol):
 
     n: int
     dim: int
-    ids: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """The samples' names `[n]`."""
+        ...
 
     def windows(self, window_bytes: int = ...) -> Iterator[Window]:
         """All rows in the order in which they lie."""

@@ -52,13 +52,14 @@ class StoredTraining:
 
     Args:
         store: Of a whole training.
-        order: The samples' ids `[n]`; those of other samples are refused.
+        order: The samples' ids `[n]`; those of other samples are refused. The last epoch's,
+            ascending, where None; nothing is held of them where they are 0 to n − 1.
 
     Raises:
         DataError: The store is of the last epoch alone, or of samples that are not in `order`.
     """
 
-    def __init__(self, store: Store, order: Tensor) -> None:
+    def __init__(self, store: Store, order: Tensor | None = None) -> None:
         asked = f"the training in the store {store.folder} was to be unrolled"
         if store.manifest.recipe is None:
             raise DataError(
@@ -66,8 +67,12 @@ class StoredTraining:
                 "it has rows of the adapter alone, not of its training",
                 "Train with record.epochs=all, or use the closed form (debias.update=closed_form)",
             )
-        self._store, (self._ids, self._at) = store, order.sort()
-        self._steps: dict[int, Step] = {}
+        self._store, self._steps = store, dict[int, Step]()
+        if order is None and store.largest_id == store.n - 1:
+            self._ids = self._at = None
+        else:
+            self._ids, self._at = (store.ids if order is None else order).sort()
+        self.samples = store.n if order is None else len(order)
 
     @property
     def kept(self) -> bool:
@@ -95,18 +100,24 @@ class StoredTraining:
         here = ranks()
         own = None if here.size == 1 else here.part(int(self._store.counts[step]))
         found = self._store.step(step, own)
-        at = torch.searchsorted(self._ids, found.ids).clamp(max=len(self._ids) - 1)
-        absent = found.ids[self._ids[at] != found.ids]
+        absent, places = self._placed(found.ids)
         if len(absent):
             raise DataError(
                 f"the training in the store {self._store.folder} was to be unrolled",
                 f"it was of other samples too, {int(absent[0])} for one",
                 "Ask for all samples of the training",
             )
-        found = replace(found, ids=self._at[at])
+        found = replace(found, ids=places)
         if self.kept:
             self._steps[step] = found
         return found
+
+    def _placed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of `ids` that are no samples, and the places of all."""
+        if self._ids is None or self._at is None:
+            return ids[ids >= self.samples], ids
+        at = torch.searchsorted(self._ids, ids).clamp(max=len(self._ids) - 1)
+        return ids[self._ids[at] != ids], self._at[at]
 
     def projection(self, segment: int) -> Projection | None:
         """What made a segment's rows."""

@@ -17,7 +17,7 @@ for attribution: Bae et al. 2024, arXiv 2405.12186 (SOURCE), Ilyas and Engstrom 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from typing import Self
 
@@ -41,6 +41,8 @@ from fudlr.influence.unroll.training import StoredTraining, Training
 from fudlr.influence.unroll.trajectory import Place, Trajectory
 from fudlr_ext.ops import row_gram, row_sums
 
+Masks = Tensor | Callable[[Tensor], Tensor]
+"""m `[..., n]`, or what gives m `[k, b]` of samples by their places `[b]`, where n is large."""
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
 
@@ -88,10 +90,11 @@ class Unrolled:
         self._start = State.at(start)
         if moments is not None:
             self._start = State(start, *moments.cpu()[:, self._order])
-        self._terms = torch.ones(samples) if terms is None else terms.cpu()
+        self._terms = None if terms is None else terms.cpu()
         # Where T is 1 the batch's own rows are its curvature. The square of a mean has T² products
         # of terms, of which T count: more batches average the others out (docs/method.md).
-        self._window = min(WINDOW, ceil(float(self._terms.mean())) ** 2, training.count)
+        mean = 1.0 if terms is None else float(terms.mean())
+        self._window = min(WINDOW, ceil(mean) ** 2, training.count)
         self._responses: list[Response] = []
         self._weights: dict[int, Tensor] = {}
         self._path = Trajectory(
@@ -122,7 +125,6 @@ class Unrolled:
             DataError: The store is of the last epoch alone, or its steps lead elsewhere.
             StoreError: It is damaged.
         """
-        order = store.ids.sort().values if order is None else order
         training, recipe = StoredTraining(store, order), store.manifest.recipe
         assert recipe is not None  # StoredTraining
         ends = store.training()
@@ -131,7 +133,7 @@ class Unrolled:
             shapes,
             recipe=recipe,
             rates=store.rates,
-            samples=len(order),
+            samples=training.samples,
             start=ends["start"],
             theta=ends["end"] if theta is None else theta,
             terms=terms,
@@ -141,16 +143,16 @@ class Unrolled:
 
     @unwatched
     def update(
-        self, masks: Tensor, stiffness: Tensor | float = 1.0, exact: Exact | None = None
+        self, masks: Masks, stiffness: Tensor | float = 1.0, exact: Exact | None = None
     ) -> Tensor:
         """θ `[..., d]` without the samples of each of `masks` m `[..., n]`, 1 removed: 1 − m in the
         training loss. Several masks share every pass over the rows. Fisher's products are times
         `stiffness`, of all masks or of each `[k, 1]`; `exact` gives what sketches leave out."""
-        own = masks.to("cpu", self._start.theta.dtype).reshape(-1, self.n)
-        away = State(*(part.expand(len(own), -1) for part in self._start))
+        of, shape = self._masks(masks)
+        away = State(*(part.expand(shape.numel(), -1) for part in self._start))
         for place, step in self._path.forwards("unroll the training"):
             response, shifts = self._response(place), away.theta - place.state.theta
-            gone = own.index_select(1, step.ids) * step.shares.to(shifts)
+            gone = of(step.ids) * step.shares.to(shifts)
             kept = stiffness - stiffness / float(step.shares.sum()) * gone.sum(1, keepdim=True)
             seen = response.seen(shifts)
             totals = self._move(place.t, step, seen, gone, kept)
@@ -166,17 +168,17 @@ class Unrolled:
             whole = response.views(totals, shifts).add_(totals)
             away = self._path.optimiser(place.t).move(away, whole)
         ends = away.theta[:, self._back]
-        return ends.view(*masks.shape[:-1], self.d)
+        return ends.view(*shape, self.d)
 
     @unwatched
-    def tangent(self, masks: Tensor) -> Tensor:
+    def tangent(self, masks: Masks) -> Tensor:
         """The change of θ to first order in `masks` `[k, n]`, `[k, d]`."""
-        masks = masks.to("cpu", self._start.theta.dtype)
-        zero = self._start.theta.new_zeros(len(masks), self.d)
+        of, shape = self._masks(masks)
+        zero = self._start.theta.new_zeros(shape.numel(), self.d)
         change = State(zero, zero, zero)
         for place, step in self._path.forwards("change of the training"):
             linear, response = self._linear(place), self._response(place)
-            gone = masks.index_select(1, step.ids) * step.shares.to(zero)
+            gone = of(step.ids) * step.shares.to(zero)
             gradient = self._move(place.t, step, change.theta, gone)
             gradient += response.views(self._path.mean(place.t), change.theta)
             change = linear.tangent(change, gradient)
@@ -185,8 +187,19 @@ class Unrolled:
     @unwatched
     def influence(self, vectors: Tensor) -> Tensor:
         """vᵀ ∂θ/∂m_i, `[n, k]`, for `vectors` `[k, d]`: the transpose of `tangent`."""
+        out = torch.zeros(len(vectors), self.n, dtype=self._start.theta.dtype)
+        for ids, products in self.influences(vectors):
+            for line, each in zip(out, products.T, strict=True):
+                line.index_add_(0, ids, each.contiguous())  # many columns take far longer
+        ranks().sum(out)
+        return out.T
+
+    @torch.inference_mode()
+    def influences(self, vectors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each step, the last one first, adds to that: places `[b]` and products `[b, k]` of
+        its samples, of several ranks of this one's. Nothing of size n is held."""
         vectors = vectors.to("cpu", self._start.theta.dtype)[:, self._order]
-        ids, products, here = [], [], ranks()
+        here = ranks()
         # Each rank takes some of the vectors back, and multiplies its rows with all of them.
         split = Split(len(vectors), here) if len(vectors) >= here.size > 1 else None
         own = vectors[split.own] if split else vectors
@@ -195,16 +208,10 @@ class Unrolled:
         for place, step in self._path.backwards():
             gradient, hangs = self._linear(place).transposed(hangs)
             dots, sums = self._sums(place.t, gradient, split)
-            ids.append(step.ids[step.own])
-            products.append(dots * step.shares[step.own].to(dots)[:, None])
+            yield step.ids[step.own], (dots * -step.shares[step.own].to(dots)[:, None]).to(own)
             curved = self._response(place).views(self._path.mean(place.t), gradient)
             curved.add_(self._lifted(sums, curved, split))
             hangs.theta.add_(curved)  # a tensor of the step's own
-        out, where = vectors.new_zeros(len(vectors), self.n), torch.cat(ids)
-        for line, each in zip(out, torch.cat(products).to(out).T, strict=True):
-            line.index_add_(0, where, each.contiguous(), alpha=-1)  # many columns take far longer
-        here.sum(out)
-        return out.T
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
@@ -218,13 +225,22 @@ class Unrolled:
             step = self._training.step(t)
             if count >= self.n or step.segment != last:
                 break
-            weights = _beside(step.rows, self._terms[step.ids[step.own]].double())
+            weights = _beside(step.rows, self._counted(step.ids[step.own]))
             vectors = _beside(step.rows, sketch)
             dots, _ = row_gram(step.rows, vectors, weights, step.scales)
             total += weights.double() @ dots.double() ** 2
             count += len(step.ids)
         ranks().sum(total)
         return self._lift(last, sketch.to(seen))[:, self._back], total / count
+
+    def _masks(self, masks: Masks) -> tuple[Callable[[Tensor], Tensor], torch.Size]:
+        """m `[k, b]` of samples by their places, and the shape of k."""
+        dtype = self._start.theta.dtype
+        if not isinstance(masks, Tensor):
+            some = masks(torch.empty(0, dtype=torch.int64))
+            return lambda ids: masks(ids).to(dtype), some.shape[:-1]
+        own = masks.to("cpu", dtype).reshape(-1, self.n)
+        return lambda ids: own.index_select(1, ids), masks.shape[:-1]
 
     def _linear(self, place: Place) -> LinearStep:
         mean = self._path.mean(place.t)
@@ -270,7 +286,7 @@ class Unrolled:
         start = step.own.start or 0
         here = few[(few >= start) & (few < start + len(step.rows))]
         rows, scales = _chosen(step, here - start)
-        weights = _beside(rows, self._terms[step.ids[here]] / max(1, len(few)))
+        weights = _beside(rows, self._counted(step.ids[here]) / max(1, len(few)))
         seen = _beside(rows, self._project(step.segment, vectors))
         _, sums = row_gram(rows, seen, weights, scales)
         ranks().sum(sums)
@@ -291,16 +307,24 @@ class Unrolled:
                 seen[near.segment] = _beside(
                     near.rows, split.of_all(sketches) if split else sketches
                 )
-            if at not in self._weights:
-                weights = near.shares[near.own].double() * self._terms[near.ids[near.own]].double()
-                self._weights[at] = _beside(near.rows, weights / self._window)
-            given = (seen[near.segment], self._weights[at], near.scales)
-            found, products = row_gram(near.rows, *given)
+            weights = self._weights.get(at)
+            if weights is None:
+                counted = near.shares[near.own].double() * self._counted(near.ids[near.own])
+                weights = _beside(near.rows, counted / self._window)
+                if self._training.kept:
+                    self._weights[at] = weights
+            found, products = row_gram(near.rows, seen[near.segment], weights, near.scales)
             dots = found if at == t else dots
             before = sums.get(near.segment)
             sums[near.segment] = products if before is None else before + products
         assert dots is not None  # the step is in its own window
         return dots, sums
+
+    def _counted(self, ids: Tensor) -> Tensor:
+        """T of some samples `[b]`, in float64."""
+        if self._terms is None:
+            return torch.ones(len(ids), dtype=torch.float64)
+        return self._terms[ids].double()
 
     def _lifted(self, sums: dict[int, Tensor], like: Tensor, split: Split | None = None) -> Tensor:
         """Σ Sᵀ s `[k, d]` of sketches s `[k, p]` by their segments, all ranks' together; of this
