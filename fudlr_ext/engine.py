@@ -283,6 +283,7 @@ class Engine:
         self, name: str, forward: Forward, loss: Loss, batch: Any, vectors: Tensor
     ) -> Tensor:
         vectors = self._vectors(name, "vectors", vectors, (None, self.d))
+        self._layout.check_whole()
         self._passes.check(forward, loss, batch)
         product = getattr(curvature, name)
 

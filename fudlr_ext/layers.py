@@ -13,7 +13,7 @@ from fudlr_ext.blocks import Adapted, Block, Factors, refuse
 from fudlr_ext.embeddings import PROOF, EmbeddingLora, TrainedTokens
 from fudlr_ext.errors import EngineError, UnsupportedLayerError
 from fudlr_ext.quantised import quantised, why_no_gradient
-from fudlr_ext.unchanged import PLAIN, Unchanged, modules_of, plain_weight
+from fudlr_ext.unchanged import PLAIN, Unchanged, modules_of, plain_weight, sharded
 
 WRAPPERS = {
     "DataParallel",
@@ -119,6 +119,12 @@ class LoraLayer(Adapted):
         if args or kwargs:
             return f"it is called with {', '.join(kwargs) or 'several arguments'}"
         if not self.quantised:
+            if sharded(self.base.weight):
+                refuse(
+                    self.name,
+                    "its base weight is sharded while it is called (tensor parallelism)",
+                    "Shard the base by FSDP, which gathers a layer when it is called, or by none",
+                )
             if type(self.base) is not nn.Linear:
                 return f"its base is {type(self.base).__name__}"
             if not plain_weight(self.base.weight):
@@ -177,6 +183,18 @@ class Layout:
         """Return the model's own parameters in the order of the blocks."""
         pairs = (zip(layer.blocks, layer.weights, strict=True) for layer in self.layers)
         return list({block: weight for each in pairs for block, weight in each}.values())
+
+    def check_whole(self) -> None:
+        """Raise where a layer's base weight is sharded: what FSDP gathered is gone after the first
+        of two backward passes."""
+        for layer in self.layers:
+            if sharded(getattr(getattr(layer, "base", None), "weight", None)):
+                refuse(
+                    layer.name,
+                    "its base weight is sharded over processes, and a curvature's product goes "
+                    "back through it twice",
+                    "Use a curvature of per-sample gradients (empirical Fisher), or a whole base",
+                )
 
     def names_of_layers(self) -> list[str]:
         """Return the layers' names, in their order."""
@@ -357,10 +375,12 @@ def _check_kind(name: str, module: Any, adapter: str) -> None:
             "Target linear layers",
         )
     weight = getattr(module.base_layer, "weight", None)
+    if sharded(weight):
+        return  # FSDP gathers it for the time of a call, where that is looked at
     if not packed and (type(weight) not in PLAIN or not weight.is_floating_point()):  # type: ignore[union-attr]
         refuse(
             name,
-            "its base weight is quantised or sharded in a way that the engine does not know "
+            "its base weight is quantised in a way that the engine does not know "
             f"({type(weight).__name__}, {weight.dtype})",  # type: ignore[union-attr]
             "Load the model on one device, unquantised, or by bitsandbytes, torchao, GPTQ or AWQ",
         )

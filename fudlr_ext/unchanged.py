@@ -84,6 +84,11 @@ def plain_weight(weight: Tensor | None) -> bool:
     )
 
 
+def sharded(weight: object) -> bool:
+    """Whether a weight is a part of one that several processes hold (FSDP2, tensor parallelism)."""
+    return type(weight).__name__ == "DTensor"  # known without what it would take to import it
+
+
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return what `model.modules()` yields, in some order, without the cost of making names."""
     found, left = {id(model): model}, [model]

@@ -26,7 +26,7 @@ TINY = {
 def prelude(page: str, folder: Path) -> dict[str, Any]:
     """Names that a page takes for the reader's own."""
     make = {"metrics": _metrics, "recording": _recording, "store": _store, "grouped": _run,
-            "adopt": _own, "forget": _run, "README": _own, "distributed": _recording}  # fmt: skip
+            "adopt": _own, "forget": _run, "README": _own, "distributed": _distributed}  # fmt: skip
     return make.get(page, lambda folder: {})(folder)
 
 
@@ -76,6 +76,14 @@ def _recording(folder: Path) -> dict[str, Any]:
         "optimiser": optimiser, "epochs": 2, "arrived": run.split.valid,
         "scheduler": torch.optim.lr_scheduler.ConstantLR(optimiser),
     }  # fmt: skip
+
+
+def _distributed(folder: Path) -> dict[str, Any]:
+    """Those, and gradients of what a request steers by and of the loss."""
+    found = _recording(folder)
+    theta = found["engine"].theta()
+    return {**found, "theta": theta, "fairness": torch.randn_like(theta),
+            "accuracy": torch.randn_like(theta)}  # fmt: skip
 
 
 def _store(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from fudlr.cli import OVER_RANKS, app
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "distributed"
 PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+MEASURED = ROOT / "benchmarks" / "results" / "store_stream.json"
 BASES = {  # hidden, intermediate, layers, columns of keys and values, parameters in 10⁹
     "Llama 3.2 1B": (2048, 8192, 16, 512, 1.24),
     "Llama 3.1 8B": (4096, 14336, 32, 1024, 8.03),
@@ -54,11 +56,16 @@ def plan() -> list[str]:
 def spread() -> list[str]:
     """A row a number of GPUs, for the 8B base and 10⁶ samples of one epoch."""
     row, d = KEPT * 4 * parameters("Llama 3.1 8B"), parameters("Llama 3.1 8B")
+    passes = json.loads(MEASURED.read_text(encoding="utf-8"))["request"]["passes"]
+    rates = [passes[name]["gb_per_s"] for name in ("scores", "update")]
+    assert f"[{rates[0]:.2f} and {rates[1]:.2f} GB/s]" in PAGE
     rows = []
     for count in (1, 8, 64):
         share = 2 * (count - 1) / count  # of a sum by a ring, sent by each
         cells = [f"{count}", size(row * 1e6 / count), size(2 * share * 4 * d) if share else "0"]
         cells += [f"{row * 1e6 / 2e9 / 60:.0f} min", size(2 * 4 * 1e6)]
+        seconds = sum(row * 1e6 / count / (1e9 * rate) for rate in rates)
+        cells.append(f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.0f} min")
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
