@@ -107,8 +107,13 @@ class ModelConfig(Record):
     heads: Count = 4
     kv_heads: Count = 4
     intermediate: Count = 128
-    pretrain_epochs: Annotated[int, Field(ge=0)] = 6
-    pretrain_learning_rate: Positive = 3e-3
+    pretrain_epochs: Annotated[int, Field(ge=0)] | None = None
+    """Passes over the users' older history before there is an adapter, in which all weights learn:
+    6 of the small Llama's, none of a model folder's. Item tokens of a model folder need some (see
+    docs/recommenders/item_tokens.md)."""
+    pretrain_learning_rate: Positive | None = None
+    """3e-3 for the small Llama, 1e-4 for a model folder, whose new items' rows learn at ten times
+    that."""
 
     @field_validator("device")
     @classmethod

@@ -70,7 +70,16 @@ def make_base(split: Split, config: RunConfig, where: Place) -> Base:
             "Say how it recommends: --set recommender.kind=titles, yes_no or grounded, and its own "
             "words with recommender.template; or name the base of the run that made it, RUN/base",
         )
-    model = load_base(folder, where.dtype)
+    learns = bool(config.model.pretrain_epochs)
+    if learns and (kind.prompted or record is not None):
+        raise UsageError(
+            f"{folder} was to be trained on older histories (model.pretrain_epochs="
+            f"{config.model.pretrain_epochs})",
+            f"{kind.name} has no item tokens" if kind.prompted else "its item tokens are trained",
+            "Leave model.pretrain_epochs out",
+        )
+    # Steps would be lost to rounding in half precision.
+    model = load_base(folder, torch.float32 if learns else where.dtype)
     if record is not None:
         return Base(model, None, record, [])
     tokenizer = load_tokenizer(folder)
@@ -85,8 +94,16 @@ def make_base(split: Split, config: RunConfig, where: Place) -> Base:
             "Add a title column to the item table",
         )
     tokens = add_item_tokens(model, tokenizer, titles["title"].to_list())
+    losses: list[float] = []
+    if learns:
+        options, window = config.model, config.data.window
+        model.to(where.device)
+        losses = pretrain(
+            model, tokens, split, window, options, seed=config.seed, dtype=where.dtype
+        )
+        model.cpu().to(where.dtype)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, [])
+    return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, losses)
 
 
 def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:
@@ -118,7 +135,8 @@ def _small_base(
     if not kind.prompted:
         small = small_llama(interactions.n_items, window, config.model, config.seed)
         small.to(device)
-        losses = pretrain(small, split, window, config.model, config.seed)
+        tokens = torch.arange(interactions.n_items)
+        losses = pretrain(small, tokens, split, window, config.model, seed=config.seed)
         return Base(small.cpu(), None, None, losses)
     assert issubclass(kind, Prompted)
     template = load_template(config.recommender.template or kind.usual_template)

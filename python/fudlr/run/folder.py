@@ -270,6 +270,7 @@ def train_run(
                 "samples": len(split.train),
                 "parameters": engine.d,
                 "seconds": {**clock.seconds, "training": run.train_seconds},
+                "cpu_seconds": clock.cpu_seconds,
                 "device": run.where(),
                 "versions": versions(),
                 "seed": config.seed,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,8 @@ from fudlr.train.checkpoint import Checkpoint, State, load_moments
 from fudlr_ext import Engine
 from fudlr_ext.reducers import Sums
 
+CHECKED = 4
+"""Samples of the first pass: more than one, since samples must not depend on each other."""
 ENGINE_TOKENS = 2048
 """Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
 
@@ -120,6 +123,10 @@ def train_adapter(
                 f"the model drops activations in training ({dropped}), the engine none",
                 "Set the model's dropout to 0, or train.through=peft",
             )
+        if config.through == "engine" and n:
+            # The model's own code, which the engine is compared with, is slow on whole batches.
+            first = recommender.batch(samples.take(np.arange(min(n, CHECKED))))
+            engine.reduce(recommender.forward, recommender.loss, first, [])
         if kept is not None:
             engine.load(kept.theta)
             load_moments(optimiser, parameters, kept.moments, done)

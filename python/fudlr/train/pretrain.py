@@ -1,23 +1,30 @@
-"""Small Llamas in a pretrained model's place, trained on users' older history: no weights from
-anywhere.
+"""Training on users' older history, before there is an adapter: of small Llamas that are made on
+the spot, and of a pretrained model's new item tokens.
 
-One reads items as tokens. The other reads prompts: its tokenizer is byte-level BPE, trained on the
-prompt's words and the titles, and its weights are trained with the recommender's own loss.
+One small Llama reads items as tokens. The other reads prompts: its tokenizer is byte-level BPE,
+trained on the prompt's words and the titles, and its weights are trained with the recommender's own
+loss.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch.nn.functional import cross_entropy, linear
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from fudlr.common.device import moved
 from fudlr.common.errors import DataError
@@ -27,6 +34,9 @@ from fudlr.data.interactions import Samples, Split
 from fudlr.recommenders import Recommender, Template
 
 PRETRAIN_BATCH = 64
+SMALL_EPOCHS, SMALL_RATE = 6, 3e-3
+KNOWN_RATE, NEW_ROWS = 1e-4, 10.0
+"""Of a model that knows something, and times that for its embeddings, where the items are new."""
 POSITIONS = 4096
 VOCABULARY = 1000  # tokens at most
 
@@ -90,27 +100,51 @@ def train_tokenizer(template: Template, titles: list[str], vocabulary: int) -> A
 
 
 def pretrain(
-    model: LlamaForCausalLM, split: Split, window: int, config: ModelConfig, seed: int
+    model: PreTrainedModel,
+    tokens: Tensor,
+    split: Split,
+    window: int,
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> list[float]:
     """Train all weights to predict each next item of the users' older history.
 
     Histories are cut into pieces of `window` + 1 items. Returns the mean loss of each epoch.
 
+    Args:
+        model: A causal LM with a token for each item, in float32.
+        tokens: Of the items, [M], one after the other.
+        split: Its `pretrain` is what is trained on.
+        window: Items that are seen at most.
+        config: Epochs and learning rate.
+        seed: Of the order.
+        dtype: Of the matrix products, where autocast is to take another than float32.
+
     Raises:
         DataError: Nobody has two older interactions.
     """
-    pad = split.interactions.n_items
+    n_items, first = len(tokens), int(tokens[0])
+    none = -1
     pieces: list[NDArray[np.int64]] = []
     for _, start, stop in split.pretrain:
-        for first in range(start, stop - 1, window):
-            piece = split.interactions.item[first : min(first + window + 1, stop)]
-            pieces.append(np.pad(piece, (0, window + 1 - len(piece)), constant_values=pad))
+        for at in range(start, stop - 1, window):
+            piece = split.interactions.item[at : min(at + window + 1, stop)]
+            pieces.append(np.pad(piece, (0, window + 1 - len(piece)), constant_values=none))
     sequences = torch.from_numpy(np.array(pieces, dtype=np.int64).reshape(-1, window + 1))
+    device, head = model.device, cast(Any, model.get_output_embeddings())
 
     def loss(index: Tensor) -> Tensor:
-        rows = moved(sequences[index], model.device)
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits[..., :pad]
-        return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), ignore_index=pad)
+        rows = moved(sequences[index], device)
+        # What follows the last item is not seen before it, so that any token serves there.
+        ids = torch.where(rows[:, :-1] == none, first, rows[:, :-1] + first)
+        narrow = dtype != torch.float32
+        with torch.autocast(device.type, dtype) if narrow else nullcontext():
+            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = linear(states, head.weight[first : first + n_items])
+        target = rows[:, 1:].flatten()
+        return cross_entropy(logits.float().flatten(0, 1), target, ignore_index=none)
 
     return _train(model, len(sequences), loss, config, seed)
 
@@ -135,29 +169,43 @@ def pretrain_text(
 
 
 def _train(
-    model: nn.Module, n: int, loss_of: Callable[[Tensor], Tensor], config: ModelConfig, seed: int
+    model: nn.Module,
+    n: int,
+    loss_of: Callable[[Tensor], Tensor],
+    config: ModelConfig,
+    seed: int,
 ) -> list[float]:
     """Train `model` on the n pieces whose mean loss `loss_of` gives; the mean of each epoch."""
     if not n:
         raise DataError(
-            "a small model was to be pretrained",
+            "a model was to be pretrained",
             "no user has two interactions in the older part of the history",
             "Raise data.pretrain_share, or name a pretrained model with model.base",
         )
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.pretrain_learning_rate, weight_decay=0.1
-    )
-    steps = config.pretrain_epochs * math.ceil(n / PRETRAIN_BATCH)
+    small = config.base == "small-llama"
+    epochs = config.pretrain_epochs if config.pretrain_epochs is not None else SMALL_EPOCHS
+    rate = config.pretrain_learning_rate or (SMALL_RATE if small else KNOWN_RATE)
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    tables = {each.weight for each in ends}  # one where they are tied
+    body = [each for each in model.parameters() if each not in tables]
+    groups: list[dict[str, Any]] = [
+        {"params": body},
+        {"params": [*tables], "lr": rate if small else NEW_ROWS * rate},
+    ]
+    decay = 0.1 if small else 0.0
+    # Fused steps are several times faster on a large model; small ones stay as figures have them.
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=not small)
+    steps = epochs * math.ceil(n / PRETRAIN_BATCH)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     generator = torch.Generator().manual_seed(seed)
     order = [
         (epoch, index)
-        for epoch in range(config.pretrain_epochs)
+        for epoch in range(epochs)
         for index in torch.randperm(n, generator=generator).split(PRETRAIN_BATCH)
     ]
-    losses = [0.0] * config.pretrain_epochs
+    losses = [0.0] * epochs
     model.train()
-    for epoch, index in track(order, steps, "pretrain the small model"):
+    for epoch, index in track(order, steps, "pretrain the base model"):
         loss = loss_of(index)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

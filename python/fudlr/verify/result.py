@@ -72,6 +72,7 @@ class Verification:
         agreement: (after − before) / (retrained − before) of every metric.
         null: For `after` and `retrained`, the permutation null of every group metric.
         seconds: By stage; `retraining` is the training's wall time.
+        cpu_seconds: The same in CPU time.
     """
 
     theta: Tensor
@@ -80,6 +81,7 @@ class Verification:
     agreement: dict[str, float]
     null: dict[str, dict[str, Any]]
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
 
 
 def verify(run: Run, mask: Tensor, theta: Tensor) -> Verification:
@@ -110,6 +112,7 @@ def verify_case(case: Case) -> Verification:
         agreement=agreement(*(each.metrics for each in measured.values())),
         null=nulls,
         seconds={"retraining": done.seconds, **clock.seconds},
+        cpu_seconds={"retraining": done.cpu_seconds, **clock.cpu_seconds},
     )
 
 
@@ -184,6 +187,7 @@ def verify_result(
         "intervals": found.intervals,
         "agreement": found.agreement,
         "seconds": seconds,
+        "cpu_seconds": {**data.summary["cpu_seconds"], **found.cpu_seconds},
         "cost": cost(seconds, found.seconds["retraining"]),
         "verification": {
             **data.summary.get("verification", {}),
