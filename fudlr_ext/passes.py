@@ -265,7 +265,7 @@ class Passes:
         least = expected.norm().clamp_min(1e-30)
         error = float((found - expected).norm() / least)
         if limit == CHECK_HALF < error:
-            with _rounded_again(self.model):
+            with rounded_again(self.model):
                 limit = max(limit, NOISE * float((plain() - expected).norm() / least))
         if not error <= limit and bool(expected.any() | found.any()):
             raise EngineError(
@@ -279,7 +279,7 @@ class Passes:
 
 
 @contextmanager
-def _rounded_again(model: nn.Module) -> Iterator[None]:
+def rounded_again(model: nn.Module) -> Iterator[None]:
     """Round the outputs of the model's modules, those in half precision, at random once more."""
     generator = torch.Generator().manual_seed(0)
 

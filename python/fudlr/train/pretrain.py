@@ -35,7 +35,7 @@ from fudlr.recommenders import Recommender, Template
 
 PRETRAIN_BATCH = 64
 SMALL_EPOCHS, SMALL_RATE = 6, 3e-3
-KNOWN_RATE, NEW_ROWS = 1e-4, 10.0
+KNOWN_RATE, NEW_ROWS = 5e-5, 20.0
 """Of a model that knows something, and times that for its embeddings, where the items are new."""
 POSITIONS = 4096
 VOCABULARY = 1000  # tokens at most
