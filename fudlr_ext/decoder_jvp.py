@@ -29,6 +29,7 @@ from torch import Tensor
 from fudlr_ext.decoder_layer import Joint, Pass, Use, ops
 from fudlr_ext.decoder_parts import gate_backward, gate_tangent
 from fudlr_ext.ops._decoder import without_autograd
+from fudlr_ext.products import added, matmul
 
 PART_BYTES = 6 * 2**20
 """Of the widest array of tangents in a part, for each thread."""
@@ -69,7 +70,7 @@ class Turn:
         """
         joint, rows, k, rank = self.joint, x.shape[0], self.k, self.rank
         if not rank:
-            return x.new_zeros(rows * k, joint.d_out) if dx is None else dx @ joint.whole.t()
+            return x.new_zeros(rows * k, joint.d_out) if dx is None else matmul(dx, joint.whole)
         p = x @ self._a.flatten(0, 1)[:, : joint.d_in].t()
         p = p.view(rows, rank, k).transpose(1, 2)
         product = (u @ self._b.flatten(1)).view(rows * k, -1)
@@ -77,7 +78,7 @@ class Turn:
             product.addmm_(p.reshape(rows * k, rank), joint.whole[:, joint.d_in :].t())
         else:
             dx.view(rows, k, -1)[:, :, joint.d_in :] = p
-            product.addmm_(dx, joint.whole.t())
+            product = added(product, dx, joint.whole)
         if use is not None:
             if dx is not None:
                 self._with_v.flatten(1).addmm_(use.v.t(), dx.view(rows, -1))
@@ -101,7 +102,7 @@ class Turn:
         joint, rows, k, rank = self.joint, x.shape[0], self.k, self.rank
         matrix = joint.whole[: change.shape[1], 0 if below else joint.d_in :]
         if use is None or not rank:
-            product = change @ matrix
+            product = matmul(change, matrix.t())
         else:
             b = self._b.flatten(0, 1)
             for _, out, inner in joint.adapted():
@@ -110,9 +111,9 @@ class Turn:
                 change.view(rows, k, -1)[:, :, joint.d_out :][:, :, inner] = q
             if below:
                 product = (use.v @ self._a.flatten(1)).view(rows * k, -1)
-                product.addmm_(change, matrix)
+                product = added(product, change, matrix.t())
             else:
-                product = change @ matrix
+                product = matmul(change, matrix.t())
         if rank:
             dv = product[:, -rank:].reshape(rows, k * rank)
             self._with_x.addmm_(dv.t(), x)

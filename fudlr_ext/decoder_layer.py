@@ -31,6 +31,7 @@ from fudlr_ext.decoder_parts import HeadNorm, gate_backward, gated
 from fudlr_ext.layers import LoraLayer
 from fudlr_ext.ops._decoder import without_autograd
 from fudlr_ext.packed import Packed
+from fudlr_ext.products import matmul
 
 ops: Any = torch.ops.fudlr_decoder
 HALF = {torch.bfloat16, torch.float16}
@@ -108,18 +109,19 @@ class Joint:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [y | u] for x [T, d_in]."""
-        down = self.down.t()
-        product = x @ down if self.bias is None else torch.addmm(self.bias, x, down)
+        found = matmul(x, self.down)
+        if self.bias is not None:
+            found += self.bias
         if self.apart is not None:
-            product[:, : self.d_out].addmm_(product[:, self.d_out :], self.apart[1].t())
-        return product
+            found[:, : self.d_out].addmm_(found[:, self.d_out :], self.apart[1].t())
+        return found
 
     def backward(self, delta: Tensor, below: bool = True) -> tuple[Tensor | None, Tensor]:
         """Return ∂x [T, d_in], or None where it is not wanted below, and v, for δ [T, Σ d_out]."""
         if not below:
             return None, delta @ self.upper[:, self.d_in :]
-        product = delta @ self.upper
-        e, v = product[:, : self.d_in], product[:, self.d_in :]
+        found = matmul(delta, self.upper.t())
+        e, v = found[:, : self.d_in], found[:, self.d_in :]
         if self.apart is not None:
             e.addmm_(v, self.apart[0])
         return e, v
