@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fudlr.common.errors import UsageError
 from fudlr.common.factors import Factors, Scores
-from fudlr.common.memory import physical
+from fudlr.common.memory import MATRICES, physical, scores_bytes
 from fudlr.config import DataConfig
 from fudlr.data import (
     DataWarning,
@@ -108,13 +108,12 @@ def _seen(samples: Samples, config: DataConfig) -> Tensor | Seen:
 
 
 def _foretell(n: int, n_items: int) -> None:
-    """Warn before scores that may not fit into memory are computed: n × M numbers of 4 bytes, and
-    ∂metric/∂scores takes three to five matrices of that size beside them."""
-    each = 4 * n * n_items
-    if 8 * each > physical():
+    """Warn before scores that may not fit into memory are computed."""
+    each = scores_bytes(n, n_items)
+    if MATRICES * each > physical():
         warnings.warn(
             f"Scores of {n:,} prompts and {n_items:,} items are {each / 2**30:.1f} GiB, a request "
-            f"holds about 8 such matrices at once, and this machine's memory is "
+            f"holds about {MATRICES} such matrices at once, and this machine's memory is "
             f"{physical() / 2**30:.0f} GiB: fewer prompts need less (--set data.prompt_users=N).",
             DataWarning,
             stacklevel=3,

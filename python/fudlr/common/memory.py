@@ -21,6 +21,15 @@ def keep_freed() -> None:
         mallopt(_TOP_PAD, 2**26)
 
 
+MATRICES = 8
+"""Of scores, that a request holds at once where they are no factors."""
+
+
+def scores_bytes(prompts: int, items: int) -> int:
+    """Bytes of one matrix of their scores, in float32."""
+    return 4 * prompts * items
+
+
 def physical() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

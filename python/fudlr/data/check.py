@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fudlr.common import terminal
 from fudlr.common.errors import DataError
+from fudlr.common.memory import MATRICES, scores_bytes
 from fudlr.config import DataConfig
 from fudlr.data.candidates import candidates_of
 from fudlr.data.groups import SMALL_GROUP, UNKNOWN, count_groups, groups_or_none
@@ -56,6 +57,7 @@ class DataCheck:
     title_twins: int  # items whose title was another's too, told apart by id
     left_out: int  # users too short for the split
     samples: dict[str, int]  # of `train`, `valid` and `test`; empty where no split is possible
+    scores_bytes: int  # of the larger part's scores as a matrix, prompts x items; factors need none
     trained: float  # share of the interactions that are training samples
     groups: list[GroupSizes]  # one a side column
     warnings: list[str]  # what reading and splitting said
@@ -119,6 +121,7 @@ def check_data(read: Callable[[], Interactions], config: DataConfig | None = Non
         title_twins=int(data.items.select(twin.sum()).item()),
         left_out=split.left_out if split else data.n_users,
         samples=samples,
+        scores_bytes=scores_bytes(max(samples.get(p, 0) for p in ("valid", "test")), data.n_items),
         trained=len(split.train) / len(data) if split else 0.0,
         groups=_groups(data.users, "users") + _groups(data.items, "items"),
         warnings=[str(w) for w in said],
@@ -152,6 +155,7 @@ def print_check(check: DataCheck, console: Console | None = None) -> None:
         "users left out by the split": check.left_out,
         **{f"{part} samples": n for part, n in check.samples.items()},
         "interactions trained on": f"{check.trained:.1%}",
+        "scores as matrices": f"{MATRICES * check.scores_bytes / 2**30:.2f} GiB",
     }
     for name, value in rows.items():
         facts.add_row(name, str(value))

@@ -53,6 +53,7 @@ def test_counts(folder):
     assert groups["items.genres"].sizes == {"War": 7, "Drama": 2}
     assert groups["items.genres"].unknown == 1
     assert check.trained == 0.1
+    assert check.scores_bytes == 1 * 8 * 4
     assert len(check.warnings) == 5
     assert "data.user_group) are left out: by 'gender', 0 of 2 groups" in check.warnings[-2]
     assert check.problems == []
@@ -62,7 +63,8 @@ def test_the_table_shows_the_figures_and_takes_no_text_for_markup(folder):
     result = runner.invoke(cli.app, ["data", "check", str(folder), "--set", "data.k=3"])
     assert result.exit_code == 0
     words = " ".join(result.stdout.split())
-    for part in ("ties in time 2", "repeats dropped 1", "title twins 2", "[/red] 1", "\\[b] 1"):
+    for part in ("ties in time 2", "repeats dropped 1", "title twins 2", "[/red] 1", "\\[b] 1",
+                 "scores as matrices 0.00 GiB"):  # fmt: skip
         assert part in words
     assert "warning: interactions: 1 repeated interactions" in words
 
