@@ -1,4 +1,4 @@
-"""Rows of docs/results.md on catalogues of up to a million items."""
+"""Rows of docs/results.md: catalogues of up to a million items, and a pass beside its floor."""
 
 from __future__ import annotations
 
@@ -53,6 +53,28 @@ def catalogue_training() -> list[str]:
         for each in found["rows"]
     ]
     return [*steps, *_bars(found)]
+
+
+def floor() -> list[str]:
+    cells: dict[tuple[str, int], dict[int, dict]] = {}
+    for each in result("floor")["rows"]:
+        cells.setdefault((each["base"], each["hidden"]), {})[each["tokens"]] = each
+    lengths = sorted({tokens for found in cells.values() for tokens in found})
+
+    def figures(found: dict[int, dict], name: str) -> list[str]:
+        values = [found.get(tokens, {}).get(name) for tokens in lengths]
+        return [f"{value:.2f}" if value else "–" for value in values]
+
+    return [
+        row(
+            base,
+            hidden,
+            f"{max(each['floor_gflops'] for each in found.values()):.0f}",
+            *figures(found, "times_the_floor"),
+            *figures(found, "times_torch"),
+        )
+        for (base, hidden), found in cells.items()
+    ]
 
 
 def _bars(found: dict) -> list[str]:

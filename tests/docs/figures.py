@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from catalogue_figures import catalogue_request, catalogue_training
+from catalogue_figures import catalogue_request, catalogue_training, floor
 from command_figures import hostile, startup, wait
 from question_figures import explain, forget, query_speed
 from recommender_figures import semantic_ids
@@ -393,4 +393,5 @@ TOPICS = (
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
     kills, rank_kills, ranks, forget, explain, query_speed, wait, startup, dropped, sft, zoo,
     hostile, compat, stable_abi, wheels, catalogue_request, catalogue_training,
+    floor,
 )  # fmt: skip
