@@ -123,8 +123,8 @@ class Projection:
 
     def energy_kept(self, flat: Tensor) -> float:
         """Share of Σ‖g‖² that the sketches of `flat` `[k, d]` hold, of all matrices."""
-        total = _energy(flat)
-        return _energy(self.project(flat)) / total if total else 1.0
+        total = energy_of(flat)
+        return energy_of(self.project(flat)) / total if total else 1.0
 
     def description(self) -> dict[str, Any]:
         """What it is, for a manifest; two projections are the same where these are equal."""
@@ -185,7 +185,7 @@ class SecondMoment:
     def add(self, vectors: Tensor) -> None:
         """Count `vectors` `[m, width]` in."""
         vectors = vectors.detach().to("cpu", torch.float32)
-        self.trace += _energy(vectors)
+        self.trace += energy_of(vectors)
         if self._whole is not None:
             _add_square(self._whole, vectors)
             return
@@ -201,13 +201,6 @@ class SecondMoment:
         elif ranks.size > 1:
             rows, self._rows = ranks.cat(self._rows), self._rows[:0]
             self.add(rows)
-
-    def along(self, directions: Tensor) -> float:
-        """Of `trace`, what lies along orthonormal rows `[q, width]`."""
-        if self._whole is not None:
-            whole = self._whole.triu() + self._whole.triu(1).T
-            return float(((directions @ whole) * directions).double().sum())
-        return _energy(self._rows @ directions.T)
 
     def eigen(self, energy: float) -> tuple[Tensor, Tensor]:
         """Eigenvalues, falling, `[m]` in float64, and their eigenvectors as rows `[m, width]`,
@@ -267,15 +260,6 @@ class PrincipalAccumulator:
             if owner == ranks.rank:
                 self._own[name] = moment
 
-    def energy_kept(self, projection: Projection) -> float:
-        """Share of the energy of what was added that sketches by `projection` hold."""
-        total = sum(moment.trace for moment in self.moments.values())
-        own = {name: p for name, p in projection.factors.items() if name in self._own}
-        with self._ranks.together():
-            held = sum(self._own[name].along(p.cpu()) for name, p in own.items())
-        held = sum(self._ranks.gather(held))
-        return held / total if total else 1.0
-
     def fit(self, energy: float) -> Projection:
         """The fewest directions of each matrix that keep the share `energy` of its energy.
 
@@ -331,7 +315,7 @@ def _add_square(whole: Tensor, vectors: Tensor) -> None:
     whole[:half, half:].addmm_(left.T, right)
 
 
-def _energy(vectors: Tensor) -> float:
+def energy_of(vectors: Tensor) -> float:
     """Σ x², over rows in float64; a row in its own type, in which it is as fast as it is read."""
     return float(torch.linalg.vector_norm(vectors, dim=-1).double().square().sum())
 

@@ -310,9 +310,10 @@ def test_a_gradient_that_was_not_recorded_is_refused_at_its_step(tmp_path, monke
 
 
 def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path, monkeypatch):
-    """From one epoch's samples to the next's, which have other gradients."""
+    """By an epoch of other gradients; where some samples show the same, no more are taken."""
     shapes = {"x.lora_A.weight": (2, 40), "x.lora_B.weight": (40, 2)}
     monkeypatch.setattr(steps, "FIT_SAMPLES", 16)
+    monkeypatch.setattr(steps, "LOOKED", 8)
     config = RecordConfig(dtype="float32", energy=0.9)
     recorder = StepRecorder(tmp_path, "course", shapes, config)
     generator = torch.Generator().manual_seed(0)
@@ -322,11 +323,11 @@ def test_directions_are_chosen_anew_where_the_kept_energy_falls(tmp_path, monkey
         wide[:, :, at : at + 3] = torch.randn(16, 2, 3, generator=generator)
         return torch.cat([wide.flatten(1), wide.mT.flatten(1)], 1)
 
-    for epoch, at in enumerate((0, 0, 20), start=1):
+    for epoch, (at, parts) in enumerate(((0, 2), (0, 1), (20, 2)), start=1):
         recorder.begin_epoch(epoch)
-        assert recorder.projection is None  # whole gradients, to see how much is kept
-        whole = rows(at)
-        recorder.add(torch.arange(16), whole, whole.mean(0))
+        for whole in rows(at).split(8)[:parts]:
+            assert recorder.projection is None  # whole gradients, to see how much is kept
+            recorder.add(torch.arange(8), whole, whole.mean(0))
         assert recorder.projection is not None
         assert recorder.segments == (1 if epoch < 3 else 2)
         assert recorder.projection.energy_kept(rows(at)) > 0.85
