@@ -90,10 +90,13 @@ FUDLR_LIBRARY(fudlr_decoder, m) {
 
 // Ops of a recording, without an autograd rule.
 FUDLR_LIBRARY(fudlr_record, m) {
-  // rows [n, p] from `column` on += P G_i for directions P [q, a] of the left factor, else G_i Pᵀ
+  // rows [n, p] += P G_i or G_i Pᵀ of several matrices, left [T, a] and right [T, b] each, or more
+  // dimensions than T; table [m, 4]: where a matrix's P [q, a or b] lies in directions, q, whether
+  // P is of the left factor, and the column that its sketch begins at. No offsets: samples of even
+  // length
   m.def(
-      "add_sketch(Tensor(a!) rows, Tensor left, Tensor right, Tensor offsets, Tensor directions, "
-      "bool of_left, int column) -> ()");
+      "add_sketches(Tensor(a!) rows, Tensor[] left, Tensor[] right, Tensor? offsets, "
+      "Tensor directions, Tensor table) -> ()");
   // int8 codes [n, p], and scales [n, ceil(p / 128)]
   m.def("encode_rows(Tensor rows) -> (Tensor codes, Tensor scales)");
 }

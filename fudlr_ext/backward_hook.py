@@ -11,7 +11,7 @@ checkpointing, which runs a module twice and differentiates it once, counts once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from math import prod
 from typing import Any, Protocol
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fudlr_ext.blocks import Adapted, Block, Factors
-from fudlr_ext.collect import even_offsets, flat_factors
+from fudlr_ext.blocks import Adapted, Factors
+from fudlr_ext.collect import in_one_dtype
 from fudlr_ext.embeddings import Outside
 from fudlr_ext.errors import EngineError, NoGradientError
 from fudlr_ext.layers import Layout
+from fudlr_ext.reducers import Use
 
 WAITING_BYTES = 2**20
 """Inputs and gradients that are held until their factors are taken, so that small layers' are taken
@@ -34,8 +35,8 @@ one after the other: 2% of a training whose steps take 6 ms. Larger ones are sti
 class Taker(Protocol):
     """What is done with one batch's gradients."""
 
-    def factors(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        """Take the factors of a block's per-sample gradients, detached, as `Reducer.add` does."""
+    def factors(self, uses: Sequence[Use], n: int) -> None:
+        """Take factors of n samples' gradients, as `Reducer.add_all` does; autograd is off."""
         ...
 
 
@@ -64,7 +65,6 @@ class BackwardHook:
         self._taker: Taker | None = None
         self._failed: EngineError | None = None
         self._count = 0
-        self._offsets: dict[int, Tensor] = {}
         self._waiting: list[tuple[Factors, Tensor, Tensor]] = []
         self._bytes = 0
         self._totals: list[Tensor | None] = []
@@ -80,7 +80,6 @@ class BackwardHook:
     def open(self, n: int, taker: Taker) -> None:
         """Hand what arrives from now on to `taker`, for `n` samples in the first dimension."""
         self._count, self._taker, self._failed = n, taker, None
-        self._offsets.clear()
         self._totals = [None] * len(self.layout.blocks)
         self._seen.clear()
 
@@ -170,22 +169,19 @@ class BackwardHook:
         if self._bytes > WAITING_BYTES:
             self._take()
 
-    @torch.no_grad()
     def _take(self) -> None:
         """Hand over the factors of what waits."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         assert self._taker is not None
-        for make, x, delta in waiting:
-            for block, left, right in make(x, delta):
-                if block.name in self._wanted:
-                    self._seen.add(block.name)
-                    flat = flat_factors(self.layout, left, right)
-                    positions = flat[0].shape[0]  # and not len, which is Python in torch
-                    offsets = self._offsets.get(positions)
-                    if offsets is None:
-                        offsets = even_offsets(None, self._count, flat[0])
-                        self._offsets[positions] = offsets
-                    self._taker.factors(block, *flat, offsets)
+        with torch.no_grad():
+            uses = [
+                in_one_dtype(self.layout, use)
+                for make, x, delta in waiting
+                for use in make(x, delta)
+                if use[0].name in self._wanted
+            ]
+            self._seen.update([block.name for block, *_ in uses])
+            self._taker.factors(uses, self._count)
 
 
 class _Use:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fudlr_ext.blocks import Adapted, Block, Factors
+from fudlr_ext.blocks import Adapted, Factors
 from fudlr_ext.errors import EngineError, NoGradientError, NonFiniteLossError
 from fudlr_ext.layers import Layout, LoraLayer
-from fudlr_ext.reducers import Reducer
+from fudlr_ext.reducers import EvenOffsets, Reducer, Use
 
 SHOWN = 10  # names in a message; the count says how many there are
 
@@ -70,7 +70,7 @@ class Collector:
         self._reducers = reducers
         self._n = n
         self._seen: set[str] = set() if seen is None else seen
-        self._offsets: Tensor | None = None
+        self._even = EvenOffsets(n or 1)
         self.marks: list[tuple[Adapted, bool, Tensor, Tensor]] = []
         for reducer in reducers:
             reducer.start(layout, n or 1)
@@ -98,18 +98,17 @@ class Collector:
         """
         offsets = self._checked(layer, x, delta, offsets)
         self._seen.add(layer.name)
-        self._add(layer.block_a, v, x, offsets)
-        self._add(layer.block_b, delta, u, offsets)
+        uses = [(layer.block_a, v, x), (layer.block_b, delta, u)]
         if layer.block_c is not None:
             ones = delta.new_ones(()).expand(*delta.shape[:-1], 1)
-            self._add(layer.block_c, delta * layer.scaling, ones, offsets)
+            uses.append((layer.block_c, delta * layer.scaling, ones))
+        self._add(uses, offsets)
 
     def receive_blocks(self, layer: Adapted, factors: Factors, x: Tensor, delta: Tensor) -> None:
         """Take one use of a module, whose input and output's gradient make `factors`."""
-        for number, (block, left, right) in enumerate(factors(x, delta)):
-            if not number:
-                offsets = self._checked(layer, right, delta, None)
-            self._add(block, left, right, offsets)
+        uses = list(factors(x, delta))
+        if uses:
+            self._add(uses, self._checked(layer, uses[0][2], delta, None))
         self._seen.add(layer.name)
 
     def finish(self) -> None:
@@ -146,8 +145,7 @@ class Collector:
                 each = torch.arange(rows, device=x.device)
                 of = each.repeat_interleave(x.shape[1:-1].numel())
                 self._mark(layer, own_row, delta.flatten(0, -2), of)
-        self._offsets = even_offsets(self._offsets, self._n or 1, x)
-        return self._offsets
+        return self._even.of(x)
 
     def _mark(self, layer: Adapted, fixed: bool, delta: Tensor, of: Tensor) -> None:
         """Note a number linear in δ [T, d], and δ's size, for each row `of` [T] an input."""
@@ -157,28 +155,21 @@ class Collector:
         found = each.new_zeros(2, int(of[-1]) + 1 if len(of) else 0).index_add(1, of, each)
         self.marks.append((layer, fixed, found[0], found[1].sqrt()))
 
-    def _add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        left, right = flat_factors(self._layout, left, right)
+    def _add(self, uses: Sequence[Use], offsets: Tensor) -> None:
+        uses = [in_one_dtype(self._layout, use) for use in uses]
         for reducer in self._reducers:
-            reducer.add(block, left, right, offsets)
+            reducer.add_all(uses, self._n or 1, offsets)
 
 
-def even_offsets(known: Tensor | None, samples: int, x: Tensor) -> Tensor:
-    """Return where the samples of x [..., d] begin, all of one length; `known` where it says so."""
-    positions = x.shape[:-1].numel()
-    if known is not None and int(known[-1]) == positions:
-        return known
-    return torch.arange(samples + 1, device=x.device) * (positions // max(samples, 1))
-
-
-def flat_factors(layout: Layout, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both factors as [T, ...] in one dtype, float64 where the adapter has it alone."""
+def in_one_dtype(layout: Layout, use: Use) -> Use:
+    """Return a block with both factors in one dtype, float64 where the adapter has it alone."""
+    block, left, right = use
     if left.dtype == right.dtype == layout.dtype:
-        return left.flatten(0, -2), right.flatten(0, -2)
+        return use
     dtype = torch.promote_types(left.dtype, right.dtype)
     if torch.float64 in {dtype, layout.dtype}:
         dtype = layout.dtype
-    return left.to(dtype).flatten(0, -2), right.to(dtype).flatten(0, -2)
+    return block, left.to(dtype), right.to(dtype)
 
 
 EXPONENTS = (-4, 11, 0, 7, -2, 9, 2, 5, -3, 10, 1, 6, -1, 8, 3, 4)

@@ -8,7 +8,7 @@ forward pass arrives several times, and its parts add up.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -18,10 +18,30 @@ from fudlr_ext.blocks import Block, Lines, Sides
 from fudlr_ext.errors import EngineError
 from fudlr_ext.layers import Layout
 from fudlr_ext.ops import grad_sum, sample_dots, sample_grads, sample_sketch
-from fudlr_ext.ops.record import add_sketch
+from fudlr_ext.ops.record import add_sketches
 
 LARGEST_MOMENT = 16384
 """Width of the largest second moment that is kept: 1 GiB in float32."""
+
+Use = tuple[Block, Tensor, Tensor]
+"""One use of a block in a pass, with its factors left [..., a] and right [..., b] in one dtype."""
+
+
+class EvenOffsets:
+    """Where each of n samples of one length begins, [n + 1]."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._known: dict[int, Tensor] = {}
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the offsets of x [..., d], made once for each number of positions."""
+        positions = x.shape[:-1].numel()
+        found = self._known.get(positions)
+        if found is None:
+            each = positions // max(self._n, 1)
+            found = self._known[positions] = torch.arange(self._n + 1, device=x.device) * each
+        return found
 
 
 class Reducer(ABC):
@@ -41,6 +61,13 @@ class Reducer(ABC):
             right: [T, b].
             offsets: [n + 1]; sample i has the positions offsets[i] to offsets[i + 1].
         """
+
+    def add_all(self, uses: Sequence[Use], n: int, offsets: Tensor | None = None) -> None:
+        """Take several blocks' factors of n samples, of one length where there are no offsets."""
+        even = EvenOffsets(n)
+        for block, left, right in uses:
+            at = even.of(left) if offsets is None else offsets
+            self.add(block, left.flatten(0, -2), right.flatten(0, -2), at)
 
     @abstractmethod
     def result(self) -> Tensor:
@@ -120,8 +147,9 @@ class Sketch(Reducer):
                 "Give at least one matrix its projections, by the names in engine.names",
             )
         self._blocks: dict[str, tuple[slice, tuple[int, int], Sides]] = {}
-        self._one_sided: dict[str, tuple[Tensor, bool, int]] = {}
-        p = 0
+        self._one_sided: dict[str, tuple[int, int, bool, int]] = {}
+        self._tables: dict[tuple[tuple[int, int, bool, int], ...], Tensor] = {}
+        directions, start, p = [], 0, 0
         for block in layout.blocks:
             if block.name in self._projection:
                 sides = tuple(self._projection[block.name])
@@ -134,21 +162,39 @@ class Sketch(Reducer):
                 self._blocks[block.name] = (place, (rows, columns), (left, right))
                 one = right if left is None else left if right is None else None
                 if one is not None:
-                    self._one_sided[block.name] = (one, right is None, p)
+                    self._one_sided[block.name] = (start, one.shape[0], right is None, p)
+                    directions.append(one.flatten())
+                    start += one.numel()
                 p += rows * columns
+        none = torch.empty(0, dtype=layout.dtype, device=layout.device)
+        self._directions = torch.cat([none, *directions])
         self._layout, self._p = layout, p
 
     def add(self, block: Block, left: Tensor, right: Tensor, offsets: Tensor) -> None:
-        if block.name not in self._blocks:
-            return
-        rows, one_sided = self._rows, self._one_sided.get(block.name)
-        same = rows.dtype == left.dtype == right.dtype and left.is_cpu and not left.requires_grad
-        if same and one_sided is not None and not isinstance(block, Lines):
-            add_sketch(rows, left, right, offsets, *one_sided)
-            return
-        place, shape, sides = self._blocks[block.name]
-        found = sample_sketch(left, right, *block.sides(sides), offsets=offsets)
-        block.among(rows[:, place].unflatten(1, shape), found)
+        if block.name in self._blocks:
+            place, shape, sides = self._blocks[block.name]
+            found = sample_sketch(left, right, *block.sides(sides), offsets=offsets)
+            block.among(self._rows[:, place].unflatten(1, shape), found)
+
+    def add_all(self, uses: Sequence[Use], n: int, offsets: Tensor | None = None) -> None:
+        dtype, entries, lefts, rights, others = self._rows.dtype, [], [], [], []
+        for block, left, right in uses:
+            entry = self._one_sided.get(block.name)
+            plain = left.dtype == dtype and left.is_cpu and not left.requires_grad
+            if entry is not None and plain and not isinstance(block, Lines):
+                entries.append(entry)
+                lefts.append(left)
+                rights.append(right)
+            else:
+                others.append((block, left, right))
+        if others:
+            super().add_all(others, n, offsets)
+        if entries:
+            key = tuple(entries)
+            table = self._tables.get(key)
+            if table is None:
+                table = self._tables[key] = torch.tensor(entries)
+            add_sketches(self._rows, lefts, rights, offsets, self._directions, table)
 
     def result(self) -> Tensor:
         return self._rows

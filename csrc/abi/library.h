@@ -4,8 +4,9 @@
 //   Tensor scaled(const Tensor& x, double by);
 //   FUDLR_LIBRARY_IMPL(fudlr, CPU, m) { m.impl<&scaled>("scaled"); }
 //
-// Kernels take Tensor, OptionalTensor, int64_t, double and bool, and return nothing, a Tensor or a
-// tuple of them. torch hands them over as a stack of 64-bit numbers, and takes the results from it.
+// Kernels take Tensor, OptionalTensor, Tensors, int64_t, double and bool, and return nothing, a
+// Tensor or a tuple of them. torch hands them over as a stack of 64-bit numbers, and takes the
+// results from it.
 #pragma once
 
 #include <bit>
@@ -32,6 +33,18 @@ T taken(StableIValue value) {
     if (inner == nullptr) return std::nullopt;
     OptionalTensor found = taken<Tensor>(*inner);
     delete inner;
+    return found;
+  } else if constexpr (std::is_same_v<T, Tensors>) {
+    auto* list = std::bit_cast<StableListHandle>(value);
+    size_t count = 0;
+    require(torch_list_size(list, &count), "torch_list_size");
+    Tensors found;
+    for (size_t i = 0; i < count; ++i) {
+      StableIValue each = 0;
+      require(torch_list_get_item(list, i, &each), "torch_list_get_item");
+      found.push_back(taken<Tensor>(each));
+    }
+    require(torch_delete_list(list), "torch_delete_list");
     return found;
   } else if constexpr (std::is_same_v<T, bool>) {
     return (value & 0xff) != 0;

@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "abi/torch_c.h"
 
@@ -98,6 +99,7 @@ class Tensor {
 };
 
 using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
 using TwoTensors = std::tuple<Tensor, Tensor>;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;

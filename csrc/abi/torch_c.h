@@ -13,6 +13,8 @@ struct TorchLibraryOpaque;
 using TorchLibraryHandle = TorchLibraryOpaque*;
 struct DeviceGuardOpaque;
 using DeviceGuardHandle = DeviceGuardOpaque*;
+struct StableListOpaque;
+using StableListHandle = StableListOpaque*;
 using AOTITorchError = int32_t;  // 0 where all went well
 using StableIValue = uint64_t;   // an argument or a result of an op
 typedef void (*ParallelFunc)(int64_t begin, int64_t end, void* ctx);
@@ -63,6 +65,10 @@ AOTITorchError torch_get_num_threads(uint32_t* ret);
 
 AOTITorchError aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* ret);
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard);
+
+AOTITorchError torch_list_size(StableListHandle list, size_t* ret);
+AOTITorchError torch_list_get_item(StableListHandle list, size_t index, StableIValue* ret);
+AOTITorchError torch_delete_list(StableListHandle list);
 
 // Versions are those of the ABI that arguments and results are passed by.
 AOTITorchError aoti_torch_library_init_def(const char* ns, const char* file, uint32_t line,

@@ -1,7 +1,7 @@
 """What a recording makes of samples' gradients: arguments and values are those of
 `fudlr_ext.reference.record`. On the CPU alone; without derivatives.
 
-`add_sketch` takes float32 and float64. It leaves out a sample's positions before the first and
+`add_sketches` takes float32 and float64. It leaves out a sample's positions before the first and
 behind the last whose left factor is not 0. `encode_rows` takes float32.
 """
 
@@ -19,5 +19,5 @@ def _encoded(rows: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-add_sketch = register_without("fudlr_record::add_sketch", lambda *given: None, changed=0)
+add_sketches = register_without("fudlr_record::add_sketches", lambda *given: None, changed=0)
 encode_rows = register_without("fudlr_record::encode_rows", _encoded)

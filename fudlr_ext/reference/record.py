@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,20 +11,34 @@ from fudlr_ext.reference.rows import SCALE_BLOCK
 from fudlr_ext.reference.samples import sample_grads
 
 
-def add_sketch(  # noqa: PLR0917  the op's own arguments
+def add_sketches(  # noqa: PLR0917  the op's own arguments
     rows: Tensor,
-    left: Tensor,
-    right: Tensor,
-    offsets: Tensor,
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    offsets: Tensor | None,
     directions: Tensor,
-    of_left: bool,
-    column: int,
+    table: Tensor,
 ) -> None:
-    """Add P G_i, or G_i Pᵀ where P `[q, width]` is of the right factor, to `rows` from `column`."""
-    grads = sample_grads(left, right, offsets)
-    found = directions @ grads if of_left else grads @ directions.T
-    found = found.flatten(1)
-    rows[:, column : column + found.shape[1]] += found
+    """Add P G_i, or G_i Pᵀ where P is of the right factor, of several matrices to `rows` `[n, p]`.
+
+    Args:
+        rows: What is added to.
+        left, right: `[T, a]` and `[T, b]` of each matrix, or more dimensions than T.
+        offsets: `[n + 1]`; None where the samples have as many positions each.
+        directions: The P, one after the other.
+        table: `[m, 4]`: where a matrix's P `[q, a]` or `[q, b]` begins, q, whether it is of the
+            left factor, and the column that its sketch begins at.
+    """
+    entries = zip(left, right, table.tolist(), strict=True)
+    for left_one, right_one, (start, q, of_left, column) in entries:
+        one, other = left_one.flatten(0, -2), right_one.flatten(0, -2)
+        each = len(one) // max(1, len(rows))
+        at = torch.arange(len(rows) + 1) * each if offsets is None else offsets
+        grads = sample_grads(one, other, at)
+        width = grads.shape[1 if of_left else 2]
+        side = directions[start : start + q * width].view(q, width)
+        found = (side @ grads if of_left else grads @ side.T).flatten(1)
+        rows[:, column : column + found.shape[1]] += found
 
 
 def encode_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

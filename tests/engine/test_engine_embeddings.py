@@ -125,7 +125,7 @@ def test_rows_of_somebody_elses_training(kind):
 
     class Taker:
         def factors(self, *given):
-            rows.add(*given)
+            rows.add_all(*given)
 
     hook.open(5, Taker())
     label_loss(label_logits(engine.model, batch), batch).sum().backward()

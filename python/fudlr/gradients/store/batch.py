@@ -43,7 +43,7 @@ class BatchGradients:
         self.ids, self.shares = ids, shares
         self._reducer = reducer
         reducer.start(layout, len(ids))
-        self.factors = reducer.add
+        self.factors = reducer.add_all
 
     def multiplied(self, factor: float) -> None:
         """Say that the loss was multiplied by `factor` on its way to `backward`."""
