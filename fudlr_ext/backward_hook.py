@@ -11,13 +11,14 @@ checkpointing, which runs a module twice and differentiates it once, counts once
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from math import prod
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.utils.hooks import RemovableHandle
 
 from fudlr_ext.blocks import Adapted, Factors
@@ -108,13 +109,12 @@ class BackwardHook:
 
     def total(self) -> Tensor:
         """Return the gradient [d] of the whole loss, as backward passes since `open` added it."""
-        layout, parts = self.layout, zip(self.layout.blocks, self._totals, strict=True)
-        flat = [
-            torch.zeros(prod(block.shape), device=layout.device) if part is None else part.flatten()
-            for block, part in parts
+        layout, (totals, self._totals) = self.layout, (self._totals, [])
+        parts = [
+            torch.zeros(block.shape, device=layout.device) if total is None else total
+            for block, total in zip(layout.blocks, totals, strict=True)
         ]
-        self._totals = []
-        return torch.cat(flat).detach().to(layout.dtype)
+        return _flatten_dense_tensors(parts).detach().to(layout.dtype)
 
     def remove(self) -> None:
         """Take the hooks away; the model is as it was."""
@@ -132,7 +132,7 @@ class BackwardHook:
                 if prove is not None:
                     prove(x.detach(), output)
                 use = _Use(layer.name, factors, x, self._taker)
-                output.register_hook(partial(self._arrived, use))
+                _hook_gradient(output, partial(self._arrived, use))
 
         return ran
 
@@ -182,6 +182,15 @@ class BackwardHook:
             ]
             self._seen.update([block.name for block, *_ in uses])
             self._taker.factors(uses, self._count)
+
+
+def _hook_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Do as `output.register_hook`, without the handle to remove it by: half of its time."""
+    if output._backward_hooks is not None or output.grad_fn is None:
+        output.register_hook(hook)
+        return
+    output._backward_hooks = OrderedDict([(-1, hook)])  # handles' numbers are from 0 on
+    output.grad_fn._register_hook_dict(output)
 
 
 class _Use:

@@ -107,6 +107,18 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
+ENGINE_TOKENS = 2048
+"""Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
+
+
+def engine_batches(lengths: Tensor | None, n: int, most: int | None = None) -> list[Tensor]:
+    """Indices of n samples, as many at a time as go through the engine; `most` where their
+    `lengths` `[n]` are not known, or all."""
+    if lengths is None or not n:
+        return list(torch.arange(n).split(most or n)) if n else []
+    return token_batches(lengths, max(int(lengths.max()), ENGINE_TOKENS))
+
+
 def token_batches(
     lengths: Tensor | Sequence[int], budget: int, most: int | None = None
 ) -> list[Tensor]:

@@ -8,6 +8,7 @@ concern.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -216,11 +217,16 @@ def _check_size(found: int, rows: slice) -> None:
         )
 
 
+def is_finite(numbers: Tensor) -> bool:
+    """Whether all numbers are finite, and their sum in float64."""
+    # A sum is finite only if all its terms are, and needs no second copy of them.
+    return math.isfinite(float(numbers.sum(dtype=torch.float64)))
+
+
 def check_rows(rows: Tensor, ids: Tensor) -> None:
     """Raise NumericalError by the first of the samples `ids` `[m]` whose row `[m, d]` is not
     finite."""
-    # A sum is finite only if all its terms are, and needs no second copy of the rows.
-    if bool(rows.sum(dtype=torch.float64).isfinite()):
+    if is_finite(rows):
         return
     broken = (~rows.isfinite().all(dim=1)).nonzero().flatten()
     if broken.numel():

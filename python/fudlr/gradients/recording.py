@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
+from fudlr.common.batches import engine_batches
 from fudlr.common.digest import digest
 from fudlr.common.errors import FudlrError, RecordingWarning
 from fudlr.common.files import remove_folder
@@ -350,9 +351,12 @@ def shortfall(store: Store, config: RunConfig) -> str:
 
 
 def whole_rows(recommender: Recommender, engine: Engine, samples: Samples, size: int) -> Tensor:
-    """Gradients [n, d] of `samples` at the adapter as it is, `size` at a time."""
+    """Gradients [n, d] of `samples` at the adapter as it is, some at a time: `size` of them where
+    their lengths are not known."""
     if not len(samples):
         return torch.empty(0, engine.d)
-    batches = track(recommender.batches(samples, size), -(-len(samples) // size), "whole gradients")
+    parts = engine_batches(recommender.lengths(samples), len(samples), size)
+    batches = track(recommender.parts(samples, parts), len(parts), "whole gradients")
     face = (recommender.forward, recommender.loss)
-    return torch.cat([engine.sample_grads(*face, batch).cpu() for batch in batches])
+    rows = torch.cat([engine.sample_grads(*face, batch).cpu() for batch in batches])
+    return rows[torch.cat(parts).argsort()]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fudlr import lora
-from fudlr.common.batches import token_batches
+from fudlr.common.batches import engine_batches
 from fudlr.common.device import seeded, set_random_state
 from fudlr.common.errors import ModelError, NumericalError, UsageError
 from fudlr.common.parallel import ranks
@@ -35,8 +35,6 @@ from fudlr_ext.reducers import Sums
 
 CHECKED = 4
 """Samples of the first pass: more than one, since samples must not depend on each other."""
-ENGINE_TOKENS = 2048
-"""Tokens that go through the engine at a time: more take memory, fewer merge weights more often."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def _through_engine(
     loss = 0.0
     # All processes ask for it together, whatever the number of their groups.
     reducer = None if recorder is None else recorder.reducer(share.epoch)
-    for part in _groups(recommender.lengths(samples.take(live.numpy())), len(live)):
+    for part in engine_batches(recommender.lengths(samples.take(live.numpy())), len(live)):
         own = live[part]
         batch = recommender.batch(samples.take(own.numpy()))
         sums = Sums(weights[own][None].to(total))
@@ -247,13 +245,6 @@ def _give(engine: Engine, mean: Tensor) -> None:
     """Let the parameters' gradients be `mean` [d]."""
     for parameter, own in zip(engine.parameters(), engine.unflatten(mean).values(), strict=True):
         parameter.grad = own.to(parameter, copy=True)  # λ is added to it, and not to the mean
-
-
-def _groups(lengths: Tensor | None, n: int) -> list[Tensor]:
-    """Indices of n samples, a few at a time."""
-    if lengths is None or not n:
-        return [torch.arange(n)] if n else []
-    return token_batches(lengths, max(int(lengths.max()), ENGINE_TOKENS))
 
 
 def _check_gradient(engine: Engine, description: str) -> None:

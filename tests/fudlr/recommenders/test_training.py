@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from fudlr.common import batches
 from fudlr.common.errors import UsageError
 from fudlr.config import RunConfig, TrainConfig, merge
-from fudlr.train import adapter as train
 from fudlr.train.adapter import train_adapter
 from prompt_models import adapted, base, recommender, split
 from torch import nn
@@ -35,7 +35,7 @@ def test_the_engine_trains_to_the_same_adapter(made, monkeypatch):
     weights[::7] = 0
     weights[1::7] = 0.5
     for given, tokens in ((None, 10**4), (weights, 1)):
-        monkeypatch.setattr(train, "ENGINE_TOKENS", tokens)
+        monkeypatch.setattr(batches, "ENGINE_TOKENS", tokens)
         theirs, ours = (trained(made, through, given) for through in ("peft", "engine"))
         moved = (theirs.theta - made.start).norm()
         assert (ours.theta - theirs.theta).norm() < 1e-3 * moved

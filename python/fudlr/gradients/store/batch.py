@@ -52,14 +52,17 @@ class BatchGradients:
     def end(self, mean: Tensor) -> None:
         """After the backward pass, which added `mean` `[d]`, take the samples' shares out."""
         self.mean, self.rows = mean, self._reducer.result()
-        self.rows /= self.shares.clamp_min(1e-38).to(self.rows)[:, None]
-        without = self.shares <= 0
-        if bool(without.any()):
-            self.rows[without] = 0
+        shares = self.shares
+        if float(shares.min()) <= 0:
+            self.rows[shares <= 0] = 0
+            shares = shares.clamp_min(1e-38)
+        self.rows /= shares.to(self.rows)[:, None]
 
 
 def shares_of(n: int, divisor: float | Tensor | None, weights: Tensor | None) -> Tensor:
     """u = weight / divisor of each sample, `[n]` float32."""
+    if weights is None and not isinstance(divisor, Tensor) and (divisor is None or divisor > 0):
+        return torch.full((n,), 1 / (n if divisor is None else divisor))
     scale = torch.as_tensor(float(n) if divisor is None else divisor).detach().cpu().float()
     given = torch.ones(n) if weights is None else weights.detach().cpu().float()
     fits = scale.numel() in (1, n) and given.shape == (n,)

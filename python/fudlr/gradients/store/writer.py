@@ -15,7 +15,7 @@ from torch import Tensor
 from fudlr.common.digest import digest
 from fudlr.common.errors import NumericalError, StoreError, UsageError
 from fudlr.common.files import atomic_file, claim_folder
-from fudlr.gradients.matrix import check_rows
+from fudlr.gradients.matrix import check_rows, is_finite
 from fudlr.gradients.projection import Projection
 from fudlr.gradients.store.manifest import TRAINING, Binding, Manifest, Recipe, read_manifest
 from fudlr.gradients.store.shards import DTYPES, SHARDS, Step, encode, row_bytes, write_shard
@@ -180,7 +180,7 @@ class StoreWriter:
         rows, scales = encode(rows, self._manifest.dtype)
         # A scale is as little finite as the largest number that it is of, and there are few.
         check_rows(rows if scales is None else scales, ids)
-        if not bool(mean.isfinite().all()):
+        if not is_finite(mean):
             raise NumericalError(
                 "a step's mean gradient was to be stored",
                 "it is not finite",
