@@ -8,6 +8,7 @@ from typing import Any
 from catalogue_figures import catalogue_request, catalogue_training, floor
 from command_figures import hostile, startup, wait
 from question_figures import explain, forget, query_speed
+from rank_figures import many_rows, rank_kills, ranks
 from recommender_figures import semantic_ids
 from rows import result, row
 from unrolled_figures import (
@@ -221,31 +222,6 @@ def kills() -> list[str]:
     ]
 
 
-def rank_kills() -> list[str]:
-    """Several ranks, one of them killed."""
-    found = result("rank_kills")
-    equal, named, hung, slowest = (each["measured"] for each in found["bars"])
-    cells = (found["kills"], f"{equal:.0%}", f"{slowest:.1f}", f"{hung:.0f}")
-    return [row(*cells, found["by_themselves"], f"{named:.0%}")]
-
-
-def ranks() -> list[str]:
-    """A row a piece of work: one process, two ranks, and what was asked."""
-    found = result("ranks")
-    asked = {each["bar"]: each["threshold"] for each in found["bars"]}
-    return [
-        row(
-            name,
-            f"{each['one_s']:.2f} s",
-            f"{each['two_s']:.2f} s",
-            f"{each['times']:.2f}",
-            f"{each['cpu_times']:.2f}",
-            asked.get(name, "–"),
-        )
-        for name, each in found["pieces"].items()
-    ]
-
-
 def compat() -> list[str]:
     """A row an environment: what is in it, and what passed there."""
     rows = []
@@ -391,7 +367,8 @@ TOPICS = (
     semantic_ids,
     loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
     unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, rank_kills, ranks, forget, explain, query_speed, wait, startup, dropped, sft, zoo,
+    kills, rank_kills, ranks, many_rows, forget, explain, query_speed, wait, startup,
+    dropped, sft, zoo,
     hostile, compat, stable_abi, wheels, catalogue_request, catalogue_training,
     floor,
 )  # fmt: skip

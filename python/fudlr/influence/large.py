@@ -20,13 +20,15 @@ from torch import Tensor
 from fudlr.common.parallel import ranks
 from fudlr.gradients.store import Store
 from fudlr.gradients.store.reader import WINDOW_BYTES, read_ahead
-from fudlr.gradients.store.shards import decode
+from fudlr.gradients.store.shards import decode, row_bytes
 from fudlr.influence.scores import ACCURACY, FAIRNESS, check_spread, combined
 from fudlr.influence.solvers import make_solver, sampled_preconditioner
 from fudlr.influence.threshold import Scored, Threshold, select
 from fudlr.influence.update import Update, finish
 from fudlr_ext.ops import row_dots, row_gram, row_sums
 
+ROWS = 2**17
+"""Of a window, at most: where rows are short, what is made of them is as large as they are."""
 SAMPLED = 512
 """Rows that the solves' preconditioner is made from."""
 
@@ -41,7 +43,7 @@ class Share:
 
     def __init__(self, store: Store, window_bytes: int = WINDOW_BYTES) -> None:
         self.store, self.n, self._here = store, store.n, ranks()
-        windows = list(store.windows(window_bytes))
+        windows = list(store.windows(min(window_bytes, ROWS * row_bytes(store.dim, store.dtype))))
         self._own = windows[self._here.part(len(windows))]
         self._all = len(windows)
 

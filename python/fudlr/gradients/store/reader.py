@@ -27,8 +27,8 @@ from fudlr.gradients.store.writer import projection_path
 WINDOW_BYTES = 64 * 2**20
 KEPT_BYTES = 2**29
 """Of a whole store, up to which its shards stay in memory once they were read."""
-TABLES = 32
-"""Shards whose ids and shares stay in memory; those of others are read again."""
+TABLE_BYTES = 2**24
+"""Of shards' ids and shares that stay in memory; those of others are read again."""
 T = TypeVar("T")
 
 
@@ -80,7 +80,9 @@ class Store:
         self._kept: dict[int, dict[str, Tensor]] = {}
         # Of several ranks each reads its share of the rows, and keeps that where it uses it.
         self.kept = self.bytes <= KEPT_BYTES and ranks().size == 1
-        self._table = lru_cache(TABLES)(lambda number: self.shards[number].table())
+        largest = 12 * max(shard.rows for shard in self.shards)
+        tables = max(2, TABLE_BYTES // max(1, largest))
+        self._table = lru_cache(tables)(lambda number: self.shards[number].table())
         self._places: list[_Place] = []
         facts: dict[str, list[Tensor]] = {"counts": [], "epochs": [], "rates": [], "firsts": []}
         for number in range(len(self.shards)):
