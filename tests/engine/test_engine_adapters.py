@@ -119,7 +119,7 @@ def test_weights_of_other_classes():
     layer = part(model, "layers.0.self_attn.q_proj").base_layer
     weight = layer.weight.data.as_subclass(Subclass)
     layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    with pytest.raises(UnsupportedLayerError, match="quantised or sharded"):
+    with pytest.raises(UnsupportedLayerError, match="quantised in a way"):
         Engine(model)
 
 

@@ -24,8 +24,8 @@ def wrong_reducer(monkeypatch):
 
     own = collect.Collector._add
 
-    def slightly(self, block, left, right, offsets):
-        own(self, block, left * 1.01, right, offsets)
+    def slightly(self, uses, offsets):
+        own(self, [(block, left * 1.01, right) for block, left, right in uses], offsets)
 
     with monkeypatch.context() as patched:
         patched.setattr(collect.Collector, "_add", slightly)
