@@ -30,10 +30,12 @@ again."""
 
 @dataclass(frozen=True)
 class Place:
-    """The training before step `t`, from 0."""
+    """The training before and after step `t`, from 0, and the step's mean gradient `[d]`."""
 
     t: int
     state: State
+    after: State
+    mean: Tensor
 
 
 class Trajectory:
@@ -123,44 +125,44 @@ class Trajectory:
         state = self.start
         steps = range(self.count)
         for t, step in enumerate(track(self._read(steps), len(steps), description)):
-            yield Place(t, state), step
-            state = self.after(t, state)
+            yield (place := self._place(t, state)), step
+            state = place.after
 
     def backwards(self) -> Iterator[tuple[Place, Step]]:
-        """Every step from the last on, with what was before it."""
+        """Every step from the last on, with what was before and after it."""
         steps = range(self.count - 1, -1, -1)
         read = track(self._read(steps), len(steps), "influence through the training")
-        if self.states is not None:
-            for t, step in zip(steps, read, strict=True):
-                yield Place(t, self.states[t]), step
-            return
-        size = isqrt(len(steps)) + 1
-        marks, state = [], self.start
-        for t in range(len(steps)):
-            if t % size == 0:
-                marks.append(state)
-            state = self.after(t, state)
-        between: list[State] = []
+        between: list[Place] = []
         for t, step in zip(steps, read, strict=True):
             if not between:
-                between = [marks[t // size]]
-                for s in range(t // size * size, t):
-                    between.append(self.after(s, between[-1]))
-            yield Place(t, between.pop()), step
+                first = t // self._apart * self._apart
+                state = self._marks[first // self._apart]
+                for s in range(first, t + 1):
+                    between.append(self._place(s, state))
+                    state = between[-1].after
+            yield between.pop(), step
 
-    def after(self, t: int, state: State, mean: Tensor | None = None) -> State:
-        """The training after step `t`."""
+    def _place(self, t: int, state: State) -> Place:
+        mean = self.mean(t)
+        return Place(t, state, self._after(t, state, mean), mean)
+
+    def _after(self, t: int, state: State, mean: Tensor) -> State:
         if self.states is not None:
             return self.states[t + 1]
-        return self.optimiser(t).move(state, self.mean(t) if mean is None else mean)
+        return self.optimiser(t).move(state, mean)
 
     def _check(self, theta: Tensor) -> None:
         count = self.count
         state, states, means = self.start, [self.start], []
+        # States that are not kept are made again from those √T steps apart.
+        self._apart = isqrt(count) + 1
+        self._marks: list[State] = []
         keeps = 4 * count * theta.numel() * theta.element_size() <= STATE_BYTES
         self.usual = torch.zeros_like(theta)  # v̂, over the steps
         for t, mean in enumerate(self._ahead(self.mean, range(count))):
-            state = self.after(t, state, mean)
+            if t % self._apart == 0:
+                self._marks.append(state)
+            state = self._after(t, state, mean)
             self.usual.add_(state.square, alpha=1 / (self.optimiser(t).correction * count))
             if keeps:
                 states.append(state)

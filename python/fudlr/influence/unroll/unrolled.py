@@ -156,7 +156,7 @@ class Unrolled:
             kept = stiffness - stiffness / float(step.shares.sum()) * gone.sum(1, keepdim=True)
             seen = response.seen(shifts)
             totals = self._move(place.t, step, seen, gone, kept)
-            totals += self._path.mean(place.t)
+            totals += place.mean
             chosen = None if exact is None else Chosen.of(place.t, gone, self._training.epochs)
             if exact is not None and chosen is not None:
                 theta, flat = place.state.theta[self._back], seen[:, self._back]
@@ -180,7 +180,7 @@ class Unrolled:
             linear, response = self._linear(place), self._response(place)
             gone = of(step.ids) * step.shares.to(zero)
             gradient = self._move(place.t, step, change.theta, gone)
-            gradient += response.views(self._path.mean(place.t), change.theta)
+            gradient += response.views(place.mean, change.theta)
             change = linear.tangent(change, gradient)
         return change.theta[:, self._back]
 
@@ -209,7 +209,7 @@ class Unrolled:
             gradient, hangs = self._linear(place).transposed(hangs)
             dots, sums = self._sums(place.t, gradient, split)
             yield step.ids[step.own], (dots * -step.shares[step.own].to(dots)[:, None]).to(own)
-            curved = self._response(place).views(self._path.mean(place.t), gradient)
+            curved = self._response(place).views(place.mean, gradient)
             curved.add_(self._lifted(sums, curved, split))
             hangs.theta.add_(curved)  # a tensor of the step's own
 
@@ -243,9 +243,8 @@ class Unrolled:
         return lambda ids: own.index_select(1, ids), masks.shape[:-1]
 
     def _linear(self, place: Place) -> LinearStep:
-        mean = self._path.mean(place.t)
-        after = self._path.after(place.t, place.state, mean)
-        return self._path.optimiser(place.t).linear(place.state, mean, after, self._path.usual)
+        optimiser = self._path.optimiser(place.t)
+        return optimiser.linear(place.state, place.mean, place.after, self._path.usual)
 
     def _response(self, place: Place) -> Response:
         if self._path.states is None:
