@@ -110,7 +110,7 @@ class ModelConfig(Record):
     pretrain_epochs: Annotated[int, Field(ge=0)] | None = None
     """Passes over the users' older history before there is an adapter, in which all weights learn:
     6 of the small Llama's, none of a model folder's. Item tokens of a model folder need some (see
-    docs/recommenders/item_tokens.md)."""
+    docs/recommenders/item_tokens.md); a run's base has had them."""
     pretrain_learning_rate: Positive | None = None
     """3e-3 for the small Llama, 5e-5 for a model folder; its embeddings learn at 20 times that."""
 

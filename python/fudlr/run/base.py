@@ -33,6 +33,9 @@ from fudlr.train.pretrain import (
 )
 from fudlr_ext.quantised import PACKS
 
+RECORD = "recommender.json"
+"""How a run recommends, beside its base."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -70,12 +73,13 @@ def make_base(split: Split, config: RunConfig, where: Place) -> Base:
             "Say how it recommends: --set recommender.kind=titles, yes_no or grounded, and its own "
             "words with recommender.template; or name the base of the run that made it, RUN/base",
         )
-    learns = bool(config.model.pretrain_epochs)
-    if learns and (kind.prompted or record is not None):
+    # A run's base has learnt them already.
+    learns = bool(config.model.pretrain_epochs) and not _is_of_a_run(folder)
+    if learns and kind.prompted:
         raise UsageError(
             f"{folder} was to be trained on older histories (model.pretrain_epochs="
             f"{config.model.pretrain_epochs})",
-            f"{kind.name} has no item tokens" if kind.prompted else "its item tokens are trained",
+            f"{kind.name} has no item tokens",
             "Leave model.pretrain_epochs out",
         )
     # Steps would be lost to rounding in half precision.
@@ -112,10 +116,9 @@ def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:
     Raises:
         ModelError: They are of other items.
     """
-    path = folder.resolve().parent / "recommender.json"
-    if folder.resolve().name != "base" or not path.is_file():
+    if not _is_of_a_run(folder):
         return None
-    record = read_json(path, dict[str, Any])
+    record = read_json(folder.resolve().parent / RECORD, dict[str, Any])
     if "tokens" not in record:
         return None
     if record.get("item_ids") != split.interactions.items["item_id"].to_list():
@@ -125,6 +128,11 @@ def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:
             "Name the data of that run, or another base model",
         )
     return {name: record[name] for name in record if name not in ("kind", "item_ids")}
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    whole = folder.resolve()
+    return whole.name == "base" and (whole.parent / RECORD).is_file()
 
 
 def _small_base(

@@ -57,6 +57,7 @@ from fudlr.gradients.recording import STORE, bind, recording
 from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
 from fudlr.run.base import (
+    RECORD,
     Base,
     load_base,
     load_tokenizer,
@@ -73,7 +74,6 @@ from fudlr.train.adapter import train_adapter
 from fudlr.train.checkpoint import Checkpoint
 from fudlr_ext import Engine
 
-RECORD = "recommender.json"
 ROWS = "rows.parquet"
 
 

@@ -1,6 +1,7 @@
 """A pretrained model's item tokens learn the users' older history before there is an adapter."""
 
 from dataclasses import replace
+from shutil import copytree
 
 import pytest
 import torch
@@ -87,3 +88,10 @@ def test_it_is_refused_where_there_is_nothing_to_learn(split, folder):
     options = {"model.pretrain_epochs": 1, "recommender.kind": "titles"}
     with pytest.raises(UsageError, match=r"titles has no item tokens.*pretrain_epochs out"):
         made(split, folder, **options)
+
+
+def test_a_runs_base_has_learnt_already(split, folder, tmp_path):
+    copytree(folder, tmp_path / "base")
+    (tmp_path / "recommender.json").write_text("{}", encoding="utf-8")
+    options = {"model.pretrain_epochs": 1, "recommender.kind": "titles"}
+    assert made(split, tmp_path / "base", **options).losses == []
