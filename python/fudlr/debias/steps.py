@@ -181,7 +181,7 @@ def carry_out(
     summary["seconds"] = clock.seconds
     summary["cpu_seconds"] = clock.cpu_seconds
     summary["cost"] = {
-        **cost(clock.seconds, run.train_seconds),
+        **cost(clock.seconds, run.train_seconds, given=given is not None),
         "command_seconds": time.perf_counter() - started[0],
         "command_cpu_seconds": time.process_time() - started[1],
     }

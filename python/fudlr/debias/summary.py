@@ -14,11 +14,15 @@ from fudlr.pipeline.request import Answer, Solved
 
 NEEDED = ("sample gradients", "metric gradients", "diagnostics", "scores", "update")
 """Stages without which there is no updated adapter; what the method costs."""
+CHOOSING = ("metric gradients", "scores")
+"""Of them, those that a mask follows from. Of a given one they tell what the report says of it."""
 
 
-def cost(seconds: dict[str, float], training: float) -> dict[str, Any]:
-    """Seconds of the needed stages, and their share of the training's."""
-    stages = [stage for stage in NEEDED if stage in seconds]
+def cost(seconds: dict[str, float], training: float, *, given: bool = False) -> dict[str, Any]:
+    """Seconds of the needed stages, and their share of the training's; `given` the mask, without
+    those that choose one."""
+    left_out = CHOOSING if given else ()
+    stages = [stage for stage in NEEDED if stage in seconds and stage not in left_out]
     needed = sum(seconds[stage] for stage in stages)
     return {
         "seconds": needed,

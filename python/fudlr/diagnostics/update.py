@@ -147,8 +147,8 @@ def due(facts: Facts) -> Finding | None:
         share,
         {Severity.WARN: DUE},
         found=f"{share:.1%} of the training samples are forgotten, all requests together",
-        reason=f"Beyond {DUE:.0%} the update was measured to raise the test loss by little more "
-        "than half of what retraining does.",
+        reason=f"Beyond {DUE:.0%} the update was measured to raise the test loss by four fifths of "
+        "what retraining does.",
         advice="Retraining is due: train again without them, and forget from there.",
     )
 

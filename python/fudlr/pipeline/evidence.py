@@ -35,7 +35,7 @@ from fudlr.influence.solvers import (
 from fudlr.influence.unroll import Unrolled, UnrolledRows
 from fudlr.influence.update import KeptLoss, Update, finish, newton_update, removal_update
 from fudlr.pipeline.plan import Plan
-from fudlr.pipeline.unrolling import Retraining, named_store, taken_again, unrolled_run
+from fudlr.pipeline.unrolling import Retraining, TakenAgain, named_store, unrolled_run
 
 MAX_STEPS = 20
 """Of conjugate gradients; in sketch space a backstop, since the tolerance is to end a solve."""
@@ -154,7 +154,7 @@ def solvers(plan: Plan, rows: Evidence) -> Evidence:
     trained = (run.config.train.l2, rows.mean_gradient(), run.theta, run.start)
     about = {"rows": rows.source, "gradient_left": stationarity(*trained), **rows.about}
     if (unrolled := rows.unrolled) is not None:
-        exact = taken_again(plan) if plan.exact and not rows.about.get("dropout") else None
+        exact = TakenAgain(plan) if plan.exact and not rows.about.get("dropout") else None
         retraining = Retraining(run, unrolled, exact)
 
         def retrain(masks: Tensor) -> list[Update]:

@@ -24,7 +24,7 @@ from fudlr.influence.unroll import Exact, Unrolled
 from fudlr.pipeline.plan import Plan, cannot_unroll, why_not_unrolled
 from fudlr.run import Run
 from fudlr_ext import EngineError
-from fudlr_ext.reducers import FisherProduct, Sums
+from fudlr_ext.reducers import Dots, Sums
 
 TOGETHER = 2**26
 """Numbers of adapters that are unrolled at a time: of each, Adam's moments and as much again."""
@@ -128,24 +128,39 @@ def _gauss_newton(run: Run, vector: Tensor) -> float:
     return float(total) / len(index)
 
 
-def taken_again(plan: Plan) -> Exact:
-    """Gradients of the training samples at other parameters."""
-    samples, recommender = plan.run.split.train, plan.run.recommender
-    engine, forward, loss = plan.face
+@dataclass(frozen=True)
+class TakenAgain:
+    """Gradients of the plan's training samples at other parameters; see `Exact`. The model holds
+    these afterwards."""
 
-    def again(
-        theta: Tensor, index: Tensor, weights: Tensor, share: Tensor, vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    plan: Plan
+
+    def sums(self, theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Σ w_i g_i `[k, d]` for weights `[k, b]`."""
+        parts = self._reduced(theta, index, weights, Sums)
+        return torch.stack(parts).sum(0).to(theta)
+
+    def squares(self, theta: Tensor, index: Tensor, vectors: Tensor) -> Tensor:
+        """Mean T_i (g_iᵀ v)² `[k]` for v `[k, d]`."""
+        dots = torch.cat(self._reduced(theta, index, vectors, Dots)).to(theta)
+        chosen = self.plan.run.split.train.take(index.numpy())
+        return self.plan.run.recommender.terms(chosen).to(theta) @ dots**2 / len(index)
+
+    def _reduced(
+        self, theta: Tensor, index: Tensor, given: Tensor, kind: type[Sums | Dots]
+    ) -> list[Tensor]:
+        engine, forward, loss = self.plan.face
+        samples, recommender = self.plan.run.split.train, self.plan.run.recommender
+        found = []
         with torch.inference_mode(mode=False):  # which nothing could go back through
-            chosen = samples.take(index.numpy())
             engine.load(theta.clone())
-            given = (weights, share * recommender.terms(chosen) * len(index), vectors)
-            own, counted, along = (each.to(engine.device, theta.dtype, copy=True) for each in given)
-            sums, product = Sums(own), FisherProduct(along, counted)
-            engine.reduce(forward, loss, recommender.batch(chosen), [sums, product])
-            return sums.result().to(theta), product.result().to(theta)
-
-    return again
+            own = given.to(engine.device, engine.dtype, copy=True)
+            for part in torch.arange(len(index)).split(self.plan.config.batch):
+                reducer = kind(own[:, part] if kind is Sums else own)
+                batch = recommender.batch(samples.take(index[part].numpy()))
+                engine.reduce(forward, loss, batch, [reducer])
+                found.append(reducer.result())
+        return found
 
 
 def unrolled_run(run: Run, named: str | None = None) -> tuple[Store, Unrolled]:

@@ -188,7 +188,7 @@ def verify_result(
         "agreement": found.agreement,
         "seconds": seconds,
         "cpu_seconds": {**data.summary["cpu_seconds"], **found.cpu_seconds},
-        "cost": cost(seconds, found.seconds["retraining"]),
+        "cost": cost(seconds, found.seconds["retraining"], given=audited),
         "verification": {
             **data.summary.get("verification", {}),
             "null": found.null,

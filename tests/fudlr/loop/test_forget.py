@@ -12,9 +12,10 @@ from fudlr.common.progress import StageClock
 from fudlr.config import merge
 from fudlr.debias.audit import membership_auc
 from fudlr.debias.removal import find
-from fudlr.influence.unroll import exact
+from fudlr.gradients.store.shards import decode
+from fudlr.influence.unroll import StoredTraining
 from fudlr.pipeline.plan import prepare
-from fudlr.pipeline.unrolling import taken_again, unrolled_run
+from fudlr.pipeline.unrolling import TakenAgain, unrolled_run
 from fudlr.verify import Checks
 
 WHOLE = {
@@ -64,34 +65,21 @@ def test_users_are_forgotten_as_retraining_forgets_them(run, tmp_path):
     assert all(0 < d["total_variation"] < 0.2 and 0.5 < d["shared"] < 1 for d in apart.values())
 
 
-def removed(run, again=True):
-    """The shift by removing five users, with gradients taken again or by sketches alone."""
-    mask = find(run, users=users_of(run, 5)).mask[None].float()
-    plan = prepare(run, run.config.debias, StageClock(), "forget")
-    (theta,) = unrolled_run(run)[1].update(mask, 1.0, taken_again(plan) if again else None)
-    return theta - run.theta
-
-
-def test_gradients_taken_again_are_those_that_were_recorded(tiny_config, tmp_path, monkeypatch):
-    """Beside whole rows they change nothing; beside poor sketches they bring the update there."""
+def test_gradients_taken_again_are_those_that_were_recorded(tiny_config, tmp_path):
     run = train_run(merge(tiny_config, WHOLE), tmp_path / "run")
-    whole = removed(run, again=False)
-
-    def off(shift):
-        return float((shift - whole).norm() / whole.norm())
-
-    assert off(removed(run)) < 1e-3
-    named = fudlr.forget(run, users=users_of(run, 5), force=True)
-    torch.testing.assert_close(named.theta - run.theta, removed(run))
-    poor = train_run(merge(tiny_config, {**WHOLE, "record.energy": 0.5}), tmp_path / "poor")
-    assert torch.equal(poor.theta, run.theta)
-    found, alone = {}, off(removed(poor, again=False))
-    for few in (0, 16, 1000):
-        monkeypatch.setattr(exact, "FEW", few)
-        found[few] = off(removed(poor))
-    assert found[1000] < 0.5 * found[0]
-    assert found[16] < 0.8 * found[0]
-    assert found[0] < 0.8 * alone
+    store, _ = unrolled_run(run)
+    training = StoredTraining(store, torch.from_numpy(run.split.train.ids))
+    again = TakenAgain(prepare(run, run.config.debias, StageClock(), "forget"))
+    found = torch.cat([training.composition(t)[0] for t in range(training.count)])
+    assert torch.equal(found.bincount(), torch.full((training.samples,), run.config.train.epochs))
+    start, step = store.training()["start"], training.step(0)
+    (mean,) = again.sums(start, step.ids, step.shares[None])
+    torch.testing.assert_close(mean, step.mean)
+    vectors = torch.stack([mean, mean + run.theta - start])
+    found = again.squares(start, step.ids, vectors)
+    rows = decode(step.rows, step.scales)
+    dots = store.projection(0).project(vectors) @ rows.T
+    torch.testing.assert_close(found, (dots**2).mean(1), rtol=1e-3, atol=0)
 
 
 def test_a_streak_ends_where_one_request_does(run, tmp_path):

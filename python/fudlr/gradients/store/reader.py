@@ -209,21 +209,20 @@ class Store:
         shard, at, _ = self._places[step]
         return self._read_of(shard, "means", at, at + 1)[0]
 
+    def composition(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's samples, from 0, and their shares u_i of its gradient, `[b]`."""
+        shard, _, start = self._places[step]
+        table, stop = self._table(shard), start + int(self.counts[step])
+        return table["ids"][start:stop], table["shares"][start:stop]
+
     def step(self, step: int, own: slice | None = None) -> Step:
         """A step, from 0, with the rows of all its samples or of those `own`."""
-        place = self._places[step]
-        every, table = int(self.counts[step]), self._table(place.shard)
-        own = own or slice(0, every)
-        return Step(
-            table["ids"][place.start : place.start + every],
-            *self._read(place.shard, place.start + own.start, place.start + own.stop),
-            table["shares"][place.start : place.start + every],
-            self.mean(step),
-            float(self.rates[step]),
-            int(self.epochs[step]),
-            self.shards[place.shard].segment,
-            own,
-        )
+        shard, _, start = self._places[step]
+        ids, shares = self.composition(step)
+        own = own or slice(0, len(ids))
+        rows, scales = self._read(shard, start + own.start, start + own.stop)
+        facts = (float(self.rates[step]), int(self.epochs[step]), self.shards[shard].segment)
+        return Step(ids, rows, scales, shares, self.mean(step), *facts, own)
 
     def mean_gradient(self) -> Tensor | None:
         """Mean over the last epoch of each step's Σ u_i g_i, weighted by samples, `[d]`; None where

@@ -1,82 +1,120 @@
-"""What sketches leave out of a step, from gradients that are taken again.
+"""What sketches leave out of a training, from gradients that are taken again.
 
 Sketches keep the directions that samples have in common. What a removed sample taught of itself
-lies mostly outside of them, and so does the curvature that answers it. So gradients are taken again
-at every step, or in long trainings every few steps, of the removed samples and of some kept ones C,
-drawn anew, and what sketches leave out of them counts as often:
+lies mostly outside of them, and so does the curvature that answers it. With P = 1 − SᵀS, a step
+without the samples m lacks
 
-    Σ m_i u_i (g_i − Sᵀ s_i)   and   mean_C T_j (g_j g_jᵀ − Sᵀ s_j s_jᵀ S) δ
+    P Σ m_i u_i g_i   and   P F P δ ≈ ρ P δ,   ρ = mean T_j (g_jᵀ P δ)² / ‖P δ‖².
 
-Samples come in another order every epoch, and C is drawn: both sums over the training are unbiased.
+The training is cut into `SPANS` parts of as many steps. In each, the first is the mean over its
+steps, of gradients at the parameters a quarter into it: they change slowly, and Adam's means reach
+over more steps than one. ρ is measured at that step, over some samples, and holds until the next
+part's: most of δ comes about in a training's first steps, so that the middle would be late. Outside
+of S the curvature is that of many samples, a little of each: one number, right in size along the
+shift, answers as the whole does, where products with a few samples' gradients are mostly chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-FEW = 16
-"""Kept samples of a step whose gradients are taken again; more cost more and change little."""
-EPOCHS = 4
-"""In so many at least each sample's gradient is taken again on average; in fewer, chance decides
-what is left of a sample. Of a training of 10 epochs every second step is."""
+from fudlr.influence.unroll.training import Training
+
+SPANS = 4
+"""Parts of a training. Two are too few for what the parameters change; five change little."""
+PROBED = 64
+"""Samples that ρ is the mean over."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-Exact = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Gradients taken again, of samples by their places `[b]` at θ `[d]`: Σ w_i g_i `[k, d]` for
-weights w `[k, b]`, and Σ c_i T_i g_i g_iᵀ v `[k, d]` for c `[b]` and v `[k, d]`; called with θ,
-places, w, c, v."""
+
+class Exact(Protocol):
+    """Gradients g_i of samples, by their places `[b]`, taken at θ `[d]`."""
+
+    def sums(self, theta: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Σ w_i g_i `[k, d]` for weights `[k, b]`."""
+        ...
+
+    def squares(self, theta: Tensor, index: Tensor, vectors: Tensor) -> Tensor:
+        """Mean T_i (g_iᵀ v)² `[k]` for v `[k, d]`."""
+        ...
 
 
-class Chosen(NamedTuple):
-    """What is taken again of a step, as places within it.
+def spans(count: int) -> list[range]:
+    """The parts of a training of so many steps."""
+    ends = [count * part // SPANS for part in range(SPANS + 1)]
+    return [range(*pair) for pair in pairwise(ends) if pair[0] < pair[1]]
 
-    Attributes:
-        removed: The removed samples.
-        few: C.
-        times: How often what sketches leave out of them counts.
+
+def quarter(span: range) -> int:
+    """The step whose parameters stand for a part's."""
+    return span[len(span) // 4]
+
+
+class LeftOut:
+    """What sketches leave out of a training without some samples.
+
+    Args:
+        training: Its steps.
+        exact: Takes gradients.
+        masks: Gives m `[k, b]` of samples by their places.
+        n: The training samples.
+        thetas: The training's parameters `[d]` a quarter into each part, by the step.
+        order: Of vectors that are asked for, as places in those of `exact`.
+        outside: P v of vectors in that order, for S of a segment.
     """
 
-    removed: Tensor
-    few: Tensor
-    times: int
+    def __init__(
+        self,
+        training: Training,
+        exact: Exact,
+        masks: Callable[[Tensor], Tensor],
+        *,
+        n: int,
+        thetas: Mapping[int, Tensor],
+        order: Tensor,
+        outside: Callable[[int, Tensor], Tensor],
+    ) -> None:
+        self._training, self._exact, self._masks, self._thetas = training, exact, masks, thetas
+        self._n, self._order, self._outside = n, order, outside
+        self._spans = {span.start: span for span in spans(training.count)}
+        self._parts, self._ratio = dict[int, Tensor](), torch.zeros(())
 
-    @classmethod
-    def of(cls, t: int, gone: Tensor, epochs: int) -> Chosen | None:
-        """For step `t` of so many epochs and m_i u_i `[k, b]`; None where nothing is. The draw
-        depends on `t` and on which samples are removed."""
-        every = max(1, epochs // EPOCHS)
-        if t % every:
-            return None
-        lost = gone.any(0)
-        removed, rest = lost.nonzero()[:, 0], (~lost).nonzero()[:, 0]
-        drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(t))
-        return cls(removed, rest[drawn[:FEW]], every)
+    def at(self, t: int, segment: int, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        """P Σ m_i u_i g_i and ρ P δ, `[k, d]` each, for step `t`, the next one, and δ `shifts`; P
+        is that of the step's own sketches, which have the rest."""
+        if t in self._spans:
+            self._enter(self._spans[t])
+        if segment not in self._parts:
+            self._parts[segment] = self._outside(segment, self._lost)
+        beyond = self._outside(segment, shifts)
+        if t in self._thetas:
+            self._ratio = self._measured(t, beyond)
+        return self._parts[segment], self._ratio * beyond
 
-    def again(
-        self, exact: Exact, theta: Tensor, ids: Tensor, gone: Tensor, vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Σ m_i u_i g_i and mean_C T_j g_j g_jᵀ v, `[k, d]` each, in one pass.
+    def _enter(self, span: range) -> None:
+        at, steps = quarter(span), [self._training.composition(step) for step in span]
+        ids = torch.cat([own for own, _ in steps])
+        gone = self._masks(ids) * torch.cat([shares for _, shares in steps]) / len(span)
+        some = gone.any(0).nonzero()[:, 0]
+        index, place = ids[some].unique(return_inverse=True)
+        weights = gone.new_zeros(len(gone), len(index)).index_add_(1, place, gone[:, some])
+        self._lost, self._parts = weights.new_zeros(len(weights), len(self._order)), {}
+        if len(index):
+            self._lost = self._exact.sums(self._thetas[at], index, weights)[:, self._order]
 
-        Args:
-            exact: Takes gradients.
-            theta: The step's parameters `[d]`.
-            ids: Its samples `[b]`.
-            gone: m_i u_i `[k, b]`.
-            vectors: v `[k, d]`.
-        """
-        at = torch.cat([self.removed, self.few] if bool(vectors.any()) else [self.removed])
-        if not len(at):
-            return torch.zeros_like(vectors), torch.zeros_like(vectors)
-        share = torch.zeros(len(at), dtype=vectors.dtype)
-        share[len(self.removed) :] = 1 / max(1, len(self.few))
-        weights = gone[:, at]
-        weights[:, len(self.removed) :] = 0
-        return exact(theta, ids[at], weights, share, vectors)
+    def _measured(self, t: int, beyond: Tensor) -> Tensor:
+        """ρ `[k, 1]` at step `t` along P δ."""
+        draw = torch.randperm(self._n, generator=torch.Generator().manual_seed(t))
+        length = beyond.norm(dim=1, keepdim=True).clamp(min=torch.finfo(beyond.dtype).tiny)
+        flat = torch.empty_like(beyond)
+        flat[:, self._order] = beyond / length
+        return self._exact.squares(self._thetas[t], draw[:PROBED], flat)[:, None]
 
 
 def unwatched(method: Method) -> Method:

@@ -29,13 +29,12 @@ class Training(Protocol):
         """T, its steps."""
         ...
 
-    @property
-    def epochs(self) -> int:
-        """How many they make up."""
-        ...
-
     def mean(self, step: int) -> Tensor:
         """A step's gradient Σ u_i g_i `[d]`, from 0."""
+        ...
+
+    def composition(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's samples, as places 0 to n − 1, and their shares u_i of its gradient, `[b]`."""
         ...
 
     def step(self, step: int) -> Step:
@@ -84,14 +83,14 @@ class StoredTraining:
         """T, its steps."""
         return self._store.steps
 
-    @property
-    def epochs(self) -> int:
-        """How many they make up."""
-        return len(self._store.epochs.unique())
-
     def mean(self, step: int) -> Tensor:
         """A step's gradient Σ u_i g_i `[d]`, from 0."""
         return self._store.mean(step)
+
+    def composition(self, step: int) -> tuple[Tensor, Tensor]:
+        """A step's samples, and their shares of its gradient."""
+        ids, shares = self._store.composition(step)
+        return self._placed(ids), shares
 
     def step(self, step: int) -> Step:
         """A step with its rows, of several ranks with this one's share of them."""
@@ -100,24 +99,25 @@ class StoredTraining:
         here = ranks()
         own = None if here.size == 1 else here.part(int(self._store.counts[step]))
         found = self._store.step(step, own)
-        absent, places = self._placed(found.ids)
+        found = replace(found, ids=self._placed(found.ids))
+        if self.kept:
+            self._steps[step] = found
+        return found
+
+    def _placed(self, ids: Tensor) -> Tensor:
+        """The places of samples."""
+        if self._ids is None or self._at is None:
+            absent, places = ids[ids >= self.samples], ids
+        else:
+            at = torch.searchsorted(self._ids, ids).clamp(max=len(self._ids) - 1)
+            absent, places = ids[self._ids[at] != ids], self._at[at]
         if len(absent):
             raise DataError(
                 f"the training in the store {self._store.folder} was to be unrolled",
                 f"it was of other samples too, {int(absent[0])} for one",
                 "Ask for all samples of the training",
             )
-        found = replace(found, ids=places)
-        if self.kept:
-            self._steps[step] = found
-        return found
-
-    def _placed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of `ids` that are no samples, and the places of all."""
-        if self._ids is None or self._at is None:
-            return ids[ids >= self.samples], ids
-        at = torch.searchsorted(self._ids, ids).clamp(max=len(self._ids) - 1)
-        return ids[self._ids[at] != ids], self._at[at]
+        return places
 
     def projection(self, segment: int) -> Projection | None:
         """What made a segment's rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -50,9 +50,11 @@ class Trajectory:
         end: θ* `[d]`.
         order: Of the flat vectors here, as places in those of `training`.
         window: How many batches `near` gives.
+        noted: Steps before which the state is kept in any case.
 
     Attributes:
         states: All T + 1, where they are kept.
+        noted: Those before the steps `noted`.
 
     Raises:
         DataError: The steps lead elsewhere than to θ*.
@@ -69,6 +71,7 @@ class Trajectory:
         end: Tensor,
         order: Tensor,
         window: int,
+        noted: Iterable[int] = (),
     ) -> None:
         self.training, self.start, self.count = training, start, training.count
         self._optimisers = [
@@ -79,7 +82,8 @@ class Trajectory:
         self._near: dict[int, Step] = {}
         self.states: list[State] | None = None
         self._means: list[Tensor] = []
-        self._check(end)
+        self.noted: dict[int, State] = {}
+        self._check(end, set(noted))
 
     def optimiser(self, t: int) -> OptimiserStep:
         """How step `t` moves a state."""
@@ -151,7 +155,7 @@ class Trajectory:
             return self.states[t + 1]
         return self.optimiser(t).move(state, mean)
 
-    def _check(self, theta: Tensor) -> None:
+    def _check(self, theta: Tensor, noted: set[int]) -> None:
         count = self.count
         state, states, means = self.start, [self.start], []
         # States that are not kept are made again from those √T steps apart.
@@ -160,6 +164,8 @@ class Trajectory:
         keeps = 4 * count * theta.numel() * theta.element_size() <= STATE_BYTES
         self.usual = torch.zeros_like(theta)  # v̂, over the steps
         for t, mean in enumerate(self._ahead(self.mean, range(count))):
+            if t in noted:
+                self.noted[t] = state
             if t % self._apart == 0:
                 self._marks.append(state)
             state = self._after(t, state, mean)

@@ -24,13 +24,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fudlr.common.errors import NumericalError
 from fudlr.common.parallel import Ranks, ranks
 from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
 from fudlr.influence.unroll.adam import LinearStep, State
 from fudlr.influence.unroll.arranged import ArrangedProjection
-from fudlr.influence.unroll.exact import Chosen, Exact, unwatched
+from fudlr.influence.unroll.exact import Exact, LeftOut, quarter, spans, unwatched
 from fudlr.influence.unroll.response import (
     Response,
     arrange,
@@ -46,11 +45,6 @@ Masks = Tensor | Callable[[Tensor], Tensor]
 """m `[..., n]`, or what gives m `[k, b]` of samples by their places `[b]`, where n is large."""
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
-CHECKED = 16  # steps from one look at what the transpose makes of vectors to the next
-GROWTH = 1e3
-"""How much larger the transpose may make a vector on its way back. Where steps are stable it stays
-about as long; at the edge of stability (Cohen et al. 2022, arXiv 2207.14484) the linear recursion
-grows without bound, while the training itself turns aside."""
 
 
 class Unrolled:
@@ -105,7 +99,7 @@ class Unrolled:
         self._weights: dict[int, Tensor] = {}
         self._path = Trajectory(
             training, recipe, rates, before=before, start=self._start, end=self._end,
-            order=self._order, window=self._window,
+            order=self._order, window=self._window, noted=map(quarter, spans(training.count)),
         )  # fmt: skip
 
     @classmethod
@@ -156,6 +150,7 @@ class Unrolled:
         `stiffness`, of all masks or of each `[k, 1]`; `exact` gives what sketches leave out."""
         of, shape = self._masks(masks)
         away = State(*(part.expand(shape.numel(), -1) for part in self._start))
+        left = None if exact is None else self._left(exact, of)
         for place, step in self._path.forwards("unroll the training"):
             response, shifts = self._response(place), away.theta - place.state.theta
             gone = of(step.ids) * step.shares.to(shifts)
@@ -163,14 +158,9 @@ class Unrolled:
             seen = response.seen(shifts)
             totals = self._move(place.t, step, seen, gone, kept)
             totals += place.mean
-            chosen = None if exact is None else Chosen.of(place.t, gone, self._training.epochs)
-            if exact is not None and chosen is not None:
-                theta, flat = place.state.theta[self._back], seen[:, self._back]
-                again = chosen.again(exact, theta, step.ids, gone, flat)
-                lost, curved = (each[:, self._order] for each in again)
-                lost -= self._lifted({step.segment: self._gone(step, gone)}, lost)
-                curved -= self._few(step, chosen.few, seen)
-                totals += chosen.times * (kept * curved - lost)
+            if left is not None:
+                lost, curved = left.at(place.t, step.segment, seen)
+                totals += kept * curved - lost
             whole = response.views(totals, shifts).add_(totals)
             away = self._path.optimiser(place.t).move(away, whole)
         ends = away.theta[:, self._back]
@@ -218,21 +208,6 @@ class Unrolled:
             curved = self._response(place).views(place.mean, gradient)
             curved.add_(self._lifted(sums, curved, split))
             hangs.theta.add_(curved)  # a tensor of the step's own
-            if place.t % CHECKED == 0 and len(own):
-                self._check_growth(place.t, own, hangs.theta)
-
-    def _check_growth(self, t: int, vectors: Tensor, hangs: Tensor) -> None:
-        """Raise where the transpose diverges."""
-        grown = float((hangs.norm(dim=1) / vectors.norm(dim=1).clamp(min=1e-30)).max())
-        if not grown <= GROWTH:
-            raise NumericalError(
-                "influences were to be found through the recorded training",
-                f"what a sample of step {t + 1} of {self._training.count} does grows {grown:.1g} "
-                "times until the end: the steps are unstable there, and no influence to first "
-                "order stands for a retraining",
-                "Train with a lower rate (train.learning_rate) or larger batches; of this "
-                "training the closed form is left (debias.update=closed_form)",
-            )
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
@@ -298,19 +273,21 @@ class Unrolled:
         """Σ m_i u_i S g_i `[k, p]` for m_i u_i `[k, b]`; of several ranks, this one's part."""
         gone = gone[:, step.own]
         some = gone.any(0).nonzero()[:, 0]
-        rows, scales = _chosen(step, some)
+        # Indexing takes numbers one by one; this takes rows.
+        scales = None if step.scales is None else step.scales.index_select(0, some)
+        rows = step.rows.index_select(0, some)
         return row_sums(rows, _beside(rows, gone.index_select(1, some)), scales)
 
-    def _few(self, step: Step, few: Tensor, vectors: Tensor) -> Tensor:
-        """Mean T_j Sᵀ s_j s_jᵀ S v `[k, d]` of the samples `few` of a step, for v `[k, d]`."""
-        start = step.own.start or 0
-        here = few[(few >= start) & (few < start + len(step.rows))]
-        rows, scales = _chosen(step, here - start)
-        weights = _beside(rows, self._counted(step.ids[here]) / max(1, len(few)))
-        seen = _beside(rows, self._project(step.segment, vectors))
-        _, sums = row_gram(rows, seen, weights, scales)
-        ranks().sum(sums)
-        return self._lift(step.segment, sums.to(vectors))
+    def _left(self, exact: Exact, masks: Callable[[Tensor], Tensor]) -> LeftOut:
+        thetas = {t: state.theta[self._back] for t, state in self._path.noted.items()}
+        return LeftOut(
+            self._training, exact, masks,
+            n=self.n, thetas=thetas, order=self._order, outside=self._outside,
+        )  # fmt: skip
+
+    def _outside(self, segment: int, vectors: Tensor) -> Tensor:
+        """v − Sᵀ S v `[k, d]`, for v `[k, d]`."""
+        return vectors - self._lift(segment, self._project(segment, vectors))
 
     def _sums(
         self, t: int, vectors: Tensor, split: Split | None = None
@@ -385,13 +362,6 @@ class Split:
         out[self.own] = own
         self._here.sum(out)
         return out
-
-
-def _chosen(step: Step, some: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Some of the step's rows, with their scales."""
-    # Indexing takes numbers one by one; this takes rows.
-    scales = None if step.scales is None else step.scales.index_select(0, some)
-    return step.rows.index_select(0, some), scales
 
 
 def _beside(rows: Tensor, vectors: Tensor) -> Tensor:
