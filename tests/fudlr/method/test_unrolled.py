@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fudlr.common.errors import DataError
+from fudlr.common.errors import DataError, NumericalError
 from fudlr.gradients import PrincipalAccumulator
 from fudlr.gradients.store import Recipe
 from fudlr.gradients.store.shards import Step
@@ -272,6 +272,13 @@ def test_influence_is_the_transpose(trained, monkeypatch, kept):
     assert torch.allclose(rows.sum(masks) / N, unrolled.tangent(masks))
     product = rows.gram_product(vectors, weights)
     assert torch.allclose(product, rows.sum((rows.dots(vectors) * weights[:, None]).T) / N)
+
+
+def test_unstable_steps_are_refused(plain):
+    """Of a curvature that is beyond what the rate allows."""
+    steep = [replace(step, rows=1e3 * step.rows) for step in plain.steps]
+    with pytest.raises(NumericalError, match=r"step 1 of \d+ does grows .* lower rate"):
+        plain.unrolled(Memory(steep)).influence(normal(66, 2, D))
 
 
 def test_products_that_follow_from_earlier_ones_need_no_pass(trained, monkeypatch):

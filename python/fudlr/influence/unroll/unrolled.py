@@ -24,6 +24,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fudlr.common.errors import NumericalError
 from fudlr.common.parallel import Ranks, ranks
 from fudlr.gradients.store import Recipe, Store
 from fudlr.gradients.store.shards import Step
@@ -45,6 +46,11 @@ Masks = Tensor | Callable[[Tensor], Tensor]
 """m `[..., n]`, or what gives m `[k, b]` of samples by their places `[b]`, where n is large."""
 WINDOW = 32
 """Most batches that a curvature is the mean of: each costs a pass over its rows."""
+CHECKED = 16  # steps from one look at what the transpose makes of vectors to the next
+GROWTH = 1e3
+"""How much larger the transpose may make a vector on its way back. Where steps are stable it stays
+about as long; at the edge of stability (Cohen et al. 2022, arXiv 2207.14484) the linear recursion
+grows without bound, while the training itself turns aside."""
 
 
 class Unrolled:
@@ -208,6 +214,21 @@ class Unrolled:
             curved = self._response(place).views(place.mean, gradient)
             curved.add_(self._lifted(sums, curved, split))
             hangs.theta.add_(curved)  # a tensor of the step's own
+            if place.t % CHECKED == 0 and len(own):
+                self._check_growth(place.t, own, hangs.theta)
+
+    def _check_growth(self, t: int, vectors: Tensor, hangs: Tensor) -> None:
+        """Raise where the transpose diverges."""
+        grown = float((hangs.norm(dim=1) / vectors.norm(dim=1).clamp(min=1e-30)).max())
+        if not grown <= GROWTH:
+            raise NumericalError(
+                "influences were to be found through the recorded training",
+                f"what a sample of step {t + 1} of {self._training.count} does grows {grown:.1g} "
+                "times until the end: the steps are unstable there, and no influence to first "
+                "order stands for a retraining",
+                "Train with a lower rate (train.learning_rate) or larger batches; of this "
+                "training the closed form is left (debias.update=closed_form)",
+            )
 
     def curvature(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """What the rows see of `shifts` δ `[k, d]` at θ* (see `response`), as far as their sketches
