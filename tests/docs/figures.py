@@ -197,9 +197,9 @@ def experiments() -> list[str]:
     ]
 
 
-def llm() -> list[str]:
+def bigrec() -> list[str]:
     rows = []
-    for name, label in (("llm", "first request"), ("llm_clean", "second request")):
+    for name, label in (("bigrec", "first request"), ("bigrec_again", "second request")):
         found = result(name)
         arp, cosine = found["results"]["arp"], f"{found['shifts']['arp']['cosine']:.2f}"
         for metric in ("arp", "arp_soft"):
@@ -364,11 +364,9 @@ def zoo() -> list[str]:
 
 
 TOPICS = (
-    semantic_ids,
-    loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding, unrolled_before,
-    unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large, experiments, llm,
-    kills, rank_kills, ranks, many_rows, forget, explain, query_speed, wait, startup,
-    dropped, sft, zoo,
-    hostile, compat, stable_abi, wheels, catalogue_request, catalogue_training,
-    floor,
+    semantic_ids, loop, ties, null, lds, rivals, record_once, unrolled, error_bar, rounding,
+    unrolled_before, unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large,
+    experiments, bigrec, kills, rank_kills, ranks, many_rows, forget, explain,
+    query_speed, wait, startup, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
+    catalogue_request, catalogue_training, floor,
 )  # fmt: skip
