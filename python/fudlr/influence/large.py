@@ -114,8 +114,11 @@ def remove(
         accuracy: Of the validation loss `[d]`; None where it has no weight.
         damping: See `solvers`.
         budget: Largest share of the samples to remove.
-        lambda_fair, lambda_acc, lambda_spa: See `scores.scores`.
-        max_steps, tolerance: Of the solves; see `solvers.solve_cg`.
+        lambda_fair: Weight of fairness; see `scores.scores`.
+        lambda_acc: Weight of accuracy.
+        lambda_spa: Price of a removal.
+        max_steps: Of a solve; see `solvers.solve_cg`.
+        tolerance: Of a solve.
         window_bytes: Of rows, at most in memory at a time; and as many are read ahead.
 
     Raises:

@@ -121,9 +121,10 @@ def train_adapter(
                 f"the model drops activations in training ({dropped}), the engine none",
                 "Set the model's dropout to 0, or train.through=peft",
             )
-        if config.through == "engine" and n:
+        if config.through == "engine" and n and (weights is None or bool(weights.any())):
             # The model's own code, which the engine is compared with, is slow on whole batches.
-            first = recommender.batch(samples.take(np.arange(min(n, CHECKED))))
+            live = np.arange(n) if weights is None else weights.nonzero()[:, 0].numpy()
+            first = recommender.batch(samples.take(live[:CHECKED]))
             engine.reduce(recommender.forward, recommender.loss, first, [])
         if kept is not None:
             engine.load(kept.theta)
