@@ -55,6 +55,27 @@ def catalogue_training() -> list[str]:
     return [*steps, *_bars(found)]
 
 
+def catalogue_expectation() -> list[str]:
+    found = result("catalogue_expectation")
+    speeds = [
+        row(
+            each["isa"],
+            each["gradients"],
+            f"{each['seconds']['ours']:.2f} s",
+            f"{each['seconds'][each['fastest_torch']]:.2f} s",
+            f"{each['times_torch']:.2f}",
+            f"{max(each['errors_beside_float64']['ours']):.1e}",
+        )
+        for each in found["rows"]
+    ]
+    parts = ("items", "tiles", "tiles_of_128_prompts", "tiles_by_the_bound")
+    shares = [
+        row(f"{each['tolerance']:g}", *(f"{each[part]:.1%}" for part in parts))
+        for each in found["left_out"]["shares"]
+    ]
+    return [*speeds, *shares]
+
+
 def floor() -> list[str]:
     cells: dict[tuple[str, int], dict[int, dict]] = {}
     for each in result("floor")["rows"]:

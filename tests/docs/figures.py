@@ -5,7 +5,12 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from catalogue_figures import catalogue_request, catalogue_training, floor
+from catalogue_figures import (
+    catalogue_expectation,
+    catalogue_request,
+    catalogue_training,
+    floor,
+)
 from command_figures import hostile, startup, wait
 from question_figures import explain, forget, query_speed
 from rank_figures import many_rows, rank_kills, ranks
@@ -170,7 +175,6 @@ def large() -> list[str]:
     stream, memory = result("store_stream"), result("scoring_memory")["rows"]
     forms = result("data_large")["forms"]
     peaks = [f"{form['peak_bytes'] / 2**30:.1f} GiB ({name})" for name, form in forms.items()]
-    catalogue = result("catalogue")["expectation"]["float32"]["times_chunked"]
     others = {
         f"`store_stream`: unrolled request from a store of {stream['write']['store_gb']:.1f} GB": (
             f"{stream['request']['peak_gb']:.2f} GB of memory at most, "
@@ -178,9 +182,6 @@ def large() -> list[str]:
             "(60% was asked for)"
         ),
         "`data_large`: reading 10⁷ interactions, peak memory": ", ".join(peaks),
-        "`catalogue`: expectations over 10⁶ items with gradients": (
-            f"{catalogue:.2f} times the speed of chunked torch (2 was asked for)"
-        ),
         "`scoring_memory`: growth of memory from 10³ to 10⁵ samples": (
             f"{memory[-1]['grown_mb'] - memory[0]['grown_mb']:.1f} MB"
         ),
@@ -368,5 +369,5 @@ TOPICS = (
     unrolled_before, unrolled_parts, brief, costs, attribution, scoring, bases, curvature, large,
     experiments, bigrec, kills, rank_kills, ranks, many_rows, forget, explain,
     query_speed, wait, startup, dropped, sft, zoo, hostile, compat, stable_abi, wheels,
-    catalogue_request, catalogue_training, floor,
+    catalogue_expectation, catalogue_request, catalogue_training, floor,
 )  # fmt: skip
