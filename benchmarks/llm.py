@@ -267,16 +267,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
-    torch.set_float32_matmul_precision("medium")
     out = given.out or Path("out/llm-small" if given.small else "out/llm")
     study = Study(out, given.small, given.seeds[:1] if given.small else given.seeds)
     stages = study.stages()
     unknown = set(given.stages) - set(stages)
     if unknown:
         parser.error(f"no stage {', '.join(sorted(unknown))}; there are {', '.join(stages)}")
-    for name in given.stages or stages:
-        print(f"stage {name}", flush=True)
-        timed(out / "stages.json", name, stages[name])
+    earlier = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for name in given.stages or stages:
+            print(f"stage {name}", flush=True)
+            timed(out / "stages.json", name, stages[name])
+    finally:
+        torch.set_float32_matmul_precision(earlier)
 
 
 if __name__ == "__main__":
