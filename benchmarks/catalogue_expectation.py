@@ -65,7 +65,7 @@ def inputs(items: int, width: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(USERS, width, generator=generator)
     e = torch.randn(items, width, generator=generator) * width**-0.5
-    # Values that hang on the items: of others the gradient in h would be what rounding leaves.
+    # Values that depend on the items: with others, the gradient in h would be rounding error alone.
     values = (4 * e @ torch.randn(width, COLUMNS, generator=generator)).sigmoid()
     return h, e, values, torch.arange(1.0, COLUMNS + 1)
 

@@ -1,4 +1,5 @@
-"""The base model and its tokenizer: loaded from a folder, or small and made on the spot."""
+"""The base model, its tokenizer and its adapter as training begins: loaded from a folder, or small
+and made on the spot."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fudlr import lora
 from fudlr.common.device import Place, place
 from fudlr.common.errors import DataError, ModelError, UsageError
 from fudlr.common.reading import read_json
@@ -31,6 +34,7 @@ from fudlr.train.pretrain import (
     small_text_llama,
     train_tokenizer,
 )
+from fudlr_ext import Engine
 from fudlr_ext.quantised import PACKS
 
 RECORD = "recommender.json"
@@ -108,6 +112,26 @@ def make_base(split: Split, config: RunConfig, where: Place) -> Base:
         model.cpu().to(where.dtype)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Base(model, tokenizer, {"tokens": tokens.tolist(), "pad_token": int(pad)}, losses)
+
+
+def adapted(
+    base: Base, config: RunConfig, device: torch.device
+) -> tuple[PeftModel, Engine, Tensor | None]:
+    """The base with the adapter as training begins, on `device`; its engine; and θ* `[d]` of an
+    adapter that was trained elsewhere, on the host.
+
+    Raises:
+        ModelError: The adapter does not fit the base.
+    """
+    if config.lora.adapter is None:
+        model = lora.attach(base.model, config.lora, config.seed, base.trained)
+        return model, Engine(model.to(device), check=True), None
+    model = lora.load(base.model, Path(config.lora.adapter))
+    engine = Engine(model.to(device), check=True)
+    trained = engine.theta().cpu()
+    # Its start is not known; the base model's function is that of B = 0, whatever A was.
+    engine.load(lora.without_b(engine, trained))
+    return model, engine, trained
 
 
 def _of_a_run(folder: Path, split: Split) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -58,7 +57,7 @@ from fudlr.gradients.store import Binding, Store, model_fingerprint
 from fudlr.recommenders import Recommender
 from fudlr.run.base import (
     RECORD,
-    Base,
+    adapted,
     load_base,
     load_tokenizer,
     make_base,
@@ -235,7 +234,7 @@ def train_run(
         if ranks().first:  # it may be large, and is not read here
             save_base(base, temporary / "base")
         adopted = config.lora.adapter is not None
-        model, engine, trained = _adapted(base, config, where.device)
+        model, engine, trained = adapted(base, config, where.device)
         lora.save(model, temporary / "start")
         if rows is not None:
             own = read_trained_rows(rows, split.interactions, base.tokenizer)
@@ -280,22 +279,6 @@ def train_run(
         write_binding(temporary, split.interactions, run.binding.model)
     model.eval()
     return run
-
-
-def _adapted(
-    base: Base, config: RunConfig, device: torch.device
-) -> tuple[PeftModel, Engine, Tensor | None]:
-    """The base with the adapter as training begins, on `device`, and θ* of one that was trained
-    elsewhere."""
-    if config.lora.adapter is None:
-        model = lora.attach(base.model, config.lora, config.seed, base.trained)
-        return model, Engine(model.to(device), check=True), None
-    model = lora.load(base.model, Path(config.lora.adapter))
-    engine = Engine(model.to(device), check=True)
-    trained = engine.theta().cpu()
-    # Its start is not known; the base model's function is that of B = 0, whatever A was.
-    engine.load(lora.without_b(engine, trained))
-    return model, engine, trained
 
 
 def _train(run: Run, out: Path, folder: Path, clock: StageClock, required: bool) -> None:

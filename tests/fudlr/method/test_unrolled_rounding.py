@@ -1,10 +1,13 @@
-"""What rounding makes of an unrolled training's influences."""
+"""Where an unrolled training is not smooth: gradients of 0 or nearly so, and unstable steps."""
 
 from dataclasses import replace
 
+import pytest
 import torch
+from fudlr.common.errors import NumericalError
+from fudlr.gradients.store import Recipe
 from fudlr.influence.unroll.adam import OptimiserStep, State
-from test_unrolled import RATES, D, Memory, Trained
+from test_unrolled import RATES, D, Memory, Trained, normal
 
 
 def test_rounding_decides_no_influence(monkeypatch):
@@ -30,3 +33,19 @@ def test_rounding_decides_no_influence(monkeypatch):
     monkeypatch.setattr("fudlr.influence.unroll.unrolled.GROWTH", float("inf"))
     sharp, others = influence((1.0, -2.0)), influence((-1.0, 1.5))
     assert float((sharp - others).norm()) > 1e6 * float(one.norm())
+
+
+def test_an_entry_without_any_gradient_stays():
+    step, zero = OptimiserStep(Recipe(), 1, 0.1, torch.zeros(2).double()), torch.zeros(2).double()
+    after = step.move(State.at(zero), zero)
+    assert not after.theta.any()
+    found = step.linear(State.at(zero), zero, after).tangent(State.at(zero[None]), zero[None])
+    assert bool(found.theta.isfinite().all())
+
+
+def test_unstable_steps_are_refused():
+    """Of a curvature that is beyond what the rate allows."""
+    plain = Trained()
+    steep = [replace(step, rows=1e3 * step.rows) for step in plain.steps]
+    with pytest.raises(NumericalError, match=r"step 1 of \d+ does grows .* lower rate"):
+        plain.unrolled(Memory(steep)).influence(normal(66, 2, D))
